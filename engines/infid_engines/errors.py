@@ -1,0 +1,45 @@
+"""The errors of infid-export: one base class, messages that say what to do.
+
+Every message names what was expected, what was got, and the action that mends it. The command line
+prints it without a traceback and exits with code 1; any other exception is a fault of ours (exit code 2).
+"""
+
+from __future__ import annotations
+
+
+class InfidError(Exception):
+    """A problem the user can mend.
+
+    Args:
+        problem: what was expected and what was got, one sentence.
+        fix: what to do about it, one sentence or command.
+    """
+
+    def __init__(self, problem: str, *, fix: str) -> None:
+        super().__init__(f"{problem} {fix}")
+        self.problem = problem
+        self.fix = fix
+
+
+class InputError(InfidError):
+    """An argument, photo, prompt, weights file or configuration cannot be used."""
+
+
+class BackendUnavailableError(InfidError):
+    """A backend's library, device or target is missing on this machine."""
+
+
+class EngineFolderError(InfidError):
+    """An engine folder is missing, incomplete, stale or damaged."""
+
+
+class BuildError(InfidError):
+    """An export or an engine build did not finish."""
+
+
+class ParityError(InfidError):
+    """A graph's outputs differ from the reference by more than the tolerance."""
+
+
+class CancelledError(InfidError):
+    """The caller asked for the work to stop."""

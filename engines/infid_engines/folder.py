@@ -1,0 +1,238 @@
+"""Writing an engine folder as a transaction: nothing is valid until everything is.
+
+Work goes into a sibling `.<name>.building`, artefact by artefact, each with a record of what it was made from.
+An interrupted build finds the finished artefacts there. At the end the sibling and the folder are exchanged in
+one system call, so a reader sees the old folder or the new one. A lock keeps two builds apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from infid_engines.errors import BuildError, EngineFolderError
+from infid_engines.manifest import MANIFEST, FileRecord, Manifest, canonical_key, sha256_file, write_json
+from infid_engines.progress import Reporter
+
+_RECORDS = ".records"
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+class FolderTransaction:
+    """One build of one engine folder; a context manager that holds the lock.
+
+    Args:
+        target: the engine folder.
+        reporter: told when another build has to be waited for.
+
+    Raises:
+        EngineFolderError: the target is a file, or a folder of something else.
+    """
+
+    def __init__(self, target: Path, reporter: Reporter) -> None:
+        self.target = target.absolute()
+        self.staging = self.target.with_name(f".{self.target.name}.building")
+        self._retired = self.target.with_name(f".{self.target.name}.old")
+        self._lock_path = self.target.with_name(f".{self.target.name}.lock")
+        self._reporter = reporter
+        self._lock: int | None = None
+        self.previous: Manifest | None = None
+
+    def __enter__(self) -> FolderTransaction:
+        """Take the lock, finish what an interrupted exchange left, and open the staging folder."""
+        if self.target.is_file():
+            raise EngineFolderError(f"{self.target} is a file.", fix="Give a folder with --output.")
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError as error:
+            raise EngineFolderError(
+                f"{self.target.parent} cannot be written to ({error.strerror}).",
+                fix="Choose another --output.",
+            ) from error
+        self._wait_for_lock()
+        if self._retired.exists():
+            if self.target.exists():
+                shutil.rmtree(self._retired)
+            else:
+                self._retired.rename(self.target)
+        if self.target.exists() and any(self.target.iterdir()):
+            if not (self.target / MANIFEST).is_file():
+                self.__exit__()
+                raise EngineFolderError(
+                    f"{self.target} holds files but no {MANIFEST}, so it is not an engine folder.",
+                    fix="Choose an empty or new folder with --output.",
+                )
+            with contextlib.suppress(EngineFolderError):  # a folder of another version is rebuilt
+                self.previous = Manifest.load(self.target)
+        with full_disk_explained(self.target.parent):
+            (self.staging / _RECORDS).mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release the lock; the staging folder stays for a later build unless it was committed."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _wait_for_lock(self) -> None:
+        assert self._lock is not None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._lock, 32).decode().strip() or "unknown"
+            self._reporter.note(f"another build (process {holder}) is writing {self.target}; waiting for it")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+
+    def find(self, name: str, fields: Mapping[str, Any]) -> FileRecord | None:
+        """Return the record of an artefact made from exactly these fields, staged or in the old folder.
+
+        One in the old folder is linked into the staging folder.
+        """
+        key = canonical_key(fields)
+        staged = self.staged(name)
+        if staged is not None and staged.key == key:
+            return staged
+        known = None if self.previous is None else self.previous.files.get(name)
+        source = self.target / name
+        if known is None or known.key != key or not source.is_file() or source.stat().st_size != known.size:
+            return None
+        destination = self.path(name)
+        destination.unlink(missing_ok=True)
+        with full_disk_explained(self.target.parent):
+            _link(source, destination)
+        self._record(name, known)
+        return known
+
+    def staged(self, name: str) -> FileRecord | None:
+        """Return the record of an artefact that is whole in the staging folder."""
+        record_path = self._record_path(name)
+        path = self.staging / name
+        if not record_path.is_file() or not path.is_file():
+            return None
+        record = FileRecord(**json.loads(record_path.read_text()))
+        return record if path.stat().st_size == record.size else None
+
+    def place(self, name: str, fields: Mapping[str, Any], write: Callable[[Path], str | None]) -> FileRecord:
+        """Make an artefact.
+
+        Args:
+            name: path within the folder.
+            fields: all that it is made from.
+            write: writes the file it is given; may return its sha256 if it knows it.
+
+        Returns:
+            The record, kept beside the artefact so that a later build finds it.
+
+        Raises:
+            BuildError: the disk is full.
+        """
+        path = self.path(name)
+        partial = path.with_name(f"{path.name}.partial")
+        self._record_path(name).unlink(missing_ok=True)
+        try:
+            with full_disk_explained(self.target.parent):
+                digest = write(partial) or sha256_file(partial)
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        record = FileRecord(digest, path.stat().st_size, canonical_key(fields), dict(fields))
+        self._record(name, record)
+        return record
+
+    def path(self, name: str) -> Path:
+        """Return where an artefact is staged, with its folder made."""
+        path = self.staging / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def discard(self) -> None:
+        """Throw the staged artefacts away."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+    def commit(self, manifest: Manifest, extra: Mapping[str, Any]) -> None:
+        """Make the staged artefacts the engine folder.
+
+        Args:
+            manifest: the table of contents; files it does not list are left out.
+            extra: JSON documents by name, written beside the manifest.
+        """
+        with full_disk_explained(self.target.parent):
+            for name, document in extra.items():
+                write_json(self.staging / name, document)
+            manifest.write(self.staging)
+        kept = {*manifest.files, *extra, MANIFEST}
+        for path in sorted(self.staging.rglob("*"), reverse=True):
+            if path.is_file() and str(path.relative_to(self.staging)) not in kept:
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        if not self.target.exists():
+            self.staging.rename(self.target)
+        elif _exchange(self.staging, self.target):
+            shutil.rmtree(self.staging)
+        else:
+            self.target.rename(self._retired)
+            self.staging.rename(self.target)
+            shutil.rmtree(self._retired)
+
+    def _record_path(self, name: str) -> Path:
+        return self.staging / _RECORDS / f"{name.replace('/', '__')}.json"
+
+    def _record(self, name: str, record: FileRecord) -> None:
+        values = {
+            "sha256": record.sha256,
+            "size": record.size,
+            "key": record.key,
+            "key_fields": dict(record.key_fields),
+        }
+        with full_disk_explained(self.target.parent):
+            write_json(self._record_path(name), values)
+
+
+@contextlib.contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Turn "no space left" into a sentence that says how much is free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise BuildError(
+            f"The disk that holds {folder} is full ({free / 1e9:.2f} GB free).",
+            fix="Free some space (`infid-export build --dry-run` says how much is needed) and run the command again: "
+            "finished parts are kept and the old folder is untouched.",
+        ) from error
+
+
+def _link(source: Path, destination: Path) -> None:
+    try:
+        os.link(source, destination)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        shutil.copyfile(source, destination)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    arguments = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return bool(renameat2(*arguments) == 0)

@@ -1,0 +1,237 @@
+"""The manifest of an engine folder: what it holds, what each part was made from, and hashes of everything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infid_engines.errors import EngineFolderError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_REBUILD = "Build the folder again with the `infid-export build` command it was made with."
+
+Dimension = int | list[int]  # fixed, or [smallest, usual, largest]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph.
+
+    Args:
+        name: name in the graph.
+        dtype: numpy name of the type.
+        shape: one entry a dimension: an integer, or [smallest, usual, largest].
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dimension, ...]
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """One exported graph; `key` is the hash of `key_fields`, all that the file was made from."""
+
+    file: str
+    sha256: str
+    key: str
+    key_fields: Mapping[str, Any]
+    weights: tuple[str, ...]
+    parameters: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """One built engine."""
+
+    graph: str
+    backend: str
+    target: str
+    file: str
+    sha256: str
+    size: int
+    key: str
+    key_fields: Mapping[str, Any]
+    flags: Mapping[str, Any]
+    tool_versions: Mapping[str, str]
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Hash and size of one file, and the key of what it was made from."""
+
+    sha256: str
+    size: int
+    key: str = ""
+    key_fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An engine folder's table of contents; paths are relative to the folder."""
+
+    infid_export: str
+    model: Mapping[str, Any]
+    options: Mapping[str, Any]
+    precision: str
+    height: int
+    width: int
+    batch: int
+    people: int
+    identity_tokens: int
+    graphs: Mapping[str, GraphRecord]
+    engines: tuple[EngineRecord, ...]
+    files: Mapping[str, FileRecord]
+    scheduler: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    faces: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest, whole or not at all."""
+        write_json(folder / MANIFEST, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read and check a folder's manifest.
+
+        Raises:
+            EngineFolderError: there is none, it is broken, or it has another schema version.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise EngineFolderError(
+                f"{folder} is not an engine folder: it has no {MANIFEST}.",
+                fix=f"Build one with `infid-export build -o {folder}`.",
+            )
+        try:
+            values = json.loads(path.read_text())
+            version = values.pop("schema_version")
+        except (ValueError, KeyError, AttributeError, OSError) as error:
+            raise EngineFolderError(f"{path} cannot be read ({error}).", fix=_REBUILD) from error
+        if version != SCHEMA_VERSION:
+            raise EngineFolderError(
+                f"{path} has schema version {version}, this infid-export reads version {SCHEMA_VERSION}.",
+                fix=_REBUILD,
+            )
+        try:
+            graphs = {
+                name: GraphRecord(
+                    **{**graph, "inputs": _specs(graph["inputs"]), "outputs": _specs(graph["outputs"])}
+                )
+                for name, graph in values.pop("graphs").items()
+            }
+            engines = tuple(EngineRecord(**engine) for engine in values.pop("engines"))
+            files = {name: FileRecord(**file) for name, file in values.pop("files").items()}
+            return cls(graphs=graphs, engines=engines, files=files, **values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise EngineFolderError(f"{path} lacks or misnames an entry ({error}).", fix=_REBUILD) from error
+
+    def graph(self, name: str) -> GraphRecord:
+        """Return one graph's record.
+
+        Raises:
+            EngineFolderError: the folder was built without it.
+        """
+        if name not in self.graphs:
+            raise EngineFolderError(
+                f"This engine folder has no graph '{name}', only {', '.join(self.graphs)}.",
+                fix=f"Build it with `infid-export build --graph {name}` or without --graph.",
+            )
+        return self.graphs[name]
+
+
+def _specs(values: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(value["name"], value["dtype"], tuple(value["shape"])) for value in values)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON by a temporary neighbour and a rename, so that a reader never sees half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def canonical_key(fields: Mapping[str, Any]) -> str:
+    """Return the sha256 of the fields' canonical JSON."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Say which fields changed, one phrase each: `opset: 17 -> 18`."""
+    phrases = []
+    for name in sorted(set(old) | set(new)):
+        before, after = old.get(name), new.get(name)
+        # compared as JSON, since that is how the old ones were kept
+        if json.dumps(before, sort_keys=True) != json.dumps(after, sort_keys=True):
+            phrases.append(f"{name}: {_brief(before)} -> {_brief(after)}")
+    return phrases
+
+
+def _brief(value: Any) -> str:
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 40 else f"{text[:12]}…{text[-8:]}"
+
+
+def sha256_file(path: Path, on_progress: Callable[[float], None] | None = None) -> str:
+    """Hash a file in blocks; `on_progress` receives the fraction read."""
+    digest, done, size = hashlib.sha256(), 0, max(path.stat().st_size, 1)
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+            done += len(block)
+            if on_progress:
+                on_progress(done / size)
+    return digest.hexdigest()
+
+
+def verify_file(folder: Path, name: str, record: FileRecord) -> Path:
+    """Check one file of a folder before it is used.
+
+    Args:
+        folder: the engine folder.
+        name: path within it.
+        record: what the manifest says of it.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        EngineFolderError: it is missing, of another size or of another hash.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise EngineFolderError(f"{path} is missing.", fix=_REBUILD)
+    size = path.stat().st_size
+    if size != record.size:
+        raise EngineFolderError(f"{path} has {size} bytes, the manifest says {record.size}.", fix=_REBUILD)
+    found = sha256_file(path)
+    if found != record.sha256:
+        raise EngineFolderError(
+            f"{path} has changed: its sha256 is {found[:12]}…, the manifest says {record.sha256[:12]}….",
+            fix=_REBUILD,
+        )
+    return path
+
+
+def stored_engines(manifest: Manifest, backend: str, target: str | None = None) -> dict[str, EngineRecord]:
+    """Return the engines of one backend by graph; a target narrows the choice."""
+    return {
+        engine.graph: engine
+        for engine in manifest.engines
+        if engine.backend == backend and target in (None, engine.target)
+    }

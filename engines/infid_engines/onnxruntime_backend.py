@@ -1,0 +1,144 @@
+"""ONNX Runtime: runs the exported graphs as they are, on the CPU or, with onnxruntime-gpu, on CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infid_engines.backends import Arrays, BuildRequest, CheckedInputs
+from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
+from infid_engines.manifest import TensorSpec
+from infid_engines.progress import Stage
+
+# Above this, optimising the graph would hold an fp32 copy of every fp16 weight (the CPU kernels are fp32):
+# 10 GB more for SDXL. Below it the copy is worth its speed.
+LARGE_WEIGHTS = 1 << 31
+
+
+class OnnxRuntimeBackend:
+    """The embedded default: nothing to build, parity on every machine."""
+
+    name = "onnxruntime"
+
+    def versions(self) -> dict[str, str]:
+        """Return the version of ONNX Runtime."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BackendUnavailableError(
+                "onnxruntime is not installed.", fix="pip install onnxruntime"
+            ) from error
+        return {"onnxruntime": onnxruntime.__version__}
+
+    def check_target(self, target: str) -> None:
+        """Accept `cpu` and `cuda`; the graph is the same for both."""
+        if target not in ("cpu", "cuda"):
+            raise InputError(f"onnxruntime has no target '{target}'.", fix="Use cpu or cuda.")
+
+    def default_targets(self) -> tuple[str, ...]:
+        """Return the one target that needs nothing."""
+        return ("cpu",)
+
+    def check_device(self) -> None:
+        """Accept every machine."""
+
+    def build(self, request: BuildRequest, stage: Stage) -> None:
+        """Do nothing: ONNX Runtime's engine is the graph itself."""
+        stage.update(1.0)
+
+    def load(
+        self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str = "cpu"
+    ) -> OnnxRuntimeEngine:
+        """Load a graph.
+
+        Raises:
+            BackendUnavailableError: CUDA was asked for and this onnxruntime has no CUDA.
+            EngineFolderError: the file cannot be loaded.
+        """
+        import onnxruntime as ort
+
+        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device)
+        if provider is None:
+            raise InputError(f"onnxruntime has no device '{device}'.", fix="Use cpu or cuda.")
+        if provider not in ort.get_available_providers():
+            raise BackendUnavailableError(
+                f"This onnxruntime ({ort.__version__}) cannot run on {device}.",
+                fix="pip uninstall onnxruntime && pip install onnxruntime-gpu",
+            )
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        weights = sum(file.stat().st_size for file in path.parent.glob("*.safetensors"))
+        if device == "cpu" and weights > LARGE_WEIGHTS:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = False
+        try:
+            session = ort.InferenceSession(str(path), options, providers=[provider])
+        except Exception as error:  # onnxruntime's exception types are not public
+            raise EngineFolderError(
+                f"onnxruntime cannot load {path}: {error}",
+                fix="Build the folder again with `infid-export build`.",
+            ) from error
+        if session.get_providers()[0] != provider:
+            raise BackendUnavailableError(
+                f"onnxruntime found no usable CUDA device and chose {session.get_providers()[0]}.",
+                fix="Check the driver with `infid-export doctor`, or use the CPU.",
+            )
+        return OnnxRuntimeEngine(session, inputs, outputs)
+
+
+class OnnxRuntimeEngine:
+    """A graph in ONNX Runtime.
+
+    Args:
+        session: onnxruntime.InferenceSession.
+        inputs: the graph's inputs.
+        outputs: the graph's outputs.
+    """
+
+    def __init__(self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        self._session = session
+        self.inputs = {spec.name: spec for spec in inputs}
+        self.outputs = {spec.name: spec for spec in outputs}
+        self._checked = CheckedInputs(self.inputs)
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """Run once on host arrays."""
+        self._checked.check(inputs)
+        return self._run(inputs)
+
+    def _run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        names = list(self.outputs)
+        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+
+    def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays) -> OnnxRuntimeLoop:
+        """Start a loop; fixed and carried inputs are checked once."""
+        self._checked.check({**fixed, **initial}, set(fixed) | set(carry))
+        return OnnxRuntimeLoop(self, fixed, carry, initial)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+class OnnxRuntimeLoop:
+    """See `StepLoop`."""
+
+    def __init__(
+        self, engine: OnnxRuntimeEngine, fixed: Arrays, carry: Mapping[str, str], initial: Arrays
+    ) -> None:
+        self._engine, self._carry = engine, dict(carry)
+        self._fixed = dict(fixed)
+        self._state = dict(initial)
+
+    def step(self, varying: Arrays) -> None:
+        """Run once and keep the carried outputs."""
+        outputs = self._engine.run({**self._fixed, **self._state, **varying})
+        self._state = {name: outputs[source] for name, source in self._carry.items()}
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """Return the present value of a carried input."""
+        return self._state[name]

@@ -1,0 +1,260 @@
+"""TensorRT and TensorRT-RTX: one code path for both libraries, which share their Python interface.
+
+`tensorrt_rtx` builds for RTX-class GPUs without a GPU; `tensorrt` builds on and for the GPU that is present.
+Networks are strongly typed: every type is the graph's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from infid_engines.backends import BuildRequest
+from infid_engines.errors import BackendUnavailableError, BuildError, EngineFolderError, InputError
+from infid_engines.manifest import TensorSpec
+from infid_engines.progress import Stage
+
+_EXTRA = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+_PREFIX = "sm_"
+
+
+class TensorRTBackend:
+    """Builds and runs TensorRT engines.
+
+    Args:
+        name: `tensorrt` or `tensorrt_rtx`, also the name of the Python module.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def _library(self) -> Any:
+        try:
+            return importlib.import_module(self.name)
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"{self.name} is not installed.", fix=f'pip install "infid-export[{_EXTRA[self.name]}]"'
+            ) from error
+
+    @property
+    def _builds_without_gpu(self) -> bool:
+        return self.name == "tensorrt_rtx"
+
+    def versions(self) -> dict[str, str]:
+        """Return the library's version."""
+        return {self.name: self._library().__version__}
+
+    def targets(self) -> tuple[str, ...]:
+        """Return the architectures TensorRT-RTX builds for, as `sm_…`."""
+        return tuple(
+            _PREFIX + name.removeprefix("SM")
+            for name in self._library().ComputeCapability.__members__
+            if name.startswith("SM")
+        )
+
+    def check_target(self, target: str) -> None:
+        """Refuse an architecture that this library does not build for on this machine."""
+        if not target.startswith(_PREFIX) or not target.removeprefix(_PREFIX).isdigit():
+            raise InputError(f"'{target}' is not a GPU architecture.", fix="Write it like sm_89.")
+        if self._builds_without_gpu:
+            if target not in self.targets():
+                raise InputError(
+                    f"TensorRT-RTX cannot build for {target}; it builds for {', '.join(self.targets())}.",
+                    fix="For data-centre GPUs such as sm_90 use --backend tensorrt on the GPU itself.",
+                )
+            return
+        present = _present_gpu()
+        if present != target:
+            raise BackendUnavailableError(
+                f"TensorRT builds only for the GPU it runs on, which here is {present or 'none'}, not {target}.",
+                fix="Run the build on that GPU, or use --backend tensorrt_rtx for RTX-class targets.",
+            )
+
+    def default_targets(self) -> tuple[str, ...]:
+        """Return sm_89 for TensorRT-RTX, and the GPU that is present for TensorRT."""
+        if self._builds_without_gpu:
+            return ("sm_89",)
+        present = _present_gpu()
+        if present is None:
+            raise BackendUnavailableError(
+                "TensorRT needs the GPU it builds for, and this machine has none.",
+                fix="Use --backend tensorrt_rtx, which builds without a GPU, or run on a GPU machine.",
+            )
+        return (present,)
+
+    def check_device(self) -> None:
+        """Refuse a machine without an NVIDIA GPU."""
+        if _present_gpu() is None:
+            raise BackendUnavailableError(
+                f"{self.name} engines run on an NVIDIA GPU, and none was found.",
+                fix="Check the driver with `infid-export doctor`, or use --backend onnxruntime.",
+            )
+
+    def build(self, request: BuildRequest, stage: Stage) -> None:
+        """Parse the graph and build its engine.
+
+        Raises:
+            BuildError: the parser or the builder refused the graph.
+        """
+        trt = self._library()
+        messages: list[str] = []
+        logger = _collecting_logger(trt, messages)
+        builder = trt.Builder(logger)
+        network = builder.create_network(_network_flags(trt))
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(request.onnx)):
+            raise BuildError(
+                f"{self.name} cannot read {request.onnx.name}: {_parser_errors(parser)}.",
+                fix="Report it with the versions `infid-export doctor` prints.",
+            )
+        config = builder.create_builder_config()
+        self._configure(trt, builder, config, request)
+        config.progress_monitor = _progress_monitor(trt, stage)
+        cache = self._timing_cache(config, request)
+        engine = builder.build_serialized_network(network, config)
+        if engine is None:
+            raise BuildError(
+                f"{self.name} could not build {request.onnx.stem} for {request.target}: "
+                f"{'; '.join(messages[-3:]) or 'no message'}.",
+                fix="If memory ran out, close other programs or build fewer graphs at once with --graph.",
+            )
+        with request.output.open("wb") as file:
+            file.write(memoryview(engine))
+        if cache is not None and request.timing_cache is not None:
+            partial = request.timing_cache.with_name(f".{request.timing_cache.name}.partial")
+            partial.write_bytes(memoryview(cache.serialize()))
+            partial.replace(request.timing_cache)
+
+    def _configure(self, trt: Any, builder: Any, config: Any, request: BuildRequest) -> None:
+        if self._builds_without_gpu:
+            config.num_compute_capabilities = 1
+            capability = getattr(trt.ComputeCapability, "SM" + request.target.removeprefix(_PREFIX))
+            config.set_compute_capability(capability, 0)
+        if request.refit:
+            config.set_flag(trt.BuilderFlag.REFIT)
+        if request.strip:
+            config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        if request.optimization_level is not None:
+            config.builder_optimization_level = request.optimization_level
+        ranged = [spec for spec in request.inputs if any(isinstance(extent, list) for extent in spec.shape)]
+        if ranged:
+            profile = builder.create_optimization_profile()
+            for spec in ranged:
+                bounds = [[d if isinstance(d, int) else d[i] for d in spec.shape] for i in range(3)]
+                profile.set_shape(spec.name, *bounds)
+            config.add_optimization_profile(profile)
+
+    def _timing_cache(self, config: Any, request: BuildRequest) -> Any:
+        """Attach the timing cache; TensorRT-RTX times nothing at build, so it has none."""
+        if request.timing_cache is None or self._builds_without_gpu:
+            return None
+        stored = request.timing_cache.read_bytes() if request.timing_cache.is_file() else b""
+        cache = config.create_timing_cache(stored)
+        config.set_timing_cache(cache, ignore_mismatch=False)
+        return cache
+
+    def load(
+        self,
+        path: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        device: str = "cuda",
+    ) -> Any:
+        """Load an engine onto the GPU.
+
+        Raises:
+            BackendUnavailableError: there is no GPU.
+            EngineFolderError: the engine was built by another version or for another GPU.
+        """
+        from infid_engines.tensorrt_runner import TensorRTEngine
+
+        self.check_device()
+        present = _present_gpu()
+        trt = self._library()
+        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise EngineFolderError(
+                f"{path} was built by another {self.name} than {trt.__version__}, or not for this GPU ({present}).",
+                fix=f"infid-export build --backend {self.name} --target {present}",
+            )
+        return TensorRTEngine(trt, runtime, engine, inputs, outputs)
+
+
+def _network_flags(trt: Any) -> int:
+    """Ask for strong typing where it is not yet the only mode (TensorRT 10)."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parser_errors(parser: Any) -> str:
+    problems = []
+    for index in range(min(parser.num_errors, 3)):
+        error = parser.get_error(index)
+        problems.append(f"node {error.node_name() or error.node()} ({error.node_operator()}): {error.desc()}")
+    return "; ".join(problems) or "no message"
+
+
+def _collecting_logger(trt: Any, messages: list[str]) -> Any:
+    class CollectingLogger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                messages.append(message)
+
+    return CollectingLogger()
+
+
+def _progress_monitor(trt: Any, stage: Stage) -> Any:
+    """Translate TensorRT's nested phases to one fraction: the outermost phase, refined by its current child."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.phases: dict[str, tuple[int, int, str | None]] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.phases[phase_name] = (0, max(num_steps, 1), parent_phase)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            _, steps, parent = self.phases.get(phase_name, (0, 1, None))
+            self.phases[phase_name] = (step + 1, steps, parent)
+            stage.update(self._fraction(), phase_name)
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.phases.pop(phase_name, None)
+
+        def _fraction(self) -> float:
+            fraction, width, parent = 0.0, 1.0, None
+            for name, (done, steps, above) in self.phases.items():
+                if above == parent:
+                    fraction += width * min(done / steps, 1.0)
+                    width, parent = width / steps, name
+            return min(fraction, 1.0)
+
+    return Monitor()
+
+
+def _present_gpu() -> str | None:
+    """Return the architecture of the first GPU, or None where there is no driver or no GPU."""
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        return None
+    try:
+        (status,) = driver.cuInit(0)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            return None
+        status, device = driver.cuDeviceGet(0)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            return None
+        attribute = driver.CUdevice_attribute
+        _, major = driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
+        _, minor = driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
+    except RuntimeError:  # cuda-python raises it where libcuda is missing
+        return None
+    return f"{_PREFIX}{major}{minor}"

@@ -1,0 +1,181 @@
+"""Running TensorRT engines: device buffers and one stream through cuda-python, nothing allocated in a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from infid_engines.backends import Arrays, CheckedInputs
+from infid_engines.errors import EngineFolderError
+from infid_engines.manifest import TensorSpec
+
+
+class TensorRTEngine:
+    """A deserialised engine with an execution context.
+
+    Args:
+        trt: the library's module.
+        runtime: kept alive as long as the engine.
+        engine: ICudaEngine.
+        inputs: the graph's inputs.
+        outputs: the graph's outputs.
+    """
+
+    def __init__(
+        self,
+        trt: Any,
+        runtime: Any,
+        engine: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> None:
+        self.inputs = {spec.name: spec for spec in inputs}
+        self.outputs = {spec.name: spec for spec in outputs}
+        self._runtime, self._engine = runtime, engine
+        self._context = engine.create_execution_context()
+        names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        if names != set(self.inputs) | set(self.outputs):
+            raise EngineFolderError(
+                "The engine's inputs and outputs are not those of its graph.",
+                fix="Build the folder again with `infid-export build`.",
+            )
+        self._checked = CheckedInputs(self.inputs)
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """Copy inputs to the device, run once, copy all outputs back."""
+        self._checked.check(inputs)
+        loop = TensorRTLoop(self, {}, {}, inputs)
+        loop.step({})
+        outputs = {name: loop.read_output(name) for name in self.outputs}
+        loop.close()
+        return outputs
+
+    def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays) -> TensorRTLoop:
+        """Start a loop: all buffers are allocated here, and fixed inputs copied once."""
+        self._checked.check({**fixed, **initial}, set(fixed) | set(carry))
+        return TensorRTLoop(self, carry, fixed, initial)
+
+    @property
+    def context(self) -> Any:
+        """The IExecutionContext."""
+        return self._context
+
+    def close(self) -> None:
+        """Free the context and the engine."""
+        self._context = self._engine = self._runtime = None
+
+
+class TensorRTLoop:
+    """See `StepLoop`. A carried tensor has two buffers that change places at every step.
+
+    Args:
+        engine: the engine.
+        carry: per input, the output that becomes its next value.
+        fixed: inputs that stay.
+        initial: first values of carried inputs.
+    """
+
+    def __init__(
+        self, engine: TensorRTEngine, carry: Mapping[str, str], fixed: Arrays, initial: Arrays
+    ) -> None:
+        from cuda.bindings import runtime as cudart
+
+        self._cudart, self._engine = cudart, engine
+        self._stream = _checked(cudart.cudaStreamCreate())
+        self._carry = dict(carry)
+        self._shapes = {name: array.shape for name, array in {**fixed, **initial}.items()}
+        self._buffers: dict[str, int] = {}
+        self._staging: dict[str, np.ndarray[Any, Any]] = {}
+        self._pinned: list[Any] = []
+        for name, spec in engine.inputs.items():
+            shape = self._shapes.get(name, tuple(d if isinstance(d, int) else d[1] for d in spec.shape))
+            self._shapes[name] = shape
+            engine.context.set_input_shape(name, shape)
+            self._allocate(name, shape, spec.dtype)
+        for name, spec in engine.outputs.items():
+            shape = tuple(engine.context.get_tensor_shape(name))
+            self._shapes[name] = shape
+            self._allocate(name, shape, spec.dtype)
+        for name, address in self._buffers.items():
+            engine.context.set_tensor_address(name, address)
+        for name, array in {**fixed, **initial}.items():
+            self._upload(name, array)
+
+    def _allocate(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self._buffers[name] = _checked(self._cudart.cudaMalloc(max(size, 1)))
+        pointer = _checked(self._cudart.cudaMallocHost(max(size, 1)))
+        self._pinned.append(pointer)
+        import ctypes
+
+        memory = (ctypes.c_byte * size).from_address(int(pointer))
+        self._staging[name] = np.frombuffer(memory, dtype).reshape(shape)
+
+    def _upload(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        staging = self._staging[name]
+        np.copyto(staging, array)
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        _checked(
+            self._cudart.cudaMemcpyAsync(
+                self._buffers[name], staging.ctypes.data, staging.nbytes, kind, self._stream
+            )
+        )
+
+    def step(self, varying: Arrays) -> None:
+        """Upload the varying inputs, enqueue, and exchange the buffers of carried tensors."""
+        # the staging memory of the last upload must have been read before it is written again
+        _checked(self._cudart.cudaStreamSynchronize(self._stream))
+        for name, array in varying.items():
+            self._upload(name, array)
+        if not self._engine.context.execute_async_v3(int(self._stream)):
+            raise RuntimeError("TensorRT refused to enqueue the step")
+        for source, result in self._carry.items():
+            self._buffers[source], self._buffers[result] = self._buffers[result], self._buffers[source]
+            self._engine.context.set_tensor_address(source, self._buffers[source])
+            self._engine.context.set_tensor_address(result, self._buffers[result])
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """Return the present value of a carried input, copied to the host."""
+        return self._download(name)
+
+    def read_output(self, name: str) -> np.ndarray[Any, Any]:
+        """Return an output of the last step, copied to the host."""
+        return self._download(name)
+
+    def _download(self, name: str) -> np.ndarray[Any, Any]:
+        staging = self._staging[name]
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        _checked(
+            self._cudart.cudaMemcpyAsync(
+                staging.ctypes.data, self._buffers[name], staging.nbytes, kind, self._stream
+            )
+        )
+        _checked(self._cudart.cudaStreamSynchronize(self._stream))
+        return staging.copy()
+
+    def close(self) -> None:
+        """Free buffers and stream."""
+        if not self._buffers:
+            return
+        _checked(self._cudart.cudaStreamSynchronize(self._stream))
+        for address in self._buffers.values():
+            _checked(self._cudart.cudaFree(address))
+        self._buffers.clear()
+        self._staging.clear()
+        for pointer in self._pinned:
+            _checked(self._cudart.cudaFreeHost(pointer))
+        _checked(self._cudart.cudaStreamDestroy(self._stream))
+
+    def __del__(self) -> None:
+        """Free what a caller left open."""
+        self.close()
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """Unpack a CUDA call's result; an error code becomes an exception."""
+    status, *values = result
+    if int(status) != 0:
+        raise RuntimeError(f"CUDA error {status.name}")
+    return values[0] if values else None

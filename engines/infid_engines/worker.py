@@ -1,0 +1,129 @@
+"""Engine builds in a process of their own: a builder's memory and its crashes stay out of the caller's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from infid_engines.backends import BuildRequest, BuildResult, get_backend
+from infid_engines.errors import BuildError, InfidError
+from infid_engines.manifest import TensorSpec
+from infid_engines.progress import Stage
+
+
+def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> BuildResult:
+    """Build one engine in a child process.
+
+    Args:
+        backend: name of the backend.
+        request: what to build.
+        stage: receives the builder's progress.
+
+    Returns:
+        Seconds, peak memory and size.
+
+    Raises:
+        BuildError: the builder refused the graph, or the process was killed.
+    """
+    started = time.monotonic()
+    job = {"backend": backend, **asdict(request)}
+    source = Path(__file__).resolve().parent.parent
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")]),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "infid_engines.worker", json.dumps(job, default=str)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        try:
+            answer = _follow(process, stage)
+            _, errors = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise BuildError(
+            f"The {backend} builder was killed ({name}) while building {request.onnx.stem}"
+            + ("; the system probably ran out of memory." if name == "SIGKILL" else "."),
+            fix=f"Free memory ({_available_memory() / 1e9:.1f} GB are available now; `infid-export build --dry-run` "
+            "estimates the need) and run the command again: finished parts are kept.",
+        )
+    if "problem" in answer:
+        raise BuildError(answer["problem"], fix=answer["fix"])
+    if process.returncode != 0:
+        raise RuntimeError(f"the {backend} builder failed:\n{errors}")
+    return BuildResult(time.monotonic() - started, answer["peak_bytes"], request.output.stat().st_size)
+
+
+def _follow(process: subprocess.Popen[str], stage: Stage) -> dict[str, Any]:
+    """Pass progress lines on until the last line, which is the answer."""
+    answer: dict[str, Any] = {}
+    assert process.stdout is not None
+    for line in process.stdout:
+        with contextlib.suppress(ValueError):
+            message = json.loads(line)
+            if "fraction" in message:
+                stage.update(message["fraction"], message["detail"])
+            else:
+                answer = message
+    return answer
+
+
+class _PipeStage:
+    """Writes progress as JSON lines, at most ten a second."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def update(self, fraction: float, detail: str = "") -> None:
+        now = time.monotonic()
+        if now - self._last > 0.1:
+            self._last = now
+            _say({"fraction": fraction, "detail": detail})
+
+
+def _say(message: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _available_memory() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _main(text: str) -> None:
+    job = json.loads(text)
+    backend = get_backend(job.pop("backend"))
+    request = BuildRequest(
+        **{
+            **job,
+            "onnx": Path(job["onnx"]),
+            "output": Path(job["output"]),
+            "timing_cache": Path(job["timing_cache"]) if job["timing_cache"] else None,
+            "inputs": tuple(TensorSpec(i["name"], i["dtype"], tuple(i["shape"])) for i in job["inputs"]),
+        }
+    )
+    try:
+        backend.build(request, _PipeStage())
+    except InfidError as error:
+        _say({"problem": error.problem, "fix": error.fix})
+        return
+    _say({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,487 @@
+"""Building an engine folder: weights, graphs, parity, engines, in that order, and only what is not there yet."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infid_engines.backends import BuildRequest, BuildResult
+from infid_engines.errors import EngineFolderError
+from infid_engines.folder import FolderTransaction
+from infid_engines.manifest import (
+    EngineRecord,
+    FileRecord,
+    GraphRecord,
+    Manifest,
+    TensorSpec,
+    canonical_key,
+    differing_fields,
+    verify_file,
+)
+from infid_engines.progress import Reporter, SilentReporter
+from infid_engines.worker import build_in_subprocess
+from infid_export import __version__
+from infid_export.export.options import BuildOptions
+from infid_export.export.parity import ParityReport
+from infid_export.export.plan import (
+    COMPONENTS_OF,
+    DETECTOR,
+    RECOGNIZER,
+    TOKENIZERS,
+    VAE_RANGE,
+    EngineItem,
+    Plan,
+    graph_file,
+    make_plan,
+    weights_file,
+)
+from infid_export.faces.detection import INSIGHTFACE_LICENCE, find_centerface, make_dynamic_centerface
+from infid_export.runtime.scheduler import SDXL_SCHEDULER, ddim_table
+
+if TYPE_CHECKING:
+    from infid_export.export.exporter import Exporter
+
+PARITY = "parity.json"
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did.
+
+    Args:
+        folder: the engine folder.
+        manifest: its manifest.
+        parity: all comparisons.
+        made: artefacts made now, each with why.
+        kept: artefacts that were already there.
+        notes: what was chosen and why.
+        seconds: of the whole build.
+    """
+
+    folder: Path
+    manifest: Manifest
+    parity: ParityReport
+    made: Mapping[str, str]
+    kept: tuple[str, ...]
+    notes: tuple[str, ...]
+    seconds: float
+
+
+def build(options: BuildOptions, reporter: Reporter | None = None) -> BuildReport:
+    """Make an engine folder, or bring it up to date.
+
+    Args:
+        options: what to build.
+        reporter: shown the progress.
+
+    Returns:
+        What was made and what was kept.
+
+    Raises:
+        InputError: an option, model or face model cannot be used.
+        BackendUnavailableError: an asked-for backend is missing.
+        EngineFolderError: the output is not an engine folder.
+        BuildError: an engine could not be built, or the disk is full.
+        ParityError: a graph differs from the reference; nothing is kept as valid.
+    """
+    started = time.monotonic()
+    report = reporter or SilentReporter()
+    plan = make_plan(options)
+    for note in plan.notes:
+        report.note(note)
+    with FolderTransaction(plan.options.output, report) as transaction:
+        reasons = stale(plan, transaction)
+        unchanged = _unchanged(plan, transaction, reasons, started)
+        if unchanged is not None:
+            return unchanged
+        return _Builder(plan, transaction, reasons, report).run(started)
+
+
+def stale(plan: Plan, transaction: FolderTransaction) -> dict[str, str]:
+    """Return every artefact that has to be made, with the reason."""
+    reasons = {}
+    for name, fields in plan.artefacts().items():
+        key = canonical_key(fields)
+        staged = transaction.staged(name)
+        previous = None if transaction.previous is None else transaction.previous.files.get(name)
+        if staged is not None and staged.key == key:
+            continue
+        if previous is None:
+            reasons[name] = "new"
+        elif previous.key != key:
+            reasons[name] = "changed " + "; ".join(differing_fields(previous.key_fields, fields))
+        elif not (transaction.target / name).is_file():
+            reasons[name] = "missing"
+        elif (transaction.target / name).stat().st_size != previous.size:
+            reasons[name] = "damaged"
+    return reasons
+
+
+def stored_parity(folder: Path) -> ParityReport:
+    """Read a folder's parity.json.
+
+    Raises:
+        EngineFolderError: it is missing or broken.
+    """
+    path = folder / PARITY
+    try:
+        return ParityReport.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise EngineFolderError(
+            f"{path} cannot be read ({error}).", fix="Run `infid-export verify` on the folder."
+        ) from error
+
+
+def _previous_parity(plan: Plan, transaction: FolderTransaction) -> ParityReport:
+    """Return the stored comparisons that are still true."""
+    try:
+        stored = stored_parity(transaction.target)
+    except EngineFolderError:
+        return ParityReport()
+    rows = tuple(row for row in stored.rows if row.graph in plan.graphs and row.key == plan.parity_key(row.graph))
+    image = stored.image if stored.image is not None and stored.image.key == plan.image_key() else None
+    return ParityReport(rows, image if plan.image_steps() else None)
+
+
+def _unchanged(
+    plan: Plan, transaction: FolderTransaction, reasons: Mapping[str, str], started: float
+) -> BuildReport | None:
+    manifest = transaction.previous
+    if manifest is None or reasons:
+        return None
+    parity = _previous_parity(plan, transaction)
+    engines = {(e.graph, e.backend, e.target, e.key) for e in manifest.engines}
+    wanted = {(i.graph, i.backend, i.target, canonical_key(i.fields)) for i in plan.engines}
+    complete = {row.graph for row in parity.rows} == set(plan.graphs) and parity.passed
+    if engines != wanted or not complete or (plan.image_steps() and parity.image is None):
+        return None
+    if set(manifest.files) != set(plan.artefacts()):
+        return None
+    kept = tuple(plan.artefacts())
+    return BuildReport(
+        transaction.target, manifest, parity, {}, kept, plan.notes, time.monotonic() - started
+    )
+
+
+class _Builder:
+    """One run of a build: knows the plan, the transaction and what is stale."""
+
+    def __init__(
+        self, plan: Plan, transaction: FolderTransaction, reasons: Mapping[str, str], report: Reporter
+    ) -> None:
+        self.plan, self.transaction, self.reasons, self.report = plan, transaction, reasons, report
+        self.files: dict[str, FileRecord] = {}
+        self.notes = list(plan.notes)
+        self._exporter: Exporter | None = None
+
+    @property
+    def exporter(self) -> Exporter:
+        """The part that needs torch, imported when something has to be exported."""
+        if self._exporter is None:
+            from infid_export.export.exporter import Exporter
+
+            self._exporter = Exporter(self.plan)
+        return self._exporter
+
+    def run(self, started: float) -> BuildReport:
+        parity = _previous_parity(self.plan, self.transaction)
+        compared = {row.graph for row in parity.rows}
+        to_compare = [graph for graph in self.plan.graphs if graph not in compared]
+        steps = self.plan.image_steps() if parity.image is None else None
+        self.report.plan(self._stages(to_compare, steps))
+        for name, fields in self.plan.files.items():
+            self._have(name, fields, self._writer(name))
+        for name, fields in self.plan.weights.items():
+            self._have(weights_file(name), fields, self.exporter_write(name))
+        for graph, fields in self.plan.graphs.items():
+            self._have(graph_file(graph), fields, self.exporter_graph(graph))
+        graphs = self._graph_records()
+        if to_compare or steps:
+            self._checked_by_parity()
+        manifest = self._manifest(graphs, ())
+        if to_compare:
+            parity = replace(parity, rows=parity.rows + tuple(self._compare(manifest, to_compare)))
+            self._require(parity)
+        if steps:
+            parity = replace(parity, image=self._compare_image(manifest, steps))
+            self._require(parity)
+        self._exporter = None
+        gc.collect()
+        manifest = self._manifest(graphs, tuple(self._engine(item) for item in self.plan.engines))
+        order = {graph: index for index, graph in enumerate(self.plan.graphs)}
+        parity = replace(parity, rows=tuple(sorted(parity.rows, key=lambda row: order[row.graph])))
+        self.transaction.commit(manifest, {PARITY: parity.to_json()})
+        kept = tuple(name for name in self.plan.artefacts() if name not in self.reasons)
+        return BuildReport(
+            self.transaction.target,
+            manifest,
+            parity,
+            dict(self.reasons),
+            kept,
+            tuple(self.notes),
+            time.monotonic() - started,
+        )
+
+    def _have(
+        self, name: str, fields: Mapping[str, Any], write: Callable[[Path, Callable[[float], None]], str | None]
+    ) -> None:
+        """Find an artefact or make it."""
+        record = self.transaction.find(name, fields)
+        if record is None:
+            with self.report.stage(name) as stage:
+                record = self.transaction.place(
+                    name, fields, lambda path: write(path, lambda fraction: stage.update(fraction))
+                )
+        self.files[name] = record
+
+    def exporter_write(self, component: str) -> Callable[[Path, Callable[[float], None]], str | None]:
+        """Return what writes a component's weights."""
+        return lambda path, progress: self.exporter.write_weights(component, self.vae_precision(), path, progress)
+
+    def exporter_graph(self, graph: str) -> Callable[[Path, Callable[[float], None]], str | None]:
+        """Return what writes a graph."""
+        return lambda path, progress: self.exporter.write_graph(graph, self.vae_precision(), path)
+
+    def vae_precision(self) -> str:
+        """Return the VAE's type: fp32 unless it was proven finite in fp16 on these weights."""
+        if VAE_RANGE not in self.files:
+            return "fp32"
+        found = json.loads((self.transaction.staging / VAE_RANGE).read_text())
+        return str(found["precision"])
+
+    def _writer(self, name: str) -> Callable[[Path, Callable[[float], None]], str | None]:
+        def write(path: Path, progress: Callable[[float], None]) -> None:
+            if name in TOKENIZERS:
+                path.write_text(self.plan.source.tokenizers()[TOKENIZERS.index(name)], encoding="utf-8")
+            elif name == DETECTOR:
+                make_dynamic_centerface(find_centerface(), path)
+            elif name == RECOGNIZER and self.plan.options.recognizer is not None:
+                shutil.copyfile(self.plan.options.recognizer, path)
+            elif name == RECOGNIZER:
+                self.exporter.write_random_recognizer(path)
+            else:
+                self.exporter.write_vae_range(path)
+
+        return write
+
+    def _graph_records(self) -> dict[str, GraphRecord]:
+        from infid_export.export.inspection import read_graph
+
+        records = {}
+        for graph, fields in self.plan.graphs.items():
+            name = graph_file(graph)
+            weights = tuple(weights_file(part) for part in COMPONENTS_OF[graph].values())
+            found = read_graph(self.transaction.staging / name)
+            records[graph] = GraphRecord(
+                name, self.files[name].sha256, self.files[name].key, dict(fields), weights,
+                found.parameters, found.inputs, found.outputs,
+            )  # fmt: skip
+        return records
+
+    def _checked_by_parity(self) -> None:
+        if VAE_RANGE in self.files:
+            found = json.loads((self.transaction.staging / VAE_RANGE).read_text())
+            note = f"VAE decoder: {found['precision']}, {found['why']}"
+            self.notes.append(note)
+            self.report.note(note)
+
+    def _compare(self, manifest: Manifest, graphs: list[str]) -> list[Any]:
+        rows: list[Any] = []
+        with self.report.stage("parity") as stage:
+            for row in self.exporter.compare(self.transaction.staging, manifest, graphs, stage):
+                rows.append(row)
+        return rows
+
+    def _compare_image(self, manifest: Manifest, steps: int) -> Any:
+        manifest.write(self.transaction.staging)
+        with self.report.stage("image parity") as stage:
+            return self.exporter.compare_image(self.transaction.staging, manifest, steps, stage)
+
+    def _require(self, parity: ParityReport) -> None:
+        """Throw the staged work away if a comparison failed: its content is wrong, not unfinished."""
+        if not parity.passed:
+            failed = self.transaction.target.with_name(f"{self.transaction.target.name}.failed-{PARITY}")
+            failed.write_text(json.dumps(parity.to_json(), indent=1))
+            self.report.note(f"the comparison was written to {failed}")
+            self.transaction.discard()
+        parity.require()
+
+    def _engine(self, item: EngineItem) -> EngineRecord:
+        graph = graph_file(item.graph)
+        request = BuildRequest(
+            self.transaction.staging / graph,
+            Path(),
+            item.target,
+            self._inputs(item.graph),
+            self.plan.options.refit,
+            self.plan.options.strip,
+            self.plan.options.optimization_level,
+        )
+        result = BuildResult(0.0, 0, 0)
+        if item.backend != "onnxruntime":
+            result = self._build_engine(item, request) or self._known_result(item)
+        record = self.files[item.file]
+        return EngineRecord(
+            item.graph, item.backend, item.target, item.file, record.sha256, record.size,
+            canonical_key(item.fields), dict(item.fields), dict(item.fields["flags"]),
+            dict(item.fields["versions"]), result.seconds, result.peak_bytes,
+        )  # fmt: skip
+
+    def _build_engine(self, item: EngineItem, request: BuildRequest) -> BuildResult | None:
+        results: list[BuildResult] = []
+
+        def write(path: Path, progress: Callable[[float], None]) -> None:
+            class Listener:
+                def update(self, fraction: float, detail: str = "") -> None:
+                    progress(fraction)
+
+            results.append(build_in_subprocess(item.backend, replace(request, output=path), Listener()))
+
+        self._have(item.file, item.fields, write)
+        if results:
+            timing = {"seconds": results[0].seconds, "peak_bytes": results[0].peak_bytes, "size": results[0].size}
+            self._timings().update({item.file: timing})
+            path = self.transaction.staging / ".records" / "timings.json"
+            path.write_text(json.dumps(self._timings()))
+        return results[0] if results else None
+
+    def _timings(self) -> dict[str, Any]:
+        """Return the build costs of engines that an interrupted build finished."""
+        path = self.transaction.staging / ".records" / "timings.json"
+        if not hasattr(self, "_known_timings"):
+            self._known_timings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return self._known_timings
+
+    def _known_result(self, item: EngineItem) -> BuildResult:
+        if item.file in self._timings():
+            return BuildResult(**self._timings()[item.file])
+        for engine in self.transaction.previous.engines if self.transaction.previous else ():
+            if engine.file == item.file:
+                return BuildResult(engine.seconds, engine.peak_bytes, engine.size)
+        return BuildResult(0.0, 0, 0)
+
+    def _inputs(self, graph: str) -> tuple[TensorSpec, ...]:
+        from infid_export.export.inspection import read_graph
+
+        return read_graph(self.transaction.staging / graph_file(graph)).inputs
+
+    def _stages(self, to_compare: list[str], steps: int | None) -> dict[str, float]:
+        """Return expected seconds a stage, from what full-size SDXL and the demo model take on two cores."""
+        large = self.plan.source.name != "demo"
+        stages: dict[str, float] = {}
+        for name in self.reasons:
+            if name.endswith(".safetensors"):
+                stages[name] = 45.0 if large else 0.5
+            elif name.startswith("onnx/"):
+                stages[name] = 45.0 if large else 8.0
+            elif name.startswith("engines/"):
+                stages[name] = 100.0 if large else 4.0
+            else:
+                stages[name] = 0.2
+        if to_compare:
+            stages["parity"] = 90.0 * len(to_compare) if large else 1.0 * len(to_compare)
+        if steps:
+            stages["image parity"] = steps * (60.0 if large else 0.4)
+        return stages
+
+    def _manifest(self, graphs: Mapping[str, GraphRecord], engines: tuple[EngineRecord, ...]) -> Manifest:
+        plan, options = self.plan, self.plan.options
+        steps = plan.source.architecture.default_steps
+        if not engines:  # what parity runs on: the graphs themselves
+            engines = tuple(
+                EngineRecord(
+                    graph, "onnxruntime", "cpu", record.file, record.sha256, self.files[record.file].size, "", {}, {}, {}
+                )
+                for graph, record in graphs.items()
+            )
+        faces = {
+            "detector": options.detector,
+            "detector_path": DETECTOR if options.detector == "centerface" else str(options.face_models),
+            "recognizer": RECOGNIZER,
+            "licence": INSIGHTFACE_LICENCE if options.recognizer or options.face_models else "",
+        }
+        values = asdict(options)
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        table = [[float(value) for value in row] for row in ddim_table(SDXL_SCHEDULER, steps)]
+        return Manifest(
+            infid_export=__version__,
+            model=dict(plan.model),
+            options={name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()},
+            precision=options.precision,
+            height=plan.height,
+            width=plan.width,
+            batch=options.batch,
+            people=options.people,
+            identity_tokens=plan.source.config.tokens,
+            graphs=dict(graphs),
+            engines=engines,
+            files=dict(self.files),
+            scheduler={**SDXL_SCHEDULER, "steps": steps, "table": table},
+            defaults={
+                "steps": steps,
+                "guidance": 5.0,
+                "style_strength": 1.0,
+                "identity_strength": 1.0,
+                "negative_prompt": "",
+            },
+            faces=faces,
+            notes=tuple(self.notes),
+        )
+
+
+def verify(folder: Path, reporter: Reporter | None = None) -> ParityReport:
+    """Check every file of a folder and repeat its comparisons with the reference.
+
+    Args:
+        folder: the engine folder; the model it was made from must still be where it was.
+        reporter: shown the progress.
+
+    Returns:
+        The comparisons; see `ParityReport.passed`.
+
+    Raises:
+        EngineFolderError: a file is missing or has changed.
+    """
+    report = reporter or SilentReporter()
+    manifest = Manifest.load(folder)
+    options = _options(manifest, folder)
+    plan = make_plan(options)
+    stages = {"hashes": 0.5, "parity": 10.0, "image parity": 15.0 if plan.image_steps() else 0.0}
+    report.plan(stages)
+    with report.stage("hashes") as stage:
+        for index, (name, record) in enumerate(manifest.files.items()):
+            verify_file(folder, name, record)
+            stage.update((index + 1) / len(manifest.files), name)
+    from infid_export.export.exporter import Exporter
+
+    exporter = Exporter(plan)
+    with report.stage("parity") as stage:
+        rows = tuple(exporter.compare(folder, manifest, list(manifest.graphs), stage))
+    result = ParityReport(rows)
+    steps = plan.image_steps()
+    if steps and result.passed:
+        with report.stage("image parity") as stage:
+            result = replace(result, image=exporter.compare_image(folder, manifest, steps, stage))
+    return result
+
+
+def _options(manifest: Manifest, folder: Path) -> BuildOptions:
+    """Return the options a folder was built with, for what parity needs of them."""
+    values = dict(manifest.options)
+    for name in ("identity", "recognizer", "face_models"):
+        values[name] = None if values[name] in (None, "None") else Path(values[name])
+    for name in ("backends", "targets", "graphs"):
+        values[name] = tuple(values[name])
+    return BuildOptions(**{**values, "output": folder, "backends": ("onnxruntime",), "targets": ()})
+
+
+def temporary_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """Return a scratch folder on the same disk, so that weights can be linked into it."""
+    return tempfile.TemporaryDirectory(prefix=f".{folder.name}.scratch-", dir=folder.absolute().parent)

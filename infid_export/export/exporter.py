@@ -1,0 +1,234 @@
+"""The part of a build that runs PyTorch: weights, graphs, the VAE's range, and the comparisons."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from infid_engines.backends import get_backend
+from infid_engines.manifest import Manifest
+from infid_engines.progress import Stage
+from infid_export.export.graphs import (
+    Sizes,
+    feature_names,
+    graph_inputs,
+    graph_module,
+    input_names,
+    output_names,
+)
+from infid_export.export.inspection import read_graph
+from infid_export.export.onnx_graph import export_onnx
+from infid_export.export.parity import ImageParity, ParityRow, compare, psnr
+from infid_export.export.plan import COMPONENTS_OF, Plan, graph_file, weights_file
+from infid_export.export.reference import NEGATIVE_PROMPT, PROMPT, SEED, Reference, parity_face
+from infid_export.export.tolerances import PSNR_DB
+from infid_export.export.weights import WeightsLayout
+from infid_export.model.processors import identity_blocks
+from infid_export.runtime.pipeline import Pipeline, seeded_noise
+
+_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
+# A quarter of fp16's largest value: pictures unlike the probes may reach further than they did.
+_FP16_SAFE = 65504 / 4
+_PROBES, _PROBE_SIZE = 3, 32  # latents of 32 × 32: the range does not depend on the size of the picture
+
+
+class Exporter:
+    """Exports one plan's graphs and compares them with the reference.
+
+    Args:
+        plan: what is built.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        logging.getLogger("diffusers").setLevel(logging.ERROR)
+        self.plan = plan
+        self.source = plan.source
+        self.blocks = identity_blocks(self.source.empty("unet"))
+
+    def write_weights(
+        self, component: str, vae_precision: str, path: Path, progress: Callable[[float], None]
+    ) -> str:
+        """Stream a component's weights into their file; returns its sha256."""
+        dtype = self._dtype("vae_decoder" if component == "vae" else component, vae_precision)
+        layout = WeightsLayout.of(self.source.empty(component), dtype)
+        return layout.write(path, self.source.weights(component, dtype), progress)
+
+    def write_graph(self, graph: str, vae_precision: str, path: Path, size: tuple[int, int] | None = None) -> None:
+        """Export a graph, at the plan's size or another."""
+        dtype = self._dtype(graph, vae_precision)
+        components = COMPONENTS_OF[graph]
+        parts = {name: self.source.empty(name).to(dtype) for name in components.values()}
+        export_onnx(
+            graph_module(graph, parts, self.source.config),
+            graph_inputs(graph, self._sizes(dtype, size), self.source.architecture, self.source.config, self.blocks),
+            input_names(graph, self.blocks),
+            output_names(graph, self.blocks),
+            {
+                prefix: (Path(weights_file(name)).name, WeightsLayout.of(parts[name], dtype))
+                for prefix, name in components.items()
+            },
+            path,
+        )
+
+    def write_vae_range(self, path: Path) -> None:
+        """Find out whether the VAE's decoder stays finite in fp16 on these weights, and write the finding."""
+        vae: Any = self.source.load("vae", torch.float32)
+        largest = 0.0
+
+        def watch(_: nn.Module, __: Any, output: Any) -> None:
+            nonlocal largest
+            if isinstance(output, torch.Tensor):
+                largest = max(largest, float(output.abs().max()))
+
+        handles = [module.register_forward_hook(watch) for module in vae.modules()]
+        latents = torch.from_numpy(seeded_noise(range(_PROBES), (4, _PROBE_SIZE, _PROBE_SIZE)))
+        with torch.no_grad():
+            vae.decode(latents / vae.config.scaling_factor)
+        for handle in handles:
+            handle.remove()
+        safe = largest <= _FP16_SAFE
+        why = f"activations reach {largest:.0f} on these weights, the limit for fp16 is {_FP16_SAFE:.0f}"
+        path.write_text(json.dumps({"largest": largest, "precision": "fp16" if safe else "fp32", "why": why}))
+
+    def write_random_recognizer(self, path: Path) -> None:
+        """Write a stand-in recogniser for the built-in random models: a fixed random projection of the pixels."""
+        width = self.source.config.face_width
+        random = np.random.default_rng(self.plan.options.seed)
+        kernel = random.standard_normal((width, 3, 28, 28)).astype(np.float32) / 48
+        helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+        graph = helper.make_graph(
+            [
+                helper.make_node("Conv", ["face", "kernel"], ["cells"], strides=[28, 28]),
+                helper.make_node("Tanh", ["cells"], ["bounded"]),
+                helper.make_node("GlobalAveragePool", ["bounded"], ["pooled"]),
+                helper.make_node("Flatten", ["pooled"], ["embedding"]),
+            ],
+            "random_recognizer",
+            [helper.make_tensor_value_info("face", float32, ["N", 3, 112, 112])],
+            [helper.make_tensor_value_info("embedding", float32, ["N", width])],
+            [onnx.numpy_helper.from_array(kernel, "kernel")],
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
+
+    def compare(self, folder: Path, manifest: Manifest, graphs: list[str], stage: Stage) -> Iterator[ParityRow]:
+        """Run graphs in ONNX Runtime and compare them with the reference, one component's graphs at a time.
+
+        Args:
+            folder: where graphs and weights lie.
+            manifest: their records.
+            graphs: which to compare.
+            stage: shown the progress.
+
+        Yields:
+            One row an output.
+        """
+        size = self.plan.parity_size
+        reference = Reference(self.source, self._sizes(torch.float32, size), self.blocks)
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for graph in graphs:
+            groups.setdefault(tuple(COMPONENTS_OF[graph].values()), []).append(graph)
+        done = 0
+        for members in groups.values():
+            expected = reference.outputs(members)
+            for graph in members:
+                stage.update(done / len(graphs), graph)
+                found = self._run(folder, manifest, graph, reference.inputs(graph), size)
+                yield from compare(
+                    graph,
+                    expected[graph],
+                    found,
+                    precision="fp16" if manifest.precision == "fp16" else "fp32",
+                    key=self.plan.parity_key(graph),
+                    size=size,
+                    groups={"text_features": feature_names(self.blocks)} if graph == "text_step" else {},
+                )
+                done += 1
+
+    def _run(
+        self, folder: Path, manifest: Manifest, graph: str, inputs: dict[str, Any], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Run one graph in ONNX Runtime; at another size than the engines', a twin on the same weights."""
+        from infid_export.export.build import temporary_beside
+
+        record = manifest.graphs[graph]
+        specs, outputs, path = record.inputs, record.outputs, folder / record.file
+        with temporary_beside(folder) as scratch:
+            if size != (manifest.height, manifest.width) and "height" in record.key_fields:
+                for name in record.weights:
+                    os.link(folder / name, Path(scratch) / Path(name).name)
+                path = Path(scratch) / Path(record.file).name
+                dtype = "fp16" if any(spec.dtype == "float16" for spec in specs) else "fp32"
+                vae_precision = self._stored_vae_precision(folder, manifest) if graph == "vae_decoder" else dtype
+                self.write_graph(graph, vae_precision, path, size)
+                facts = read_graph(path)
+                specs, outputs = facts.inputs, facts.outputs
+            engine = get_backend("onnxruntime").load(path, specs, outputs, "cpu")
+            types = {spec.name: spec.dtype for spec in specs}
+            found = engine.run({name: array.astype(types[name]) for name, array in inputs.items()})
+            engine.close()
+        return found
+
+    def _stored_vae_precision(self, folder: Path, manifest: Manifest) -> str:
+        from infid_export.export.plan import VAE_RANGE
+
+        if VAE_RANGE not in manifest.files:
+            return "fp32"
+        return str(json.loads((folder / VAE_RANGE).read_text())["precision"])
+
+    def compare_image(self, folder: Path, manifest: Manifest, steps: int, stage: Stage) -> ImageParity:
+        """Generate one picture with the runtime and with the reference pipeline, from the same noise."""
+        from infid_export.model.pipeline import InfiniteIDPipeline
+
+        face = parity_face(self.source.architecture.image_encoder["image_size"], self.source.config.face_width)
+        noise = seeded_noise([SEED], (4, self.plan.height // 8, self.plan.width // 8))
+        threshold = PSNR_DB[manifest.precision]
+        with Pipeline.load(folder, backend="onnxruntime") as runtime:
+            person = runtime.encode(face)
+            found = runtime.generate(
+                PROMPT,
+                person,
+                negative_prompt=NEGATIVE_PROMPT,
+                steps=steps,
+                noise=noise,
+                callback=lambda index, *_: stage.update((index + 1) / steps / 2, f"engine step {index + 1}"),
+                output_type="np",
+            )
+
+        def advance(_: Any, index: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
+            stage.update(0.5 + (index + 1) / steps / 2, f"reference step {index + 1}")
+            return values
+
+        pipe = InfiniteIDPipeline.from_source(self.source)
+        pipe.set_progress_bar_config(disable=True)
+        expected = pipe(
+            PROMPT,
+            pipe.encode_identity(face),
+            negative_prompt=NEGATIVE_PROMPT,
+            height=self.plan.height,
+            width=self.plan.width,
+            num_inference_steps=steps,
+            latents=torch.from_numpy(noise),
+            callback_on_step_end=advance,
+            output_type="np",
+        ).images
+        value = psnr(expected, found)
+        return ImageParity(value, threshold, steps, value >= threshold, self.plan.image_key())
+
+    def _dtype(self, graph: str, vae_precision: str) -> torch.dtype:
+        if graph == "vae_decoder":
+            return _TYPES[vae_precision]
+        return _TYPES[self.plan.options.precision]
+
+    def _sizes(self, dtype: torch.dtype, size: tuple[int, int] | None) -> Sizes:
+        height, width = size or (self.plan.height, self.plan.width)
+        return Sizes(self.plan.options.batch, height, width, self.plan.options.people, dtype)
+

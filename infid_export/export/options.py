@@ -1,0 +1,113 @@
+"""What a user can ask of a build. Imports nothing heavy: the command line reads it for its help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from infid_engines.errors import InputError
+
+GRAPHS = (
+    "text_encoder",
+    "text_encoder_2",
+    "identity_encoder",
+    "denoise_step",
+    "text_step",
+    "identity_step",
+    "vae_decoder",
+)
+Range = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Everything that decides what an engine folder holds.
+
+    Args:
+        output: the engine folder.
+        model: `demo`, `random-sdxl`, a folder in diffusers' format, or a hub id.
+        identity: identity weights (safetensors); built-in models have their own.
+        image_encoder: OpenCLIP checkpoint for the `ViT-H-14` image encoder: a file, or a tag open_clip knows.
+        recognizer: ArcFace-type ONNX file, `[N, 3, 112, 112]` to `[N, 512]`.
+        detector: which face detector the folder uses.
+        face_models: local InsightFace model folder, for `detector="insightface"`.
+        precision: type of the networks; latents and sampling arithmetic are fp32 in both.
+        height: image height in pixels; None is the model's own. Likewise `width`.
+        batch: images per call.
+        people: people (token slots) that one image can hold.
+        height_range: smallest, usual and largest height of dynamic engines; likewise for width and batch.
+        backends: `auto`, or names of backends to build engines for.
+        targets: GPU architectures such as `sm_89`, for the backends that need one.
+        graphs: the graphs to export; empty is all.
+        self_attention: method variant; None is the identity file's own. Likewise `adain`, `cross_adain`,
+            `uncond_identity`.
+        parity_size: height and width at which parity is measured; None is the size of the engines.
+        parity_image: whether a whole image is compared: `auto` does it for the demo model.
+        seed: seed of the built-in random models.
+        refit: build TensorRT engines whose weights can be replaced.
+        strip: leave the weights out of TensorRT engines.
+        optimization_level: TensorRT's builder optimisation level (0 to 5); None is its default.
+    """
+
+    output: Path = Path("engines")
+    model: str = "demo"
+    identity: Path | None = None
+    image_encoder: str | None = None
+    recognizer: Path | None = None
+    detector: Literal["centerface", "insightface"] = "centerface"
+    face_models: Path | None = None
+    precision: Literal["fp16", "fp32"] = "fp32"
+    height: int | None = None
+    width: int | None = None
+    batch: int = 1
+    people: int = 1
+    height_range: Range | None = None
+    width_range: Range | None = None
+    batch_range: Range | None = None
+    backends: tuple[str, ...] = ("auto",)
+    targets: tuple[str, ...] = ()
+    graphs: tuple[str, ...] = ()
+    self_attention: str | None = None
+    adain: str | None = None
+    cross_adain: str | None = None
+    uncond_identity: str | None = None
+    parity_size: int | None = None
+    parity_image: Literal["auto", "on", "off"] = "auto"
+    seed: int = 0
+    refit: bool = False
+    strip: bool = False
+    optimization_level: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values, each with a sentence that says what is possible."""
+        for name in ("height", "width", "parity_size"):
+            value = getattr(self, name)
+            if value is not None and (value < 64 or value % 32):
+                raise InputError(
+                    f"{name} must be a multiple of 32 from 64 up, not {value}.",
+                    fix=f"Use {max(64, round(value / 32) * 32)}.",
+                )
+        for name in ("batch", "people"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"{name} must be at least 1, not {getattr(self, name)}.", fix="Use 1 or more."
+                )
+        for name in ("height_range", "width_range", "batch_range"):
+            bounds: Range | None = getattr(self, name)
+            if bounds is not None and not 1 <= bounds[0] <= bounds[1] <= bounds[2]:
+                raise InputError(
+                    f"{name} must be three growing numbers (smallest, usual, largest), not {list(bounds)}.",
+                    fix="For example: 768 1024 1280.",
+                )
+        unknown = set(self.graphs) - set(GRAPHS)
+        if unknown:
+            raise InputError(
+                f"There is no graph named {', '.join(sorted(unknown))}.",
+                fix=f"Choose from {', '.join(GRAPHS)}.",
+            )
+        if self.detector == "insightface" and self.face_models is None:
+            raise InputError(
+                "The insightface detector needs your local InsightFace model folder.",
+                fix="Give it with --face-models, or use --detector centerface.",
+            )

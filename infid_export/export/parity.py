@@ -1,0 +1,179 @@
+"""Parity: the exported graphs against the PyTorch reference on the same inputs, with a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from infid_engines.errors import EngineFolderError, ParityError
+from infid_export.export.tolerances import VERSION, tolerance
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One output compared; errors are relative to the RMS of the reference.
+
+    Args:
+        graph: the graph.
+        output: its output; the per-block text features are one row.
+        dtype: the graph's output type.
+        max_error: largest absolute difference over the reference's RMS.
+        rms_error: RMS of the difference over the reference's RMS.
+        cosine: one minus the cosine similarity.
+        max_tolerance: limit of `max_error`; likewise `rms_tolerance`.
+        passed: whether both are kept and every value is finite.
+        key: of the graph and weights that were compared.
+        size: height and width at which they were compared.
+    """
+
+    graph: str
+    output: str
+    dtype: str
+    max_error: float
+    rms_error: float
+    cosine: float
+    max_tolerance: float
+    rms_tolerance: float
+    passed: bool
+    key: str
+    size: tuple[int, int]
+
+    @property
+    def smallest_tolerance(self) -> str:
+        """The smallest limits that would pass."""
+        return f"max {self.max_error:.1e}, rms {self.rms_error:.1e}"
+
+
+@dataclass(frozen=True)
+class ImageParity:
+    """A whole picture, engines against reference."""
+
+    psnr_db: float
+    threshold_db: float
+    steps: int
+    passed: bool
+    key: str
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All comparisons of an engine folder."""
+
+    rows: tuple[ParityRow, ...] = ()
+    image: ImageParity | None = None
+    version: int = field(default=VERSION)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison passed."""
+        return all(row.passed for row in self.rows) and (self.image is None or self.image.passed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of parity.json."""
+        return {**asdict(self), "passed": self.passed}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ParityReport:
+        """Read the content of parity.json.
+
+        Raises:
+            EngineFolderError: an entry is missing.
+        """
+        try:
+            rows = tuple(ParityRow(**{**row, "size": tuple(row["size"])}) for row in values["rows"])
+            image = None if values["image"] is None else ImageParity(**values["image"])
+            return cls(rows, image, values["version"])
+        except (KeyError, TypeError) as error:
+            raise EngineFolderError(
+                f"parity.json lacks or misnames an entry ({error}).", fix="Run `infid-export verify` on the folder."
+            ) from error
+
+    def require(self) -> None:
+        """Raise unless everything passed.
+
+        Raises:
+            ParityError: names the worst comparison and the limits that would pass.
+        """
+        failed = [row for row in self.rows if not row.passed]
+        if failed:
+            worst = max(failed, key=lambda row: row.rms_error if np.isfinite(row.rms_error) else np.inf)
+            raise ParityError(
+                f"{len(failed)} output(s) differ from the reference, worst {worst.graph}.{worst.output}: "
+                f"{worst.smallest_tolerance} against max {worst.max_tolerance:.1e}, rms {worst.rms_tolerance:.1e}.",
+                fix="Nothing was kept as valid. Build with --precision fp32 to see whether it is rounding.",
+            )
+        if self.image is not None and not self.image.passed:
+            raise ParityError(
+                f"The picture differs from the reference: PSNR {self.image.psnr_db:.1f} dB, "
+                f"at least {self.image.threshold_db:.0f} dB are required.",
+                fix="Nothing was kept as valid. Build with --precision fp32 to see whether it is rounding.",
+            )
+
+
+def compare(
+    graph: str,
+    expected: Mapping[str, Array],
+    found: Mapping[str, Array],
+    *,
+    precision: str,
+    key: str,
+    size: tuple[int, int],
+    groups: Mapping[str, Sequence[str]],
+) -> list[ParityRow]:
+    """Compare a graph's outputs.
+
+    Args:
+        graph: its name.
+        expected: the reference's outputs.
+        found: the engine's outputs.
+        precision: decides the limits.
+        key: identifies what was compared.
+        size: height and width of the comparison.
+        groups: outputs that make one row together, by the row's name; an output in no group is its own.
+
+    Returns:
+        One row a group, the worst of its outputs.
+    """
+    grouped = {name for names in groups.values() for name in names}
+    rows = []
+    for label, names in {**{name: [name] for name in expected if name not in grouped}, **groups}.items():
+        measured = [_errors(expected[name], found[name]) for name in names if name in expected]
+        if not measured:
+            continue
+        largest, rms, cosine = (max(values) for values in zip(*measured, strict=True))
+        limits = tolerance(precision)
+        rows.append(
+            ParityRow(
+                graph, label, found[names[0]].dtype.name, largest, rms, cosine, limits.max, limits.rms,
+                bool(largest <= limits.max and rms <= limits.rms), key, size,
+            )  # fmt: skip
+        )
+    return rows
+
+
+def _errors(expected: Array, found: Array) -> tuple[float, float, float]:
+    """Return max and RMS error relative to the reference's RMS, and one minus the cosine; infinite if not finite."""
+    x, y = expected.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    if x.shape != y.shape or not np.isfinite(x).all() or not np.isfinite(y).all():
+        return np.inf, np.inf, np.inf
+    scale = float(np.sqrt(np.mean(x**2))) or 1.0
+    difference = y - x
+    norms = float(np.linalg.norm(x) * np.linalg.norm(y)) or 1.0
+    return (
+        float(np.abs(difference).max()) / scale,
+        float(np.sqrt(np.mean(difference**2))) / scale,
+        max(0.0, 1.0 - float(x @ y) / norms),
+    )
+
+
+def psnr(expected: Array, found: Array) -> float:
+    """Return the peak signal-to-noise ratio in dB of two pictures in [0, 1]; 0 if one is not finite."""
+    error = float(np.mean((expected.astype(np.float64) - found.astype(np.float64)) ** 2))
+    if not np.isfinite(error):
+        return 0.0
+    return 200.0 if error == 0 else float(-10 * np.log10(error))

@@ -1,0 +1,307 @@
+"""What a build has to make, from what, and what of it is already there. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from infid_engines.backends import BuildRequest, get_backend
+from infid_engines.errors import BackendUnavailableError, InputError
+from infid_engines.manifest import canonical_key, sha256_file
+from infid_export.export.options import GRAPHS, BuildOptions
+from infid_export.export.tolerances import VERSION as TOLERANCE_VERSION
+from infid_export.faces.detection import INSIGHTFACE_LICENCE, InsightFaceDetector, find_centerface
+from infid_export.faces.recognition import ArcFaceRecognizer
+from infid_export.model.sources import BUILT_IN, ModelSource, open_source
+
+# Component prefix within a graph's module -> component. Graphs with the same component share its weights file.
+COMPONENTS_OF: Mapping[str, Mapping[str, str]] = {
+    "text_encoder": {"encoder.": "text_encoder"},
+    "text_encoder_2": {"encoder.": "text_encoder_2"},
+    "identity_encoder": {"image_encoder.": "image_encoder", "identity.": "identity"},
+    "denoise_step": {"unet.": "unet"},
+    "text_step": {"unet.": "unet"},
+    "identity_step": {"unet.": "unet"},
+    "vae_decoder": {"vae.": "vae"},
+}
+VAE_RANGE = "onnx/vae_range.json"
+RECOGNIZER, DETECTOR = "faces/recognizer.onnx", "faces/detector.onnx"
+TOKENIZERS = ("tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json")
+_EXPORTERS = ("torch", "onnxscript", "onnx_ir", "diffusers", "transformers", "open_clip_torch")
+
+
+@dataclass(frozen=True)
+class EngineItem:
+    """One engine to have."""
+
+    graph: str
+    backend: str
+    target: str
+    fields: Mapping[str, Any]
+
+    @property
+    def file(self) -> str:
+        """Path within the folder; ONNX Runtime's engine is the graph itself."""
+        if self.backend == "onnxruntime":
+            return graph_file(self.graph)
+        return f"engines/{self.backend}-{self.target}/{self.graph}.engine"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a build makes, with what each part is made from.
+
+    Args:
+        options: with height, width and graphs filled in.
+        source: the model.
+        model: identity of the model, for the manifest.
+        weights: fields by component.
+        graphs: fields by graph.
+        files: fields by path, for tokenizers, face models and the VAE's range.
+        engines: all engines.
+        notes: what was chosen and why.
+    """
+
+    options: BuildOptions
+    source: ModelSource
+    model: Mapping[str, Any]
+    weights: Mapping[str, Mapping[str, Any]]
+    graphs: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, Mapping[str, Any]]
+    engines: tuple[EngineItem, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def height(self) -> int:
+        """Image height in pixels."""
+        assert self.options.height is not None
+        return self.options.height
+
+    @property
+    def width(self) -> int:
+        """Image width in pixels."""
+        assert self.options.width is not None
+        return self.options.width
+
+    @property
+    def parity_size(self) -> tuple[int, int]:
+        """Height and width at which parity is measured."""
+        size = self.options.parity_size
+        return (self.height, self.width) if size is None else (size, size)
+
+    def artefacts(self) -> dict[str, Mapping[str, Any]]:
+        """Return the fields of every file that the build makes, by path."""
+        found = {weights_file(name): fields for name, fields in self.weights.items()}
+        found |= {graph_file(name): fields for name, fields in self.graphs.items()}
+        found |= dict(self.files)
+        found |= {item.file: item.fields for item in self.engines if item.backend != "onnxruntime"}
+        return found
+
+    def parity_key(self, graph: str) -> str:
+        """Return the key of a graph's comparison."""
+        weights = [self.weights[name] for name in COMPONENTS_OF[graph].values()]
+        return canonical_key(
+            {
+                "graph": self.graphs[graph],
+                "weights": weights,
+                "size": self.parity_size,
+                "tolerances": TOLERANCE_VERSION,
+                "runtime": _version("onnxruntime"),
+            }
+        )
+
+    def image_steps(self) -> int | None:
+        """Return the steps of the whole-picture comparison, or None where it is not made."""
+        wanted = self.options.parity_image
+        needed = {"text_encoder", "text_encoder_2", "identity_encoder", "denoise_step", "vae_decoder"}
+        if wanted == "off" or (wanted == "auto" and self.source.name != "demo") or not needed <= set(self.graphs):
+            return None
+        return self.source.architecture.default_steps
+
+    def image_key(self) -> str:
+        """Return the key of the whole-picture comparison."""
+        return canonical_key({graph: self.parity_key(graph) for graph in self.graphs})
+
+
+def graph_file(graph: str) -> str:
+    """Return where a graph lies in the folder."""
+    return f"onnx/{graph}.onnx"
+
+
+def weights_file(component: str) -> str:
+    """Return where a component's weights lie in the folder."""
+    return f"onnx/{component}.safetensors"
+
+
+def make_plan(options: BuildOptions) -> Plan:
+    """Work out what a build has to make.
+
+    Raises:
+        InputError: the model, a face model or a target cannot be used.
+        BackendUnavailableError: an asked-for backend is missing.
+    """
+    choices = {name: getattr(options, name) for name in ("self_attention", "adain", "cross_adain", "uncond_identity")}
+    source = open_source(
+        options.model,
+        identity=options.identity,
+        image_encoder=options.image_encoder,
+        seed=options.seed,
+        choices=choices,
+    )
+    size = source.architecture.size
+    options = replace(
+        options,
+        height=options.height or size,
+        width=options.width or size,
+        graphs=tuple(name for name in GRAPHS if name in (options.graphs or GRAPHS)),
+    )
+    if options.height_range or options.width_range or options.batch_range:
+        raise InputError(
+            "Ranges of sizes are not supported yet: every engine has one size.",
+            fix="Build one folder a size with --height, --width and --batch.",
+        )
+    components = sorted({name for graph in options.graphs for name in COMPONENTS_OF[graph].values()})
+    prints = {name: source.fingerprint(name) for name in components}
+    code = exporter_hash()
+    weights = {
+        name: {"weights": prints[name], "precision": options.precision, "exporter": code} for name in components
+    }
+    graphs = {name: _graph_fields(name, options, source, code) for name in options.graphs}
+    files, notes = _face_fields(options, source)
+    tokenizer = {"tokenizer": source.name if source.name not in BUILT_IN else "clip", "exporter": code}
+    files |= {name: {**tokenizer, "file": name} for name in TOKENIZERS}
+    if "vae_decoder" in graphs and options.precision == "fp16":
+        files[VAE_RANGE] = {"weights": prints["vae"], "exporter": code}
+    model = {"name": source.name, "files": prints, "config": source.config.to_dict()}
+    person = {name: source.fingerprint(name) for name in ("image_encoder", "identity")}
+    model["id"] = canonical_key({**person, "precision": options.precision, "recognizer": files[RECOGNIZER]})
+    backends, why = _backends(options)
+    engines = [item for name in backends for item in _engines(name, options, graphs, weights)]
+    return Plan(options, source, model, weights, graphs, files, tuple(engines), (*notes, *why))
+
+
+def _graph_fields(name: str, options: BuildOptions, source: ModelSource, code: str) -> dict[str, Any]:
+    parts = {part: source.architecture.component(part) for part in COMPONENTS_OF[name].values()}
+    fields: dict[str, Any] = {
+        "graph": name,
+        "precision": options.precision,
+        "batch": 1 if name == "identity_encoder" else options.batch,
+        "architecture": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
+        "exporter": code,
+        "versions": {package: _version(package) for package in _EXPORTERS},
+    }
+    if name in ("denoise_step", "text_step", "identity_step", "vae_decoder"):
+        fields |= {"height": options.height, "width": options.width}
+    if name in ("denoise_step", "identity_step"):
+        fields |= {"people": options.people, "method": source.config.to_dict()}
+    if name == "vae_decoder":
+        fields["vae_weights"] = source.fingerprint("vae")  # its precision depends on their range
+    return fields
+
+
+def _face_fields(options: BuildOptions, source: ModelSource) -> tuple[dict[str, Mapping[str, Any]], tuple[str, ...]]:
+    """Check the face models; a broken one must not be found out after an hour of building."""
+    files: dict[str, Mapping[str, Any]] = {}
+    notes: tuple[str, ...] = ()
+    if options.recognizer is not None:
+        ArcFaceRecognizer(options.recognizer, source.config.face_width)
+        files[RECOGNIZER] = {"recognizer": sha256_file(options.recognizer)}
+        notes += (f"face recogniser: {options.recognizer}. {INSIGHTFACE_LICENCE}",)
+    elif source.name in BUILT_IN:
+        files[RECOGNIZER] = {"recognizer": "random", "seed": options.seed, "width": source.config.face_width}
+        notes += ("face recogniser: random weights, as the model's; give a real one with --recognizer",)
+    else:
+        raise InputError(
+            "A checkpoint needs the face recogniser its identity weights were trained with.",
+            fix=f"Give an ArcFace-type ONNX file with --recognizer. {INSIGHTFACE_LICENCE}",
+        )
+    if options.detector == "insightface":
+        assert options.face_models is not None
+        InsightFaceDetector(options.face_models)
+        notes += (f"face detector: insightface with {options.face_models}. {INSIGHTFACE_LICENCE}",)
+    else:
+        files[DETECTOR] = {"detector": sha256_file(find_centerface())}
+    return files, notes
+
+
+def _backends(options: BuildOptions) -> tuple[list[str], tuple[str, ...]]:
+    """Resolve `auto`, and say why."""
+    names, notes = [], []
+    for name in dict.fromkeys(options.backends):
+        if name != "auto":
+            get_backend(name).versions()
+            names.append(name)
+            continue
+        names.append("onnxruntime")
+        notes.append("backend onnxruntime: chosen automatically, it runs everywhere and is what parity is measured on")
+        for candidate in ("tensorrt", "tensorrt_rtx"):
+            try:
+                get_backend(candidate).versions()
+                targets = get_backend(candidate).default_targets()
+            except BackendUnavailableError as error:
+                notes.append(f"backend {candidate}: left out. {error.problem}")
+                continue
+            notes.append(f"backend {candidate}: chosen automatically, it is installed (targets {', '.join(targets)})")
+            names.append(candidate)
+    if "onnxruntime" not in names:
+        names.insert(0, "onnxruntime")
+        notes.append("backend onnxruntime: added, parity is measured on it")
+    if options.targets and names == ["onnxruntime"]:
+        raise InputError(
+            f"Targets {', '.join(options.targets)} were given, but no TensorRT backend is built.",
+            fix="Add --backend tensorrt_rtx or --backend tensorrt.",
+        )
+    return list(dict.fromkeys(names)), tuple(notes)
+
+
+def _engines(
+    name: str, options: BuildOptions, graphs: Mapping[str, Any], weights: Mapping[str, Any]
+) -> list[EngineItem]:
+    backend = get_backend(name)
+    targets = backend.default_targets() if name == "onnxruntime" or not options.targets else options.targets
+    flags = BuildRequest(
+        Path(), Path(), "", refit=options.refit, strip=options.strip, optimization_level=options.optimization_level
+    ).flags
+    items = []
+    for target in dict.fromkeys(targets):
+        backend.check_target(target)
+        for graph, fields in graphs.items():
+            made_from = {
+                "graph": canonical_key(fields),
+                "weights": {part: canonical_key(weights[part]) for part in COMPONENTS_OF[graph].values()},
+                "backend": name,
+                "target": target,
+                "versions": backend.versions(),
+                "flags": {} if name == "onnxruntime" else flags,
+            }
+            items.append(EngineItem(graph, name, target, made_from))
+    return items
+
+
+@cache
+def exporter_hash() -> str:
+    """Return a hash of the code that decides what is exported: a changed exporter makes old graphs stale."""
+    kernels = find_spec("infid_kernels")  # found, not imported: that would import torch
+    if kernels is None or kernels.origin is None:
+        raise RuntimeError("the package infid_kernels is not installed beside infid_export")
+    package = Path(__file__).resolve().parent.parent
+    files = sorted((package / "model").glob("*.py")) + sorted(Path(kernels.origin).parent.glob("*.py"))
+    files += [package / "export" / name for name in ("graphs.py", "onnx_graph.py", "weights.py")]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"

@@ -1,0 +1,1 @@
+"""The PyTorch reference: identity modules, two-stream attention, sampling steps and the pipeline."""

@@ -1,0 +1,135 @@
+"""Configurations of all components of a model, and those of the built-in ones. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from infid_export.model.config import IdentityConfig
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Configurations of all components, as the libraries' own dictionaries.
+
+    Args:
+        size: the model's own image height and width in pixels.
+        unet: of diffusers' UNet2DConditionModel.
+        vae: of diffusers' AutoencoderKL.
+        text_encoder: of transformers' CLIPTextConfig.
+        text_encoder_2: likewise, for CLIPTextModelWithProjection.
+        image_encoder: of open_clip's CLIPVisionCfg, with `embed_dim`.
+        default_steps: DDIM steps.
+    """
+
+    size: int
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    text_encoder: dict[str, Any]
+    text_encoder_2: dict[str, Any]
+    image_encoder: dict[str, Any]
+    default_steps: int = 30
+
+    def component(self, name: str) -> dict[str, Any]:
+        """Return one component's configuration; identity modules depend on the UNet's."""
+        configuration: dict[str, Any] = getattr(self, "unet" if name == "identity" else name)
+        return configuration
+
+
+def _clip_text(hidden: int, layers: int, heads: int, activation: str, projection: int) -> dict[str, Any]:
+    return {
+        "vocab_size": 49408,
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_act": activation,
+        "projection_dim": projection,
+        "max_position_embeddings": 77,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+    }
+
+
+def _unet(
+    channels: list[int],
+    heads: list[int],
+    depths: list[int],
+    layers: int,
+    context: int,
+    pooled: int,
+    size: int,
+) -> dict[str, Any]:
+    return {
+        "sample_size": size // 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": channels,
+        "layers_per_block": layers,
+        "cross_attention_dim": context,
+        "transformer_layers_per_block": depths,
+        "attention_head_dim": heads,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 6 * 256 + pooled,
+    }
+
+
+def _vae(channels: list[int], layers: int, size: int) -> dict[str, Any]:
+    return {
+        "sample_size": size,
+        "latent_channels": 4,
+        "block_out_channels": channels,
+        "layers_per_block": layers,
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+        "scaling_factor": 0.13025,
+        "force_upcast": True,
+    }
+
+
+SDXL = Architecture(
+    size=1024,
+    unet=_unet([320, 640, 1280], [5, 10, 20], [1, 2, 10], 2, 2048, 1280, 1024),
+    vae=_vae([128, 256, 512, 512], 2, 1024),
+    text_encoder=_clip_text(768, 12, 12, "quick_gelu", 768),
+    text_encoder_2=_clip_text(1280, 32, 20, "gelu", 1280),
+    image_encoder={
+        "embed_dim": 1024,
+        "image_size": 224,
+        "layers": 32,
+        "width": 1280,
+        "head_width": 80,
+        "patch_size": 14,
+    },
+)
+
+# The same kinds of blocks, small: the whole build and thirty steps take seconds on two cores.
+DEMO = Architecture(
+    size=256,
+    unet=_unet([64, 128, 256], [1, 2, 4], [1, 1, 2], 1, 128, 64, 256),
+    vae=_vae([32, 32, 64, 64], 1, 256),
+    text_encoder=_clip_text(64, 2, 1, "quick_gelu", 64),
+    text_encoder_2=_clip_text(64, 2, 1, "gelu", 64),
+    image_encoder={
+        "embed_dim": 64,
+        "image_size": 224,
+        "layers": 2,
+        "width": 64,
+        "head_width": 32,
+        "patch_size": 32,
+    },
+)
+
+
+def identity_config(architecture: Architecture) -> IdentityConfig:
+    """Return the identity sizes that fit an architecture."""
+    image = architecture.image_encoder
+    return IdentityConfig(
+        clip_tokens=1 + (image["image_size"] // image["patch_size"]) ** 2,
+        clip_width=image["width"],
+        cross_attention_dim=architecture.unet["cross_attention_dim"],
+    )

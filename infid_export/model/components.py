@@ -1,0 +1,54 @@
+"""Building a component of a model from its configuration, without weights."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+
+from infid_export.model.architectures import Architecture
+from infid_export.model.config import IdentityConfig
+from infid_export.model.encoders import ImageEncoder
+from infid_export.model.identity import IdentityModules
+from infid_export.model.processors import identity_blocks
+
+
+def build_component(name: str, architecture: Architecture, config: IdentityConfig) -> nn.Module:
+    """Build a component without weights.
+
+    Args:
+        name: one of `sources.COMPONENTS`.
+        architecture: all configurations.
+        config: sizes of the identity modules.
+
+    Returns:
+        The module in evaluation mode, parameters on the meta device, buffers on the CPU.
+    """
+    with init_empty_weights(include_buffers=False):
+        module = _construct(name, architecture, config)
+    return module.eval().requires_grad_(False)
+
+
+def _construct(name: str, architecture: Architecture, config: IdentityConfig) -> nn.Module:
+    settings = architecture.component(name)
+    if name == "unet":
+        from diffusers import UNet2DConditionModel
+
+        return UNet2DConditionModel.from_config(settings)  # type: ignore[no-any-return]
+    if name == "vae":
+        from diffusers import AutoencoderKL
+
+        return AutoencoderKL.from_config(settings)  # type: ignore[no-any-return]
+    if name in ("text_encoder", "text_encoder_2"):
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+        kind = CLIPTextModel if name == "text_encoder" else CLIPTextModelWithProjection
+        return kind(CLIPTextConfig(**settings))  # type: ignore[no-any-return]
+    if name == "image_encoder":
+        from open_clip.model import CLIPVisionCfg, _build_vision_tower
+
+        vision = {key: value for key, value in settings.items() if key != "embed_dim"}
+        return ImageEncoder(_build_vision_tower(settings["embed_dim"], CLIPVisionCfg(**vision)))
+    with torch.device("meta"):
+        unet = _construct("unet", architecture, config)
+    return IdentityModules(config, identity_blocks(unet))

@@ -1,0 +1,97 @@
+"""Configuration of the identity method: every choice the sources leave open, and the paper's ablations."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+from infid_engines.errors import InputError
+
+CrossAdaIN = Literal["kv", "output", "off"]
+UncondIdentity = Literal["zeros", "off"]
+SelfAttention = Literal["mixed", "mutual", "plain"]
+AdaIN = Literal["mean", "standard", "off"]
+
+
+@dataclass(frozen=True)
+class IdentityConfig:
+    """Sizes of the identity modules and the variant of the method.
+
+    Args:
+        clip_tokens: tokens of the image encoder, class token included (257 for ViT-H/14 at 224 px).
+        clip_width: width of the image encoder (1280 for ViT-H/14).
+        face_width: length of the face embedding (512 for ArcFace).
+        face_tokens: identity tokens made of one face embedding.
+        cross_attention_dim: width of the identity tokens; the UNet's cross-attention width.
+        self_attention: `mixed` is the method; `mutual` puts K_id, V_id in the place of the text segment
+            K_t, V_t (ablation); `plain` has no interaction between the streams (ablation).
+        adain: `mean` is the method; `standard` also matches the deviation (ablation); `off` shifts nothing.
+        cross_adain: where AdaIN acts in cross-attention: on keys and values, on the output, or nowhere.
+        uncond_identity: `zeros` maps zero encoder features for the unconditional rows; `off` gives them no
+            identity term at all.
+        trained_with_text: whether the text cross-attention was active in training (ablation; information
+            about the weights, it changes nothing at inference).
+    """
+
+    clip_tokens: int = 257
+    clip_width: int = 1280
+    face_width: int = 512
+    face_tokens: int = 4
+    cross_attention_dim: int = 2048
+    self_attention: SelfAttention = "mixed"
+    adain: AdaIN = "mean"
+    cross_adain: CrossAdaIN = "kv"
+    uncond_identity: UncondIdentity = "zeros"
+    trained_with_text: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values outside the documented choices."""
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            value, allowed = getattr(self, field.name), get_args(hints[field.name])
+            if allowed and value not in allowed:
+                raise InputError(
+                    f"{field.name} must be one of {', '.join(allowed)}, not {value!r}.",
+                    fix=f"Choose one of them for {field.name}.",
+                )
+            if hints[field.name] is int and (type(value) is not int or value < 1):
+                raise InputError(
+                    f"{field.name} must be a positive integer, not {value!r}.",
+                    fix="Correct it in the identity file's configuration.",
+                )
+
+    @property
+    def tokens(self) -> int:
+        """Identity tokens of one person: image tokens, then face tokens."""
+        return self.clip_tokens + self.face_tokens
+
+    def with_choices(self, **choices: str | None) -> IdentityConfig:
+        """Return a copy in which the choices that are not None replace the stored ones."""
+        return replace(self, **{name: value for name, value in choices.items() if value is not None})  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> IdentityConfig:
+        """Read the configuration of an identity file's header.
+
+        Raises:
+            InputError: the text is not JSON, or names an unknown field or choice.
+        """
+        try:
+            values = json.loads(text)
+            unknown = set(values) - {field.name for field in fields(cls)}
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"The identity configuration is not a JSON object ({error}).",
+                fix="Export the identity weights again.",
+            ) from error
+        if unknown:
+            raise InputError(
+                f"The identity configuration has unknown fields: {', '.join(sorted(unknown))}.",
+                fix="Update infid-export, or remove the fields.",
+            )
+        return cls(**values)

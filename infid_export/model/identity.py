@@ -1,0 +1,191 @@
+"""The trainable identity modules: two mappers and one image key/value projection per transformer block.
+
+c_id = Concat(M_clip(E_clip(x)), M_face(E_face(x))); K'_id = c_id W_k, V'_id = c_id W_v (Infinite-ID, arXiv
+2403.11781, section 3.2). They are kept in one safetensors file with the configuration in its header.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from infid_engines.errors import InputError
+from infid_export.model.config import IdentityConfig
+
+CONFIG_KEY = "infid_config"
+_KEY, _VALUE = "to_k_id", "to_v_id"
+
+
+class ClipMapper(nn.Sequential):
+    """Map image-encoder tokens `[B, N, clip_width]` to identity tokens `[B, N, D]`."""
+
+    def __init__(self, config: IdentityConfig) -> None:
+        width = config.cross_attention_dim
+        super().__init__(
+            nn.Linear(config.clip_width, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width)
+        )
+
+
+class FaceMapper(nn.Module):
+    """Map a face embedding `[B, face_width]` to identity tokens `[B, n, D]`."""
+
+    def __init__(self, config: IdentityConfig) -> None:
+        super().__init__()
+        self.tokens, width = config.face_tokens, config.cross_attention_dim
+        self.proj = nn.Sequential(
+            nn.Linear(config.face_width, 2 * width), nn.GELU(), nn.Linear(2 * width, self.tokens * width)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Return `[B, n, D]` tokens of `[B, face_width]` embeddings."""
+        return self.norm(self.proj(embedding).unflatten(-1, (self.tokens, -1)))
+
+
+class IdentityModules(nn.Module):
+    """Mappers and the stacked image projections of all transformer blocks.
+
+    Args:
+        config: sizes and method variant.
+        blocks: path of every cross-attention (`attn2`) in the UNet and its channels, in the UNet's order.
+            The channels of all blocks, S in total, are laid side by side in keys and values.
+    """
+
+    def __init__(self, config: IdentityConfig, blocks: Mapping[str, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = dict(blocks)
+        self.clip_mapper = ClipMapper(config)
+        self.face_mapper = FaceMapper(config)
+        # Module names may not hold dots; the file uses the dotted path of the UNet.
+        self.projections = nn.ModuleDict(
+            {
+                path.replace(".", "/"): nn.ModuleDict(
+                    {
+                        name: nn.Linear(config.cross_attention_dim, channels, bias=False)
+                        for name in (_KEY, _VALUE)
+                    }
+                )
+                for path, channels in blocks.items()
+            }
+        )
+
+    def tokens(self, clip_features: Tensor, face_embedding: Tensor) -> Tensor:
+        """Map encoder features to identity tokens.
+
+        Args:
+            clip_features: `[B, clip_tokens, clip_width]` last hidden state of the image encoder.
+            face_embedding: `[B, face_width]`, L2-normalised.
+
+        Returns:
+            `[B, clip_tokens + face_tokens, D]`.
+        """
+        return torch.cat([self.clip_mapper(clip_features), self.face_mapper(face_embedding)], dim=1)
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Project identity tokens `[B, T, D]` to the keys and values of all blocks, each `[B, T, S]`.
+
+        One matrix product for all blocks: the weights are stacked, not the results.
+        """
+        layers = [self.projections[path.replace(".", "/")] for path in self.blocks]
+        keys = torch.cat([layer[_KEY].weight.T for layer in layers], dim=1)
+        values = torch.cat([layer[_VALUE].weight.T for layer in layers], dim=1)
+        return tokens @ keys, tokens @ values
+
+    def forward(self, clip_features: Tensor, face_embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return identity tokens, keys and values of encoder features; see `tokens` and `project`."""
+        tokens = self.tokens(clip_features, face_embedding)
+        return tokens, *self.project(tokens)
+
+    def save(self, path: str | Path) -> None:
+        """Write the modules as one safetensors file, whole or not at all."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.partial")
+        tensors = {_file_key(name): value.detach().contiguous() for name, value in self.state_dict().items()}
+        save_file(tensors, partial, metadata={CONFIG_KEY: json.dumps(self.config.to_dict())})
+        partial.replace(target)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, blocks: Mapping[str, int], dtype: torch.dtype = torch.float32
+    ) -> IdentityModules:
+        """Read an identity file for a UNet with the given cross-attention blocks.
+
+        Args:
+            path: safetensors file with keys `clip_mapper.*`, `face_mapper.*`, `<attn2 path>.to_k_id.weight`
+                and `<attn2 path>.to_v_id.weight`, and the configuration in the header.
+            blocks: as in the constructor.
+            dtype: dtype to hold the weights in.
+
+        Returns:
+            The modules in evaluation mode.
+
+        Raises:
+            InputError: the file is missing, truncated, without configuration, or made for another UNet.
+        """
+        config = read_config(path)
+        with torch.device("meta"):
+            modules = cls(config, blocks)
+        expected = {
+            _file_key(name): (name, tuple(value.shape)) for name, value in modules.state_dict().items()
+        }
+        with safe_open(path, framework="pt") as file:
+            found = set(file.keys())
+            _check_keys(path, expected.keys(), found)
+            tensors = {}
+            for key, (name, shape) in expected.items():
+                tensor = file.get_tensor(key)
+                if tuple(tensor.shape) != shape:
+                    raise InputError(
+                        f"{path}: {key} has shape {list(tensor.shape)}, this model needs {list(shape)}.",
+                        fix="Use identity weights trained for this base model.",
+                    )
+                if not bool(tensor.isfinite().all()):
+                    raise InputError(f"{path}: {key} has non-finite values.", fix="Use an intact checkpoint.")
+                tensors[name] = tensor.to(dtype)
+        modules.load_state_dict(tensors, assign=True)
+        return modules.eval().requires_grad_(False)
+
+
+def read_config(path: str | Path) -> IdentityConfig:
+    """Read the configuration in an identity file's header without loading a tensor.
+
+    Raises:
+        InputError: the file is missing, truncated or not an identity file.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"There is no identity file at {path}.", fix="Give the path of a .safetensors file.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error}).", fix="Copy or download it again."
+        ) from error
+    if CONFIG_KEY not in metadata:
+        raise InputError(
+            f"{path} has no '{CONFIG_KEY}' in its header, so it is not an Infinite-ID identity file.",
+            fix="Save it with IdentityModules.save.",
+        )
+    return IdentityConfig.from_json(metadata[CONFIG_KEY])
+
+
+def _file_key(name: str) -> str:
+    """Name of a parameter in the file: projections carry the UNet's own path."""
+    return name.removeprefix("projections.").replace("/", ".")
+
+
+def _check_keys(path: str | Path, expected: Sequence[str] | set[str] | object, found: set[str]) -> None:
+    wanted = set(expected)  # type: ignore[call-overload]
+    for problem, names in (("lacks", wanted - found), ("has unexpected", found - wanted)):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise InputError(
+                f"{path} {problem} tensors: {shown}.", fix="Use identity weights trained for this base model."
+            )

@@ -1,0 +1,209 @@
+"""The reference pipeline: Infinite-ID in PyTorch with diffusers' conventions. Everything else is checked against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from infid_engines.errors import InputError
+from infid_export.faces.reader import FaceInputs
+from infid_export.model.config import IdentityConfig
+from infid_export.model.encoders import IdentityEncoder, ImageEncoder
+from infid_export.model.identity import IdentityModules
+from infid_export.model.processors import identity_blocks
+from infid_export.model.sources import ModelSource
+from infid_export.model.step import DenoiseStep
+
+# SDXL's schedule, as in its scheduler_config.json.
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+    "prediction_type": "epsilon",
+}
+
+
+@dataclass
+class InfiniteIDOutput(BaseOutput):  # type: ignore[misc]
+    """Result of the pipeline.
+
+    Args:
+        images: the identity stream's pictures: PIL images, or `[B, H, W, 3]` or latents `[B, 4, h, w]`.
+        text_latents: `[B, 4, h, w]`, the text stream's final latents.
+    """
+
+    images: Any
+    text_latents: Tensor
+
+
+class InfiniteIDPipeline(StableDiffusionXLPipeline):  # type: ignore[misc]
+    """SDXL with a second, identity stream. Made by `from_pretrained` or `from_source`."""
+
+    @classmethod
+    def from_pretrained(
+        cls, base: str | Path, *, identity: str | Path, image_encoder: Any = None, **kwargs: Any
+    ) -> InfiniteIDPipeline:
+        """Load an SDXL checkpoint and identity weights.
+
+        Args:
+            base: folder in diffusers' format, or hub id.
+            identity: identity weights (safetensors).
+            image_encoder: an `ImageEncoder`, for `encode_identity`.
+            kwargs: passed on to diffusers, such as `torch_dtype` and `variant`.
+
+        Raises:
+            InputError: the identity weights do not fit.
+        """
+        pipe: InfiniteIDPipeline = super().from_pretrained(base, **kwargs)
+        modules = IdentityModules.load(identity, identity_blocks(pipe.unet), pipe.unet.dtype)
+        return pipe._with_identity(modules, image_encoder)
+
+    @classmethod
+    def from_source(cls, source: ModelSource, dtype: torch.dtype = torch.float32) -> InfiniteIDPipeline:
+        """Assemble the pipeline from a model source."""
+        from tokenizers import Tokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizers = [
+            PreTrainedTokenizerFast(
+                tokenizer_object=Tokenizer.from_str(text), model_max_length=77, pad_token=pad, eos_token="<|endoftext|>"
+            )
+            for text, pad in zip(source.tokenizers(), ("<|endoftext|>", "!"), strict=True)
+        ]
+        pipe = cls(
+            vae=source.load("vae", dtype),
+            text_encoder=source.load("text_encoder", dtype),
+            text_encoder_2=source.load("text_encoder_2", dtype),
+            tokenizer=tokenizers[0],
+            tokenizer_2=tokenizers[1],
+            unet=source.load("unet", dtype),
+            scheduler=DDIMScheduler(**SCHEDULER),
+            add_watermarker=False,
+        )
+        identity: Any = source.load("identity", dtype)
+        image_encoder: Any = source.load("image_encoder", dtype)
+        return pipe._with_identity(identity, image_encoder)
+
+    def _with_identity(self, identity: IdentityModules, image_encoder: ImageEncoder | None) -> InfiniteIDPipeline:
+        self._identity_modules = identity.to(self.device)
+        self._identity_image_encoder = image_encoder
+        self._step = DenoiseStep(self.unet, identity.config)
+        if not isinstance(self.scheduler, DDIMScheduler):
+            self.scheduler = DDIMScheduler.from_config(self.scheduler.config, **SCHEDULER)
+        return self
+
+    @property
+    def identity_config(self) -> IdentityConfig:
+        """The method variant."""
+        return self._identity_modules.config
+
+    @torch.no_grad()
+    def encode_identity(self, inputs: FaceInputs) -> tuple[Tensor, Tensor]:
+        """Encode a face to the keys and values of all layers.
+
+        Args:
+            inputs: aligned crop and embedding, see `infid_export.faces`.
+
+        Returns:
+            `[2, T, S]` keys and values; row 0 is unconditional.
+
+        Raises:
+            InputError: the pipeline was loaded without an image encoder.
+        """
+        if self._identity_image_encoder is None:
+            raise InputError("The pipeline has no image encoder.", fix="Load it with image_encoder=ImageEncoder(...).")
+        encoder = IdentityEncoder(self._identity_image_encoder, self._identity_modules)
+        _, keys, values = encoder(torch.from_numpy(inputs.face_crop), torch.from_numpy(inputs.face_embedding))
+        return keys, values
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        prompt: str | list[str],
+        identity: tuple[Tensor, Tensor],
+        *,
+        negative_prompt: str = "",
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 5.0,
+        style_strength: float = 1.0,
+        identity_strength: float = 1.0,
+        generator: np.random.Generator | torch.Generator | None = None,
+        latents: Tensor | None = None,
+        text_latents: Tensor | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+        output_type: str = "pil",
+    ) -> InfiniteIDOutput:
+        """Generate pictures of a person.
+
+        Args:
+            prompt: one or several (B).
+            identity: keys and values of `encode_identity`.
+            negative_prompt: what to avoid.
+            height: pixels; None is the model's own. Likewise `width`.
+            num_inference_steps: DDIM steps.
+            guidance_scale: of each stream's classifier-free guidance.
+            style_strength: s of AdaIN.
+            identity_strength: λ.
+            generator: source of the initial noise.
+            latents: `[B, 4, h, w]` initial noise instead.
+            text_latents: likewise for the text stream; None is the same noise.
+            callback_on_step_end: diffusers' callback; may replace `latents`.
+            output_type: `pil`, `np`, `pt` or `latent`.
+
+        Returns:
+            Pictures of the identity stream, and the text stream's latents.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        batch, device = len(prompts), self._execution_device
+        side = self.unet.config.sample_size * self.vae_scale_factor
+        height, width = height or side, width or side
+        cond, uncond, pooled, pooled_uncond = self.encode_prompt(
+            prompts, device=device, negative_prompt=[negative_prompt] * batch, do_classifier_free_guidance=True
+        )
+        shape = (batch, 4, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        current = (_noise(shape, generator) if latents is None else latents).to(device, torch.float32)
+        text = (current if text_latents is None else text_latents).to(device, torch.float32)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        current, text = current * self.scheduler.init_noise_sigma, text * self.scheduler.init_noise_sigma
+        time_ids = torch.tensor([[height, width, 0, 0, height, width]] * (2 * batch), dtype=torch.float32, device=device)
+        keys, values = (tensor.repeat_interleave(batch, 0).to(device, self.unet.dtype) for tensor in identity)
+        strengths = [torch.full((batch,), value, device=device) for value in (style_strength, identity_strength)]
+        with self.progress_bar(total=num_inference_steps) as progress:
+            for index, timestep in enumerate(self.scheduler.timesteps):
+                noise = self._step.predict_noise(
+                    text, current, timestep[None].float(), torch.cat([uncond, cond]),
+                    torch.cat([pooled_uncond, pooled]), time_ids, keys, values, *strengths,
+                )  # fmt: skip
+                guided = [u + guidance_scale * (c - u) for u, c in (stream.chunk(2) for stream in noise)]
+                text = self.scheduler.step(guided[0], timestep, text).prev_sample
+                current = self.scheduler.step(guided[1], timestep, current).prev_sample
+                if callback_on_step_end is not None:
+                    current = callback_on_step_end(self, index, timestep, {"latents": current}).get("latents", current)
+                progress.update()
+        if output_type == "latent":
+            return InfiniteIDOutput(current, text)
+        scaled = (current / self.vae.config.scaling_factor).to(self.vae.dtype)
+        images = self.vae.decode(scaled, return_dict=False)[0].float()
+        return InfiniteIDOutput(self.image_processor.postprocess(images, output_type=output_type), text)
+
+
+def _noise(shape: tuple[int, ...], generator: np.random.Generator | torch.Generator | None) -> Tensor:
+    if isinstance(generator, torch.Generator):
+        return torch.randn(shape, generator=generator, device=generator.device)
+    source = generator or np.random.default_rng()
+    return torch.from_numpy(source.standard_normal(shape, dtype=np.float32))

@@ -1,0 +1,235 @@
+"""Two-stream attention: processors that see the text and the identity rows of one UNet batch.
+
+Rows come in this order: `text_uncond, text_cond, id_uncond, id_cond` (each B rows); either stream may be
+absent. What a call needs travels in a `Streams` object through diffusers' `cross_attention_kwargs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from infid_engines.errors import InputError
+from infid_export.model.config import IdentityConfig
+from infid_kernels import adain, adain_mean, merged_cross_attention_reference, mixed_attention_reference
+
+
+@dataclass
+class Streams:
+    """What the attention layers need to know about one UNet call.
+
+    R = 2B: unconditional rows, then conditional rows.
+
+    Args:
+        text: whether the batch holds text rows (they come first).
+        identity_keys: `[R, T, S]` image keys of all blocks; None if the batch holds no identity rows.
+        identity_values: `[R, T, S]`, likewise.
+        style_strength: `[R]`, s of AdaIN.
+        identity_strength: `[R]`, λ.
+        text_features: per block path, `[R, N, C]` the input of `attn1` in the text rows: collected where the
+            batch holds text rows, read where it holds identity rows alone. Identity rows alone and no
+            features: the training mode, plain self-attention and no text cross-attention.
+    """
+
+    text: bool
+    identity_keys: Tensor | None = None
+    identity_values: Tensor | None = None
+    style_strength: Tensor | None = None
+    identity_strength: Tensor | None = None
+    text_features: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> bool:
+        """Whether the batch holds identity rows."""
+        return self.identity_keys is not None
+
+    def split(self, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Split a tensor over all rows into text rows and identity rows; an absent stream is None."""
+        if self.text and self.identity:
+            # slices, not chunk(): ONNX has no plain counterpart of a list of tensors
+            half = rows.shape[0] // 2
+            return rows[:half], rows[half:]
+        return (rows, None) if self.text else (None, rows)
+
+
+class SelfAttentionProcessor:
+    """`attn1`: plain for text rows, mixed attention for identity rows.
+
+    Args:
+        path: path of the transformer block in the UNet, the name of its text features.
+        config: the method variant.
+    """
+
+    def __init__(self, path: str, config: IdentityConfig) -> None:
+        self.path = path
+        self.config = config
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        streams: Streams | None = None,
+    ) -> Tensor:
+        """Attend within the layer; `hidden_states` is `[rows, N, C]`, and so is the result."""
+        streams = streams or Streams(text=True)
+        q_t, q_id = streams.split(_heads(attn, attn.to_q(hidden_states)))
+        k_t, k_id = streams.split(_heads(attn, attn.to_k(hidden_states)))
+        v_t, v_id = streams.split(_heads(attn, attn.to_v(hidden_states)))
+        outputs = []
+        if streams.text:
+            text_rows, _ = streams.split(hidden_states)
+            assert text_rows is not None and q_t is not None and k_t is not None and v_t is not None
+            streams.text_features[self.path] = text_rows
+            outputs.append(scaled_dot_product_attention(q_t, k_t, v_t))
+        elif self.path in streams.text_features:
+            features = streams.text_features[self.path]
+            k_t, v_t = _heads(attn, attn.to_k(features)), _heads(attn, attn.to_v(features))
+        if streams.identity:
+            assert q_id is not None and k_id is not None and v_id is not None
+            if k_t is None or v_t is None or self.config.self_attention == "plain":
+                outputs.append(scaled_dot_product_attention(q_id, k_id, v_id))
+            else:
+                outputs.append(self._interact(q_id, k_id, v_id, k_t, v_t, streams.style_strength))
+        return _output(attn, outputs)
+
+    def _interact(
+        self, q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, strength: Tensor | None
+    ) -> Tensor:
+        assert strength is not None
+        if self.config.self_attention == "mixed" and self.config.adain == "mean":
+            return mixed_attention_reference(q, k_id, v_id, k_t, v_t, strength)
+        k_hat = _adain(self.config, k_id, k_t, strength)
+        v_hat = _adain(self.config, v_id, v_t, strength)
+        second = (k_t, v_t) if self.config.self_attention == "mixed" else (k_id, v_id)
+        return scaled_dot_product_attention(
+            q, torch.cat([k_hat, second[0]], dim=2), torch.cat([v_hat, second[1]], dim=2)
+        )
+
+
+class CrossAttentionProcessor:
+    """`attn2`: plain for text rows, text and identity merged for identity rows.
+
+    Args:
+        channels: where this block's channels lie in the stacked identity keys and values.
+        config: the method variant.
+    """
+
+    def __init__(self, channels: slice, config: IdentityConfig) -> None:
+        self.channels = channels
+        self.config = config
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        streams: Streams | None = None,
+    ) -> Tensor:
+        """Attend to the prompt and the person; `hidden_states` is `[rows, N, C]`, and so is the result.
+
+        `encoder_hidden_states` is `[R, L, D]`, once for both streams, since their prompts are the same.
+        """
+        streams = streams or Streams(text=True)
+        q_t, q_id = streams.split(_heads(attn, attn.to_q(hidden_states)))
+        k_t = v_t = None
+        if encoder_hidden_states is not None:
+            k_t = _heads(attn, attn.to_k(encoder_hidden_states))
+            v_t = _heads(attn, attn.to_v(encoder_hidden_states))
+        outputs = []
+        if q_t is not None:
+            outputs.append(scaled_dot_product_attention(q_t, k_t, v_t))
+        if q_id is not None:
+            outputs.append(self._merge(attn, q_id, k_t, v_t, streams))
+        return _output(attn, outputs)
+
+    def _merge(
+        self, attn: Attention, q: Tensor, k_t: Tensor | None, v_t: Tensor | None, streams: Streams
+    ) -> Tensor:
+        assert streams.identity_keys is not None and streams.identity_values is not None
+        k_id = _heads(attn, streams.identity_keys[..., self.channels])
+        v_id = _heads(attn, streams.identity_values[..., self.channels])
+        if k_t is None or v_t is None:
+            return scaled_dot_product_attention(q, k_id, v_id)
+        strength, factor = streams.style_strength, streams.identity_strength
+        assert strength is not None and factor is not None
+        where, kind = self.config.cross_adain, self.config.adain
+        if where == "kv" and kind == "mean":
+            return merged_cross_attention_reference(q, k_t, v_t, k_id, v_id, strength, factor)
+        if where == "kv":
+            k_id = _adain(self.config, k_id, k_t, strength)
+            v_id = _adain(self.config, v_id, v_t, strength)
+        text = scaled_dot_product_attention(q, k_t, v_t)
+        identity = scaled_dot_product_attention(q, k_id, v_id)
+        if where == "output":
+            identity = _adain(self.config, identity, text, strength)
+        return text + factor.view(-1, 1, 1, 1).to(q.dtype) * identity
+
+
+def identity_blocks(unet: nn.Module) -> dict[str, int]:
+    """Return the path of every cross-attention (`attn2`) of a UNet and its channels, in the UNet's order."""
+    return {
+        path: module.to_k.out_features
+        for path, module in unet.named_modules()
+        if isinstance(module, Attention) and path.endswith(".attn2")
+    }
+
+
+def install_processors(unet: Any, config: IdentityConfig) -> None:
+    """Put the two-stream processors into every transformer block of a UNet.
+
+    Raises:
+        InputError: the UNet has attention layers this method is not defined on.
+    """
+    processors: dict[str, SelfAttentionProcessor | CrossAttentionProcessor] = {}
+    offset = 0
+    for path, module in unet.named_modules():
+        if not isinstance(module, Attention):
+            continue
+        if module.group_norm is not None or module.residual_connection or module.norm_q is not None:
+            raise InputError(
+                f"The UNet's attention layer {path} is not an SDXL transformer block's.",
+                fix="Use an SDXL checkpoint (transformer blocks with linear attention projections).",
+            )
+        if path.endswith(".attn1"):
+            processors[f"{path}.processor"] = SelfAttentionProcessor(path.removesuffix(".attn1"), config)
+        else:
+            channels = module.to_k.out_features
+            processors[f"{path}.processor"] = CrossAttentionProcessor(
+                slice(offset, offset + channels), config
+            )
+            offset += channels
+    if offset == 0:
+        raise InputError("The UNet has no transformer block.", fix="Use an SDXL checkpoint.")
+    unet.set_attn_processor(processors)
+
+
+def text_feature_paths(blocks: Mapping[str, int]) -> list[str]:
+    """Return the names of the per-block text features, in the UNet's order."""
+    return [path.removesuffix(".attn2") for path in blocks]
+
+
+def _heads(attn: Attention, rows: Tensor) -> Tensor:
+    """Reshape `[rows, N, H·d]` to `[rows, H, N, d]`."""
+    return rows.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+def _output(attn: Attention, outputs: list[Tensor]) -> Tensor:
+    """Join the streams' `[rows, H, N, d]` and apply the output projection."""
+    joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return attn.to_out[1](attn.to_out[0](joined.transpose(1, 2).flatten(2)))
+
+
+def _adain(config: IdentityConfig, x: Tensor, y: Tensor, strength: Tensor) -> Tensor:
+    strength = strength.view(-1, 1, 1, 1)
+    if config.adain == "off":
+        return x
+    return adain_mean(x, y, strength) if config.adain == "mean" else adain(x, y, strength)

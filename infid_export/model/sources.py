@@ -1,0 +1,269 @@
+"""Where a model comes from: random weights of a known architecture, or a checkpoint in diffusers' format.
+
+A source hands out components (`text_encoder`, `text_encoder_2`, `unet`, `vae`, `image_encoder`, `identity`), each
+as an empty module on the meta device, as a loaded module, or as a stream of weights. Opening one reads
+configurations and hashes only; torch is imported when a component is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from infid_engines.errors import InputError
+from infid_engines.manifest import sha256_file
+from infid_export.model.architectures import DEMO, SDXL, Architecture, identity_config
+from infid_export.model.config import IdentityConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae", "image_encoder", "identity")
+BUILT_IN = {"demo": DEMO, "random-sdxl": SDXL}
+_IMAGE_ENCODER = "ViT-H-14"
+
+
+class ModelSource(Protocol):
+    """A model that can be run as a reference and exported."""
+
+    name: str
+    architecture: Architecture
+    config: IdentityConfig
+
+    def fingerprint(self, component: str) -> str:
+        """Return a sha256 that changes when the component's weights or configuration change."""
+
+    def empty(self, component: str) -> nn.Module:
+        """Return the component without weights: parameters on the meta device, buffers real."""
+
+    def load(self, component: str, dtype: torch.dtype) -> nn.Module:
+        """Return the component with its weights, in evaluation mode."""
+
+    def weights(self, component: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Yield the component's parameters."""
+
+    def tokenizers(self) -> tuple[str, str]:
+        """Return both tokenizers as JSON texts of the `tokenizers` library."""
+
+
+class RandomSource:
+    """Seeded random weights: the architecture is true, the pictures are noise.
+
+    Every parameter has a generator of its own, seeded by its name, so that a component can be made in any
+    order, in part, and in any type, always with the same values.
+
+    Args:
+        name: a key of `BUILT_IN`.
+        seed: seed of all weights.
+        config: the method variant; None is the default one.
+    """
+
+    def __init__(self, name: str, seed: int = 0, config: IdentityConfig | None = None) -> None:
+        self.name = name
+        self.seed = seed
+        self.architecture = BUILT_IN[name]
+        self.config = config or identity_config(self.architecture)
+
+    def fingerprint(self, component: str) -> str:
+        """Return a hash of all that decides the weights."""
+        sizes = [self.config.tokens, self.config.clip_width, self.config.face_width, self.config.cross_attention_dim]
+        facts = ["random", 1, self.seed, component, self.architecture.component(component), sizes]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def empty(self, component: str) -> nn.Module:
+        """Return the component with its parameters on the meta device."""
+        from infid_export.model.components import build_component
+
+        return build_component(component, self.architecture, self.config)
+
+    def load(self, component: str, dtype: torch.dtype) -> nn.Module:
+        """Return the component with its random weights."""
+        module = self.empty(component)
+        module.load_state_dict(dict(self.weights(component, dtype)), strict=False, assign=True)
+        return module.to(dtype).eval().requires_grad_(False)
+
+    def weights(self, component: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Yield random parameters one at a time: unit norms, zero biases, weights that keep activations near 1."""
+        for name, parameter in self.empty(component).named_parameters():
+            yield name, self._parameter(f"{component}.{name}", tuple(parameter.shape)).to(dtype)
+
+    def _parameter(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        import torch
+
+        if len(shape) < 2:
+            return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        return torch.empty(shape).normal_(0, 1 / math.sqrt(math.prod(shape[1:])), generator=generator)
+
+    def tokenizers(self) -> tuple[str, str]:
+        """Return the two CLIP tokenizers of SDXL, rebuilt from the vocabulary that open_clip carries."""
+        from infid_export.model.tokenizers import clip_tokenizer_json
+
+        return clip_tokenizer_json(pad="<|endoftext|>"), clip_tokenizer_json(pad="!")
+
+
+class CheckpointSource:
+    """An SDXL checkpoint folder in diffusers' format, with identity weights and an OpenCLIP image encoder.
+
+    Args:
+        folder: has `unet/`, `vae/`, `text_encoder/`, `text_encoder_2/`, `tokenizer/` and `tokenizer_2/`.
+        identity: identity weights, see `IdentityModules.save`.
+        image_encoder: OpenCLIP ViT-H-14 checkpoint file, or a pretrained tag that open_clip can fetch.
+        config: the method variant; None is the identity file's own.
+
+    Raises:
+        InputError: a part is missing or not SDXL's.
+    """
+
+    def __init__(
+        self, folder: Path, identity: Path, image_encoder: str, config: IdentityConfig | None = None
+    ) -> None:
+        from infid_export.model.identity import read_config
+
+        self.name = str(folder)
+        self.folder, self.identity, self.image_encoder = folder, identity, image_encoder
+        self.config = config or read_config(identity)
+        parts = {name: _read_config(folder, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")}
+        if parts["unet"].get("addition_embed_type") != "text_time":
+            raise InputError(f"{folder} is not an SDXL checkpoint.", fix="Use SDXL base or a fine-tune of it.")
+        self.architecture = Architecture(
+            size=8 * int(parts["unet"]["sample_size"]), image_encoder=SDXL.image_encoder, **parts
+        )
+
+    def fingerprint(self, component: str) -> str:
+        """Return a hash of the component's files."""
+        if component == "image_encoder" and not Path(self.image_encoder).is_file():
+            return hashlib.sha256(f"open_clip:{_IMAGE_ENCODER}:{self.image_encoder}".encode()).hexdigest()
+        if component in ("image_encoder", "identity"):
+            return sha256_file(Path(self.image_encoder if component == "image_encoder" else self.identity))
+        files = [self.folder / component / "config.json", *self._weight_files(component)]
+        return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
+
+    def _weight_files(self, component: str) -> list[Path]:
+        files = sorted((self.folder / component).glob("*.safetensors"))
+        plain = [file for file in files if ".fp16." not in file.name]
+        if not files:
+            raise InputError(
+                f"{self.folder / component} has no .safetensors weights.",
+                fix="Download or convert the checkpoint in safetensors format.",
+            )
+        return plain or files
+
+    def empty(self, component: str) -> nn.Module:
+        """Return the component with its parameters on the meta device."""
+        from infid_export.model.components import build_component
+
+        return build_component(component, self.architecture, self.config)
+
+    def load(self, component: str, dtype: torch.dtype) -> nn.Module:
+        """Load the component through its library's own loader.
+
+        Raises:
+            InputError: the weights are cut off or do not fit the configuration.
+        """
+        try:
+            return self._load(component, dtype).to(dtype).eval().requires_grad_(False)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise InputError(
+                f"The {component} weights of {self.name} cannot be loaded ({error}).", fix="Copy or download them again."
+            ) from error
+
+    def _load(self, component: str, dtype: torch.dtype) -> nn.Module:
+        if component == "identity":
+            from infid_export.model.identity import IdentityModules
+            from infid_export.model.processors import identity_blocks
+
+            return IdentityModules.load(self.identity, identity_blocks(self.empty("unet")), dtype)
+        if component == "image_encoder":
+            import open_clip
+
+            from infid_export.model.encoders import ImageEncoder
+
+            model = open_clip.create_model(_IMAGE_ENCODER, pretrained=self.image_encoder)
+            return ImageEncoder(model.visual)
+        variant = "fp16" if all(".fp16." in file.name for file in self._weight_files(component)) else None
+        options: dict[str, Any] = {"subfolder": component, "torch_dtype": dtype, "variant": variant}
+        if component in ("unet", "vae"):
+            import diffusers
+
+            kind = diffusers.UNet2DConditionModel if component == "unet" else diffusers.AutoencoderKL
+        else:
+            import transformers
+
+            kind = transformers.CLIPTextModel if component == "text_encoder" else transformers.CLIPTextModelWithProjection
+        return kind.from_pretrained(self.folder, use_safetensors=True, **options)  # type: ignore[no-any-return]
+
+    def weights(self, component: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Yield the loaded component's parameters."""
+        for name, parameter in self.load(component, dtype).named_parameters():
+            yield name, parameter.detach()
+
+    def tokenizers(self) -> tuple[str, str]:
+        """Read both tokenizer folders."""
+        from infid_export.model.tokenizers import folder_tokenizer_json
+
+        return folder_tokenizer_json(self.folder / "tokenizer"), folder_tokenizer_json(self.folder / "tokenizer_2")
+
+
+def open_source(
+    model: str,
+    *,
+    identity: Path | None = None,
+    image_encoder: str | None = None,
+    seed: int = 0,
+    choices: dict[str, str | None] | None = None,
+) -> ModelSource:
+    """Open a model by name.
+
+    Args:
+        model: `demo`, `random-sdxl`, a folder in diffusers' format, or a hub id.
+        identity: identity weights; needed for a checkpoint.
+        image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint.
+        seed: seed of a built-in random model.
+        choices: method choices that replace the stored ones where they are not None.
+
+    Raises:
+        InputError: the model cannot be found or lacks a part.
+    """
+    chosen = choices or {}
+    if model in BUILT_IN:
+        return RandomSource(model, seed, identity_config(BUILT_IN[model]).with_choices(**chosen))
+    if identity is None or image_encoder is None:
+        raise InputError(
+            f"The checkpoint {model} needs identity weights and an image encoder.",
+            fix="Give --identity weights.safetensors and --image-encoder open_clip_checkpoint.",
+        )
+    from infid_export.model.identity import read_config
+
+    folder = Path(model) if Path(model).is_dir() else _download(model)
+    return CheckpointSource(folder, identity, image_encoder, read_config(identity).with_choices(**chosen))
+
+
+def _download(model: str) -> Path:
+    """Fetch a hub id through huggingface_hub, or find it in its cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.txt", "*/*.safetensors"]
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except Exception as error:  # the hub's errors have no common public base
+        raise InputError(
+            f"{model} is neither a built-in model, nor a folder, nor a hub id that can be reached "
+            f"({type(error).__name__}).",
+            fix=f"Use one of {', '.join(BUILT_IN)}, or the path of a checkpoint folder in diffusers' format.",
+        ) from error
+
+
+def _read_config(folder: Path, component: str) -> dict[str, Any]:
+    path = folder / component / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}).", fix="Use a checkpoint in diffusers' format.") from error
+    return values

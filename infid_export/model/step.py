@@ -1,0 +1,219 @@
+"""One denoising step as a module: UNet, classifier-free guidance and the DDIM update of each stream.
+
+These are the modules that are exported, and the ones the reference pipeline runs. DDIM with η = 0 (Song et al.,
+arXiv 2010.02502, equation 12) is linear in the latents and the noise estimate: x' = c_x·x + c_ε·ε.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infid_export.model.config import IdentityConfig
+from infid_export.model.processors import Streams, identity_blocks, install_processors, text_feature_paths
+
+
+class _Step(nn.Module):
+    """What the three steps share: the UNet call and the update of one stream.
+
+    Args:
+        unet: diffusers' UNet2DConditionModel; the two-stream processors are installed in it.
+        config: the method variant.
+    """
+
+    def __init__(self, unet: Any, config: IdentityConfig) -> None:
+        super().__init__()
+        install_processors(unet, config)
+        self.unet = unet
+        self.config = config
+        self.feature_paths = text_feature_paths(identity_blocks(unet))
+
+    def _noise(
+        self,
+        latents: list[Tensor],
+        timestep: Tensor,
+        prompt_embeds: Tensor,
+        pooled_prompt_embeds: Tensor,
+        time_ids: Tensor,
+        streams: Streams,
+    ) -> list[Tensor]:
+        """Return the noise estimate of each stream's latents, `[2B, 4, h, w]` in fp32 each."""
+        rows = torch.cat([copy for stream in latents for copy in (stream, stream)])
+        copies = len(latents)
+        noise = self.unet(
+            rows.to(self.unet.dtype),
+            timestep,
+            prompt_embeds,
+            # fp32: diffusers' time projection is fp32, and a concatenation of two types is not valid ONNX
+            added_cond_kwargs={
+                "text_embeds": pooled_prompt_embeds.float().repeat(copies, 1),
+                "time_ids": time_ids.repeat(copies, 1),
+            },
+            cross_attention_kwargs={"streams": streams},
+            return_dict=False,
+        )[0]
+        noise = noise.float()
+        rows_per_stream = prompt_embeds.shape[0]
+        return [noise[i * rows_per_stream : (i + 1) * rows_per_stream] for i in range(copies)]
+
+    def _streams(
+        self,
+        text: bool,
+        identity_keys: Tensor,
+        identity_values: Tensor,
+        style_strength: Tensor,
+        identity_strength: Tensor,
+    ) -> Streams:
+        """Spread the per-sample strengths over unconditional and conditional rows."""
+        uncond = (
+            identity_strength
+            if self.config.uncond_identity == "zeros"
+            else torch.zeros_like(identity_strength)
+        )
+        return Streams(
+            text=text,
+            identity_keys=identity_keys,
+            identity_values=identity_values,
+            style_strength=style_strength.repeat(2),
+            identity_strength=torch.cat([uncond, identity_strength]),
+        )
+
+
+def _update(latents: Tensor, noise: Tensor, guidance: Tensor, coefficients: Tensor) -> Tensor:
+    """Guide a `[2B, ...]` noise estimate and take the DDIM step from `[B, 4, h, w]` latents."""
+    samples = latents.shape[0]
+    uncond, cond = noise[:samples], noise[samples:]
+    guided = uncond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
+    return coefficients[0] * latents + coefficients[1] * guided
+
+
+class DenoiseStep(_Step):
+    """Both streams in one UNet batch.
+
+    Shapes: B samples, R = 2B rows (unconditional, then conditional).
+    """
+
+    def forward(
+        self,
+        text_latents: Tensor,
+        identity_latents: Tensor,
+        timestep: Tensor,
+        ddim_coefficients: Tensor,
+        guidance: Tensor,
+        prompt_embeds: Tensor,
+        pooled_prompt_embeds: Tensor,
+        time_ids: Tensor,
+        identity_keys: Tensor,
+        identity_values: Tensor,
+        style_strength: Tensor,
+        identity_strength: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Take one step.
+
+        Args:
+            text_latents: `[B, 4, h, w]` fp32.
+            identity_latents: `[B, 4, h, w]` fp32.
+            timestep: `[1]` fp32.
+            ddim_coefficients: `[2]` fp32, c_x and c_ε.
+            guidance: `[B]` fp32.
+            prompt_embeds: `[R, 77, D]`.
+            pooled_prompt_embeds: `[R, P]`.
+            time_ids: `[R, 6]` fp32.
+            identity_keys: `[R, T, S]`.
+            identity_values: `[R, T, S]`.
+            style_strength: `[B]` fp32, s.
+            identity_strength: `[B]` fp32, λ.
+
+        Returns:
+            Both streams' next latents, `[B, 4, h, w]` fp32.
+        """
+        text_noise, identity_noise = self.predict_noise(
+            text_latents,
+            identity_latents,
+            timestep,
+            prompt_embeds,
+            pooled_prompt_embeds,
+            time_ids,
+            identity_keys,
+            identity_values,
+            style_strength,
+            identity_strength,
+        )
+        return (
+            _update(text_latents, text_noise, guidance, ddim_coefficients),
+            _update(identity_latents, identity_noise, guidance, ddim_coefficients),
+        )
+
+
+    def predict_noise(
+        self,
+        text_latents: Tensor,
+        identity_latents: Tensor,
+        timestep: Tensor,
+        prompt_embeds: Tensor,
+        pooled_prompt_embeds: Tensor,
+        time_ids: Tensor,
+        identity_keys: Tensor,
+        identity_values: Tensor,
+        style_strength: Tensor,
+        identity_strength: Tensor,
+    ) -> list[Tensor]:
+        """Return both streams' noise estimates, `[R, 4, h, w]` fp32 each; arguments as in `forward`."""
+        streams = self._streams(True, identity_keys, identity_values, style_strength, identity_strength)
+        latents = [text_latents, identity_latents]
+        return self._noise(latents, timestep, prompt_embeds, pooled_prompt_embeds, time_ids, streams)
+
+
+class TextStep(_Step):
+    """The text stream alone; returns the per-block features that the identity stream attends to."""
+
+    def forward(
+        self,
+        text_latents: Tensor,
+        timestep: Tensor,
+        ddim_coefficients: Tensor,
+        guidance: Tensor,
+        prompt_embeds: Tensor,
+        pooled_prompt_embeds: Tensor,
+        time_ids: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Take one step of the text stream; arguments as in `DenoiseStep`.
+
+        Returns:
+            The next latents, then one `[R, N, C]` per transformer block.
+        """
+        streams = Streams(text=True)
+        (noise,) = self._noise(
+            [text_latents], timestep, prompt_embeds, pooled_prompt_embeds, time_ids, streams
+        )
+        features = [streams.text_features[path] for path in self.feature_paths]
+        return _update(text_latents, noise, guidance, ddim_coefficients), *features
+
+
+class IdentityStep(_Step):
+    """The identity stream alone, on the text features of the same step."""
+
+    def forward(
+        self,
+        identity_latents: Tensor,
+        timestep: Tensor,
+        ddim_coefficients: Tensor,
+        guidance: Tensor,
+        prompt_embeds: Tensor,
+        pooled_prompt_embeds: Tensor,
+        time_ids: Tensor,
+        identity_keys: Tensor,
+        identity_values: Tensor,
+        style_strength: Tensor,
+        identity_strength: Tensor,
+        text_features: list[Tensor],
+    ) -> Tensor:
+        """Take one step of the identity stream; arguments as in `DenoiseStep` and `TextStep`."""
+        streams = self._streams(False, identity_keys, identity_values, style_strength, identity_strength)
+        streams.text_features = dict(zip(self.feature_paths, text_features, strict=True))
+        (noise,) = self._noise(
+            [identity_latents], timestep, prompt_embeds, pooled_prompt_embeds, time_ids, streams
+        )
+        return _update(identity_latents, noise, guidance, ddim_coefficients)

@@ -1,0 +1,85 @@
+"""CLIP's tokenizer as a JSON file of the `tokenizers` library, from transformers' or open_clip's vocabulary."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+
+from infid_engines.errors import InputError
+
+LENGTH = 77
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_MERGES = 49152 - 256 - 2  # merges that CLIP uses of the file; see open_clip's SimpleTokenizer
+
+
+def clip_tokenizer_json(pad: str) -> str:
+    """Rebuild CLIP's tokenizer from the vocabulary that the open_clip package carries.
+
+    Args:
+        pad: padding token: `<|endoftext|>` for SDXL's first tokenizer, `!` for its second.
+
+    Returns:
+        JSON text of a `tokenizers.Tokenizer` that pads and truncates to 77 ids.
+    """
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        raise InputError("open_clip is not installed.", fix='pip install "infid-export[export]"')
+    with gzip.open(Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[1 : 1 + _MERGES]
+    merges = [(left, right) for left, right in (line.split() for line in lines)]
+    symbols = list(bytes_to_unicode().values())
+    words = [*symbols, *(symbol + "</w>" for symbol in symbols), *(left + right for left, right in merges)]
+    return _tokenizer_json({word: index for index, word in enumerate([*words, _START, _END])}, merges, pad)
+
+
+def folder_tokenizer_json(folder: Path) -> str:
+    """Read a tokenizer folder of an SDXL checkpoint (`vocab.json`, `merges.txt`, `special_tokens_map.json`).
+
+    Raises:
+        InputError: a file is missing or broken.
+    """
+    try:
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").strip().split("\n")
+        special = json.loads((folder / "special_tokens_map.json").read_text(encoding="utf-8"))
+        pad = special["pad_token"]
+        merges = [tuple(line.split()) for line in lines if not line.startswith("#version")]
+        return _tokenizer_json(vocabulary, [(left, right) for left, right in merges], _text(pad))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder} has no usable CLIP tokenizer ({error}).",
+            fix="It needs vocab.json, merges.txt and special_tokens_map.json.",
+        ) from error
+
+
+def _text(token: str | dict[str, str]) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def _tokenizer_json(vocabulary: dict[str, int], merges: list[tuple[str, str]], pad: str) -> str:
+    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
+    from tokenizers.models import BPE
+
+    tokenizer = Tokenizer(
+        BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=_END)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Lowercase()]
+    )
+    pattern = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{_START} $A {_END}", special_tokens=[(token, vocabulary[token]) for token in (_START, _END)]
+    )
+    tokenizer.enable_truncation(LENGTH)
+    tokenizer.enable_padding(length=LENGTH, pad_id=vocabulary[pad], pad_token=pad)
+    return str(tokenizer.to_str())

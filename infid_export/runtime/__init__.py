@@ -1,0 +1,1 @@
+"""Pictures from an engine folder; imports neither torch nor diffusers."""
