@@ -125,9 +125,7 @@ class Backend(Protocol):
             BuildError: the library refused the graph.
         """
 
-    def load(
-        self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str
-    ) -> Engine:
+    def load(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str) -> Engine:
         """Load an engine file that has been verified."""
 
 

@@ -78,6 +78,13 @@ class FolderTransaction:
             (self.staging / _RECORDS).mkdir(parents=True, exist_ok=True)
         return self
 
+    def peek(self) -> None:
+        """Read what the folder holds, without the lock and without writing anything."""
+        if self.target.is_file():
+            raise EngineFolderError(f"{self.target} is a file.", fix="Give a folder with --output.")
+        with contextlib.suppress(EngineFolderError):
+            self.previous = Manifest.load(self.target)
+
     def __exit__(self, *_: object) -> None:
         """Release the lock; the staging folder stays for a later build unless it was committed."""
         if self._lock is not None:

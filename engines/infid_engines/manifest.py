@@ -127,9 +127,7 @@ class Manifest:
             )
         try:
             graphs = {
-                name: GraphRecord(
-                    **{**graph, "inputs": _specs(graph["inputs"]), "outputs": _specs(graph["outputs"])}
-                )
+                name: GraphRecord(**{**graph, "inputs": _specs(graph["inputs"]), "outputs": _specs(graph["outputs"])})
                 for name, graph in values.pop("graphs").items()
             }
             engines = tuple(EngineRecord(**engine) for engine in values.pop("engines"))

@@ -28,9 +28,7 @@ class OnnxRuntimeBackend:
         try:
             import onnxruntime
         except ImportError as error:
-            raise BackendUnavailableError(
-                "onnxruntime is not installed.", fix="pip install onnxruntime"
-            ) from error
+            raise BackendUnavailableError("onnxruntime is not installed.", fix="pip install onnxruntime") from error
         return {"onnxruntime": onnxruntime.__version__}
 
     def check_target(self, target: str) -> None:
@@ -127,9 +125,7 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeLoop:
     """See `StepLoop`."""
 
-    def __init__(
-        self, engine: OnnxRuntimeEngine, fixed: Arrays, carry: Mapping[str, str], initial: Arrays
-    ) -> None:
+    def __init__(self, engine: OnnxRuntimeEngine, fixed: Arrays, carry: Mapping[str, str], initial: Arrays) -> None:
         self._engine, self._carry = engine, dict(carry)
         self._fixed = dict(fixed)
         self._state = dict(initial)

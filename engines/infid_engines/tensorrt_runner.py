@@ -77,9 +77,7 @@ class TensorRTLoop:
         initial: first values of carried inputs.
     """
 
-    def __init__(
-        self, engine: TensorRTEngine, carry: Mapping[str, str], fixed: Arrays, initial: Arrays
-    ) -> None:
+    def __init__(self, engine: TensorRTEngine, carry: Mapping[str, str], fixed: Arrays, initial: Arrays) -> None:
         from cuda.bindings import runtime as cudart
 
         self._cudart, self._engine = cudart, engine
@@ -118,9 +116,7 @@ class TensorRTLoop:
         np.copyto(staging, array)
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         _checked(
-            self._cudart.cudaMemcpyAsync(
-                self._buffers[name], staging.ctypes.data, staging.nbytes, kind, self._stream
-            )
+            self._cudart.cudaMemcpyAsync(self._buffers[name], staging.ctypes.data, staging.nbytes, kind, self._stream)
         )
 
     def step(self, varying: Arrays) -> None:
@@ -148,9 +144,7 @@ class TensorRTLoop:
         staging = self._staging[name]
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         _checked(
-            self._cudart.cudaMemcpyAsync(
-                staging.ctypes.data, self._buffers[name], staging.nbytes, kind, self._stream
-            )
+            self._cudart.cudaMemcpyAsync(staging.ctypes.data, self._buffers[name], staging.nbytes, kind, self._stream)
         )
         _checked(self._cudart.cudaStreamSynchronize(self._stream))
         return staging.copy()

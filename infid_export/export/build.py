@@ -165,9 +165,7 @@ def _unchanged(
     if set(manifest.files) != set(plan.artefacts()):
         return None
     kept = tuple(plan.artefacts())
-    return BuildReport(
-        transaction.target, manifest, parity, {}, kept, plan.notes, time.monotonic() - started
-    )
+    return BuildReport(transaction.target, manifest, parity, {}, kept, plan.notes, time.monotonic() - started)
 
 
 class _Builder:
@@ -397,7 +395,16 @@ class _Builder:
         if not engines:  # what parity runs on: the graphs themselves
             engines = tuple(
                 EngineRecord(
-                    graph, "onnxruntime", "cpu", record.file, record.sha256, self.files[record.file].size, "", {}, {}, {}
+                    graph,
+                    "onnxruntime",
+                    "cpu",
+                    record.file,
+                    record.sha256,
+                    self.files[record.file].size,
+                    "",
+                    {},
+                    {},
+                    {},
                 )
                 for graph, record in graphs.items()
             )

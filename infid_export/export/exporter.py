@@ -54,9 +54,7 @@ class Exporter:
         self.source = plan.source
         self.blocks = identity_blocks(self.source.empty("unet"))
 
-    def write_weights(
-        self, component: str, vae_precision: str, path: Path, progress: Callable[[float], None]
-    ) -> str:
+    def write_weights(self, component: str, vae_precision: str, path: Path, progress: Callable[[float], None]) -> str:
         """Stream a component's weights into their file; returns its sha256."""
         dtype = self._dtype("vae_decoder" if component == "vae" else component, vae_precision)
         layout = WeightsLayout.of(self.source.empty(component), dtype)
@@ -69,7 +67,7 @@ class Exporter:
         parts = {name: self.source.empty(name).to(dtype) for name in components.values()}
         export_onnx(
             graph_module(graph, parts, self.source.config),
-            graph_inputs(graph, self._sizes(dtype, size), self.source.architecture, self.source.config, self.blocks),
+            graph_inputs(graph, self.sizes(dtype, size), self.source.architecture, self.source.config, self.blocks),
             input_names(graph, self.blocks),
             output_names(graph, self.blocks),
             {
@@ -132,7 +130,7 @@ class Exporter:
             One row an output.
         """
         size = self.plan.parity_size
-        reference = Reference(self.source, self._sizes(torch.float32, size), self.blocks)
+        reference = Reference(self.source, self.sizes(torch.float32, size), self.blocks)
         groups: dict[tuple[str, ...], list[str]] = {}
         for graph in graphs:
             groups.setdefault(tuple(COMPONENTS_OF[graph].values()), []).append(graph)
@@ -228,7 +226,7 @@ class Exporter:
             return _TYPES[vae_precision]
         return _TYPES[self.plan.options.precision]
 
-    def _sizes(self, dtype: torch.dtype, size: tuple[int, int] | None) -> Sizes:
+    def sizes(self, dtype: torch.dtype, size: tuple[int, int] | None) -> Sizes:
+        """Return the shapes of the graphs, at the plan's size or another."""
         height, width = size or (self.plan.height, self.plan.width)
         return Sizes(self.plan.options.batch, height, width, self.plan.options.people, dtype)
-

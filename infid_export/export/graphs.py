@@ -19,7 +19,6 @@ PROMPT_TOKENS = 77
 FEATURE_PREFIX = "text_features."
 
 
-
 @dataclass(frozen=True)
 class Sizes:
     """All that decides the shapes of a folder's graphs.
@@ -126,8 +125,7 @@ def graph_inputs(
     if name == "denoise_step":
         return {"text_latents": _meta(*latents), "identity_latents": _meta(*latents), **common, **identity}
     features = [
-        _meta(rows, _tokens(path, sizes, architecture), channels, dtype=net)
-        for path, channels in blocks.items()
+        _meta(rows, _tokens(path, sizes, architecture), channels, dtype=net) for path, channels in blocks.items()
     ]
     return {"identity_latents": _meta(*latents), **common, **identity, "text_features": features}
 

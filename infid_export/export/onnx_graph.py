@@ -156,9 +156,7 @@ def _explicit_casts(model: ir.Model) -> None:
         if node.op_type == "CastLike" and node.outputs[0].dtype is not None:
             cast = ir.node("Cast", [node.inputs[0]], attributes={"to": int(node.outputs[0].dtype)})
             cast.outputs[0].dtype = node.outputs[0].dtype
-            ir.convenience.replace_nodes_and_values(
-                model.graph, node, [node], [cast], node.outputs, cast.outputs
-            )
+            ir.convenience.replace_nodes_and_values(model.graph, node, [node], [cast], node.outputs, cast.outputs)
 
 
 def _type_of(node: ir.Node) -> ir.DataType | None:

@@ -90,9 +90,7 @@ class BuildOptions:
                 )
         for name in ("batch", "people"):
             if getattr(self, name) < 1:
-                raise InputError(
-                    f"{name} must be at least 1, not {getattr(self, name)}.", fix="Use 1 or more."
-                )
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.", fix="Use 1 or more.")
         for name in ("height_range", "width_range", "batch_range"):
             bounds: Range | None = getattr(self, name)
             if bounds is not None and not 1 <= bounds[0] <= bounds[1] <= bounds[2]:

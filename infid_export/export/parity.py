@@ -149,8 +149,17 @@ def compare(
         limits = tolerance(precision)
         rows.append(
             ParityRow(
-                graph, label, found[names[0]].dtype.name, largest, rms, cosine, limits.max, limits.rms,
-                bool(largest <= limits.max and rms <= limits.rms), key, size,
+                graph,
+                label,
+                found[names[0]].dtype.name,
+                largest,
+                rms,
+                cosine,
+                limits.max,
+                limits.rms,
+                bool(largest <= limits.max and rms <= limits.rms),
+                key,
+                size,
             )  # fmt: skip
         )
     return rows

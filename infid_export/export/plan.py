@@ -170,9 +170,7 @@ def make_plan(options: BuildOptions) -> Plan:
     components = sorted({name for graph in options.graphs for name in COMPONENTS_OF[graph].values()})
     prints = {name: source.fingerprint(name) for name in components}
     code = exporter_hash()
-    weights = {
-        name: {"weights": prints[name], "precision": options.precision, "exporter": code} for name in components
-    }
+    weights = {name: {"weights": prints[name], "precision": options.precision, "exporter": code} for name in components}
     graphs = {name: _graph_fields(name, options, source, code) for name in options.graphs}
     files, notes = _face_fields(options, source)
     tokenizer = {"tokenizer": source.name if source.name not in BUILT_IN else "clip", "exporter": code}

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from infid_export.export.graphs import (
-
     FEATURE_PREFIX,
     Sizes,
     feature_names,

@@ -90,9 +90,7 @@ class WeightsLayout:
         text += b" " * (-(len(text) + 8) % 64)  # data starts at a multiple of 64 bytes
         prefix = len(text).to_bytes(8, "little") + text
         tensors = {
-            name: StoredTensor(
-                name, shape, stored, name in transposed, len(prefix) + spans[name][0], spans[name][1]
-            )
+            name: StoredTensor(name, shape, stored, name in transposed, len(prefix) + spans[name][0], spans[name][1])
             for name, (shape, stored) in entries.items()
         }
         return cls(tensors, prefix)

@@ -56,6 +56,4 @@ class FaceReader:
         face = choose_face(self._detector.detect(pixels), face_index)
         crop = align(pixels, face.landmarks, portrait_template(), self._crop_size)
         aligned = align(pixels, face.landmarks, ARCFACE_TEMPLATE, SIZE)
-        return FaceInputs(
-            crop.astype(np.float32).transpose(2, 0, 1)[None] / 255, self._recognizer.embed(aligned)[None]
-        )
+        return FaceInputs(crop.astype(np.float32).transpose(2, 0, 1)[None] / 255, self._recognizer.embed(aligned)[None])

@@ -27,9 +27,7 @@ class ClipMapper(nn.Sequential):
 
     def __init__(self, config: IdentityConfig) -> None:
         width = config.cross_attention_dim
-        super().__init__(
-            nn.Linear(config.clip_width, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width)
-        )
+        super().__init__(nn.Linear(config.clip_width, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width))
 
 
 class FaceMapper(nn.Module):
@@ -67,10 +65,7 @@ class IdentityModules(nn.Module):
         self.projections = nn.ModuleDict(
             {
                 path.replace(".", "/"): nn.ModuleDict(
-                    {
-                        name: nn.Linear(config.cross_attention_dim, channels, bias=False)
-                        for name in (_KEY, _VALUE)
-                    }
+                    {name: nn.Linear(config.cross_attention_dim, channels, bias=False) for name in (_KEY, _VALUE)}
                 )
                 for path, channels in blocks.items()
             }
@@ -112,9 +107,7 @@ class IdentityModules(nn.Module):
         partial.replace(target)
 
     @classmethod
-    def load(
-        cls, path: str | Path, blocks: Mapping[str, int], dtype: torch.dtype = torch.float32
-    ) -> IdentityModules:
+    def load(cls, path: str | Path, blocks: Mapping[str, int], dtype: torch.dtype = torch.float32) -> IdentityModules:
         """Read an identity file for a UNet with the given cross-attention blocks.
 
         Args:
@@ -132,9 +125,7 @@ class IdentityModules(nn.Module):
         config = read_config(path)
         with torch.device("meta"):
             modules = cls(config, blocks)
-        expected = {
-            _file_key(name): (name, tuple(value.shape)) for name, value in modules.state_dict().items()
-        }
+        expected = {_file_key(name): (name, tuple(value.shape)) for name, value in modules.state_dict().items()}
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
             _check_keys(path, expected.keys(), found)

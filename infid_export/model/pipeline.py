@@ -180,7 +180,9 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):  # type: ignore[misc]
         text = (current if text_latents is None else text_latents).to(device, torch.float32)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         current, text = current * self.scheduler.init_noise_sigma, text * self.scheduler.init_noise_sigma
-        time_ids = torch.tensor([[height, width, 0, 0, height, width]] * (2 * batch), dtype=torch.float32, device=device)
+        time_ids = torch.tensor(
+            [[height, width, 0, 0, height, width]] * (2 * batch), dtype=torch.float32, device=device
+        )
         keys, values = (tensor.repeat_interleave(batch, 0).to(device, self.unet.dtype) for tensor in identity)
         strengths = [torch.full((batch,), value, device=device) for value in (style_strength, identity_strength)]
         with self.progress_bar(total=num_inference_steps) as progress:

@@ -151,9 +151,7 @@ class CrossAttentionProcessor:
             outputs.append(self._merge(attn, q_id, k_t, v_t, streams))
         return _output(attn, outputs)
 
-    def _merge(
-        self, attn: Attention, q: Tensor, k_t: Tensor | None, v_t: Tensor | None, streams: Streams
-    ) -> Tensor:
+    def _merge(self, attn: Attention, q: Tensor, k_t: Tensor | None, v_t: Tensor | None, streams: Streams) -> Tensor:
         assert streams.identity_keys is not None and streams.identity_values is not None
         k_id = _heads(attn, streams.identity_keys[..., self.channels])
         v_id = _heads(attn, streams.identity_values[..., self.channels])
@@ -203,9 +201,7 @@ def install_processors(unet: Any, config: IdentityConfig) -> None:
             processors[f"{path}.processor"] = SelfAttentionProcessor(path.removesuffix(".attn1"), config)
         else:
             channels = module.to_k.out_features
-            processors[f"{path}.processor"] = CrossAttentionProcessor(
-                slice(offset, offset + channels), config
-            )
+            processors[f"{path}.processor"] = CrossAttentionProcessor(slice(offset, offset + channels), config)
             offset += channels
     if offset == 0:
         raise InputError("The UNet has no transformer block.", fix="Use an SDXL checkpoint.")

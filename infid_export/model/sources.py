@@ -121,9 +121,7 @@ class CheckpointSource:
         InputError: a part is missing or not SDXL's.
     """
 
-    def __init__(
-        self, folder: Path, identity: Path, image_encoder: str, config: IdentityConfig | None = None
-    ) -> None:
+    def __init__(self, folder: Path, identity: Path, image_encoder: str, config: IdentityConfig | None = None) -> None:
         from infid_export.model.identity import read_config
 
         self.name = str(folder)
@@ -171,7 +169,8 @@ class CheckpointSource:
             return self._load(component, dtype).to(dtype).eval().requires_grad_(False)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise InputError(
-                f"The {component} weights of {self.name} cannot be loaded ({error}).", fix="Copy or download them again."
+                f"The {component} weights of {self.name} cannot be loaded ({error}).",
+                fix="Copy or download them again.",
             ) from error
 
     def _load(self, component: str, dtype: torch.dtype) -> nn.Module:
@@ -196,7 +195,9 @@ class CheckpointSource:
         else:
             import transformers
 
-            kind = transformers.CLIPTextModel if component == "text_encoder" else transformers.CLIPTextModelWithProjection
+            kind = (
+                transformers.CLIPTextModel if component == "text_encoder" else transformers.CLIPTextModelWithProjection
+            )
         return kind.from_pretrained(self.folder, use_safetensors=True, **options)  # type: ignore[no-any-return]
 
     def weights(self, component: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

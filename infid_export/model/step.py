@@ -67,11 +67,7 @@ class _Step(nn.Module):
         identity_strength: Tensor,
     ) -> Streams:
         """Spread the per-sample strengths over unconditional and conditional rows."""
-        uncond = (
-            identity_strength
-            if self.config.uncond_identity == "zeros"
-            else torch.zeros_like(identity_strength)
-        )
+        uncond = identity_strength if self.config.uncond_identity == "zeros" else torch.zeros_like(identity_strength)
         return Streams(
             text=text,
             identity_keys=identity_keys,
@@ -146,7 +142,6 @@ class DenoiseStep(_Step):
             _update(identity_latents, identity_noise, guidance, ddim_coefficients),
         )
 
-
     def predict_noise(
         self,
         text_latents: Tensor,
@@ -185,9 +180,7 @@ class TextStep(_Step):
             The next latents, then one `[R, N, C]` per transformer block.
         """
         streams = Streams(text=True)
-        (noise,) = self._noise(
-            [text_latents], timestep, prompt_embeds, pooled_prompt_embeds, time_ids, streams
-        )
+        (noise,) = self._noise([text_latents], timestep, prompt_embeds, pooled_prompt_embeds, time_ids, streams)
         features = [streams.text_features[path] for path in self.feature_paths]
         return _update(text_latents, noise, guidance, ddim_coefficients), *features
 
@@ -213,7 +206,5 @@ class IdentityStep(_Step):
         """Take one step of the identity stream; arguments as in `DenoiseStep` and `TextStep`."""
         streams = self._streams(False, identity_keys, identity_values, style_strength, identity_strength)
         streams.text_features = dict(zip(self.feature_paths, text_features, strict=True))
-        (noise,) = self._noise(
-            [identity_latents], timestep, prompt_embeds, pooled_prompt_embeds, time_ids, streams
-        )
+        (noise,) = self._noise([identity_latents], timestep, prompt_embeds, pooled_prompt_embeds, time_ids, streams)
         return _update(identity_latents, noise, guidance, ddim_coefficients)

@@ -263,7 +263,9 @@ class Pipeline:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
         if len(seeds) != count or any(not isinstance(value, int) or value < 0 for value in seeds):
-            raise InputError(f"The seeds {seeds} do not fit {count} prompt(s).", fix="Give one seed a prompt, from 0 up.")
+            raise InputError(
+                f"The seeds {seeds} do not fit {count} prompt(s).", fix="Give one seed a prompt, from 0 up."
+            )
         return seeded_noise(seeds, self._latent_shape())
 
     def _noise(self, noise: Array, name: str, count: int) -> Array:

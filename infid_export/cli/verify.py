@@ -1,0 +1,26 @@
+"""`infid-export verify`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from infid_export.cli.build import show_parity
+from infid_export.cli.output import Output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("engines"), help="engine folder (engines)")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Verify, and print the comparisons; exit code 1 if one failed."""
+    from infid_export.export.build import verify
+
+    with output.progress() as reporter:
+        parity = verify(arguments.folder, reporter)
+    show_parity(parity, output)
+    output.line(f"{arguments.folder}: {'PASSED' if parity.passed else 'FAILED'}")
+    output.document(parity.to_json())
+    return 0 if parity.passed else 1
