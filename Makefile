@@ -1,45 +1,48 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# The commands a day needs; `make demo` and `make test` do everything from an empty clone.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet
+BIN := $(CURDIR)/$(VENV)/bin
+PROMPT := an oil painting of a person in the rain
 
-.PHONY: demo test lint format wheel clean
+.PHONY: demo test lint format build-wheel clean
 
-demo: $(VENV)/.demo
+# In a folder of its own: ./engines is source code, and `infid-export build` writes to ./engines.
+demo: $(VENV)/.demo-installed
 	mkdir -p demo
-	$(BIN)/infid-export build --fp16
-	$(BIN)/python -c "import skimage.data, PIL.Image; PIL.Image.fromarray(skimage.data.astronaut()).save('demo/photo.png')"
-	$(BIN)/infid-export enroll demo/photo.png -o demo/person.safetensors
-	$(BIN)/infid-export generate "an oil painting of a person in the rain" --person demo/person.safetensors -o demo/picture.png
-	$(BIN)/infid-export inspect engines
+	cd demo && "$(BIN)/infid-export" build --fp16
+	cd demo && "$(BIN)/python" -c "import PIL.Image, skimage.data; PIL.Image.fromarray(skimage.data.astronaut()).save('astronaut.png')"
+	cd demo && "$(BIN)/infid-export" generate "$(PROMPT)" --photo astronaut.png -o picture.png
+	"$(BIN)/infid-export" inspect demo/engines
+	@echo "picture: demo/picture.png   photo: demo/astronaut.png   engines: demo/engines"
 
 test: lint
-	$(BIN)/python -m pytest
+	"$(BIN)/python" -m pytest
 
-lint: $(VENV)/.dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+lint: $(VENV)/.dev-installed
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy"
+	"$(BIN)/lint-imports"
 
-format: $(VENV)/.dev
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+format: $(VENV)/.dev-installed
+	"$(BIN)/ruff" check --fix .
+	"$(BIN)/ruff" format .
 
-wheel: $(VENV)/.dev
-	$(PIP) build
-	$(BIN)/python -m build --wheel
+build-wheel: $(VENV)/.created
+	"$(BIN)/python" -m pip wheel --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) demo dist
+	rm -rf demo dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
-$(VENV)/.demo: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e ".[demo]"
+# The stamps say what is installed; a changed pyproject.toml installs again.
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/.dev: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e ".[dev]"
+$(VENV)/.demo-installed: pyproject.toml $(VENV)/.created
+	"$(BIN)/python" -m pip install -e ".[demo]"
 	touch $@
+
+$(VENV)/.dev-installed: pyproject.toml $(VENV)/.created
+	"$(BIN)/python" -m pip install -e ".[dev]"
+	touch $@ $(VENV)/.demo-installed

@@ -97,6 +97,12 @@ class TensorRTBackend:
         Raises:
             BuildError: the parser or the builder refused the graph.
         """
+        if self._builds_without_gpu and (request.refit or request.strip) and _present_gpu() is None:
+            # measured with 1.7.1: the builder calls CUDA for such engines and fails with an internal error
+            raise BackendUnavailableError(
+                "TensorRT-RTX needs a GPU to build engines that can be refitted or are stripped of weights.",
+                fix="Leave out --refit and --strip, or build on a machine with a GPU.",
+            )
         trt = self._library()
         messages: list[str] = []
         logger = _collecting_logger(trt, messages)
@@ -197,7 +203,7 @@ def _parser_errors(parser: Any) -> str:
 
 
 def _collecting_logger(trt: Any, messages: list[str]) -> Any:
-    class CollectingLogger(trt.ILogger):  # type: ignore[misc, name-defined]
+    class CollectingLogger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -211,7 +217,7 @@ def _collecting_logger(trt: Any, messages: list[str]) -> Any:
 def _progress_monitor(trt: Any, stage: Stage) -> Any:
     """Translate TensorRT's nested phases to one fraction: the outermost phase, refined by its current child."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.phases: dict[str, tuple[int, int, str | None]] = {}

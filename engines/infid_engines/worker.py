@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -122,7 +121,18 @@ def _main(text: str) -> None:
     except InfidError as error:
         _say({"problem": error.problem, "fix": error.fix})
         return
-    _say({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+    _say({"peak_bytes": _peak_memory()})
+
+
+def _peak_memory() -> int:
+    """Return this process's own peak memory in bytes.
+
+    Not getrusage: its maximum is inherited from the parent, which has held gigabytes by then.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM line")
 
 
 if __name__ == "__main__":

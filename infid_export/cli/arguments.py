@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+# Written here and not imported, because infid_engines.backends imports numpy and help must not.
+BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt_rtx")
+ENGINES = Path("engines")
+
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add what every command has."""
@@ -16,9 +20,19 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def add_engines(parser: argparse.ArgumentParser) -> None:
     """Add the choice of an engine folder and how to run it."""
     group = parser.add_argument_group("engines")
-    group.add_argument("--engines", type=Path, default=Path("engines"), metavar="DIR", help="engine folder (engines)")
-    group.add_argument("--backend", default="auto", help="auto, onnxruntime, tensorrt or tensorrt_rtx (auto)")
-    group.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    group.add_argument("--engines", type=Path, default=ENGINES, metavar="DIR", help="engine folder (engines)")
+    group.add_argument("--backend", choices=BACKENDS, default="auto", metavar="NAME", help=backend_help("auto"))
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime (auto: cpu)")
+
+
+def backend_help(default: str) -> str:
+    """Return the help of every --backend."""
+    return f"{', '.join(BACKENDS)} ({default})"
+
+
+def add_folder(parser: argparse.ArgumentParser, name: str, what: str) -> None:
+    """Add an engine folder as the command's own argument."""
+    parser.add_argument(name, type=Path, nargs="?", default=ENGINES, metavar=name.upper(), help=f"{what} (engines)")
 
 
 def add_face_index(parser: argparse.ArgumentParser) -> None:

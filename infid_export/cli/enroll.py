@@ -15,26 +15,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="photos of one person; averaged")
     add_face_index(parser)
-    parser.add_argument("-o", "--output", type=Path, default=Path("person.safetensors"), metavar="FILE")
+    default = Path("person.safetensors")
+    parser.add_argument("-o", "--output", type=Path, default=default, metavar="FILE", help=f"({default})")
     parser.add_argument(
-        "--mix", action="append", default=[], metavar="FILE:WEIGHT", help="blend with another person; own weight is 1"
+        "--mix", action="append", default=[], metavar="FILE:SHARE",
+        help="blend in another person by a share between 0 and 1; the photos keep the rest; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stack", action="append", default=[], type=Path, metavar="FILE", help="put another person beside; repeatable"
     )
-    parser.add_argument("--stack", action="append", default=[], type=Path, metavar="FILE", help="add another person")
     add_engines(parser)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Enroll, and print the path of the person file."""
     require_writable(arguments.output)
+    shares = [_share(text) for text in arguments.mix]
+    own = 1.0 - sum(share for _, share in shares)
+    if own <= 0:
+        raise InputError(
+            "The shares of --mix leave nothing for the photos.", fix="Give shares that sum to less than 1."
+        )
     from infid_export.runtime.person import Person, mix, stack
     from infid_export.runtime.pipeline import Pipeline
 
-    others = [(Person.load(path), weight) for path, weight in map(_weighted, arguments.mix)]
+    others = [(Person.load(path), share) for path, share in shares]
     neighbours = [Person.load(path) for path in arguments.stack]
     with Pipeline.load(arguments.engines, arguments.backend, arguments.device) as pipe:
+        output.note(pipe.choice)
         person = pipe.enroll(arguments.photos, arguments.face_index)
     if others:
-        person = mix([(person, 1.0), *others])
+        person = mix([(person, own), *others])
     if neighbours:
         person = stack([person, *neighbours])
     person.save(arguments.output)
@@ -43,9 +54,14 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _weighted(text: str) -> tuple[Path, float]:
-    path, _, weight = text.rpartition(":")
+def _share(text: str) -> tuple[Path, float]:
+    path, _, number = text.rpartition(":")
     try:
-        return Path(path), float(weight)
-    except ValueError as error:
-        raise InputError(f"--mix {text} has no weight.", fix="Write it like --mix other.safetensors:0.3.") from error
+        share = float(number)
+    except ValueError:
+        share = 0.0
+    if not path or not 0 < share < 1:
+        raise InputError(
+            f"--mix {text} names no share between 0 and 1.", fix="Write it like --mix other.safetensors:0.3."
+        )
+    return Path(path), share

@@ -3,46 +3,63 @@
 from __future__ import annotations
 
 import argparse
-import os
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from infid_engines.errors import InputError
 from infid_export.cli.arguments import add_engines, add_face_index
 from infid_export.cli.output import Output
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Ending -> pillow's format and its settings; 95 is where JPEG's own error is below the engines'.
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95}),
+    ".jpeg": ("JPEG", {"quality": 95}),
+    ".webp": ("WEBP", {"lossless": True}),
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("prompt", nargs="+", help="one or several prompts")
+    parser.add_argument("prompt", nargs="*", help="one or several prompts, written before --photo")
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--person", type=Path, metavar="FILE", help="made by `infid-export enroll`")
     who.add_argument("--photo", type=Path, nargs="+", metavar="FILE", help="photos of one person")
     add_face_index(parser)
     parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), metavar="FILE", help="(out.png)")
-    parser.add_argument("--negative-prompt", metavar="TEXT")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid (the folder's)")
     parser.add_argument("--seed", type=int, default=0, help="of the first prompt; the others count up (0)")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--steps", type=int, metavar="N", help="DDIM steps (the folder's)")
+    parser.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale (the folder's)")
     parser.add_argument("--style-strength", type=float, metavar="S", help="AdaIN-mean; 1 is the paper's, 0 is off")
-    parser.add_argument("--identity-strength", type=float, metavar="L", help="1 is the paper's")
+    parser.add_argument("--identity-strength", type=float, metavar="L", help="of the person; 1 is the paper's")
     add_engines(parser)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Generate, and print the paths of the pictures."""
+    if not arguments.prompt:
+        raise InputError(
+            "No prompt was given.",
+            fix='Write it before --photo, which takes every word after it: generate "…" --photo a.jpg',
+        )
     paths = output_paths(arguments.output, len(arguments.prompt))
     from infid_export.runtime.person import Person
     from infid_export.runtime.pipeline import Pipeline
 
     with Pipeline.load(arguments.engines, arguments.backend, arguments.device) as pipe, output.progress() as reporter:
-        output.note(pipe.choice)
+        reporter.note(pipe.choice)
         if arguments.person is not None:
             person = Person.load(arguments.person)
         else:
             person = pipe.enroll(arguments.photo, arguments.face_index)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with _warnings_as_notes(output):
             images = pipe.generate(
                 arguments.prompt,
                 person,
@@ -54,18 +71,39 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                 identity_strength=arguments.identity_strength,
                 reporter=reporter,
             )
-        for warning in caught:
-            output.note(f"note: {warning.message}")
-    for image, path in zip(images, paths, strict=True):
-        partial = path.with_name(f".{path.name}.partial")
-        image.save(partial, format=FORMATS[path.suffix.lower()])
-        partial.replace(path)
+    _save(images, paths)
+    for path in paths:
         output.line(str(path))
-    output.document({"images": paths, "backend": pipe.backend, "seed": arguments.seed})
+    output.document({"images": paths, "backend": pipe.backend, "device": pipe.device, "seed": arguments.seed})
     return 0
 
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+@contextmanager
+def _warnings_as_notes(output: Output) -> Iterator[None]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            output.note(f"note: {warning.message}")
+
+
+def _save(images: Sequence[Image], paths: Sequence[Path]) -> None:
+    """Write all pictures, each whole or not at all."""
+    partials = [_partial(path) for path in paths]
+    try:
+        for image, path, partial in zip(images, paths, partials, strict=True):
+            kind, settings = FORMATS[path.suffix.lower()]
+            image.save(partial, format=kind, **settings)
+        for path, partial in zip(paths, partials, strict=True):
+            partial.replace(path)
+    finally:
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 def output_paths(path: Path, count: int) -> list[Path]:
@@ -75,23 +113,27 @@ def output_paths(path: Path, count: int) -> list[Path]:
         InputError: the folder is missing or not writable, or the ending is unknown.
     """
     if path.suffix.lower() not in FORMATS:
-        raise InputError(f"{path} has no known ending.", fix=f"Use one of {', '.join(FORMATS)}.")
-    require_writable(path)
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(count)]
+        raise InputError(f"{path} does not end in a known image format.", fix=f"Use one of {', '.join(FORMATS)}.")
+    paths = [path] if count == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(count)]
+    for each in paths:
+        require_writable(each)
+    return paths
 
 
 def require_writable(path: Path) -> None:
-    """Refuse a path that cannot be written.
+    """Refuse a path that cannot be written, by writing beside it what a real output would write.
 
     Raises:
         InputError: its folder is missing or not writable, or it is a folder itself.
     """
     folder = path.absolute().parent
-    if path.is_dir():
-        raise InputError(f"{path} is a folder.", fix="Give the path of a file with -o.")
-    if not folder.is_dir():
-        raise InputError(f"The folder {folder} does not exist.", fix=f"mkdir -p {folder}")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"The folder {folder} cannot be written to.", fix="Choose another with -o.")
+    partial = _partial(path)
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder.", fix="Give the path of a file with -o.")
+        if not folder.is_dir():
+            raise InputError(f"The folder {folder} does not exist.", fix=f"mkdir -p {folder}")
+        partial.write_bytes(b"")
+        partial.unlink()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}).", fix="Choose another with -o.") from error

@@ -3,72 +3,140 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infid_engines.errors import BackendUnavailableError, EngineFolderError, InfidError, InputError
+from infid_export.cli.arguments import add_folder
 from infid_export.cli.build import show_engines, show_parity
 from infid_export.cli.output import Output, size
 
 if TYPE_CHECKING:
     from infid_engines.manifest import Manifest, TensorSpec
+    from infid_export.export.inspection import GraphFacts
+    from infid_export.export.parity import ParityReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("path", type=Path, nargs="?", default=Path("engines"), help="engine folder or .onnx (engines)")
+    add_folder(parser, "path", "engine folder, or one .onnx file")
     parser.add_argument("--hash", action="store_true", help="also compare every file's sha256")
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Show a folder or a graph; exit code 1 if something in a folder is missing or damaged."""
-    if arguments.path.suffix == ".onnx":
-        return _graph(arguments.path, output)
-    return _folder(arguments.path, arguments.hash, output)
+    """Show a folder or a graph; exit code 1 if something of it is missing, stale or damaged."""
+    if not arguments.path.exists():
+        raise InputError(f"There is nothing at {arguments.path}.", fix="Give an engine folder or an .onnx file.")
+    if arguments.path.is_dir():
+        return _folder(arguments.path, arguments.hash, output)
+    return _graph(arguments.path, output)
 
 
 def _graph(path: Path, output: Output) -> int:
+    if find_spec("onnx") is None:
+        raise BackendUnavailableError("Reading a graph needs onnx.", fix='pip install "infid-export[export]"')
     from infid_export.export.inspection import read_graph
 
     facts = read_graph(path)
-    _tensors("Inputs", facts.inputs, output)
-    _tensors("Outputs", facts.outputs, output)
-    output.line(f"opset {facts.opset}, {facts.parameters / 1e6:.1f} M parameters in {', '.join(facts.weights_files)}")
-    output.table("Operators", ("operator", "count"), [(name, str(count)) for name, count in facts.operators.items()])
-    output.document(asdict(facts))
-    return 0
+    weights = {name: path.parent / name for name in facts.weights_files}
+    problems = {str(file): "missing" for file in weights.values() if not file.is_file()}
+    output.line(
+        f"{path}: {size(path.stat().st_size)}, opset {facts.opset}, {sum(facts.operators.values())} nodes, "
+        f"{facts.parameters / 1e6:.1f} M parameters outside"
+    )
+    output.table("Inputs and outputs", ("way", "name", "type", "shape"), _tensors(facts.inputs, facts.outputs))
+    sizes = [(name, size(file.stat().st_size) if file.is_file() else "missing") for name, file in weights.items()]
+    output.table("External data", ("file", "size"), sizes, numbers=("size",))
+    operators = [(name, str(count)) for name, count in facts.operators.items()]
+    output.table("Operators", ("operator", "count"), operators, numbers=("count",))
+    output.document({"path": path, **asdict(facts), "problems": problems})
+    return 1 if problems else 0
 
 
 def _folder(folder: Path, with_hashes: bool, output: Output) -> int:
     from infid_engines.manifest import Manifest
-    from infid_export.export.build import stored_parity
 
     manifest = Manifest.load(folder)
-    problems = _problems(folder, manifest, with_hashes)
+    problems = find_problems(folder, manifest, with_hashes)
+    facts = _facts(folder, manifest, output)
+    parity = _parity(folder, problems)
     shape = f"{manifest.width} × {manifest.height}, batch {manifest.batch}, {manifest.people} person slot(s)"
     output.line(f"{folder}: {manifest.model['name']}, {manifest.precision}, {shape}")
     rows = [
-        (name, size((folder / graph.file).stat().st_size) if (folder / graph.file).is_file() else "missing",
-         f"{graph.parameters / 1e6:.1f} M", ", ".join(Path(file).name for file in graph.weights),
-         _shapes(graph.inputs), _shapes(graph.outputs))
+        (name, _size(folder / graph.file), f"{graph.parameters / 1e6:.1f} M",
+         str(sum(facts[name].operators.values())) if name in facts else "",
+         str(facts[name].opset) if name in facts else "", ", ".join(Path(file).name for file in graph.weights))
         for name, graph in manifest.graphs.items()
     ]  # fmt: skip
-    output.table("Graphs", ("graph", "file", "parameters", "weights", "inputs", "outputs"), rows)
+    columns = ("graph", "file", "parameters", "nodes", "opset", "weights")
+    output.table("Graphs", columns, rows, numbers=columns[1:5])
+    for name, graph in manifest.graphs.items():
+        output.table(
+            f"{name}: inputs and outputs", ("way", "name", "type", "shape"), _tensors(graph.inputs, graph.outputs)
+        )
+    weights = sorted({file for graph in manifest.graphs.values() for file in graph.weights})
+    rows_of_weights = [(file, _size(folder / file)) for file in weights]
+    output.table("Weights, shared by the graphs", ("file", "size"), rows_of_weights, numbers=("size",))
     show_engines(folder, manifest, output)
-    parity = stored_parity(folder)
-    show_parity(parity, output)
+    if parity is not None:
+        show_parity(parity, output)
     for note in manifest.notes:
         output.note(note)
     output.table("Problems", ("file", "what"), list(problems.items()))
-    output.document({"manifest": asdict(manifest), "parity": parity.to_json(), "problems": problems})
+    output.document(
+        {
+            "folder": folder,
+            "manifest": asdict(manifest),
+            "graphs": {name: {"opset": fact.opset, "operators": fact.operators} for name, fact in facts.items()},
+            "parity": None if parity is None else parity.to_json(),
+            "problems": problems,
+        }
+    )
     return 1 if problems else 0
 
 
-def _problems(folder: Path, manifest: Manifest, with_hashes: bool) -> dict[str, str]:
-    """Return what is missing, damaged or stale."""
+def _facts(folder: Path, manifest: Manifest, output: Output) -> dict[str, GraphFacts]:
+    """Read the graphs that can be read; onnx is not part of a runtime-only installation."""
+    if find_spec("onnx") is None:
+        output.note('nodes and opsets are not shown: onnx is not installed (pip install "infid-export[export]")')
+        return {}
+    from infid_export.export.inspection import read_graph
+
+    facts = {}
+    for name, graph in manifest.graphs.items():
+        try:
+            facts[name] = read_graph(folder / graph.file)
+        except EngineFolderError:
+            continue  # a missing or damaged file is among the problems already
+    return facts
+
+
+def _parity(folder: Path, problems: dict[str, str]) -> ParityReport | None:
+    from infid_export.export.build import PARITY, stored_parity
+
+    try:
+        parity = stored_parity(folder)
+    except EngineFolderError as error:
+        problems[PARITY] = error.problem
+        return None
+    if not parity.passed:
+        problems[PARITY] = "a comparison failed"
+    return parity
+
+
+def find_problems(folder: Path, manifest: Manifest, with_hashes: bool) -> dict[str, str]:
+    """Return what is missing, damaged or stale, by file.
+
+    Args:
+        folder: the engine folder.
+        manifest: its manifest.
+        with_hashes: compare every file's sha256, which reads all of it; otherwise sizes only.
+    """
     from infid_engines.backends import get_backend
-    from infid_engines.errors import InfidError
     from infid_engines.manifest import verify_file
 
     problems = {}
@@ -84,19 +152,38 @@ def _problems(folder: Path, manifest: Manifest, with_hashes: bool) -> dict[str, 
             except InfidError as error:
                 problems[name] = f"damaged: {error.problem}"
     for engine in manifest.engines:
+        if engine.backend == "onnxruntime" or engine.file in problems:
+            continue  # ONNX Runtime's engine is the graph, which other versions read as well
         try:
             present = get_backend(engine.backend).versions()
         except InfidError:
-            continue  # built elsewhere: nothing to compare with
-        if engine.backend != "onnxruntime" and present != dict(engine.tool_versions):
-            problems[engine.file] = f"stale: built by {dict(engine.tool_versions)}, installed is {present}"
+            continue  # built elsewhere: there is nothing here to compare with
+        if present != dict(engine.tool_versions):
+            problems[engine.file] = f"stale: built by {_versions(engine.tool_versions)}, here is {_versions(present)}"
     return problems
 
 
-def _shapes(specs: Sequence[TensorSpec]) -> str:
-    shown = [f"{spec.name} {'×'.join(map(str, spec.shape))}" for spec in specs[:12]]
-    return ", ".join(shown) + (f" and {len(specs) - 12} more" if len(specs) > 12 else "")
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _tensors(title: str, specs: Sequence[TensorSpec], output: Output) -> None:
-    output.table(title, ("name", "type", "shape"), [(s.name, s.dtype, "×".join(map(str, s.shape))) for s in specs])
+def _size(path: Path) -> str:
+    return size(path.stat().st_size) if path.is_file() else "missing"
+
+
+def _tensors(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> list[Sequence[str]]:
+    """Return a row a tensor; tensors of one family (`text_features.<block>`) share a row."""
+    rows: list[Sequence[str]] = []
+    for way, specs in (("in", inputs), ("out", outputs)):
+        for family, members in groupby(specs, key=lambda spec: spec.name.split(".")[0]):
+            group = list(members)
+            if len(group) == 1:
+                rows.append((way, group[0].name, group[0].dtype, _shape(group[0])))
+            else:
+                shapes = "; ".join(dict.fromkeys(map(_shape, group)))
+                rows.append((way, f"{family}.* ({len(group)} tensors)", group[0].dtype, shapes))
+    return rows
+
+
+def _shape(spec: TensorSpec) -> str:
+    return " × ".join("–".join(map(str, side)) if isinstance(side, list) else str(side or "?") for side in spec.shape)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
-import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from enum import IntEnum
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from infid_engines.errors import InfidError, InputError
 from infid_export import __version__
 from infid_export.cli.arguments import add_common
+
+if TYPE_CHECKING:
+    from infid_export.cli.output import Output
 
 COMMANDS = {
     "build": "make an engine folder from a model, with parity checked",
@@ -23,6 +27,8 @@ COMMANDS = {
     "inspect": "show what an engine folder or an ONNX file holds",
     "doctor": "check this machine and its libraries",
 }
+# What the machine refuses rather than what we got wrong: no space, no permission, no such length of name.
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE)
 
 
 class ExitCode(IntEnum):
@@ -48,11 +54,14 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="infid-export",
         description="Identity-preserving SDXL from PyTorch to engines, with proof that the picture is the same.",
+        epilog="Exit codes: 0 done, 1 your input, the machine or a failed parity, 2 a bug of ours, 130 interrupted.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"infid-export {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        child = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        description = f"{summary[0].upper()}{summary[1:]}."
+        child = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
         if name == command:
             import_module(f"infid_export.cli.{name}").add_arguments(child)
             add_common(child)
@@ -68,39 +77,118 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    command = next((word for word in arguments if not word.startswith("-")), None)
-    as_json = "--json" in arguments
     try:
-        options = make_parser(command).parse_args(arguments)
-        from infid_export.cli.output import Output
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and error.errno not in _MACHINE:
+            raise
+        # stdout cannot be written any more; keep Python from complaining when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"error: stdout: {error.strerror}.\n")
+        return ExitCode.PROBLEM
 
-        output = Output(as_json=options.json, quiet=options.quiet)
-        return int(import_module(f"infid_export.cli.{options.command}").run(options, output))
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    words = list(arguments)[: arguments.index("--")] if "--" in arguments else list(arguments)
+    command = next((word for word in words if not word.startswith("-")), None)
+    options: argparse.Namespace | InfidError
+    try:
+        options = _parse(command, arguments)
+    except SystemExit as finished:  # --help and --version
+        return int(finished.code or 0)
     except InfidError as error:
-        _show_problem(error, as_json)
+        options = error
+    from infid_export.cli.output import Output  # after parsing: help does without it
+
+    output = Output("--json" in words, "--quiet" in words)
+    if isinstance(options, InfidError):
+        output.problem(options)
+        return ExitCode.PROBLEM
+    return _guarded(options, output)
+
+
+def _guarded(options: argparse.Namespace, output: Output) -> int:
+    """Run a command, and turn what it raises into a message and an exit code."""
+    try:
+        # libraries print as they like; stdout is for our data alone
+        with redirect_stdout(sys.stderr):
+            return int(import_module(f"infid_export.cli.{options.command}").run(options, output))
+    except InfidError as error:
+        output.problem(error)
         return ExitCode.PROBLEM
     except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. What was finished is kept; run the same command again to go on.\n")
+        output.problem(_Interrupted(options.command))
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # the reader has gone; keep Python from complaining when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.PROBLEM
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.write("This is a fault of infid-export, not of your input. Please report it with the lines above.\n")
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _MACHINE:
+            where = f"{error.filename}: " if error.filename else ""
+            output.problem(InputError(f"{where}{error.strerror}.", fix="Make room or give permission, and run again."))
+            return ExitCode.PROBLEM
+        import traceback
+
+        output.fault(error, "".join(traceback.format_exception(error)))
         return ExitCode.FAULT
 
 
-def _show_problem(error: InfidError, as_json: bool) -> None:
-    if as_json:
-        import json
+def _parse(command: str | None, arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments.
 
-        problem = {"error": {"kind": type(error).__name__, "problem": error.problem, "fix": error.fix}}
-        sys.stdout.write(json.dumps(problem) + "\n")
-    sys.stderr.write(f"error: {error.problem}\n  fix: {error.fix}\n")
+    Raises:
+        InputError: a command, flag or value is unknown; names the nearest known one.
+    """
+    if command is not None and command not in COMMANDS:
+        known = f"Choose from {', '.join(COMMANDS)}."
+        raise InputError(f"There is no command '{command}'.", fix=_nearest(command, COMMANDS) or known)
+    parser = make_parser(command)
+    options, unknown = parser.parse_known_args(arguments)
+    flag = next((word for word in unknown if word.startswith("-")), None)
+    if flag is not None:
+        import re
+
+        flags = re.findall(r"--[a-z0-9-]+", _help_of(parser, str(command)))
+        see = f"See `infid-export {command} --help`."
+        raise InputError(f"{command} has no flag {flag}.", fix=f"{_nearest(flag.split('=')[0], flags)} {see}".strip())
+    if unknown:
+        raise InputError(f"{command} does not take '{unknown[0]}'.", fix=f"See `infid-export {command} --help`.")
+    return options
+
+
+def _help_of(parser: argparse.ArgumentParser, command: str) -> str:
+    """Return a command's help as text."""
+    import io
+
+    text = io.StringIO()
+    with redirect_stdout(text):
+        try:
+            parser.parse_args([command, "--help"])
+        except SystemExit:
+            return text.getvalue()
+    raise RuntimeError("the parser printed no help")
+
+
+def _nearest(word: str, known: Sequence[str] | dict[str, str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"Did you mean `{close[0]}`?" if close else ""
+
+
+class _Interrupted(InfidError):
+    """The user pressed Ctrl-C."""
+
+    def __init__(self, command: str) -> None:
+        kept = "Finished parts are kept; the same command resumes there." if command == "build" else ""
+        super().__init__("Interrupted.", fix=kept or "Nothing was left half-written; run the same command again.")
 
 
 def entry_point() -> NoReturn:
     """Run as the installed command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? instead of failing
     sys.exit(run(sys.argv[1:]))

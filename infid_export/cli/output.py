@@ -3,64 +3,115 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
-from infid_engines.progress import SilentReporter, Stage
+from infid_engines.errors import InfidError
+from infid_engines.progress import SilentReporter
+from infid_export.cli.progress import TerminalReporter
 
-_PLAIN_INTERVAL = 5.0  # seconds between progress lines where stderr is not a terminal
+_FOLDED = 20  # columns: a wider cell may be folded down to this before a table is shown as records instead
+_GAP = 2  # columns between two columns of a table
+_UNLIMITED = 100_000  # columns of a file or a pipe: nothing is folded there
+_STYLES = {"PASSED": "green", "FAILED": "bold red", "missing": "red", "BROKEN": "bold red"}
 
 
 class Output:
-    """The one place that prints.
+    """The one place that prints; the words carry the meaning, colour only repeats it.
 
     Args:
-        as_json: print one JSON document instead of tables.
+        as_json: print one JSON document instead of tables and lines.
         quiet: no progress and no notes.
     """
 
-    def __init__(self, as_json: bool, quiet: bool) -> None:
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self._out = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+        self._stdout = sys.stdout
+        self._width = _columns(sys.stdout)
+        self._out = Console(file=sys.stdout, highlight=False, width=self._width)
         self._err = Console(file=sys.stderr, highlight=False)
+        self._documents = 0
 
     def document(self, value: Any) -> None:
-        """Print the JSON document, if asked for."""
-        if self.as_json:
-            sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+        """Print the JSON document, if JSON was asked for; a second one is left out."""
+        if self.as_json and not self._documents:
+            self._documents += 1
+            self._stdout.write(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
 
     def line(self, text: str = "") -> None:
-        """Print a line of data."""
+        """Print a line of data, never folded, so that a path can be copied."""
         if not self.as_json:
-            self._out.print(text, markup=False)
+            self._out.print(Text(text, style=_STYLES.get(text.split(" ")[0], "")), soft_wrap=True)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table that fits the terminal; long cells fold."""
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str] = ()
+    ) -> None:
+        """Print a table that fits the terminal, or one record a row where it is too narrow for the table.
+
+        Args:
+            title: a line above it.
+            columns: headings.
+            rows: cells.
+            numbers: headings of the columns that are aligned to the right.
+        """
         if self.as_json or not rows:
             return
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")
+        self._out.print(Text(title, style="bold"), soft_wrap=self._width == _UNLIMITED)
+        widths = [max(cell_len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+        if sum(min(width, _FOLDED) for width in widths) + _GAP * (len(widths) - 1) > self._width:
+            self._records(columns, rows)
+            return
+        table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+        for name, width in zip(columns, widths, strict=True):
+            justify = "right" if name in numbers else "left"
+            table.add_column(name, overflow="fold", no_wrap=width <= _FOLDED, justify=justify)  # type: ignore[arg-type]
         for row in rows:
-            table.add_row(*[_plain(cell) for cell in row])
-        self._out.print(table, soft_wrap=False)
+            table.add_row(*map(_styled, row))
+        self._out.print(table)
+        self._out.print()
+
+    def _records(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        for row in rows:
+            record = Table.grid(padding=(0, 1))
+            record.add_column(no_wrap=True)
+            record.add_column(overflow="fold")
+            for name, cell in zip(columns, row, strict=True):
+                record.add_row(Text(f"{name}:"), _styled(cell))
+            self._out.print(record)
+            self._out.print()
 
     def note(self, text: str) -> None:
         """Tell the user something on stderr."""
         if not self.quiet:
-            self._err.print(text, markup=False)
+            self._err.print(Text(text), soft_wrap=True)
+
+    def problem(self, error: InfidError) -> None:
+        """Print what is wrong and what to do: on stderr, and as the document if JSON was asked for."""
+        self._err.print(Text(f"error: {error.problem}"), soft_wrap=True, style="bold red")
+        self._err.print(Text(f"  fix: {error.fix}"), soft_wrap=True)
+        self.document({"error": {"kind": type(error).__name__, "problem": error.problem, "fix": error.fix}})
+
+    def fault(self, error: BaseException, trace: str) -> None:
+        """Print a fault of ours with its traceback."""
+        self._err.print(Text(trace), soft_wrap=True)
+        sentence = "This is a bug in infid-export, not in your input. Please report it with the lines above."
+        self._err.print(Text(sentence), soft_wrap=True)
+        self.document({"error": {"kind": type(error).__name__, "problem": str(error), "fix": sentence}})
 
     @contextmanager
     def progress(self) -> Iterator[SilentReporter | TerminalReporter]:
-        """Show progress while the block runs."""
+        """Show progress on stderr while the block runs."""
         if self.quiet:
             yield SilentReporter()
             return
@@ -68,95 +119,36 @@ class Output:
             yield reporter
 
 
-def _plain(cell: str) -> str:
-    return cell.replace("[", r"\[")
+def _columns(stream: TextIO) -> int:
+    """Return the width to fit: COLUMNS, else the terminal's; a file or a pipe has no limit."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _UNLIMITED
+    except (OSError, ValueError):
+        return _UNLIMITED
 
 
-class TerminalReporter:
-    """One bar over the whole work with the time left; lines where stderr is not a terminal.
-
-    Args:
-        console: of stderr.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._expected: dict[str, float] = {}
-        self._done = 0.0
-        self._spent = 0.0
-        self._started = time.monotonic()
-        self._last_line = 0.0
-        self._progress: Progress | None = None
-        if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[left]}"),
-            )
-            self._progress = Progress(*columns, console=console, transient=True)
-            self._task = self._progress.add_task("", total=1.0, left="")
-
-    def __enter__(self) -> TerminalReporter:
-        """Start drawing."""
-        if self._progress:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop drawing."""
-        if self._progress:
-            self._progress.stop()
-
-    def plan(self, stages: dict[str, float]) -> None:
-        """Take the expected seconds of all stages."""
-        self._expected = stages
-        self._started = time.monotonic()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
-        """Enter a stage."""
-        expected = self._expected.get(name, 0.0)
-        stage = _TerminalStage(self, name, expected)
-        began = time.monotonic()
-        stage.update(0.0)
-        yield stage
-        self._done += expected
-        self._spent += time.monotonic() - began
-        self.show(name, 0.0, 0.0, "")
-
-    def note(self, text: str) -> None:
-        """Print a sentence above the bar."""
-        self._console.print(text, markup=False)
-
-    def show(self, name: str, expected: float, fraction: float, detail: str) -> None:
-        """Draw the state."""
-        total = sum(self._expected.values()) or 1.0
-        done = min(self._done + expected * fraction, total)
-        # the pace so far says how far the expected seconds are off on this machine
-        pace = (time.monotonic() - self._started) / done if done > 0.02 * total else 1.0
-        left = _duration((total - done) * pace)
-        text = f"{name} {detail}".strip()
-        if self._progress:
-            self._progress.update(self._task, completed=done / total, description=text[:50], left=f"{left} left")
-        elif time.monotonic() - self._last_line > _PLAIN_INTERVAL:
-            self._last_line = time.monotonic()
-            self._console.print(f"{done / total:4.0%} {text}, {left} left", markup=False)
+def _styled(cell: str) -> Text:
+    return Text(cell, style=_STYLES.get(cell, ""))
 
 
-class _TerminalStage:
-    def __init__(self, reporter: TerminalReporter, name: str, expected: float) -> None:
-        self._reporter, self._name, self._expected = reporter, name, expected
-        self._fraction = 0.0
+def _plain(value: Any) -> Any:
+    """Return the value in JSON's types; numbers that JSON does not have become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
-    def update(self, fraction: float, detail: str = "") -> None:
-        self._fraction = max(self._fraction, min(fraction, 1.0))
-        self._reporter.show(self._name, self._expected, self._fraction, detail)
 
-
-def _duration(seconds: float) -> str:
-    whole = max(0, round(seconds))
-    return f"{whole // 60}:{whole % 60:02d}"
+def shown(path: Path) -> str:
+    """Return a path as the user would type it: relative where it lies in the current folder."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def size(count: float) -> str:

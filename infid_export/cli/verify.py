@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from infid_export.cli.arguments import add_folder
 from infid_export.cli.build import show_parity
 from infid_export.cli.output import Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("engines"), help="engine folder (engines)")
+    add_folder(parser, "folder", "engine folder")
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
@@ -21,6 +21,6 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     with output.progress() as reporter:
         parity = verify(arguments.folder, reporter)
     show_parity(parity, output)
-    output.line(f"{arguments.folder}: {'PASSED' if parity.passed else 'FAILED'}")
-    output.document(parity.to_json())
+    output.line(f"{'PASSED' if parity.passed else 'FAILED'} {arguments.folder}: hashes and parity")
+    output.document({"folder": arguments.folder, **parity.to_json()})
     return 0 if parity.passed else 1

@@ -28,7 +28,7 @@ from infid_export.export.graphs import (
 from infid_export.export.inspection import read_graph
 from infid_export.export.onnx_graph import export_onnx
 from infid_export.export.parity import ImageParity, ParityRow, compare, psnr
-from infid_export.export.plan import COMPONENTS_OF, Plan, graph_file, weights_file
+from infid_export.export.plan import COMPONENTS_OF, Plan, weights_file
 from infid_export.export.reference import NEGATIVE_PROMPT, PROMPT, SEED, Reference, parity_face
 from infid_export.export.tolerances import PSNR_DB
 from infid_export.export.weights import WeightsLayout

@@ -160,7 +160,7 @@ def compare(
                 bool(largest <= limits.max and rms <= limits.rms),
                 key,
                 size,
-            )  # fmt: skip
+            )
         )
     return rows
 

@@ -11,7 +11,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from infid_engines.errors import InputError
 
-MAX_PIXELS = 100_000_000  # 100 megapixels: larger than any camera's photo, 300 MB decoded
+MAX_PIXELS = 100_000_000  # 100 megapixels: 300 MB decoded, more than nearly every camera gives
+# Named, so that Pillow never hands a file to an external program (it runs Ghostscript for EPS).
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
+_READABLE = "JPEG, PNG, WebP, TIFF, BMP and GIF can be read; HEIC, AVIF and camera raw cannot"
 
 Photo = str | Path | bytes | Image.Image | np.ndarray[Any, Any]
 
@@ -19,8 +22,8 @@ Photo = str | Path | bytes | Image.Image | np.ndarray[Any, Any]
 def load_photo(photo: Photo) -> np.ndarray[Any, Any]:
     """Read a photo.
 
-    EXIF rotation is applied, transparency is laid on white, 16-bit greyscale is scaled to 8 bits, and CMYK and
-    palettes are converted.
+    EXIF rotation is applied, transparency is laid on white (**choice**: the background of cut-out portraits),
+    16-bit greyscale is scaled to 8 bits, and CMYK and palettes are converted.
 
     Args:
         photo: path, encoded bytes, PIL image, or `[H, W, 3]` uint8 RGB array.
@@ -32,52 +35,82 @@ def load_photo(photo: Photo) -> np.ndarray[Any, Any]:
         InputError: it cannot be read, is animated, or is too large to be a photo.
     """
     if isinstance(photo, np.ndarray):
-        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
-            raise InputError(
-                f"A photo array must be uint8 [H, W, 3], not {photo.dtype} {list(photo.shape)}.",
-                fix="Convert it to 8-bit RGB.",
-            )
-        return photo
-    name, source = _open(photo)
-    _refuse_bombs(name, source)
-    if getattr(source, "n_frames", 1) > 1:
-        raise InputError(f"{name} is animated ({source.n_frames} frames).", fix="Save one frame as PNG or JPEG.")
-    try:
-        image = ImageOps.exif_transpose(source)
-        return np.asarray(_to_rgb(image))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{name} is damaged or cut off ({error}).", fix="Copy or export the photo again.") from error
-
-
-def _open(photo: str | Path | bytes | Image.Image) -> tuple[str, Image.Image]:
+        return _checked_array(photo)
     if isinstance(photo, Image.Image):
-        return "the image", photo
-    name = "the image" if isinstance(photo, bytes) else str(photo)
-    if not isinstance(photo, bytes):
-        path = Path(photo)
-        if path.is_dir():
-            raise InputError(f"{name} is a folder.", fix="Give the path of one photo.")
-        if not path.is_file():
-            raise InputError(f"There is no photo at {name}.", fix="Check the path.")
-        if path.stat().st_size == 0:
-            raise InputError(f"{name} is an empty file.", fix="Copy the photo again.")
+        return _decode("the image", photo)
+    if isinstance(photo, bytes):
+        name, source = "the image", io.BytesIO(photo)
+        if not photo:
+            raise InputError("The image has no bytes.", fix="Read the photo's file again.")
+    elif isinstance(photo, str | Path) and str(photo):
+        name, source = str(photo), io.BytesIO(_read(Path(photo)))
+    else:
+        raise InputError(
+            f"A photo must be a path, bytes, a PIL image or an array, not {photo!r}.", fix="Give one photo."
+        )
+    with _open(name, source) as image:
+        return _decode(name, image)
+
+
+def _checked_array(photo: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or photo.size == 0:
+        raise InputError(
+            f"A photo array must be uint8 [H, W, 3], not {photo.dtype} {list(photo.shape)}.",
+            fix="Convert it to 8-bit RGB.",
+        )
+    if photo.shape[0] * photo.shape[1] > MAX_PIXELS:
+        raise _too_large("the array", f"{photo.shape[1]} × {photo.shape[0]}")
+    return photo
+
+
+def _read(path: Path) -> bytes:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder.", fix="Give the path of one photo.")
+    if not path.is_file():
+        raise InputError(f"There is no photo at {path}.", fix="Check the path.")
     try:
-        return name, Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo)
-    except Image.DecompressionBombError as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).", fix="Check its permissions.") from error
+    if not content:
+        raise InputError(f"{path} is an empty file.", fix="Copy the photo again.")
+    return content
+
+
+def _open(name: str, source: io.BytesIO) -> Image.Image:
+    """Read the header; no pixel is decoded yet."""
+    try:
+        return Image.open(source, formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, str(error)) from error
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{name} is not an image that can be read (JPEG, PNG, WebP, TIFF and others can; HEIC cannot).",
-            fix="Save it as JPEG or PNG.",
+            f"{name} is not an image that can be read ({_READABLE}).", fix="Save it as JPEG or PNG."
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{name} cannot be read ({error}).", fix="Save it again as JPEG or PNG.") from error
+    except Exception as error:  # what a format's reader raises on broken files is not documented
+        raise _damaged(name, error) from error
 
 
-def _refuse_bombs(name: str, image: Image.Image) -> None:
-    """Refuse by the header, before a pixel is decoded."""
+def _decode(name: str, image: Image.Image) -> np.ndarray[Any, Any]:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(name, f"{image.width} × {image.height}")
+    try:
+        frames = getattr(image, "n_frames", 1)
+        # phones keep a depth map or thumbnail as further frames of a JPEG (MPO); the first is the photo
+        if frames == 1 or image.format == "MPO":
+            return np.asarray(_to_rgb(name, ImageOps.exif_transpose(image)))
+    except InputError:
+        raise
+    except Exception as error:  # what a decoder raises on broken files is not documented
+        raise _damaged(name, error) from error
+    what = f"has {frames} pages" if image.format == "TIFF" else f"is animated ({frames} frames)"
+    raise InputError(f"{name} {what}.", fix="Save one as PNG or JPEG.")
+
+
+def _damaged(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"{name} is damaged or cut off ({str(error) or type(error).__name__}).", fix="Copy or export the photo again."
+    )
 
 
 def _too_large(name: str, what: str) -> InputError:
@@ -86,14 +119,22 @@ def _too_large(name: str, what: str) -> InputError:
     )
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
+def _to_rgb(name: str, image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
-        # 16-bit files arrive as "I;16" or, from some decoders, as 32-bit integers with 16-bit content
-        top = 65535.0 if image.mode != "F" and values.max(initial=0) > 255 else 255.0
-        return Image.fromarray((values * (255.0 / top)).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        if values.size and not 0 <= values.min() <= values.max() <= 65535:
+            raise _no_white(name)
+        return Image.fromarray((values * (255 / 65535)).round().astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise _no_white(name)
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _no_white(name: str) -> InputError:
+    return InputError(
+        f"{name} has 32-bit pixels, of which nothing says which value is white.", fix="Save it as 8- or 16-bit."
+    )

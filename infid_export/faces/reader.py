@@ -50,10 +50,11 @@ class FaceReader:
             face_index: which face, 0 being the largest; None is the largest.
 
         Raises:
-            InputError: see `load_photo` and `choose_face`.
+            InputError: see `load_photo`, `choose_face` and `ArcFaceRecognizer.embed`.
         """
         pixels = load_photo(photo)
-        face = choose_face(self._detector.detect(pixels), face_index)
+        height, width = pixels.shape[:2]
+        face = choose_face(self._detector.detect(pixels), face_index, photo_size=(width, height))
         crop = align(pixels, face.landmarks, portrait_template(), self._crop_size)
         aligned = align(pixels, face.landmarks, ARCFACE_TEMPLATE, SIZE)
         return FaceInputs(crop.astype(np.float32).transpose(2, 0, 1)[None] / 255, self._recognizer.embed(aligned)[None])

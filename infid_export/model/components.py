@@ -34,16 +34,16 @@ def _construct(name: str, architecture: Architecture, config: IdentityConfig) ->
     if name == "unet":
         from diffusers import UNet2DConditionModel
 
-        return UNet2DConditionModel.from_config(settings)  # type: ignore[no-any-return]
+        return UNet2DConditionModel.from_config(settings)
     if name == "vae":
         from diffusers import AutoencoderKL
 
-        return AutoencoderKL.from_config(settings)  # type: ignore[no-any-return]
+        return AutoencoderKL.from_config(settings)
     if name in ("text_encoder", "text_encoder_2"):
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         kind = CLIPTextModel if name == "text_encoder" else CLIPTextModelWithProjection
-        return kind(CLIPTextConfig(**settings))  # type: ignore[no-any-return]
+        return kind(CLIPTextConfig(**settings))
     if name == "image_encoder":
         from open_clip.model import CLIPVisionCfg, _build_vision_tower
 

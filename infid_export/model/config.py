@@ -19,6 +19,7 @@ class IdentityConfig:
     """Sizes of the identity modules and the variant of the method.
 
     Args:
+        image_encoder: open_clip's name of the image encoder's architecture.
         clip_tokens: tokens of the image encoder, class token included (257 for ViT-H/14 at 224 px).
         clip_width: width of the image encoder (1280 for ViT-H/14).
         face_width: length of the face embedding (512 for ArcFace).
@@ -34,6 +35,7 @@ class IdentityConfig:
             about the weights, it changes nothing at inference).
     """
 
+    image_encoder: str = "ViT-H-14"
     clip_tokens: int = 257
     clip_width: int = 1280
     face_width: int = 512

@@ -7,8 +7,9 @@ c_id = Concat(M_clip(E_clip(x)), M_face(E_face(x))); K'_id = c_id W_k, V'_id = c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -88,7 +89,7 @@ class IdentityModules(nn.Module):
 
         One matrix product for all blocks: the weights are stacked, not the results.
         """
-        layers = [self.projections[path.replace(".", "/")] for path in self.blocks]
+        layers: list[Any] = [self.projections[path.replace(".", "/")] for path in self.blocks]
         keys = torch.cat([layer[_KEY].weight.T for layer in layers], dim=1)
         values = torch.cat([layer[_VALUE].weight.T for layer in layers], dim=1)
         return tokens @ keys, tokens @ values
@@ -128,7 +129,7 @@ class IdentityModules(nn.Module):
         expected = {_file_key(name): (name, tuple(value.shape)) for name, value in modules.state_dict().items()}
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
-            _check_keys(path, expected.keys(), found)
+            _check_keys(path, set(expected), found)
             tensors = {}
             for key, (name, shape) in expected.items():
                 tensor = file.get_tensor(key)
@@ -172,8 +173,7 @@ def _file_key(name: str) -> str:
     return name.removeprefix("projections.").replace("/", ".")
 
 
-def _check_keys(path: str | Path, expected: Sequence[str] | set[str] | object, found: set[str]) -> None:
-    wanted = set(expected)  # type: ignore[call-overload]
+def _check_keys(path: str | Path, wanted: set[str], found: set[str]) -> None:
     for problem, names in (("lacks", wanted - found), ("has unexpected", found - wanted)):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -37,7 +37,7 @@ SCHEDULER = {
 
 
 @dataclass
-class InfiniteIDOutput(BaseOutput):  # type: ignore[misc]
+class InfiniteIDOutput(BaseOutput):
     """Result of the pipeline.
 
     Args:
@@ -49,8 +49,10 @@ class InfiniteIDOutput(BaseOutput):  # type: ignore[misc]
     text_latents: Tensor
 
 
-class InfiniteIDPipeline(StableDiffusionXLPipeline):  # type: ignore[misc]
+class InfiniteIDPipeline(StableDiffusionXLPipeline):
     """SDXL with a second, identity stream. Made by `from_pretrained` or `from_source`."""
+
+    scheduler: Any
 
     @classmethod
     def from_pretrained(
@@ -130,7 +132,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):  # type: ignore[misc]
         return keys, values
 
     @torch.no_grad()
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         prompt: str | list[str],
         identity: tuple[Tensor, Tensor],
@@ -154,7 +156,8 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):  # type: ignore[misc]
             prompt: one or several (B).
             identity: keys and values of `encode_identity`.
             negative_prompt: what to avoid.
-            height: pixels; None is the model's own. Likewise `width`.
+            height: pixels; None is the model's own.
+            width: likewise.
             num_inference_steps: DDIM steps.
             guidance_scale: of each stream's classifier-free guidance.
             style_strength: s of AdaIN.

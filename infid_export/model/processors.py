@@ -146,6 +146,7 @@ class CrossAttentionProcessor:
             v_t = _heads(attn, attn.to_v(encoder_hidden_states))
         outputs = []
         if q_t is not None:
+            assert k_t is not None and v_t is not None
             outputs.append(scaled_dot_product_attention(q_t, k_t, v_t))
         if q_id is not None:
             outputs.append(self._merge(attn, q_id, k_t, v_t, streams))

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from infid_engines.errors import InputError
-from infid_engines.manifest import sha256_file
+from infid_engines.manifest import sha256_file, write_json
 from infid_export.model.architectures import DEMO, SDXL, Architecture, identity_config
 from infid_export.model.config import IdentityConfig
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae", "image_encoder", "identity")
 BUILT_IN = {"demo": DEMO, "random-sdxl": SDXL}
-_IMAGE_ENCODER = "ViT-H-14"
 
 
 class ModelSource(Protocol):
@@ -127,21 +127,23 @@ class CheckpointSource:
         self.name = str(folder)
         self.folder, self.identity, self.image_encoder = folder, identity, image_encoder
         self.config = config or read_config(identity)
-        parts = {name: _read_config(folder, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")}
+        parts: dict[str, Any] = {
+            name: _read_config(folder, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")
+        }
         if parts["unet"].get("addition_embed_type") != "text_time":
             raise InputError(f"{folder} is not an SDXL checkpoint.", fix="Use SDXL base or a fine-tune of it.")
         self.architecture = Architecture(
-            size=8 * int(parts["unet"]["sample_size"]), image_encoder=SDXL.image_encoder, **parts
+            size=8 * int(parts["unet"]["sample_size"]), image_encoder=_vision(self.config.image_encoder), **parts
         )
 
     def fingerprint(self, component: str) -> str:
         """Return a hash of the component's files."""
         if component == "image_encoder" and not Path(self.image_encoder).is_file():
-            return hashlib.sha256(f"open_clip:{_IMAGE_ENCODER}:{self.image_encoder}".encode()).hexdigest()
+            return hashlib.sha256(f"open_clip:{self.config.image_encoder}:{self.image_encoder}".encode()).hexdigest()
         if component in ("image_encoder", "identity"):
-            return sha256_file(Path(self.image_encoder if component == "image_encoder" else self.identity))
+            return remembered_sha256(Path(self.image_encoder if component == "image_encoder" else self.identity))
         files = [self.folder / component / "config.json", *self._weight_files(component)]
-        return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
+        return hashlib.sha256("".join(remembered_sha256(file) for file in files).encode()).hexdigest()
 
     def _weight_files(self, component: str) -> list[Path]:
         files = sorted((self.folder / component).glob("*.safetensors"))
@@ -184,7 +186,7 @@ class CheckpointSource:
 
             from infid_export.model.encoders import ImageEncoder
 
-            model = open_clip.create_model(_IMAGE_ENCODER, pretrained=self.image_encoder)
+            model = open_clip.create_model(self.config.image_encoder, pretrained=self.image_encoder)
             return ImageEncoder(model.visual)
         variant = "fp16" if all(".fp16." in file.name for file in self._weight_files(component)) else None
         options: dict[str, Any] = {"subfolder": component, "torch_dtype": dtype, "variant": variant}
@@ -198,7 +200,7 @@ class CheckpointSource:
             kind = (
                 transformers.CLIPTextModel if component == "text_encoder" else transformers.CLIPTextModelWithProjection
             )
-        return kind.from_pretrained(self.folder, use_safetensors=True, **options)  # type: ignore[no-any-return]
+        return kind.from_pretrained(self.folder, use_safetensors=True, **options)
 
     def weights(self, component: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Yield the loaded component's parameters."""
@@ -259,6 +261,38 @@ def _download(model: str) -> Path:
             f"({type(error).__name__}).",
             fix=f"Use one of {', '.join(BUILT_IN)}, or the path of a checkpoint folder in diffusers' format.",
         ) from error
+
+
+def remembered_sha256(path: Path) -> str:
+    """Return a file's sha256, hashing it only if its size or modification time has changed since the last time.
+
+    Hashing the 10 GB of a checkpoint takes longer than an unchanged rebuild may. What is remembered lies in the
+    user's cache folder and can be deleted at any time.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infid-export" / "hashes.json"
+    status = path.stat()
+    key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    try:
+        known: dict[str, str] = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        known[key] = sha256_file(path)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache, known)
+    return known[key]
+
+
+def _vision(name: str) -> dict[str, Any]:
+    """Return the configuration of an image encoder; only an unusual one has to be asked of open_clip."""
+    if name == IdentityConfig.image_encoder:
+        return SDXL.image_encoder
+    import open_clip
+
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise InputError(f"open_clip has no model named {name}.", fix="Register it with open_clip.add_model_config.")
+    return {**config["vision_cfg"], "embed_dim": config["embed_dim"]}
 
 
 def _read_config(folder: Path, component: str) -> dict[str, Any]:

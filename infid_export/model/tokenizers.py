@@ -80,6 +80,9 @@ def _tokenizer_json(vocabulary: dict[str, int], merges: list[tuple[str, str]], p
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{_START} $A {_END}", special_tokens=[(token, vocabulary[token]) for token in (_START, _END)]
     )
+    # Special tokens are cut out of a prompt wherever they stand. With SDXL's second tokenizer that is "!" as well,
+    # its padding token: transformers does so, and the pictures depend on it.
+    tokenizer.add_special_tokens([_START, _END, pad])
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(length=LENGTH, pad_id=vocabulary[pad], pad_token=pad)
     return str(tokenizer.to_str())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,40 +11,83 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from infid_engines.errors import InputError
 
 Array = np.ndarray[Any, Any]
 _TENSORS = ("identity_tokens", "identity_keys", "identity_values")
-_MODEL_KEY = "infid_model"
+_MODEL_KEY, _NAME_KEY = "infid_model", "infid_name"
+_AGAIN = "Enroll the person again with `infid-export enroll`."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Person:
     """One or several people as identity inputs of the denoising engines.
 
     Row 0 of each tensor is the unconditional identity, row 1 the person.
 
     Args:
-        identity_tokens: `[2, T, D]`.
+        identity_tokens: `[2, T, D]`, float16 or float32.
         identity_keys: `[2, T, S]`, all layers side by side.
         identity_values: `[2, T, S]`.
         model: id of the model whose engines made it.
+        name: what the user calls the person.
+
+    Raises:
+        InputError: the tensors do not fit together, or hold non-finite values.
     """
 
     identity_tokens: Array
     identity_keys: Array
     identity_values: Array
     model: str
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what no engine could take."""
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        tokens, keys, values = (tensor.shape for tensor in tensors.values())
+        if not len(tokens) == len(keys) == 3 or tokens[:2] != keys[:2] or keys != values or keys[0] != 2 or 0 in keys:
+            raise InputError(
+                f"A person needs tokens [2, T, D] and keys and values [2, T, S], not {list(tokens)}, {list(keys)} "
+                f"and {list(values)}.",
+                fix=_AGAIN,
+            )
+        kinds = {tensor.dtype.name for tensor in tensors.values()}
+        if len(kinds) != 1 or not kinds <= {"float16", "float32"}:
+            raise InputError(
+                f"A person's tensors must all be float16 or all float32, not {', '.join(sorted(kinds))}.", fix=_AGAIN
+            )
+        for name, tensor in tensors.items():
+            if not np.isfinite(tensor).all():
+                raise InputError(f"The person's {name} have non-finite values.", fix=_AGAIN)
 
     def save(self, path: str | Path) -> None:
-        """Write the person as one safetensors file, whole or not at all."""
+        """Write the person as one safetensors file, whole or not at all.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
         target = Path(path)
-        partial = target.with_name(f".{target.name}.partial")
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
-        save_file(tensors, partial, metadata={_MODEL_KEY: self.model})
-        partial.replace(target)
+        content = save(tensors, metadata={_MODEL_KEY: self.model, _NAME_KEY: self.name})
+        partial = None
+        try:
+            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+                partial = Path(file.name)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.chmod(0o600)  # a face is personal data
+            partial.replace(target)
+        except OSError as error:
+            if partial is not None:
+                partial.unlink(missing_ok=True)
+            raise InputError(
+                f"The person cannot be written to {target} ({error.strerror}).",
+                fix="Choose a file in an existing folder with free space.",
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Person:
@@ -57,72 +102,94 @@ class Person:
             with safe_open(path, framework="numpy") as file:
                 metadata, names = file.metadata() or {}, set(file.keys())
                 if names != set(_TENSORS) or _MODEL_KEY not in metadata:
-                    raise InputError(f"{path} is not a person file.", fix="Make one with `infid-export enroll`.")
+                    raise InputError(
+                        f"{path} is not a person file: it has {', '.join(sorted(names)) or 'no tensors'}"
+                        f"{'' if _MODEL_KEY in metadata else ' and no model id'}.",
+                        fix="Make one with `infid-export enroll`.",
+                    )
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path} is not a whole safetensors file ({error}).", fix="Enroll the person again."
-            ) from error
-        if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-            raise InputError(f"{path} holds non-finite values.", fix="Enroll the person again.")
-        return cls(**tensors, model=metadata[_MODEL_KEY])
+        except (SafetensorError, OSError, TypeError) as error:  # TypeError: a type numpy does not have
+            raise InputError(f"{path} is not a whole person file ({error}).", fix=_AGAIN) from error
+        try:
+            return cls(**tensors, model=metadata[_MODEL_KEY], name=metadata.get(_NAME_KEY, ""))
+        except InputError as error:
+            raise InputError(f"{path} cannot be used. {error.problem}", fix=error.fix) from error
 
-    def fit(self, tokens: int) -> Person:
-        """Repeat the tokens to fill an engine's slots.
+    def fit(self, people: int, tokens_each: int) -> Person:
+        """Repeat the people to fill an engine's slots.
 
         Attention over keys that are all there k times equals attention over them once, and means do not change,
         so this is exact.
 
         Args:
-            tokens: identity tokens the engine takes.
+            people: slots of the engine.
+            tokens_each: identity tokens of one slot.
 
         Raises:
-            InputError: the engine has too few slots, or no whole multiple.
+            InputError: the slots are fewer than the people, or no multiple of them.
         """
-        own = self.identity_tokens.shape[1]
-        if tokens % own:
+        own = self.identity_keys.shape[1]
+        if own % tokens_each:
             raise InputError(
-                f"The person has {own} identity tokens, the engines take {tokens}.",
-                fix="Build the folder with --people set to the number of people stacked.",
+                f"The person has {own} identity tokens, the engines' people have {tokens_each}.", fix=_AGAIN
             )
-        return self if tokens == own else self._map(lambda tensor: np.tile(tensor, (1, tokens // own, 1)))
+        count = own // tokens_each
+        if people % count:
+            raise InputError(
+                f"{count} people were stacked, and the engines have {people} slot(s), which is no multiple of {count}.",
+                fix=f"Build the folder with --people {count}, or stack a number that divides {people}.",
+            )
+        times = people // count
+        if times == 1:
+            return self
+        repeated: dict[str, Any] = {name: np.tile(getattr(self, name), (1, times, 1)) for name in _TENSORS}
+        return replace(self, **repeated)
 
-    def _map(self, change: Any) -> Person:
-        return replace(self, **{name: change(getattr(self, name)) for name in _TENSORS})
 
-
-def mix(people: Sequence[tuple[Person, float]]) -> Person:
+def mix(people: Sequence[tuple[Person, float]], name: str = "") -> Person:
     """Average people by weights; exact on keys and values too, since the projections are linear.
 
     Args:
         people: person and weight; the weights are divided by their sum.
+        name: the mix's name.
 
     Raises:
         InputError: no person, different models or sizes, or weights that sum to nothing.
     """
-    total = sum(weight for _, weight in people)
-    if not np.isfinite(total) or abs(total) < 1e-6:
-        raise InputError(f"The weights of a mix sum to {total}.", fix="Give weights with a positive sum.")
     first = _same_model([person for person, _ in people])
+    weights = np.array([weight for _, weight in people], dtype=np.float64)
+    total = weights.sum()
+    if not np.isfinite(total) or total <= 0:
+        raise InputError(
+            f"The weights of a mix must be finite with a positive sum, not {weights.tolist()}.", fix="For example 1, 1."
+        )
     if len({person.identity_tokens.shape for person, _ in people}) > 1:
         raise InputError("People of different token counts cannot be averaged.", fix="Stack them instead.")
-    tensors = {}
-    for name in _TENSORS:
-        own: Array = getattr(first, name)
-        summed = sum(getattr(person, name).astype(np.float32) * (weight / total) for person, weight in people)
-        tensors[name] = np.asarray(summed).astype(own.dtype)
-    return Person(**tensors, model=first.model)
+
+    def average(tensor: str) -> Array:
+        own: Array = getattr(first, tensor)
+        # fp32: at SDXL's size fp64 sums would take a gigabyte
+        summed = np.zeros(own.shape, dtype=np.float32)
+        for (person, _), weight in zip(people, weights / total, strict=True):
+            summed += getattr(person, tensor).astype(np.float32) * float(weight)
+        return summed.astype(own.dtype)
+
+    return Person(**{tensor: average(tensor) for tensor in _TENSORS}, model=first.model, name=name)
 
 
-def stack(people: Sequence[Person]) -> Person:
+def stack(people: Sequence[Person], name: str = "") -> Person:
     """Put people side by side along the tokens.
+
+    Args:
+        people: who shall be in the picture together.
+        name: the group's name.
 
     Raises:
         InputError: no person, or people of different models.
     """
     first = _same_model(people)
-    tensors = {name: np.concatenate([getattr(person, name) for person in people], axis=1) for name in _TENSORS}
-    return Person(**tensors, model=first.model)
+    tensors = {tensor: np.concatenate([getattr(person, tensor) for person in people], axis=1) for tensor in _TENSORS}
+    return Person(**tensors, model=first.model, name=name)
 
 
 def _same_model(people: Sequence[Person]) -> Person:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from infid_engines.errors import EngineFolderError
+from infid_engines.errors import EngineFolderError, InputError
 
 LENGTH = 77
 FILES = ("tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json")
@@ -20,20 +20,36 @@ class PromptTokenizer:
 
     Args:
         folder: engine folder with `tokenizer/` and `tokenizer_2/`; padding and truncation are in the files.
+
+    Raises:
+        EngineFolderError: a file is missing, broken, or does not give 77 ids.
     """
 
     def __init__(self, folder: Path) -> None:
         self._tokenizers = []
         for name in FILES:
             try:
-                self._tokenizers.append(Tokenizer.from_file(str(folder / name)))
+                tokenizer = Tokenizer.from_file(str(folder / name))
             except Exception as error:  # the library raises bare Exception
                 raise EngineFolderError(
                     f"{folder / name} cannot be read ({error}).", fix="Build the engine folder again."
                 ) from error
+            lengths = [len(tokenizer.encode(text).ids) for text in ("", "word " * LENGTH)]
+            if lengths != [LENGTH, LENGTH]:
+                raise EngineFolderError(
+                    f"{folder / name} gives {lengths[0]} to {lengths[1]} ids, not always {LENGTH}.",
+                    fix="Build the engine folder again.",
+                )
+            self._tokenizers.append(tokenizer)
 
     def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Return `[n, 77]` int32 ids for each text encoder."""
+        """Return `[n, 77]` int32 ids for each text encoder.
+
+        Raises:
+            InputError: a prompt is not a text, or not valid Unicode.
+        """
+        for prompt in prompts:
+            _check(prompt)
         first, second = (
             np.array([item.ids for item in tokenizer.encode_batch(list(prompts))], dtype=np.int32)
             for tokenizer in self._tokenizers
@@ -41,9 +57,30 @@ class PromptTokenizer:
         return first, second
 
     def dropped(self, prompt: str) -> str:
-        """Return the end of a prompt that does not fit into 77 tokens, or an empty string."""
+        """Return the words at the end of a prompt that do not fit into 77 tokens, or an empty string.
+
+        A word that was cut in two is among them.
+
+        Raises:
+            InputError: the prompt is not a text, or not valid Unicode.
+        """
+        _check(prompt)
         encoding = self._tokenizers[0].encode(prompt)
         if not encoding.overflowing:
             return ""
         kept = max((end for _, end in encoding.offsets), default=0)
+        if 0 < kept < len(prompt) and not prompt[kept - 1].isspace() and not prompt[kept].isspace():
+            # a script without spaces has no word to go back to
+            kept = (kept - len(prompt[:kept].split()[-1])) or kept
         return prompt[kept:].strip()
+
+
+def _check(prompt: str) -> None:
+    if not isinstance(prompt, str):
+        raise InputError(f"A prompt must be a text, not {prompt!r}.", fix="Give a string.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The prompt {prompt!r} is not valid Unicode ({error.reason}).", fix="Type it anew."
+        ) from error

@@ -1,0 +1,178 @@
+"""Progress of long work on stderr: one bar over the whole of it, or a line now and then where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from infid_engines.progress import Stage
+
+_LINE_INTERVAL = 5.0  # seconds between lines where stderr is not a terminal
+_REFRESHES = 4.0  # a second, on a terminal
+_SILENT_STAGE = 0.9  # how far a stage that reports nothing is assumed to get by its expected time alone
+_PRIOR = 0.05  # share of the planned seconds for which the plan weighs as much as the pace observed so far
+_BAR_FROM = 60  # columns; a narrower terminal shows the numbers only
+
+
+class Estimate:
+    """How much of planned work is done, and how long the rest takes at the pace observed so far.
+
+    Args:
+        clock: returns seconds; only differences count.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._started = clock()
+        self._expected: dict[str, float] = {}
+        self._left_behind: set[str] = set()
+        self._stage = ""
+        self._stage_started = self._started
+        self._fraction = 0.0
+        self._shown = 0.0
+
+    def plan(self, stages: dict[str, float]) -> None:
+        """Take the expected seconds of all stages; time counts from here."""
+        self._expected = dict(stages)
+        self._left_behind = set()
+        self._stage, self._fraction, self._shown = "", 0.0, 0.0
+        self._started = self._clock()
+
+    def enter(self, name: str) -> None:
+        """Start a stage; one that was not planned counts nothing."""
+        self._stage, self._fraction, self._stage_started = name, 0.0, self._clock()
+
+    def update(self, fraction: float) -> None:
+        """Take the fraction of the stage that is done."""
+        self._fraction = max(self._fraction, min(fraction, 1.0))
+
+    def leave(self) -> None:
+        """End the stage."""
+        self._left_behind.add(self._stage)
+        self._stage, self._fraction = "", 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the plan."""
+        return self._clock() - self._started
+
+    def read(self) -> tuple[float, float]:
+        """Return the fraction of the whole that is done, which never falls, and the seconds left."""
+        total = sum(self._expected.values())
+        if total <= 0:
+            return 0.0, 0.0
+        finished = sum(seconds for name, seconds in self._expected.items() if name in self._left_behind)
+        pace = (self.elapsed + _PRIOR * total) / (finished + self._inside(1.0) + _PRIOR * total)
+        # the stage under way may report nothing, so its own share is read at the pace just found
+        done = min(finished + self._inside(max(pace, 1e-9)), total)
+        self._shown = max(self._shown, done / total)
+        return self._shown, (total - done) * pace
+
+    def _inside(self, pace: float) -> float:
+        """Return the planned seconds done of the stage under way."""
+        expected = self._expected.get(self._stage, 0.0)
+        if self._stage in self._left_behind or expected <= 0:
+            return 0.0
+        by_time = min((self._clock() - self._stage_started) / (expected * pace), _SILENT_STAGE)
+        return expected * (self._fraction or by_time)
+
+
+class TerminalReporter:
+    """Draws progress; a context manager.
+
+    Args:
+        console: of stderr.
+        clock: returns seconds.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._estimate = Estimate(clock)
+        self._name, self._detail = "", ""
+        self._last_line: float | None = None
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(get_renderable=self._draw, console=console, transient=True, refresh_per_second=_REFRESHES)
+
+    def __enter__(self) -> TerminalReporter:
+        """Start drawing."""
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop drawing and clear the bar."""
+        if self._live:
+            self._live.stop()
+
+    def plan(self, stages: dict[str, float]) -> None:
+        """Take the expected seconds of all stages."""
+        self._estimate.plan(stages)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Enter a stage."""
+        self._estimate.enter(name)
+        self._tell(name, "")
+        yield _Stage(self, name)
+        self._estimate.leave()
+        self._tell(name, "")
+
+    def note(self, text: str) -> None:
+        """Print a sentence above the bar."""
+        self._console.print(Text(text), soft_wrap=True)
+
+    def update(self, name: str, fraction: float, detail: str) -> None:
+        """Take the state of the stage under way."""
+        self._estimate.update(fraction)
+        self._tell(name, detail)
+
+    def _tell(self, name: str, detail: str) -> None:
+        self._name, self._detail = name, detail
+        if self._live is not None:
+            return  # it draws by itself
+        now = self._clock()
+        if self._last_line is None or now - self._last_line >= _LINE_INTERVAL:
+            self._last_line = now
+            done, left = self._estimate.read()
+            text = f"{done:4.0%} {self._what()} ({duration(self._estimate.elapsed)} elapsed, {duration(left)} left)"
+            self._console.print(Text(text), soft_wrap=True)
+
+    def _what(self) -> str:
+        return f"{self._name} {self._detail}".strip()
+
+    def _draw(self) -> Table:
+        done, left = self._estimate.read()
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        cells: list[Text | ProgressBar] = [Text(self._what())]
+        if self._console.width >= _BAR_FROM:
+            grid.add_column(width=20)
+            cells.append(ProgressBar(total=1.0, completed=done, width=20))
+        grid.add_column(no_wrap=True, justify="right")
+        cells.append(Text(f"{done:4.0%} {duration(self._estimate.elapsed)} elapsed, {duration(left)} left"))
+        grid.add_row(*cells)
+        return grid
+
+
+class _Stage:
+    def __init__(self, reporter: TerminalReporter, name: str) -> None:
+        self._reporter, self._name = reporter, name
+
+    def update(self, fraction: float, detail: str = "") -> None:
+        self._reporter.update(self._name, fraction, detail)
+
+
+def duration(seconds: float) -> str:
+    """Return minutes and seconds, with hours where there are any."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

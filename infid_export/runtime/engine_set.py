@@ -1,0 +1,169 @@
+"""The engines of a folder on one backend: chosen with a reason, verified, loaded when first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from infid_engines.backends import Backend, Engine, get_backend
+from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
+from infid_engines.manifest import EngineRecord, FileRecord, Manifest, stored_engines, verify_file
+from infid_engines.progress import Reporter
+
+_FASTEST_FIRST = ("tensorrt", "tensorrt_rtx")
+
+
+class EngineSet:
+    """Engines by graph, each verified against the manifest before it is loaded.
+
+    Args:
+        folder: the engine folder.
+        manifest: its manifest.
+        backend: name of the backend.
+        target: the GPU architecture whose engines are taken; None takes the only one.
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, backend: str, target: str | None, device: str) -> None:
+        self._folder, self._manifest = folder, manifest
+        self._backend, self._target, self._device = backend, target, device
+        self._engines: dict[str, Engine] = {}
+        self._verified: set[str] = set()
+
+    def __getitem__(self, graph: str) -> Engine:
+        """Return a graph's engine.
+
+        Raises:
+            EngineFolderError: the folder lacks it, or a file of it is damaged.
+        """
+        if graph not in self._engines:
+            record, stored = self._manifest.graph(graph), self._stored(graph)
+            for name in self._files(graph):
+                self.verify(name)
+            backend: Backend = get_backend(self._backend)
+            self._engines[graph] = backend.load(self._folder / stored.file, record.inputs, record.outputs, self._device)
+        return self._engines[graph]
+
+    def prepare(self, graphs: Sequence[str], reporter: Reporter) -> None:
+        """Verify and load the engines that are not loaded yet, as the announced stage `loading`."""
+        missing = [graph for graph in graphs if graph not in self._engines]
+        with reporter.stage("loading") as stage:
+            for number, graph in enumerate(missing):
+                stage.update(number / len(missing), graph)
+                self[graph]
+            stage.update(1.0)
+
+    def unread_bytes(self, graphs: Sequence[str]) -> int:
+        """Return how much is still to be read before these graphs can run."""
+        names = {name for graph in graphs if graph not in self._engines for name in self._files(graph)}
+        return sum(self._record(name).size for name in names)
+
+    def verify(self, name: str) -> Path:
+        """Check a file of the folder once, and return its path.
+
+        Raises:
+            EngineFolderError: it is missing or damaged.
+        """
+        if name not in self._verified:
+            verify_file(self._folder, name, self._record(name))
+            self._verified.add(name)
+        return self._folder / name
+
+    def close(self) -> None:
+        """Free all engines; they are verified and loaded again when needed."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+        self._verified.clear()
+
+    def _stored(self, graph: str) -> EngineRecord:
+        stored = stored_engines(self._manifest, self._backend, self._target).get(graph)
+        if stored is None:
+            raise EngineFolderError(
+                f"{self._folder} has no {self._backend} engine of {graph}.",
+                fix=f"infid-export build --backend {self._backend} -o {self._folder}",
+            )
+        return stored
+
+    def _files(self, graph: str) -> list[str]:
+        weights = self._manifest.graph(graph).weights if self._backend == "onnxruntime" else ()
+        return [self._stored(graph).file, *weights]
+
+    def _record(self, name: str) -> FileRecord:
+        if name not in self._manifest.files:
+            raise EngineFolderError(
+                f"The manifest of {self._folder} does not list {name}.", fix="Build the engine folder again."
+            )
+        return self._manifest.files[name]
+
+
+def choose_backend(manifest: Manifest) -> tuple[str, str]:
+    """Choose the fastest backend that is in the folder and runs here; say why the faster ones were not.
+
+    Raises:
+        EngineFolderError: the folder has no engine that runs here.
+    """
+    reasons = []
+    for name in _FASTEST_FIRST:
+        if not stored_engines(manifest, name):
+            reasons.append(f"{name} not used: the folder has no engines of it")
+            continue
+        try:
+            backend = get_backend(name)
+            backend.versions()
+            backend.check_device()
+            choose_target(manifest, name, "auto")
+        except (BackendUnavailableError, InputError) as error:
+            reasons.append(f"{name} not used: {error.problem}")
+            continue
+        return name, "; ".join([f"{name}: the folder has its engines and this machine runs them", *reasons])
+    if not stored_engines(manifest, "onnxruntime"):
+        raise EngineFolderError(
+            f"The folder has no engine that runs here: {'; '.join(reasons)}.",
+            fix="infid-export build --backend onnxruntime",
+        )
+    get_backend("onnxruntime").versions()
+    return "onnxruntime", "; ".join(["onnxruntime: runs on every machine", *reasons])
+
+
+def choose_target(manifest: Manifest, backend: str, device: str) -> tuple[str | None, str]:
+    """Choose whose engines are taken, and the device they run on.
+
+    Args:
+        manifest: the folder's.
+        backend: name of the backend.
+        device: `auto`, `cpu`, `cuda`, or a GPU architecture such as `sm_89`.
+
+    Returns:
+        The target (None for onnxruntime, whose graphs are the same for all) and `cpu` or `cuda`.
+
+    Raises:
+        InputError: the device does not fit the backend or the folder.
+        BackendUnavailableError: the folder's engines are for another GPU.
+    """
+    if backend == "onnxruntime":
+        if device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"onnxruntime has no device '{device}'.", fix="Use cpu or cuda.")
+        return None, "cpu" if device == "auto" else device
+    targets = sorted({engine.target for engine in manifest.engines if engine.backend == backend})
+    if device in targets:
+        return device, "cuda"
+    if device not in ("auto", "cuda"):
+        raise InputError(
+            f"The folder has no {backend} engines for '{device}', only for {', '.join(targets) or 'nothing'}.",
+            fix=f"Use one of them, or build with --backend {backend} --target {device}.",
+        )
+    if backend == "tensorrt":  # runs only on the GPU it was built for
+        present = get_backend(backend).default_targets()[0]
+        if present not in targets:
+            raise BackendUnavailableError(
+                f"The folder's {backend} engines are for {', '.join(targets)}, this machine has {present}.",
+                fix=f"infid-export build --backend {backend} --target {present}",
+            )
+        return present, "cuda"
+    if len(targets) > 1:
+        raise InputError(
+            f"The folder has {backend} engines for {', '.join(targets)}.",
+            fix=f"Say which with device='{targets[0]}' or another of them.",
+        )
+    return (targets[0] if targets else None), "cuda"

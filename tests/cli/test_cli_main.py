@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_process import PROGRAM, Cli, environment, infid_export
+
+from infid_engines import backends
+from infid_engines.errors import BuildError, ParityError
+from infid_export.cli import arguments, main
+
+HEAVY = ("torch", "numpy", "onnxruntime", "diffusers", "onnx", "PIL")
+
+
+@pytest.mark.parametrize(
+    "command", [(), *((name,) for name in main.COMMANDS)], ids=lambda words: " ".join(words) or "-"
+)
+def test_help_is_fast_and_imports_nothing_heavy(command: tuple[str, ...]) -> None:
+    program = (
+        "import sys\nfrom infid_export.cli.main import run\n"
+        f"code = run(sys.argv[1:])\nprint([name for name in {HEAVY} if name in sys.modules], code, file=sys.stderr)"
+    )
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        found = infid_export(*command, "--help", program=program)
+        seconds.append(time.monotonic() - started)
+        assert found.stderr.strip() == "[] 0"
+        assert found.stdout.startswith("usage: infid-export")
+    assert min(seconds) <= 0.3, f"help took {min(seconds):.2f} s"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem", "fix"),
+    [
+        ((), "COMMAND", "infid-export --help"),
+        (("biuld",), "no command 'biuld'", "`build`"),
+        (("build", "--bakend", "auto"), "no flag --bakend", "`--backend`"),
+        (("build", "--model=demo", "--fp17"), "no flag --fp17", "`--fp16`"),
+        (("build", "--prec", "fp16"), "no flag --prec", "--precision"),
+        (("build", "demo"), "does not take 'demo'", "infid-export build --help"),
+        (("build", "--height", "tall"), "--height: invalid int value: 'tall'", "infid-export build --help"),
+        (("build", "--height", "100"), "multiple of 32", "96"),
+        (("build", "--backend", "openvino"), "invalid choice: 'openvino'", "infid-export build --help"),
+        (("build", "--fp16", "--precision", "fp32"), "not allowed with", "infid-export build --help"),
+        (("enroll",), "PHOTO", "infid-export enroll --help"),
+        (("inspect", "nowhere"), "nothing at nowhere", "engine folder"),
+    ],
+)
+def test_wrong_usage_says_what_to_do(cli: Cli, words: tuple[str, ...], problem: str, fix: str) -> None:
+    code, out, err = cli(*words)
+    assert (code, out) == (1, "")
+    first, second = err.splitlines()
+    assert first.startswith("error: ")
+    assert problem in first
+    assert second.startswith("  fix: ")
+    assert fix in second
+
+
+def test_wrong_usage_as_json(cli: Cli) -> None:
+    code, out, _ = cli("inspect", "--json", "--depth", "3")
+    assert code == 1
+    assert json.loads(out)["error"]["kind"] == "InputError"
+
+
+@pytest.mark.parametrize("kind", [ParityError, BuildError])
+def test_a_known_error_is_one_message(cli: Cli, monkeypatch: pytest.MonkeyPatch, kind: type[BuildError]) -> None:
+    fail_with(monkeypatch, kind("It differs.", fix="Use fp32."))
+    code, out, err = cli("build", "--json", "--quiet")
+    assert code == 1
+    assert json.loads(out) == {"error": {"kind": kind.__name__, "problem": "It differs.", "fix": "Use fp32."}}
+    assert err == "error: It differs.\n  fix: Use fp32.\n"
+
+
+def test_a_fault_of_ours_shows_its_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, ZeroDivisionError("x / 0"))
+    code, out, err = cli("build", "--json")
+    assert code == 2
+    assert "Traceback" in err
+    assert "ZeroDivisionError: x / 0" in err
+    assert "This is a bug in infid-export" in err
+    assert json.loads(out)["error"]["kind"] == "ZeroDivisionError"
+
+
+def test_a_refusal_of_the_machine_is_not_called_our_fault(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, PermissionError(13, "Permission denied", "/models/unet"))
+    code, _, err = cli("build")
+    assert code == 1
+    assert "/models/unet: Permission denied" in err
+    assert "Traceback" not in err
+
+
+def test_interrupt_says_that_a_rerun_resumes() -> None:
+    program = (
+        "import os, signal\nimport infid_export.export.build as module\n"
+        "module.build = lambda options, reporter: os.kill(os.getpid(), signal.SIGINT) or __import__('time').sleep(9)\n"
+    )
+    found = infid_export("build", program=program + PROGRAM)
+    assert found.returncode == 130
+    assert "resumes" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_closed_pipe_is_silent(small_folder: Path) -> None:
+    command = [sys.executable, "-c", PROGRAM, "inspect", str(small_folder), "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert err == b""
+
+
+def test_a_full_disk_behind_stdout_is_named(small_folder: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    for unbuffered in ("", "1"):
+        command = [sys.executable, "-c", PROGRAM, "inspect", str(small_folder), "--quiet"]
+        with Path("/dev/full").open("w") as full:
+            found = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, env=environment(PYTHONUNBUFFERED=unbuffered), check=False
+            )
+        assert found.returncode == 1
+        assert b"No space left on device" in found.stderr
+        assert b"Traceback" not in found.stderr
+        assert b"ignored" not in found.stderr
+
+
+def test_a_terminal_without_utf8(small_folder: Path) -> None:
+    found = infid_export("inspect", str(small_folder), PYTHONIOENCODING="ascii")
+    assert found.returncode == 0
+    assert "64 ? 64" in found.stdout
+
+
+def test_what_libraries_print_stays_off_stdout(cli: Cli, monkeypatch: pytest.MonkeyPatch, small_folder: Path) -> None:
+    from infid_engines.manifest import Manifest
+
+    load = Manifest.load
+    monkeypatch.setattr(Manifest, "load", lambda folder: (print("chatter"), load(folder))[1])  # noqa: T201
+    code, out, err = cli("inspect", small_folder, "--json")
+    assert code == 0
+    json.loads(out)
+    assert "chatter" in err
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version")[:2] == (0, "infid-export 0.1.0\n")
+
+
+def test_a_flag_means_one_thing_in_all_commands() -> None:
+    meanings: dict[str, set[tuple[object, ...]]] = {}
+    for command in main.COMMANDS:
+        parser = main.make_parser(command)
+        (commands,) = (action for action in parser._actions if action.dest == "command")
+        for action in commands.choices[command]._actions:  # type: ignore[index]
+            for flag in action.option_strings:
+                meanings.setdefault(flag, set()).add((action.help, action.type, action.metavar))
+    # -o is the command's product, and build makes engines for several backends where the others run one
+    differing = {flag for flag, seen in meanings.items() if len(seen) > 1}
+    assert differing == {"-o", "--output", "--backend"}
+
+
+def test_the_backends_are_those_of_the_engines() -> None:
+    assert ("auto", *backends.BACKENDS) == arguments.BACKENDS
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    import infid_export.export.build as module
+
+    def build(options: object, reporter: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "build", build)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from infid_engines.backends import BACKENDS, BuildRequest, get_backend
+from infid_engines.errors import BackendUnavailableError, BuildError, EngineFolderError, InputError
+from infid_engines.manifest import TensorSpec
+from infid_engines.worker import build_in_subprocess
+
+HALF = TensorProto.FLOAT16
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.fractions: list[float] = []
+
+    def update(self, fraction: float, detail: str = "") -> None:
+        self.fractions.append(fraction)
+
+
+def graph(path: Path, rows: int | str = 4, mixed: bool = False) -> Path:
+    """x → next = x·W + 1 in fp16; `mixed` adds a concatenation of two types, which is not valid ONNX."""
+    weight = onnx.numpy_helper.from_array(np.eye(8, dtype=np.float16) * 2, "W")
+    one = onnx.numpy_helper.from_array(np.ones(8, dtype=np.float16), "one")
+    nodes = [helper.make_node("MatMul", ["x", "W"], ["y"]), helper.make_node("Add", ["y", "one"], ["next"])]
+    if mixed:
+        nodes[1] = helper.make_node("Cast", ["y"], ["wide"], to=TensorProto.FLOAT)
+        nodes.append(helper.make_node("Concat", ["y", "wide"], ["next"], axis=0, name="two_types"))
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", HALF, [rows, 8])],
+        [helper.make_tensor_value_info("next", HALF, [rows if not mixed else 8, 8])],
+        [weight, one],
+    )
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
+    return path
+
+
+def specs(rows: int | list[int] = 4) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    return (TensorSpec("x", "float16", (rows, 8)),), (TensorSpec("next", "float16", (rows, 8)),)
+
+
+@pytest.mark.parametrize("rows", [4, [1, 4, 16]], ids=["static", "profile"])
+def test_rtx_builds_a_real_engine_without_a_gpu(tmp_path, rows):
+    onnx_path = graph(tmp_path / "g.onnx", 4 if rows == 4 else "n")
+    request = BuildRequest(onnx_path, tmp_path / "g.engine", "sm_89", specs(rows)[0])
+    listener = Listener()
+    result = build_in_subprocess("tensorrt_rtx", request, listener)
+    assert result.size == (tmp_path / "g.engine").stat().st_size > 1000
+    assert result.peak_bytes > 1 << 20
+    assert listener.fractions
+
+
+@pytest.mark.parametrize("flag", ["refit", "strip"])
+def test_flags_that_need_a_gpu_are_refused_without_one(tmp_path, flag):
+    if importlib.util.find_spec("cuda") and gpu_present():
+        pytest.skip("this machine has a GPU")
+    request = BuildRequest(graph(tmp_path / "g.onnx"), tmp_path / "g.engine", "sm_89", **{flag: True})
+    with pytest.raises(BuildError, match="needs a GPU to build engines"):
+        build_in_subprocess("tensorrt_rtx", request, Listener())
+
+
+def gpu_present() -> bool:
+    try:
+        get_backend("tensorrt_rtx").check_device()
+    except BackendUnavailableError:
+        return False
+    return True
+
+
+@pytest.mark.gpu
+def test_flags_reach_the_builder(tmp_path):
+    sizes = {}
+    for strip in (False, True):
+        weight = np.random.default_rng(0).standard_normal((512, 512)).astype(np.float16)
+        path = graph(tmp_path / "g.onnx")
+        model = onnx.load(path)
+        model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, "W"))
+        model.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(weight[0], "one"))
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[1].dim_value = 512
+        onnx.save(model, path)
+        request = BuildRequest(path, tmp_path / f"{strip}.engine", "sm_89", strip=strip)
+        sizes[strip] = build_in_subprocess("tensorrt_rtx", request, Listener()).size
+    assert sizes[True] < sizes[False] - 300_000
+
+
+def test_parser_refusal_names_the_node(tmp_path):
+    request = BuildRequest(graph(tmp_path / "g.onnx", mixed=True), tmp_path / "g.engine", "sm_89")
+    with pytest.raises(BuildError, match="two_types"):
+        build_in_subprocess("tensorrt_rtx", request, Listener())
+    assert not (tmp_path / "g.engine").exists()
+
+
+def test_unknown_targets_are_refused():
+    backend = get_backend("tensorrt_rtx")
+    backend.check_target("sm_120")
+    with pytest.raises(InputError, match="cannot build for sm_90"):
+        backend.check_target("sm_90")
+    with pytest.raises(InputError, match="not a GPU architecture"):
+        backend.check_target("hopper")
+    with pytest.raises(InputError, match="no target 'sm_89'"):
+        get_backend("onnxruntime").check_target("sm_89")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="tensorrt is installed")
+def test_missing_tensorrt_says_how_to_install_it():
+    with pytest.raises(BackendUnavailableError, match=r'pip install "infid-export\[tensorrt\]"'):
+        get_backend("tensorrt").versions()
+
+
+def test_unknown_backend_is_refused():
+    with pytest.raises(InputError, match=", ".join(BACKENDS)):
+        get_backend("openvino")
+
+
+def test_onnxruntime_runs_and_loops(tmp_path):
+    engine = get_backend("onnxruntime").load(graph(tmp_path / "g.onnx"), *specs(), "cpu")
+    x = np.ones((4, 8), np.float16)
+    np.testing.assert_array_equal(engine.run({"x": x})["next"], 2 * x + 1)
+    loop = engine.loop({}, {"x": "next"}, {"x": x})
+    for _ in range(3):
+        loop.step({})
+    np.testing.assert_array_equal(loop.read("x"), np.full((4, 8), 15, np.float16))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "lacks input x"),
+        ({"x": np.ones((4, 8), np.float16), "z": np.ones(1)}, "has no input z"),
+        ({"x": np.ones((4, 8), np.float32)}, "must be float16"),
+        ({"x": np.ones((3, 8), np.float16)}, r"must be float16 \[4, 8\], not float16 \[3, 8\]"),
+    ],
+)
+def test_wrong_inputs_are_named(tmp_path, inputs, message):
+    engine = get_backend("onnxruntime").load(graph(tmp_path / "g.onnx"), *specs(), "cpu")
+    with pytest.raises(InputError, match=message):
+        engine.run(inputs)
+
+
+def test_onnxruntime_never_falls_back(tmp_path):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(BackendUnavailableError, match="cannot run on cuda"):
+        get_backend("onnxruntime").load(graph(tmp_path / "g.onnx"), *specs(), "cuda")
+
+
+def test_broken_graph_is_refused(tmp_path):
+    (tmp_path / "g.onnx").write_bytes(b"not a graph")
+    with pytest.raises(EngineFolderError, match="cannot load"):
+        get_backend("onnxruntime").load(tmp_path / "g.onnx", *specs(), "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+def test_tensorrt_runs_and_loops(tmp_path, name):
+    pytest.importorskip(name)
+    backend = get_backend(name)
+    target = get_backend("tensorrt").default_targets()[0]
+    backend.check_target(target)
+    request = BuildRequest(graph(tmp_path / "g.onnx"), tmp_path / "g.engine", target, specs()[0])
+    build_in_subprocess(name, request, Listener())
+    engine = backend.load(request.output, *specs(), "cuda")
+    x = np.ones((4, 8), np.float16)
+    np.testing.assert_array_equal(engine.run({"x": x})["next"], 2 * x + 1)
+    loop = engine.loop({}, {"x": "next"}, {"x": x})
+    for _ in range(3):
+        loop.step({})
+    np.testing.assert_array_equal(loop.read("x"), np.full((4, 8), 15, np.float16))

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infid_engines.errors import BuildError, EngineFolderError
+from infid_engines.folder import FolderTransaction
+from infid_engines.manifest import (
+    FileRecord,
+    Manifest,
+    canonical_key,
+    differing_fields,
+    sha256_file,
+    verify_file,
+)
+from infid_engines.progress import SilentReporter
+
+
+def manifest(files: dict[str, FileRecord]) -> Manifest:
+    return Manifest("0", {}, {}, "fp32", 64, 64, 1, 1, 1, {}, (), files, {}, {}, {})
+
+
+def writer(text: str):
+    def write(path: Path) -> None:
+        path.write_text(text)
+
+    return write
+
+
+def make(folder: Path, artefacts: dict[str, str]) -> None:
+    with FolderTransaction(folder, SilentReporter()) as transaction:
+        files = {}
+        for name, text in artefacts.items():
+            fields = {"text": text}
+            files[name] = transaction.find(name, fields) or transaction.place(name, fields, writer(text))
+        transaction.commit(manifest(files), {"parity.json": {}})
+
+
+def test_commit_replaces_the_folder_and_keeps_unchanged_files(tmp_path):
+    folder = tmp_path / "engines"
+    make(folder, {"a": "one", "sub/b": "two"})
+    inode = (folder / "a").stat().st_ino
+    make(folder, {"a": "one", "sub/b": "three"})
+    assert (folder / "a").stat().st_ino == inode
+    assert (folder / "sub/b").read_text() == "three"
+    make(folder, {"a": "one"})
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "manifest.json", "parity.json"]
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".engines.lock"] == ["engines"]
+
+
+def test_interrupted_work_is_found_again(tmp_path):
+    folder = tmp_path / "engines"
+    with FolderTransaction(folder, SilentReporter()) as transaction:
+        transaction.place("a", {"v": 1}, writer("one"))
+    assert not folder.exists()
+    with FolderTransaction(folder, SilentReporter()) as transaction:
+        assert transaction.find("a", {"v": 1}) is not None
+        assert transaction.find("a", {"v": 2}) is None
+
+
+@pytest.mark.parametrize("when", ["between renames", "after second rename"])
+def test_an_interrupted_exchange_is_finished(tmp_path, when):
+    folder, old = tmp_path / "engines", tmp_path / ".engines.old"
+    make(folder, {"a": "one"})
+    if when == "between renames":
+        folder.rename(old)
+    else:
+        make(tmp_path / "other", {"a": "stale"})
+        (tmp_path / "other").rename(old)
+    with FolderTransaction(folder, SilentReporter()) as transaction:
+        assert transaction.previous is not None
+    assert (folder / "a").read_text() == "one"
+    assert not old.exists()
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from infid_engines.folder import FolderTransaction
+from infid_engines.progress import SilentReporter
+with FolderTransaction(Path(sys.argv[1]), SilentReporter()) as t:
+    t.place("a", {"v": 1}, lambda path: path.write_text("one") and None)
+    def slow(path):
+        path.write_text("half")
+        print("ready", flush=True)
+        time.sleep(60)
+    t.place("b", {"v": 1}, slow)
+"""
+
+
+def test_kill_9_leaves_whole_artefacts_only_and_frees_the_lock(tmp_path):
+    folder = tmp_path / "engines"
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "ready"
+        process.send_signal(signal.SIGKILL)
+    with FolderTransaction(folder, SilentReporter()) as transaction:
+        assert transaction.find("a", {"v": 1}) is not None
+        assert transaction.find("b", {"v": 1}) is None
+
+
+def test_a_second_build_waits_for_the_first(tmp_path):
+    folder = tmp_path / "engines"
+    notes: list[str] = []
+
+    class Listener(SilentReporter):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    holder = "import sys,time\nfrom pathlib import Path\nfrom infid_engines.folder import FolderTransaction\n"
+    holder += "from infid_engines.progress import SilentReporter\n"
+    holder += (
+        "with FolderTransaction(Path(sys.argv[1]), SilentReporter()):\n    print('held', flush=True); time.sleep(1.5)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        started = time.monotonic()
+        with FolderTransaction(folder, Listener()):
+            waited = time.monotonic() - started
+    assert waited > 0.5
+    assert notes == [f"another build (process {process.pid}) is writing {folder}; waiting for it"]
+
+
+def test_a_full_disk_is_explained_and_loses_nothing(tmp_path):
+    folder = tmp_path / "engines"
+    make(folder, {"a": "one"})
+
+    def full(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with (
+        pytest.raises(BuildError, match=r"is full .* GB free.*old folder is untouched"),
+        FolderTransaction(folder, SilentReporter()) as transaction,
+    ):
+        transaction.place("b", {}, full)
+    assert (folder / "a").read_text() == "one"
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_folders_of_others_are_refused(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for name, message in (("mine", "not an engine folder"), ("file", "is a file")):
+        with pytest.raises(EngineFolderError, match=message), FolderTransaction(tmp_path / name, SilentReporter()):
+            pass
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+
+
+def test_files_are_verified(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("hello")
+    record = FileRecord(sha256_file(path), 5)
+    assert verify_file(tmp_path, "a", record) == path
+    path.write_text("hellp")
+    with pytest.raises(EngineFolderError, match="has changed"):
+        verify_file(tmp_path, "a", record)
+    path.write_text("hell")
+    with pytest.raises(EngineFolderError, match="has 4 bytes"):
+        verify_file(tmp_path, "a", record)
+    path.unlink()
+    with pytest.raises(EngineFolderError, match="is missing"):
+        verify_file(tmp_path, "a", record)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no manifest.json"),
+        ("{", "cannot be read"),
+        ('{"schema_version": 99}', "schema version 99"),
+        ('{"schema_version": 1}', "lacks or misnames"),
+    ],
+)
+def test_broken_manifests_are_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(EngineFolderError, match=message):
+        Manifest.load(tmp_path)
+
+
+def test_manifest_round_trip(tmp_path):
+    made = manifest({"a": FileRecord("0" * 64, 3, "k", {"x": [1, 2]})})
+    made.write(tmp_path)
+    assert json.dumps(Manifest.load(tmp_path).files["a"].key_fields) == '{"x": [1, 2]}'
+
+
+def test_keys_ignore_order_and_differences_are_named():
+    assert canonical_key({"a": 1, "b": 2}) == canonical_key({"b": 2, "a": 1})
+    assert differing_fields({"a": 1, "b": [1]}, {"a": 2, "b": (1,), "c": "x"}) == ["a: 1 -> 2", "c: none -> x"]

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from infid_engines.errors import EngineFolderError, InputError, ParityError
+from infid_engines.manifest import Manifest
+from infid_export.export.build import build, verify
+from infid_export.export.exporter import Exporter
+from infid_export.export.inspection import read_graph
+from infid_export.export.options import GRAPHS, BuildOptions
+from infid_export.export.parity import compare, psnr
+from infid_export.export.plan import make_plan, weights_file
+from infid_export.export.weights import WeightsLayout
+
+SMALL = ("vae_decoder",)
+
+
+def small(folder: Path, **options) -> BuildOptions:
+    """A build of one small graph."""
+    return BuildOptions(
+        **{"output": folder, "graphs": SMALL, "backends": ("onnxruntime",), "height": 64, "width": 64, **options}
+    )
+
+
+@pytest.fixture
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small") / "engines"
+    build(small(folder))
+    return folder
+
+
+def test_demo_builds_every_graph_and_passes_parity(demo_build):
+    assert tuple(demo_build.manifest.graphs) == GRAPHS
+    assert {row.graph for row in demo_build.parity.rows} == set(GRAPHS)
+    assert demo_build.parity.passed
+    assert demo_build.parity.image is not None
+    assert demo_build.parity.image.steps == 30
+    assert demo_build.parity.image.psnr_db >= 40
+
+
+def test_graphs_are_what_a_strongly_typed_builder_wants(demo_folder):
+    for name in GRAPHS:
+        model = onnx.load(demo_folder / "onnx" / f"{name}.onnx", load_external_data=False)
+        operators = {node.op_type for node in model.graph.node}
+        assert not operators & {"CastLike", "SplitToSequence", "SequenceAt", "If", "Loop", "Identity"}
+        large = [t for t in model.graph.initializer if not t.external_data and len(t.raw_data) > 1 << 16]
+        assert not large, "weights belong into the shared files"
+        for value in (*model.graph.input, *model.graph.output):
+            assert all(dimension.dim_value > 0 for dimension in value.type.tensor_type.shape.dim)
+
+
+def test_strengths_guidance_and_coefficients_are_inputs(demo_folder):
+    names = {spec.name for spec in read_graph(demo_folder / "onnx" / "denoise_step.onnx").inputs}
+    assert {"style_strength", "identity_strength", "guidance", "ddim_coefficients", "timestep"} <= names
+
+
+def test_step_graphs_share_one_weights_file(demo_build):
+    files = {demo_build.manifest.graphs[name].weights for name in ("denoise_step", "text_step", "identity_step")}
+    assert files == {("onnx/unet.safetensors",)}
+
+
+def test_an_unchanged_rebuild_does_nothing_in_two_seconds(demo_folder):
+    arguments = ["build", "--fp16", "-o", str(demo_folder), "--backend", "onnxruntime", "--json"]
+    started = time.monotonic()
+    found = subprocess.run([sys.executable, "-m", "infid_export", *arguments], capture_output=True, check=True)
+    assert time.monotonic() - started < 2
+    assert json.loads(found.stdout)["made"] == {}
+
+
+def test_a_change_rebuilds_what_depends_on_it_and_says_why(small_folder):
+    weights = (small_folder / "onnx/vae.safetensors").stat().st_ino
+    report = build(small(small_folder, height=96))
+    assert report.made == {"onnx/vae_decoder.onnx": "changed height: 64 -> 96"}
+    assert (small_folder / "onnx/vae.safetensors").stat().st_ino == weights
+    assert Manifest.load(small_folder).graphs["vae_decoder"].outputs[0].shape == (1, 3, 96, 64)
+
+
+def test_a_missing_or_cut_file_is_made_again(small_folder):
+    (small_folder / "tokenizer/tokenizer.json").unlink()
+    (small_folder / "faces/detector.onnx").write_bytes(b"x")
+    report = build(small(small_folder))
+    assert report.made == {"tokenizer/tokenizer.json": "missing", "faces/detector.onnx": "damaged"}
+
+
+def test_a_build_killed_at_any_moment_resumes(tmp_path):
+    folder, staging = tmp_path / "engines", tmp_path / ".engines.building"
+    arguments = ["build", "-o", str(folder), "--graph", "vae_decoder", "--height", "64", "--width", "64"]
+    arguments += ["--backend", "onnxruntime", "--quiet", "--json"]
+    for awaited in ("onnx/vae.safetensors", "onnx/vae_decoder.onnx"):
+        with subprocess.Popen([sys.executable, "-m", "infid_export", *arguments], stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and not (staging / awaited).exists():
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+        assert not folder.exists()
+    found = subprocess.run([sys.executable, "-m", "infid_export", *arguments], capture_output=True, check=True)
+    made = json.loads(found.stdout)["made"]
+    assert "onnx/vae.safetensors" not in made
+    assert Manifest.load(folder).graphs.keys() == {"vae_decoder"}
+    assert not staging.exists()
+
+
+def corrupt(path: Path, tensor: str, folder: Path) -> None:
+    """Change one weight of the shared file, as a wrong conversion would."""
+    layout = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
+    start = 8 + int.from_bytes(path.read_bytes()[:8], "little") + layout[tensor]["data_offsets"][0]
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(np.full(1, 30.0, np.float32).tobytes())
+    assert folder in path.parents
+
+
+def test_one_corrupted_weight_fails_parity(small_folder):
+    manifest = Manifest.load(small_folder)
+    exporter = Exporter(make_plan(small(small_folder)))
+
+    class Quiet:
+        def update(self, fraction: float, detail: str = "") -> None:
+            pass
+
+    (before,) = exporter.compare(small_folder, manifest, ["vae_decoder"], Quiet())
+    assert before.passed
+    corrupt(small_folder / "onnx/vae.safetensors", "decoder.conv_in.weight", small_folder)
+    (after,) = exporter.compare(small_folder, manifest, ["vae_decoder"], Quiet())
+    assert not after.passed
+    assert after.rms_error > 100 * before.rms_error
+
+
+def test_verify_sees_a_changed_file_and_repeats_parity(small_folder):
+    assert verify(small_folder).passed
+    corrupt(small_folder / "onnx/vae.safetensors", "decoder.conv_in.weight", small_folder)
+    with pytest.raises(EngineFolderError, match="vae.safetensors has changed"):
+        verify(small_folder)
+
+
+def test_failed_parity_ends_the_build_and_keeps_nothing(tmp_path, monkeypatch):
+    folder = tmp_path / "engines"
+    original = WeightsLayout.write
+
+    def spoiled(self, path, weights, on_progress=None):
+        return original(self, path, ((n, t * (1.5 if n == "decoder.conv_in.weight" else 1)) for n, t in weights))
+
+    monkeypatch.setattr(WeightsLayout, "write", spoiled)
+    with pytest.raises(ParityError, match=r"vae_decoder.image: max .* against max"):
+        build(small(folder))
+    assert not folder.exists()
+    assert not (tmp_path / ".engines.building").exists()
+    failed = json.loads((tmp_path / "engines.failed-parity.json").read_text())
+    assert failed["passed"] is False
+    assert failed["rows"][0]["passed"] is False
+
+
+def test_failed_parity_leaves_the_old_folder(small_folder, monkeypatch):
+    before = (small_folder / "manifest.json").read_bytes()
+    monkeypatch.setattr("infid_export.export.plan.TOLERANCE_VERSION", 2)
+    monkeypatch.setattr(
+        "infid_export.export.parity.tolerance", lambda precision: type("T", (), {"max": 0.0, "rms": 0.0})()
+    )
+    with pytest.raises(ParityError):
+        build(small(small_folder))
+    assert (small_folder / "manifest.json").read_bytes() == before
+
+
+def test_vae_that_overflows_fp16_is_kept_in_fp32(tmp_path, monkeypatch, source):
+    monkeypatch.setattr("infid_export.export.exporter._FP16_SAFE", 10.0)
+    report = build(small(tmp_path / "engines", precision="fp16"))
+    assert any(note.startswith("VAE decoder: fp32, activations reach") for note in report.notes)
+    layout = WeightsLayout.of(source.empty("vae"), next(iter(source.empty("vae").parameters())).dtype)
+    assert (report.folder / weights_file("vae")).stat().st_size == layout.size
+    assert report.parity.passed
+
+
+def test_parity_at_another_size_uses_the_same_weights(tmp_path):
+    report = build(small(tmp_path / "engines", parity_size=96))
+    assert report.parity.passed
+    assert report.parity.rows[0].size == (96, 96)
+    assert report.manifest.graphs["vae_decoder"].outputs[0].shape == (1, 3, 64, 64)
+
+
+def test_people_and_batch_shape_the_step(tmp_path):
+    options = replace(small(tmp_path / "engines"), graphs=("denoise_step",), batch=2, people=2, height=64, width=96)
+    report = build(options)
+    shapes = {spec.name: spec.shape for spec in report.manifest.graphs["denoise_step"].inputs}
+    assert shapes["identity_latents"] == (2, 4, 8, 12)
+    assert shapes["identity_keys"][:2] == (4, 2 * 54)
+    assert report.parity.passed
+
+
+@pytest.mark.parametrize(
+    "choice", [{"cross_adain": "output"}, {"adain": "standard"}, {"self_attention": "mutual"}], ids=str
+)
+def test_method_variants_export_and_pass(tmp_path, choice):
+    report = build(replace(small(tmp_path / "engines"), graphs=("denoise_step",), **choice))
+    assert report.parity.passed
+    assert report.manifest.model["config"].items() >= choice.items()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"height": 100}, "multiple of 32"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"graphs": ("unet",)}, "no graph named unet"),
+        ({"detector": "insightface"}, "needs your local InsightFace model folder"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        BuildOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "no/such-model"}, "needs identity weights"),
+        ({"backends": ("onnxruntime",), "targets": ("sm_89",)}, "no TensorRT backend"),
+        ({"backends": ("tensorrt_rtx",), "targets": ("sm_90",)}, "cannot build for sm_90"),
+        ({"recognizer": Path("none.onnx")}, "There is no model at none.onnx"),
+    ],
+)
+def test_impossible_plans_are_refused(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        make_plan(BuildOptions(output=tmp_path / "engines", **options))
+
+
+def test_a_failing_comparison_is_never_a_pass():
+    x = {"y": np.random.default_rng(0).standard_normal(1000).astype(np.float32)}
+    settings = {"precision": "fp16", "key": "k", "size": (64, 64), "groups": {}}
+    assert compare("g", x, x, **settings)[0].passed
+    for wrong in (x["y"] * 1.02, np.full(1000, np.nan, np.float32), x["y"][:10], np.zeros(1000, np.float32)):
+        assert not compare("g", x, {"y": wrong}, **settings)[0].passed
+    spike = x["y"].copy()
+    spike[3] += 0.2
+    assert not compare("g", x, {"y": spike}, **settings)[0].passed
+
+
+def test_psnr():
+    x = np.full((4, 4), 0.5)
+    assert psnr(x, x + 0.01) == pytest.approx(40)
+    assert psnr(x, x) == 200
+    assert psnr(x, x * np.nan) == 0
+
+
+def test_folder_can_be_moved(demo_folder, tmp_path, person):
+    from infid_export.runtime.pipeline import Pipeline
+
+    moved = shutil.copytree(demo_folder, tmp_path / "elsewhere")
+    with Pipeline.load(moved) as pipe:
+        assert pipe.generate("a portrait", person, seed=0, steps=1, output_type="np").shape == (1, 256, 256, 3)

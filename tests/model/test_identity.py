@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from infid_engines.errors import InputError
+from infid_export.model.config import IdentityConfig
+from infid_export.model.identity import IdentityModules, read_config
+from infid_export.model.processors import identity_blocks, install_processors
+from infid_export.model.sources import RandomSource
+from infid_training.loss import identity_loss
+
+
+@pytest.fixture
+def saved(source: RandomSource, tmp_path: Path) -> Path:
+    path = tmp_path / "identity.safetensors"
+    source.load("identity", torch.float32).save(path)
+    return path
+
+
+def test_file_has_the_published_names_and_loads_equal(saved, source):
+    blocks = identity_blocks(source.empty("unet"))
+    with safe_open(saved, "pt") as file:
+        keys = set(file.keys())
+        assert json.loads(file.metadata()["infid_config"]) == source.config.to_dict()
+    first = next(iter(blocks))
+    assert {f"{first}.to_k_id.weight", f"{first}.to_v_id.weight", "clip_mapper.0.weight"} <= keys
+    assert all(key.startswith(("clip_mapper.", "face_mapper.")) or key.split(".to_")[0] in blocks for key in keys)
+    loaded, original = IdentityModules.load(saved, blocks), source.load("identity", torch.float32)
+    for name, tensor in original.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_sdxl_has_seventy_blocks():
+    assert len(identity_blocks(RandomSource("random-sdxl").empty("unet"))) == 70
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "no identity file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "not a whole safetensors file"),
+        (lambda path: save_file({"a": torch.zeros(1)}, path), "not an Infinite-ID identity file"),
+        (lambda path: rewrite(path, drop="face_mapper.norm.weight"), "lacks tensors: face_mapper.norm.weight"),
+        (lambda path: rewrite(path, add="extra"), "unexpected tensors: extra"),
+        (lambda path: rewrite(path, reshape="clip_mapper.0.bias"), "has shape"),
+        (lambda path: rewrite(path, poison="clip_mapper.0.bias"), "non-finite"),
+    ],
+)
+def test_broken_files_are_refused(saved, source, damage, message):
+    damage(saved)
+    with pytest.raises(InputError, match=message):
+        IdentityModules.load(saved, identity_blocks(source.empty("unet")))
+
+
+def rewrite(path: Path, drop: str = "", add: str = "", reshape: str = "", poison: str = "") -> None:
+    config = read_config(path).to_dict()
+    tensors = load_file(path)
+    if drop:
+        del tensors[drop]
+    if add:
+        tensors[add] = torch.zeros(1)
+    if reshape:
+        tensors[reshape] = torch.zeros(3)
+    if poison:
+        tensors[poison][0] = float("nan")
+    save_file(tensors, path, metadata={"infid_config": json.dumps(config)})
+
+
+@pytest.mark.parametrize("values", [{"adain": "sometimes"}, {"face_tokens": 0}, {"clip_width": "wide"}])
+def test_impossible_configurations_are_refused(values):
+    with pytest.raises(InputError):
+        IdentityConfig(**values)
+
+
+def test_configuration_text_with_unknown_field_is_refused():
+    with pytest.raises(InputError, match="unknown fields: colour"):
+        IdentityConfig.from_json('{"colour": 1}')
+
+
+def test_training_loss_reaches_the_identity_modules_alone(source):
+    unet = source.load("unet", torch.float32)
+    install_processors(unet, source.config)
+    identity = source.load("identity", torch.float32).requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn(2, 4, 16, 16, generator=generator) for _ in range(2))
+    features, face = torch.randn(2, 50, 64, generator=generator), torch.randn(2, 512, generator=generator)
+    loss = identity_loss(unet, identity, latents, noise, torch.tensor([10, 900]), features, face, torch.zeros(2, 6))
+    loss.backward()
+    assert 0.1 < loss.item() < 100
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in identity.parameters())
+    assert all(parameter.grad is None for parameter in unet.parameters())

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+
+from infid_export.export.reference import parity_face
+from infid_export.model.pipeline import SCHEDULER, InfiniteIDPipeline
+from infid_export.model.processors import identity_blocks
+from infid_export.model.sources import RandomSource
+from infid_export.model.step import DenoiseStep, IdentityStep, TextStep
+
+
+@pytest.fixture(scope="module")
+def reference(source: RandomSource) -> InfiniteIDPipeline:
+    pipe = InfiniteIDPipeline.from_source(source)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def identity(reference: InfiniteIDPipeline) -> tuple[torch.Tensor, torch.Tensor]:
+    return reference.encode_identity(parity_face(224, 512))
+
+
+def noise(seed: int = 1) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((1, 4, 32, 32), dtype=np.float32))
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_text_stream_equals_diffusers_own_pipeline(reference, identity, source):
+    plain = StableDiffusionXLPipeline(
+        vae=reference.vae,
+        text_encoder=reference.text_encoder,
+        text_encoder_2=reference.text_encoder_2,
+        tokenizer=reference.tokenizer,
+        tokenizer_2=reference.tokenizer_2,
+        unet=source.load("unet", torch.float32),
+        scheduler=DDIMScheduler(**SCHEDULER),
+        add_watermarker=False,
+    )
+    plain.set_progress_bar_config(disable=True)
+    settings = {"negative_prompt": "blurry", "num_inference_steps": 6, "latents": noise(), "output_type": "latent"}
+    expected = plain("a portrait in the rain", guidance_scale=5.0, **settings).images
+    found = reference("a portrait in the rain", identity, **settings)
+    assert relative(found.text_latents, expected) <= 1e-5
+    assert relative(found.images, expected) > 1e-2
+
+
+def step_inputs(source: RandomSource, batch: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    rows, channels = 2 * batch, sum(identity_blocks(source.empty("unet")).values())
+    return {
+        "text_latents": draw(batch, 4, 16, 16),
+        "identity_latents": draw(batch, 4, 16, 16),
+        "timestep": torch.tensor([500.0]),
+        "ddim_coefficients": torch.tensor([1.02, -0.05]),
+        "guidance": torch.full((batch,), 5.0),
+        "prompt_embeds": draw(rows, 77, 128),
+        "pooled_prompt_embeds": draw(rows, 64),
+        "time_ids": torch.full((rows, 6), 128.0),
+        "identity_keys": draw(rows, 54, channels),
+        "identity_values": draw(rows, 54, channels),
+        "style_strength": torch.ones(batch),
+        "identity_strength": torch.ones(batch),
+    }
+
+
+def run(source: RandomSource, inputs: dict[str, torch.Tensor], **choices: str) -> tuple[torch.Tensor, torch.Tensor]:
+    config = replace(source.config, **choices)
+    with torch.no_grad():
+        return DenoiseStep(source.load("unet", torch.float32), config)(**inputs)
+
+
+def test_no_identity_and_no_mixed_attention_is_the_text_stream(source):
+    inputs = step_inputs(source)
+    inputs["identity_latents"] = inputs["text_latents"]
+    inputs["identity_strength"] = torch.zeros(1)
+    text, identity = run(source, inputs, self_attention="plain")
+    assert relative(identity, text) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"self_attention": "plain"},
+        {"self_attention": "mutual"},
+        {"adain": "standard"},
+        {"adain": "off"},
+        {"cross_adain": "output"},
+        {"cross_adain": "off"},
+        {"uncond_identity": "off"},
+    ],
+    ids=str,
+)
+def test_every_choice_changes_the_identity_stream_and_leaves_the_text_stream(source, choice):
+    inputs = step_inputs(source)
+    text, identity = run(source, inputs)
+    other_text, other_identity = run(source, inputs, **choice)
+    assert relative(other_text, text) < 1e-6
+    assert relative(other_identity, identity) > 1e-5
+
+
+def test_style_strength_zero_is_adain_off(source):
+    inputs = step_inputs(source)
+    inputs["style_strength"] = torch.zeros(1)
+    assert relative(run(source, inputs)[1], run(source, inputs, adain="off")[1]) < 1e-6
+
+
+def test_samples_of_a_batch_do_not_mix(source):
+    both = step_inputs(source, batch=2)
+    both["guidance"] = torch.tensor([5.0, 2.0])
+    both["style_strength"] = torch.tensor([1.0, 0.3])
+    both["identity_strength"] = torch.tensor([0.5, 1.5])
+    together = run(source, both)
+    for sample in range(2):
+        rows = [sample, 2 + sample]
+        alone = {
+            name: tensor
+            if name in ("timestep", "ddim_coefficients")
+            else tensor[rows]
+            if tensor.shape[0] == 4
+            else tensor[sample : sample + 1]
+            for name, tensor in both.items()
+        }
+        for found, expected in zip(run(source, alone), together, strict=True):
+            assert relative(found, expected[sample : sample + 1]) < 1e-5
+
+
+def test_cut_steps_equal_the_joint_step(source):
+    inputs = step_inputs(source)
+    text, identity = run(source, inputs)
+    unet = source.load("unet", torch.float32)
+    identity_names = {"identity_latents", "identity_keys", "identity_values", "style_strength", "identity_strength"}
+    with torch.no_grad():
+        next_text, *features = TextStep(unet, source.config)(
+            **{name: tensor for name, tensor in inputs.items() if name not in identity_names}
+        )
+        next_identity = IdentityStep(unet, source.config)(
+            **{name: tensor for name, tensor in inputs.items() if name != "text_latents"}, text_features=features
+        )
+    assert relative(next_text, text) < 1e-6
+    assert relative(next_identity, identity) < 1e-6
+
+
+def test_pipeline_callback_and_generator(reference, identity):
+    seen = []
+
+    def callback(pipe, index, timestep, values):
+        seen.append((index, int(timestep)))
+        return values
+
+    settings = {"num_inference_steps": 3, "output_type": "latent"}
+    one = reference("x", identity, generator=np.random.default_rng(3), callback_on_step_end=callback, **settings)
+    two = reference("x", identity, latents=noise(3), **settings)
+    assert [index for index, _ in seen] == [0, 1, 2]
+    torch.testing.assert_close(one.images, two.images)

@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_engines import BATCH, DEPTH_T, LATENT, MODEL, PROJECT_K, SIDE, TOKENS, VEC_1, VEC_2, write_folder
+
+from infid_engines.errors import CancelledError, EngineFolderError, InputError
+from infid_engines.progress import Stage
+from infid_export.runtime.person import Person, stack
+from infid_export.runtime.pipeline import Pipeline, seeded_noise
+from infid_export.runtime.scheduler import SDXL_SCHEDULER, ddim_table
+from infid_export.runtime.tokenizer import PromptTokenizer
+
+Array = np.ndarray
+
+
+class Recorder:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.planned: dict[str, float] = {}
+        self.entered: list[str] = []
+        self.notes: list[str] = []
+        self.fractions: dict[str, list[float]] = {}
+
+    def plan(self, stages: dict[str, float]) -> None:
+        self.planned = dict(stages)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        self.entered.append(name)
+        fractions = self.fractions.setdefault(name, [])
+
+        class Recorded:
+            def update(self, fraction: float, detail: str = "") -> None:
+                fractions.append(fraction)
+
+        yield Recorded()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def mirror(
+    folder: Path,
+    prompts: list[str],
+    person: Person,
+    noise: Array,
+    text_noise: Array | None = None,
+    *,
+    negative: str = "ugly",
+    steps: int = 5,
+    guidance: float = 5.0,
+    style: float = 1.0,
+    identity: float = 1.0,
+) -> Array:
+    """What the tiny engines compute, image by image, in float64; returns the identity latents."""
+    ids = PromptTokenizer(folder)
+    results = []
+    for row, prompt in enumerate(prompts):
+        first, second = (part.astype(np.float64) / 49407 for part in ids.encode([negative, prompt]))
+        one, two = first[..., None] * VEC_1, second[..., None] * VEC_2
+        pooled = two.mean(1).mean(1)
+        keys, values = (part.astype(np.float64).mean((1, 2)) for part in (person.identity_keys, person.identity_values))
+        faces = style * keys + identity * values
+        x = noise[row].astype(np.float64)
+        text_x = (noise if text_noise is None else text_noise)[row].astype(np.float64)
+        for timestep, c_x, c_noise in ddim_table(SDXL_SCHEDULER, steps).astype(np.float64):
+            time = (np.mean([SIDE, SIDE, 0, 0, SIDE, SIDE]) + timestep) / 1000
+            text = np.concatenate([one, two], -1).mean((1, 2)) + pooled + time
+            eps_t = text[0] + guidance * (text[1] - text[0])
+            eps_i = eps_t + faces[0] + guidance * (faces[1] - faces[0])
+            new = c_x * x + c_noise * (0.5 * x + 0.1 * text_x + eps_i)
+            text_x = c_x * text_x + c_noise * (0.5 * text_x + eps_t)
+            x = new
+        results.append(x)
+    return np.stack(results)
+
+
+def noise_of(count: int, seed: int = 0) -> Array:
+    return seeded_noise(range(seed, seed + count), (4, LATENT, LATENT))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_latents_are_those_of_the_mirror_for_any_number_of_prompts(
+    tiny_pipe: Pipeline, tiny_folder: Path, tiny_person: Person, count: int
+) -> None:
+    prompts = [f"picture number {index} of a cat" for index in range(count)]
+    noise = noise_of(count)
+    found = tiny_pipe.generate(prompts, tiny_person, noise=noise, output_type="latents")
+    assert found.shape == (count, 4, LATENT, LATENT)
+    np.testing.assert_allclose(found, mirror(tiny_folder, prompts, tiny_person, noise), atol=2e-4, rtol=2e-4)
+
+
+def test_every_argument_reaches_the_engine(tiny_pipe: Pipeline, tiny_folder: Path, tiny_person: Person) -> None:
+    noise, text_noise = noise_of(1), noise_of(1, 9)
+    changes: dict[str, Any] = {
+        "negative_prompt": "blurry, dark",
+        "steps": 3,
+        "guidance": 2.5,
+        "style_strength": 0.25,
+        "identity_strength": -0.5,
+    }
+    names = {"negative_prompt": "negative", "style_strength": "style", "identity_strength": "identity"}
+    options = {names.get(name, name): value for name, value in changes.items()}
+    found = tiny_pipe.generate(
+        "a dog", tiny_person, noise=noise, text_noise=text_noise, output_type="latents", **changes
+    )
+    expected = mirror(tiny_folder, ["a dog"], tiny_person, noise, text_noise, **options)
+    np.testing.assert_allclose(found, expected, atol=2e-4, rtol=2e-4)
+    for left_out in changes:
+        others = {name: value for name, value in changes.items() if name != left_out}
+        other = tiny_pipe.generate(
+            "a dog", tiny_person, noise=noise, text_noise=text_noise, output_type="latents", **others
+        )
+        assert np.abs(other - found).max() > 1e-3, left_out
+
+
+def test_a_seed_is_numpys_generator_and_counts_up(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    prompts = ["a", "b", "c"]
+
+    def run(**options: Any) -> Array:
+        return tiny_pipe.generate(prompts, tiny_person, output_type="latents", steps=2, **options)
+
+    shape = (4, LATENT, LATENT)
+    noise = np.stack([np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in (5, 6, 7)])
+    by_noise = run(noise=noise)
+    np.testing.assert_array_equal(run(seed=5), by_noise)
+    np.testing.assert_array_equal(run(seed=np.int64(5)), by_noise)
+    np.testing.assert_array_equal(run(seed=[5, 6, 7]), by_noise)
+    np.testing.assert_array_equal(run(seed=5, text_seed=5), by_noise)
+    assert np.abs(run(seed=5, text_seed=8) - by_noise).max() > 1e-3
+    assert np.abs(run() - run()).max() > 1e-3
+
+
+def test_output_types_agree(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    options: dict[str, Any] = {"seed": 1, "steps": 2}
+    latents = tiny_pipe.generate("a", tiny_person, output_type="latents", **options)
+    array = tiny_pipe.generate("a", tiny_person, output_type="np", **options)
+    (image,) = tiny_pipe.generate("a", tiny_person, **options)
+    assert array.shape == (1, SIDE, SIDE, 3)
+    assert isinstance(image, Image.Image)
+    assert image.mode == "RGB"
+    np.testing.assert_allclose(array[0, ::8, ::8], 1 / (1 + np.exp(-latents[0, :3].transpose(1, 2, 0))), atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(image), np.round(array[0] * 255).astype(np.uint8))
+
+
+def test_one_person_in_several_slots_equals_the_person_stacked_with_itself(
+    tiny_pipe: Pipeline, tiny_person: Person
+) -> None:
+    one = tiny_pipe.generate("a", tiny_person, seed=1, output_type="latents")
+    two = tiny_pipe.generate("a", stack([tiny_person, tiny_person]), seed=1, output_type="latents")
+    np.testing.assert_array_equal(one, two)
+
+
+def test_callback_sees_each_step_and_the_last_latents(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    seen: list[tuple[int, float, Array]] = []
+    final = tiny_pipe.generate(
+        ["a", "b", "c"], tiny_person, seed=1, output_type="latents", callback=lambda *values: seen.append(values)
+    )
+    table = ddim_table(SDXL_SCHEDULER, 5)
+    assert [index for index, _, _ in seen] == [*range(5), *range(5)]
+    assert [timestep for _, timestep, _ in seen] == [*table[:, 0], *table[:, 0]]
+    assert all(latents.shape == (BATCH, 4, LATENT, LATENT) for _, _, latents in seen)
+    np.testing.assert_array_equal(seen[4][2], final[:2])
+    np.testing.assert_array_equal(seen[9][2][0], final[2])
+
+
+def test_progress_is_announced_and_reaches_the_end(tiny_folder: Path, tiny_person: Person) -> None:
+    reporter = Recorder()
+    with Pipeline.load(tiny_folder, reporter=reporter) as pipe:
+        assert reporter.notes == [f"backend {pipe.choice}"]
+        pipe.generate(["a", "b", "c"], tiny_person, seed=1, reporter=reporter)
+    assert reporter.entered == list(reporter.planned) == ["loading", "denoising", "decoding"]
+    for fractions in reporter.fractions.values():
+        assert fractions == sorted(fractions)
+        assert fractions[-1] == 1.0
+
+
+@pytest.mark.parametrize("when", ["before", "step", "last step"])
+def test_cancel_stops_at_once(tiny_pipe: Pipeline, tiny_person: Person, when: str) -> None:
+    cancel, steps = threading.Event(), []
+    if when == "before":
+        cancel.set()
+
+    def callback(index: int, *_: Any) -> None:
+        steps.append(index)
+        if index == {"before": -1, "step": 1, "last step": 4}[when]:
+            cancel.set()
+
+    with pytest.raises(CancelledError, match="cancelled"):
+        tiny_pipe.generate("a", tiny_person, seed=1, cancel=cancel, callback=callback)
+    assert steps == {"before": [], "step": [0, 1], "last step": [0, 1, 2, 3, 4]}[when]
+    cancel.clear()
+    assert len(tiny_pipe.generate("a", tiny_person, seed=1, cancel=cancel)) == 1
+
+
+NAN = float("nan")
+GOOD_NOISE = np.zeros((1, 4, LATENT, LATENT), np.float32)
+BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no-prompt": ({"prompt": []}, "No prompt was given"),
+    "prompt-number": ({"prompt": [3]}, "A prompt must be a text, not 3"),
+    "prompt-surrogate": ({"prompt": "\ud800"}, "not valid Unicode"),
+    "negative-number": ({"negative_prompt": "\udfff"}, "not valid Unicode"),
+    "output-type": ({"output_type": "jpg"}, "no output type 'jpg'"),
+    "steps-zero": ({"steps": 0}, "whole number from 1 to 999, not 0"),
+    "steps-too-many": ({"steps": 1000}, "whole number from 1 to 999, not 1000"),
+    "steps-fraction": ({"steps": 2.5}, "whole number from 1 to 999, not 2.5"),
+    "guidance-nan": ({"guidance": NAN}, "guidance must be a finite number, not nan"),
+    "guidance-text": ({"guidance": "high"}, "guidance must be a number, not 'high'"),
+    "style-inf": ({"style_strength": float("inf")}, "style_strength must be a finite number"),
+    "identity-nan": ({"identity_strength": NAN}, "identity_strength must be a finite number"),
+    "seed-negative": ({"seed": -1}, r"seeds \[-1\] do not fit"),
+    "seed-fraction": ({"seed": 1.5}, "whole number, not 1.5"),
+    "seed-text": ({"seed": "1"}, "whole number, not '1'"),
+    "seeds-too-many": ({"seed": [1, 2]}, r"seeds \[1, 2\] do not fit 1 prompt"),
+    "seed-and-noise": ({"seed": 1, "noise": GOOD_NOISE}, "Both a seed and noise"),
+    "noise-shape": ({"noise": GOOD_NOISE[0]}, r"noise must be finite numbers \[1, 4, 8, 8\], not float32 \[4, 8, 8\]"),
+    "noise-nan": ({"noise": GOOD_NOISE + NAN}, "with non-finite values"),
+    "noise-text": ({"noise": "noise"}, "noise must be finite numbers"),
+    "text-noise-shape": ({"text_noise": np.zeros(3)}, "text_noise must be finite numbers"),
+    "person": ({"person": "eileen.safetensors"}, "must be a Person, not str"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
+def test_bad_arguments_are_refused(
+    tiny_pipe: Pipeline, tiny_person: Person, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        tiny_pipe.generate(**{"prompt": "a", "person": tiny_person, **arguments})
+
+
+def test_a_person_of_another_model_is_told_to_enroll_again(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    other = Person(tiny_person.identity_tokens, tiny_person.identity_keys, tiny_person.identity_values, "b" * 64)
+    with pytest.raises(InputError, match=r"enrolled with the model bbbbbbbbbbbb….*Enroll the photo again"):
+        tiny_pipe.generate("a", other)
+
+
+def test_too_many_people_are_refused(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    with pytest.raises(InputError, match=r"3 people were stacked.*2 slot\(s\).*--people 3"):
+        tiny_pipe.generate("a", stack([tiny_person] * 3))
+
+
+@pytest.mark.parametrize("poison", ["denoise_step", "vae_decoder"])
+def test_non_finite_values_are_an_error_and_never_a_picture(tmp_path: Path, tiny_person: Person, poison: str) -> None:
+    with (
+        Pipeline.load(write_folder(tmp_path / "engines", poison=poison)) as pipe,
+        pytest.raises(EngineFolderError, match=r"non-finite values of \d+.*--precision fp32"),
+    ):
+        pipe.generate("a", tiny_person, seed=1, steps=1)
+
+
+def test_a_long_prompt_warns_with_what_is_left_out(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    prompt = "word " * 75 + "wonderful sunset"
+    with pytest.warns(UserWarning, match="longer than 77 tokens; left out: wonderful sunset"):
+        tiny_pipe.generate(prompt, tiny_person, seed=1, steps=1)
+    reporter = Recorder()
+    tiny_pipe.generate("a", tiny_person, negative_prompt=prompt, seed=1, steps=1, reporter=reporter)
+    assert any("left out: wonderful sunset" in note for note in reporter.notes)
+
+
+def dot_photo(x: int = 200, brightness: int = 60) -> Array:
+    photo = np.full((320, 400, 3), brightness, np.uint8)
+    photo[160:164, x : x + 4] = 255
+    return photo
+
+
+def test_enroll_runs_the_identity_encoder_on_the_face(tiny_pipe: Pipeline) -> None:
+    person = tiny_pipe.enroll(dot_photo(), name="dot")
+    assert person.model == MODEL
+    assert person.name == "dot"
+    assert person.identity_tokens.shape == (2, TOKENS, DEPTH_T)
+    np.testing.assert_allclose(person.identity_keys, person.identity_tokens @ PROJECT_K, atol=1e-5)
+    assert len(tiny_pipe.generate("a", person, seed=1, steps=1)) == 1
+
+
+def test_several_photos_are_averaged(tiny_pipe: Pipeline) -> None:
+    photos = [dot_photo(), dot_photo(brightness=120)]
+    one, two = (tiny_pipe.enroll(photo) for photo in photos)
+    both = tiny_pipe.enroll(photos)
+    assert np.abs(one.identity_keys - two.identity_keys).max() > 1e-3
+    np.testing.assert_allclose(both.identity_keys, (one.identity_keys + two.identity_keys) / 2, atol=1e-6)
+
+
+def test_bad_photos_are_refused_by_number(tiny_pipe: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No photo was given"):
+        tiny_pipe.enroll([])
+    with pytest.raises(InputError, match="Photo 2 of 2: No face was found"):
+        tiny_pipe.enroll([dot_photo(), np.zeros((64, 64, 3), np.uint8)])
+    with pytest.raises(InputError, match="^There is no photo at"):
+        tiny_pipe.enroll(tmp_path / "missing.jpg")
+    with pytest.raises(InputError, match="there is no face 1"):
+        tiny_pipe.enroll(dot_photo(), face_index=1)
+
+
+@pytest.mark.parametrize("missing", ["recognizer_path", "detector_path"])
+def test_a_folder_without_face_models_says_so(tmp_path: Path, missing: str) -> None:
+    faces = {
+        "detector": "centerface",
+        "detector_path": "faces/detector.onnx",
+        "recognizer_path": "faces/recognizer.onnx",
+    }
+    folder = write_folder(tmp_path / "engines", faces={**faces, missing: ""})
+    with Pipeline.load(folder) as pipe, pytest.raises(EngineFolderError, match="cannot enroll photos"):
+        pipe.enroll(dot_photo())
+
+
+def test_a_closed_pipeline_loads_again(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    first = tiny_pipe.generate("a", tiny_person, seed=1, steps=1, output_type="np")
+    tiny_pipe.close()
+    np.testing.assert_array_equal(tiny_pipe.generate("a", tiny_person, seed=1, steps=1, output_type="np"), first)
+
+
+def test_threads_take_turns(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    expected = [tiny_pipe.generate("a", tiny_person, seed=seed, output_type="latents") for seed in range(4)]
+    found: dict[int, Array] = {}
+
+    def work(seed: int) -> None:
+        found[seed] = tiny_pipe.generate("a", tiny_person, seed=seed, output_type="latents")
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(4):
+        np.testing.assert_array_equal(found[seed], expected[seed])

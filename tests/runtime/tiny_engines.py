@@ -1,0 +1,264 @@
+"""A hand-made engine folder: arithmetic in ONNX with the inputs and outputs of the real graphs, and its mirror."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from infid_engines.manifest import (
+    EngineRecord,
+    FileRecord,
+    GraphRecord,
+    Manifest,
+    TensorSpec,
+    canonical_key,
+    sha256_file,
+)
+from infid_export.model.tokenizers import clip_tokenizer_json
+from infid_export.runtime.scheduler import SDXL_SCHEDULER
+
+BATCH, PEOPLE, TOKENS, SIDE = 2, 2, 3, 64  # images a call, slots, tokens of one person, pixels
+LATENT = SIDE // 8
+DEPTH_1, DEPTH_2, DEPTH_K, DEPTH_T = 3, 4, 5, 6
+MODEL = "a" * 64
+VEC_1 = np.array([1.0, -2.0, 0.5], np.float32)
+VEC_2 = np.array([0.3, 0.7, -0.1, 0.2], np.float32)
+PROJECT_K = np.random.default_rng(0).standard_normal((DEPTH_T, DEPTH_K)).astype(np.float32)
+PROJECT_V = np.random.default_rng(1).standard_normal((DEPTH_T, DEPTH_K)).astype(np.float32)
+FLOAT = TensorProto.FLOAT
+
+
+class Graph:
+    """Collects nodes; each call of an operator returns the name of its output."""
+
+    def __init__(self, name: str, inputs: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+        self.name, self.inputs = name, inputs
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def constant(self, value: Any, dtype: Any = np.float32) -> str:
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
+        return name
+
+    def __call__(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+        output = name or f"value_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
+        return output
+
+    def save(self, path: Path, outputs: dict[str, tuple[int, ...]]) -> GraphRecord:
+        def info(name: str, dtype: str, shape: tuple[int, ...]) -> Any:
+            return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+
+        graph = helper.make_graph(
+            self.nodes,
+            self.name,
+            [info(name, *spec) for name, spec in self.inputs.items()],
+            [info(name, "float32", shape) for name, shape in outputs.items()],
+            self.constants,
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        onnx.checker.check_model(model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, str(path))
+        fields = {"graph": self.name}
+        return GraphRecord(
+            f"onnx/{path.name}",
+            sha256_file(path),
+            canonical_key(fields),
+            fields,
+            (),
+            0,
+            tuple(TensorSpec(name, dtype, shape) for name, (dtype, shape) in self.inputs.items()),
+            tuple(TensorSpec(name, "float32", shape) for name, shape in outputs.items()),
+        )
+
+
+def _text_encoder(path: Path, vector: np.ndarray, pooled: bool) -> GraphRecord:
+    rows, depth = 2 * BATCH, len(vector)
+    graph = Graph(path.stem, {"input_ids": ("int32", (rows, 77))})
+    scaled = graph("Div", graph("Cast", "input_ids", to=FLOAT), graph.constant(49407))
+    column = graph("Unsqueeze", scaled, graph.constant([2], np.int64))
+    graph("Mul", column, graph.constant(vector), name="hidden_states")
+    outputs: dict[str, tuple[int, ...]] = {"hidden_states": (rows, 77, depth)}
+    if pooled:
+        graph("ReduceMean", "hidden_states", name="pooled", axes=[1], keepdims=0)
+        outputs["pooled"] = (rows, depth)
+    return graph.save(path, outputs)
+
+
+def _identity_encoder(path: Path) -> GraphRecord:
+    graph = Graph(path.stem, {"face_crop": ("float32", (1, 3, 224, 224)), "face_embedding": ("float32", (1, 512))})
+    brightness = graph("ReduceMean", "face_crop", axes=[1, 2, 3], keepdims=0)  # [1]
+    first = graph(
+        "Slice",
+        "face_embedding",
+        graph.constant([0], np.int64),
+        graph.constant([TOKENS * DEPTH_T], np.int64),
+        graph.constant([1], np.int64),
+    )
+    tokens = graph("Reshape", first, graph.constant([1, TOKENS, DEPTH_T], np.int64))
+    cond = graph("Add", tokens, brightness)
+    uncond = graph("Mul", cond, graph.constant(0.25))
+    graph("Concat", uncond, cond, name="identity_tokens", axis=0)
+    graph("MatMul", "identity_tokens", graph.constant(PROJECT_K), name="identity_keys")
+    graph("MatMul", "identity_tokens", graph.constant(PROJECT_V), name="identity_values")
+    wide = (2, TOKENS, DEPTH_K)
+    return graph.save(path, {"identity_tokens": (2, TOKENS, DEPTH_T), "identity_keys": wide, "identity_values": wide})
+
+
+def _denoise_step(path: Path, poison: bool) -> GraphRecord:
+    rows, latents = 2 * BATCH, (BATCH, 4, LATENT, LATENT)
+    wide = ("float32", (rows, PEOPLE * TOKENS, DEPTH_K))
+    per_image = ("float32", (BATCH,))
+    graph = Graph(
+        path.stem,
+        {
+            "text_latents": ("float32", latents),
+            "identity_latents": ("float32", latents),
+            "timestep": ("float32", (1,)),
+            "ddim_coefficients": ("float32", (2,)),
+            "guidance": per_image,
+            "prompt_embeds": ("float32", (rows, 77, DEPTH_1 + DEPTH_2)),
+            "pooled_prompt_embeds": ("float32", (rows, DEPTH_2)),
+            "time_ids": ("float32", (rows, 6)),
+            "identity_keys": wide,
+            "identity_values": wide,
+            "style_strength": per_image,
+            "identity_strength": per_image,
+        },
+    )
+
+    def mean(name: str, axes: list[int]) -> str:
+        return graph("ReduceMean", name, axes=axes, keepdims=0)
+
+    def rows_of(name: str, start: int) -> str:
+        bounds = [graph.constant([value], np.int64) for value in (start, start + BATCH, 0)]
+        return graph("Slice", name, *bounds)
+
+    def guided(name: str) -> str:
+        """Uncond + guidance · (cond − uncond), `[B]`."""
+        uncond, cond = rows_of(name, 0), rows_of(name, BATCH)
+        return graph("Add", uncond, graph("Mul", "guidance", graph("Sub", cond, uncond)))
+
+    def column(name: str) -> str:
+        return graph("Unsqueeze", name, graph.constant([1, 2, 3], np.int64))
+
+    thousandth = graph.constant(1e-3)
+    time = graph("Mul", graph("Add", mean("time_ids", [1]), "timestep"), thousandth)
+    text = graph("Add", graph("Add", mean("prompt_embeds", [1, 2]), mean("pooled_prompt_embeds", [1])), time)
+    text_noise = guided(text)
+    keys = graph("Mul", mean("identity_keys", [1, 2]), graph("Concat", "style_strength", "style_strength", axis=0))
+    double = graph("Concat", "identity_strength", "identity_strength", axis=0)
+    values = graph("Mul", mean("identity_values", [1, 2]), double)
+    identity_noise = graph("Add", text_noise, guided(graph("Add", keys, values)))
+    half, tenth = graph.constant(0.5), graph.constant(0.1)
+    c_x, c_noise = graph("Split", "ddim_coefficients", name="c_x", axis=0), "c_noise"
+    graph.nodes[-1].output.append("c_noise")
+    text_eps = graph("Add", graph("Mul", "text_latents", half), column(text_noise))
+    plain = graph("Add", graph("Mul", "identity_latents", half), graph("Mul", "text_latents", tenth))
+    identity_eps = graph("Add", plain, column(identity_noise))
+    if poison:
+        identity_eps = graph("Log", graph("Sub", identity_eps, graph.constant(1e6)))
+    for stream, noise in (("text", text_eps), ("identity", identity_eps)):
+        kept = graph("Mul", f"{stream}_latents", c_x)
+        graph("Add", kept, graph("Mul", noise, c_noise), name=f"next_{stream}_latents")
+    return graph.save(path, {"next_text_latents": latents, "next_identity_latents": latents})
+
+
+def _vae_decoder(path: Path, poison: bool) -> GraphRecord:
+    graph = Graph(path.stem, {"latents": ("float32", (BATCH, 4, LATENT, LATENT))})
+    bounds = [graph.constant([value], np.int64) for value in (0, 3, 1)]
+    colours = graph("Slice", "latents", *bounds)
+    large = graph("Resize", colours, "", graph.constant([1, 1, 8, 8]), mode="nearest")
+    if poison:
+        large = graph("Log", graph("Sub", large, graph.constant(1e6)))
+    graph("Sigmoid", large, name="image")
+    return graph.save(path, {"image": (BATCH, 3, SIDE, SIDE)})
+
+
+def face_models() -> Any:
+    """The face models of the tests beside, which are not on this folder's path."""
+    spec = importlib.util.spec_from_file_location(
+        "face_models_of_runtime", Path(__file__).parents[1] / "faces" / "face_models.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_folder(folder: Path, poison: str = "", **changes: Any) -> Path:
+    """Write a whole engine folder.
+
+    Args:
+        folder: where.
+        poison: a graph that shall give NaN.
+        changes: fields of the manifest that shall differ.
+    """
+    onnx_folder = folder / "onnx"
+    graphs = {
+        "text_encoder": _text_encoder(onnx_folder / "text_encoder.onnx", VEC_1, pooled=False),
+        "text_encoder_2": _text_encoder(onnx_folder / "text_encoder_2.onnx", VEC_2, pooled=True),
+        "identity_encoder": _identity_encoder(onnx_folder / "identity_encoder.onnx"),
+        "denoise_step": _denoise_step(onnx_folder / "denoise_step.onnx", poison == "denoise_step"),
+        "vae_decoder": _vae_decoder(onnx_folder / "vae_decoder.onnx", poison == "vae_decoder"),
+    }
+    for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
+        (folder / name).mkdir()
+        (folder / name / "tokenizer.json").write_text(clip_tokenizer_json(pad), encoding="utf-8")
+    (folder / "faces").mkdir()
+    face_models().write_dot_detector(folder / "faces" / "detector.onnx")
+    face_models().write_recognizer(folder / "faces" / "recognizer.onnx")
+    files = {
+        str(path.relative_to(folder)): FileRecord(sha256_file(path), path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    engines = tuple(
+        EngineRecord(name, "onnxruntime", "cpu", record.file, record.sha256, files[record.file].size, "", {}, {}, {})
+        for name, record in graphs.items()
+    )
+    values: dict[str, Any] = {
+        "infid_export": "0.1.0",
+        "model": {"name": "tiny", "id": MODEL, "files": {}, "config": {}},
+        "options": {},
+        "precision": "fp32",
+        "height": SIDE,
+        "width": SIDE,
+        "batch": BATCH,
+        "people": PEOPLE,
+        "identity_tokens": TOKENS,
+        "graphs": graphs,
+        "engines": engines,
+        "files": files,
+        "scheduler": dict(SDXL_SCHEDULER),
+        "defaults": {
+            "steps": 5,
+            "guidance": 5.0,
+            "style_strength": 1.0,
+            "identity_strength": 1.0,
+            "negative_prompt": "ugly",
+        },
+        "faces": {
+            "detector": "centerface",
+            "detector_path": "faces/detector.onnx",
+            "recognizer_path": "faces/recognizer.onnx",
+            "template": "arcface",
+            "licence": "",
+        },
+    }
+    Manifest(**{**values, **changes}).write(folder)
+    return folder
+
+
+def records(folder: Path) -> dict[str, Any]:
+    """The manifest's fields, to write a changed one."""
+    return {name: getattr(Manifest.load(folder), name) for name in asdict(Manifest.load(folder))}

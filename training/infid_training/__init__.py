@@ -1,0 +1,1 @@
+"""Identity-enhanced training of the identity modules."""

@@ -1,0 +1,58 @@
+"""The loss of identity-enhanced training (Infinite-ID, arXiv 2403.11781, section 3.2).
+
+Only identity rows exist, the text cross-attention is inactive (not an empty prompt), self-attention is plain, and
+cross-attention is the image attention alone: L = mean ‖ε − ε_θ(z_t, t, c_id)‖².
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from infid_export.model.identity import IdentityModules
+from infid_export.model.processors import Streams
+
+
+def identity_loss(
+    unet: Any,
+    identity: IdentityModules,
+    noisy_latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    clip_features: Tensor,
+    face_embedding: Tensor,
+    time_ids: Tensor,
+) -> Tensor:
+    """Return the ε-loss of one batch; its gradient reaches the identity modules alone if the UNet is frozen.
+
+    Args:
+        unet: SDXL UNet with the two-stream processors installed (`install_processors`).
+        identity: mappers and projections.
+        noisy_latents: `[B, 4, h, w]`, z_t of the target photos.
+        noise: `[B, 4, h, w]`, the ε that was added.
+        timesteps: `[B]`.
+        clip_features: `[B, clip_tokens, clip_width]` of the reference photos.
+        face_embedding: `[B, face_width]` of the reference photos.
+        time_ids: `[B, 6]`, sizes and crops of the target photos.
+
+    Returns:
+        A scalar.
+    """
+    _, keys, values = identity(clip_features, face_embedding)
+    pooled_width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+    estimate = unet(
+        noisy_latents,
+        timesteps,
+        None,
+        added_cond_kwargs={
+            # zeros: no prompt exists in training
+            "text_embeds": torch.zeros(noisy_latents.shape[0], pooled_width, dtype=torch.float32, device=noise.device),
+            "time_ids": time_ids,
+        },
+        cross_attention_kwargs={"streams": Streams(text=False, identity_keys=keys, identity_values=values)},
+        return_dict=False,
+    )[0]
+    return mse_loss(estimate.float(), noise.float())
