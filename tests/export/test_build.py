@@ -139,7 +139,7 @@ def test_one_corrupted_weight_fails_parity(small_folder):
 def test_verify_sees_a_changed_file_and_repeats_parity(small_folder):
     assert verify(small_folder).passed
     corrupt(small_folder / "onnx/vae.safetensors", "decoder.conv_in.weight", small_folder)
-    with pytest.raises(EngineFolderError, match="vae.safetensors has changed"):
+    with pytest.raises(EngineFolderError, match=r"vae\.safetensors has changed"):
         verify(small_folder)
 
 

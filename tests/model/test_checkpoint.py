@@ -135,7 +135,7 @@ def test_truncated_weights_are_refused(parts, tmp_path):
     weights = next((broken / "vae").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
     opened = open_source(str(broken), identity=parts["identity"], image_encoder=str(parts["encoder"]))
-    with pytest.raises(InputError, match="vae weights of .* cannot be loaded"):
+    with pytest.raises(InputError, match=r"vae weights of .* cannot be loaded"):
         opened.load("vae", torch.float32)
 
 
