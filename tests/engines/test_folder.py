@@ -117,10 +117,8 @@ def test_a_second_build_waits_for_the_first(tmp_path):
 
     holder = "import sys,time\nfrom pathlib import Path\nfrom infid_engines.folder import FolderTransaction\n"
     holder += "from infid_engines.progress import SilentReporter\n"
-    holder += (
-        "with FolderTransaction(Path(sys.argv[1]), SilentReporter()):\n"
-    holder += "    print('held', flush=True); time.sleep(1.5)"
-    )
+    holder += "with FolderTransaction(Path(sys.argv[1]), SilentReporter()):\n"
+    holder += "    print('held', flush=True)\n    time.sleep(1.5)"
     with subprocess.Popen([sys.executable, "-c", holder, str(folder)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()

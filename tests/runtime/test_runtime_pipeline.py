@@ -295,7 +295,7 @@ def test_bad_photos_are_refused_by_number(tiny_pipe: Pipeline, tmp_path: Path) -
         tiny_pipe.enroll([])
     with pytest.raises(InputError, match="Photo 2 of 2: No face was found"):
         tiny_pipe.enroll([dot_photo(), np.zeros((64, 64, 3), np.uint8)])
-    with pytest.raises(InputError, match="^There is no photo at"):
+    with pytest.raises(InputError, match=r"^There is no photo at"):
         tiny_pipe.enroll(tmp_path / "missing.jpg")
     with pytest.raises(InputError, match="there is no face 1"):
         tiny_pipe.enroll(dot_photo(), face_index=1)

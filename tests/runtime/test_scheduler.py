@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+
 from infid_engines.errors import InputError
 from infid_export.model.pipeline import SCHEDULER
 from infid_export.runtime.scheduler import SDXL_SCHEDULER, ddim_table
