@@ -186,4 +186,11 @@ def _tensors(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> lis
 
 
 def _shape(spec: TensorSpec) -> str:
-    return " × ".join("–".join(map(str, side)) if isinstance(side, list) else str(side or "?") for side in spec.shape)
+    return " × ".join(map(_side, spec.shape))
+
+
+def _side(side: int | list[int]) -> str:
+    """Return a dimension: fixed, a range, or `?` where the file leaves it free."""
+    if isinstance(side, int):
+        return str(side or "?")
+    return f"{side[0]}–{side[-1]}" if any(side) else "?"

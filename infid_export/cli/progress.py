@@ -63,6 +63,11 @@ class Estimate:
         """Seconds since the plan."""
         return self._clock() - self._started
 
+    def times(self) -> str:
+        """Return the time spent and, once there is a plan, the time left."""
+        spent = f"{duration(self.elapsed)} elapsed"
+        return f"{spent}, {duration(self.read()[1])} left" if self._expected else spent
+
     def read(self) -> tuple[float, float]:
         """Return the fraction of the whole that is done, which never falls, and the seconds left."""
         total = sum(self._expected.values())
@@ -96,7 +101,7 @@ class TerminalReporter:
         self._console = console
         self._clock = clock
         self._estimate = Estimate(clock)
-        self._name, self._detail = "", ""
+        self._name, self._detail = "starting", ""
         self._last_line: float | None = None
         self._live: Live | None = None
         if console.is_terminal:
@@ -142,15 +147,15 @@ class TerminalReporter:
         now = self._clock()
         if self._last_line is None or now - self._last_line >= _LINE_INTERVAL:
             self._last_line = now
-            done, left = self._estimate.read()
-            text = f"{done:4.0%} {self._what()} ({duration(self._estimate.elapsed)} elapsed, {duration(left)} left)"
+            done, _ = self._estimate.read()
+            text = f"{done:4.0%} {self._what()} ({self._estimate.times()})"
             self._console.print(Text(text), soft_wrap=True)
 
     def _what(self) -> str:
         return f"{self._name} {self._detail}".strip()
 
     def _draw(self) -> Table:
-        done, left = self._estimate.read()
+        done, _ = self._estimate.read()
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         cells: list[Text | ProgressBar] = [Text(self._what())]
@@ -158,7 +163,7 @@ class TerminalReporter:
             grid.add_column(width=20)
             cells.append(ProgressBar(total=1.0, completed=done, width=20))
         grid.add_column(no_wrap=True, justify="right")
-        cells.append(Text(f"{done:4.0%} {duration(self._estimate.elapsed)} elapsed, {duration(left)} left"))
+        cells.append(Text(f"{done:4.0%} {self._estimate.times()}"))
         grid.add_row(*cells)
         return grid
 

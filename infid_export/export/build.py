@@ -28,6 +28,7 @@ from infid_engines.manifest import (
 from infid_engines.progress import Reporter, SilentReporter
 from infid_engines.worker import build_in_subprocess
 from infid_export import __version__
+from infid_export.export.inspection import read_graph
 from infid_export.export.options import BuildOptions
 from infid_export.export.parity import ParityReport
 from infid_export.export.plan import (
@@ -212,7 +213,9 @@ class _Builder:
             self._require(parity)
         self._exporter = None
         gc.collect()
-        manifest = self._manifest(graphs, tuple(self._engine(item) for item in self.plan.engines))
+        manifest = self._manifest(
+            graphs, tuple(self._engine(item, graphs[item.graph].inputs) for item in self.plan.engines)
+        )
         order = {graph: index for index, graph in enumerate(self.plan.graphs)}
         parity = replace(parity, rows=tuple(sorted(parity.rows, key=lambda row: order[row.graph])))
         self.transaction.commit(manifest, {PARITY: parity.to_json()})
@@ -270,17 +273,16 @@ class _Builder:
         return write
 
     def _graph_records(self) -> dict[str, GraphRecord]:
-        from infid_export.export.inspection import read_graph
-
         records = {}
         for graph, fields in self.plan.graphs.items():
             name = graph_file(graph)
             weights = tuple(weights_file(part) for part in COMPONENTS_OF[graph].values())
-            found = read_graph(self.transaction.staging / name)
+            parameters = read_graph(self.transaction.staging / name).parameters
+            inputs, outputs = self.exporter.specs(graph, self.transaction.staging)
+            file = self.files[name]
             records[graph] = GraphRecord(
-                name, self.files[name].sha256, self.files[name].key, dict(fields), weights,
-                found.parameters, found.inputs, found.outputs,
-            )  # fmt: skip
+                name, file.sha256, file.key, dict(fields), weights, parameters, inputs, outputs
+            )
         return records
 
     def _checked_by_parity(self) -> None:
@@ -311,13 +313,13 @@ class _Builder:
             self.transaction.discard()
         parity.require()
 
-    def _engine(self, item: EngineItem) -> EngineRecord:
+    def _engine(self, item: EngineItem, inputs: tuple[TensorSpec, ...]) -> EngineRecord:
         graph = graph_file(item.graph)
         request = BuildRequest(
             self.transaction.staging / graph,
             Path(),
             item.target,
-            self._inputs(item.graph),
+            inputs,
             self.plan.options.refit,
             self.plan.options.strip,
             self.plan.options.optimization_level,
@@ -364,11 +366,6 @@ class _Builder:
             if engine.file == item.file:
                 return BuildResult(engine.seconds, engine.peak_bytes, engine.size)
         return BuildResult(0.0, 0, 0)
-
-    def _inputs(self, graph: str) -> tuple[TensorSpec, ...]:
-        from infid_export.export.inspection import read_graph
-
-        return read_graph(self.transaction.staging / graph_file(graph)).inputs
 
     def _stages(self, to_compare: list[str], steps: int | None) -> dict[str, float]:
         """Return expected seconds a stage, from what full-size SDXL and the demo model take on two cores."""
@@ -484,8 +481,10 @@ def _options(manifest: Manifest, folder: Path) -> BuildOptions:
     values = dict(manifest.options)
     for name in ("identity", "recognizer", "face_models"):
         values[name] = None if values[name] in (None, "None") else Path(values[name])
-    for name in ("backends", "targets", "graphs"):
-        values[name] = tuple(values[name])
+    for name in ("backends", "targets", "graphs", "height_range", "width_range", "batch_range"):
+        values[name] = None if values[name] is None else tuple(values[name])
+    for name in ("height", "width"):
+        values[name] = None if values[f"{name}_range"] else values[name]
     return BuildOptions(**{**values, "output": folder, "backends": ("onnxruntime",), "targets": ()})
 
 

@@ -10,7 +10,7 @@ from infid_engines.folder import FolderTransaction
 from infid_engines.progress import SilentReporter
 from infid_export.export.build import stale
 from infid_export.export.exporter import Exporter
-from infid_export.export.graphs import graph_inputs, input_names
+from infid_export.export.graphs import input_names
 from infid_export.export.options import BuildOptions
 from infid_export.export.plan import COMPONENTS_OF, Plan, graph_file, make_plan, weights_file
 from infid_export.export.weights import WeightsLayout
@@ -79,10 +79,7 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
 
 
 def _shapes(exporter: Exporter, graph: str, dtype: torch.dtype) -> str:
-    plan = exporter.plan
-    tensors = graph_inputs(
-        graph, exporter.sizes(dtype, None), plan.source.architecture, plan.source.config, exporter.blocks
-    )
+    tensors = exporter.inputs(graph, dtype)
     names = input_names(graph, exporter.blocks)
     shown = [
         f"{name} {'×'.join(map(str, tensor.shape))}"

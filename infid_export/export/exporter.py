@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from infid_engines.backends import get_backend
-from infid_engines.manifest import Manifest
+from infid_engines.manifest import Dimension, Manifest, TensorSpec
 from infid_engines.progress import Stage
 from infid_export.export.graphs import (
     Sizes,
@@ -28,7 +29,7 @@ from infid_export.export.graphs import (
 from infid_export.export.inspection import read_graph
 from infid_export.export.onnx_graph import export_onnx
 from infid_export.export.parity import ImageParity, ParityRow, compare, psnr
-from infid_export.export.plan import COMPONENTS_OF, Plan, weights_file
+from infid_export.export.plan import COMPONENTS_OF, VAE_RANGE, Plan, graph_file, weights_file
 from infid_export.export.reference import NEGATIVE_PROMPT, PROMPT, SEED, Reference, parity_face
 from infid_export.export.tolerances import PSNR_DB
 from infid_export.export.weights import WeightsLayout
@@ -61,13 +62,23 @@ class Exporter:
         return layout.write(path, self.source.weights(component, dtype), progress)
 
     def write_graph(self, graph: str, vae_precision: str, path: Path, size: tuple[int, int] | None = None) -> None:
-        """Export a graph, at the plan's size or another."""
+        """Export a graph, with the plan's size and ranges, or at one other size."""
         dtype = self._dtype(graph, vae_precision)
+        traced, dynamic = self.inputs(graph, dtype), None
+        if size is not None:
+            traced = self.inputs(graph, dtype, (self.plan.options.batch, *size))
+        elif self.plan.smallest != self.plan.largest:
+            ends = [self.inputs(graph, dtype, end) for end in (self.plan.smallest, self.plan.largest)]
+            dynamic = {name: _varying(ends[0][name], ends[1][name]) for name in traced}
+            # sizes of 1 would be taken for constants by the tracer
+            traced = self.inputs(graph, dtype, (max(2, self.plan.options.batch), self.plan.height, self.plan.width))
+            if self.plan.smallest[0] == self.plan.largest[0]:
+                traced = self.inputs(graph, dtype)
         components = COMPONENTS_OF[graph]
         parts = {name: self.source.empty(name).to(dtype) for name in components.values()}
         export_onnx(
             graph_module(graph, parts, self.source.config),
-            graph_inputs(graph, self.sizes(dtype, size), self.source.architecture, self.source.config, self.blocks),
+            traced,
             input_names(graph, self.blocks),
             output_names(graph, self.blocks),
             {
@@ -75,7 +86,43 @@ class Exporter:
                 for prefix, name in components.items()
             },
             path,
+            dynamic,
         )
+
+    def specs(self, graph: str, folder: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Return a graph's inputs and outputs, with [smallest, usual, largest] where a dimension varies."""
+        facts = read_graph(folder / graph_file(graph))
+        if all(isinstance(extent, int) for spec in facts.inputs for extent in spec.shape):
+            return facts.inputs, facts.outputs
+        dtype = torch.float32  # shapes do not depend on it
+        ends = (self.plan.smallest, None, self.plan.largest)
+        flat = [_flat(self.inputs(graph, dtype, end)) for end in ends]
+        inputs = tuple(
+            replace(spec, shape=_ranges([tuple(tensors[index].shape) for tensors in flat]))
+            for index, spec in enumerate(facts.inputs)
+        )
+        known = {spec.name: spec.shape for spec in inputs}
+        return inputs, tuple(replace(spec, shape=self._output_shape(spec, known)) for spec in facts.outputs)
+
+    def _output_shape(self, spec: TensorSpec, inputs: dict[str, Any]) -> Any:
+        """Return an output's shape; the next latents have the latents', a picture eight times theirs."""
+        if spec.name.startswith("next_"):
+            return inputs[spec.name.removeprefix("next_")]
+        if spec.name == "image":
+            batch, _, height, width = inputs["latents"]
+            return (batch, 3, *(_eightfold(extent) for extent in (height, width)))
+        if spec.name in ("hidden_states", "pooled"):
+            return (inputs["input_ids"][0], *spec.shape[1:])
+        ends = (self.plan.smallest, None, self.plan.largest)
+        features = [_flat(self.inputs("identity_step", torch.float32, end)) for end in ends]
+        index = input_names("identity_step", self.blocks).index(spec.name)
+        return _ranges([tuple(tensors[index].shape) for tensors in features])
+
+    def inputs(self, graph: str, dtype: torch.dtype, end: tuple[int, int, int] | None = None) -> dict[str, Any]:
+        """Return a graph's arguments as meta tensors, at one end of the ranges or at the usual size."""
+        batch, height, width = end or (self.plan.options.batch, self.plan.height, self.plan.width)
+        sizes = Sizes(batch, height, width, self.plan.options.people, dtype)
+        return graph_inputs(graph, sizes, self.source.architecture, self.source.config, self.blocks)
 
     def write_vae_range(self, path: Path) -> None:
         """Find out whether the VAE's decoder stays finite in fp16 on these weights, and write the finding."""
@@ -130,7 +177,8 @@ class Exporter:
             One row an output.
         """
         size = self.plan.parity_size
-        reference = Reference(self.source, self.sizes(torch.float32, size), self.blocks)
+        sizes = Sizes(self.plan.options.batch, *size, self.plan.options.people, torch.float32)
+        reference = Reference(self.source, sizes, self.blocks)
         groups: dict[tuple[str, ...], list[str]] = {}
         for graph in graphs:
             groups.setdefault(tuple(COMPONENTS_OF[graph].values()), []).append(graph)
@@ -176,8 +224,6 @@ class Exporter:
         return found
 
     def _stored_vae_precision(self, folder: Path, manifest: Manifest) -> str:
-        from infid_export.export.plan import VAE_RANGE
-
         if VAE_RANGE not in manifest.files:
             return "fp32"
         return str(json.loads((folder / VAE_RANGE).read_text())["precision"])
@@ -226,7 +272,24 @@ class Exporter:
             return _TYPES[vae_precision]
         return _TYPES[self.plan.options.precision]
 
-    def sizes(self, dtype: torch.dtype, size: tuple[int, int] | None) -> Sizes:
-        """Return the shapes of the graphs, at the plan's size or another."""
-        height, width = size or (self.plan.height, self.plan.width)
-        return Sizes(self.plan.options.batch, height, width, self.plan.options.people, dtype)
+
+def _varying(first: Any, second: Any) -> Any:
+    """Return the indices of the dimensions in which two examples of an argument differ."""
+    if isinstance(first, list):
+        return [_varying(a, b) for a, b in zip(first, second, strict=True)]
+    return {index for index, (a, b) in enumerate(zip(first.shape, second.shape, strict=True)) if a != b}
+
+
+def _flat(arguments: Mapping[str, Any]) -> list[Any]:
+    """Return all tensors of the arguments in order."""
+    return [tensor for value in arguments.values() for tensor in (value if isinstance(value, list) else [value])]
+
+
+def _eightfold(extent: Dimension) -> Dimension:
+    """Return a latent extent in pixels."""
+    return [8 * end for end in extent] if isinstance(extent, list) else 8 * extent
+
+
+def _ranges(shapes: Sequence[tuple[int, ...]]) -> tuple[Dimension, ...]:
+    """Join the smallest, usual and largest shape of a tensor."""
+    return tuple(ends[0] if len(set(ends)) == 1 else list(ends) for ends in zip(*shapes, strict=True))

@@ -66,6 +66,7 @@ def read_graph(path: Path) -> GraphFacts:
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    """Return a value's name, type and shape; a free dimension is [0, 0, 0], its range is known to the manifest."""
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-    return TensorSpec(value.name, dtype, tuple(int(dimension.dim_value) for dimension in tensor.shape.dim))
+    return TensorSpec(value.name, dtype, tuple(dimension.dim_value or [0, 0, 0] for dimension in tensor.shape.dim))

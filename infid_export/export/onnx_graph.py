@@ -20,6 +20,7 @@ from onnx_ir.passes import common as passes
 from onnxscript import opset18 as op
 from onnxscript.optimizer import fold_constants_ir
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.utils._pytree import tree_map_only
 
 from infid_export.export.weights import StoredTensor, WeightsLayout
@@ -36,7 +37,7 @@ def export_onnx(
     output_names: Sequence[str],
     weights: Mapping[str, tuple[str, WeightsLayout]],
     path: Path,
-    dynamic: Mapping[str, Mapping[int, Any]] | None = None,
+    dynamic: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `module` as an ONNX file.
 
@@ -47,11 +48,11 @@ def export_onnx(
         output_names: flat names of the graph's outputs.
         weights: per prefix of parameter names (`"unet."`), the weights file beside `path` and its layout.
         path: the .onnx file to write.
-        dynamic: per argument, the dimensions that vary; see `torch.export.Dim`.
+        dynamic: per argument, the indices of the dimensions that vary (a list of them for a list of tensors).
     """
     _reserve(module)
     inputs = tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="cpu"), dict(inputs))
-    shapes = None if dynamic is None else {name: dict(dynamic.get(name, {})) or None for name in inputs}
+    shapes = None if dynamic is None else {name: _free(dynamic[name]) for name in inputs}
     with torch.no_grad(), _plain_attention(), _quiet():
         program = torch.export.export(module, (), kwargs=dict(inputs), dynamic_shapes=shapes, strict=False)
         exported = torch.onnx.export(
@@ -82,6 +83,13 @@ def export_onnx(
         node.doc_string = None
         node.metadata_props.clear()
     ir.save(model, path)
+
+
+def _free(indices: Any) -> Any:
+    """Return torch.export's form of free dimensions; how they depend on each other is found by the tracer."""
+    if isinstance(indices, list):
+        return [_free(entry) for entry in indices]
+    return dict.fromkeys(sorted(indices), Dim.AUTO) or None
 
 
 def _reserve(module: nn.Module) -> None:

@@ -93,9 +93,16 @@ class BuildOptions:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.", fix="Use 1 or more.")
         for name in ("height_range", "width_range", "batch_range"):
             bounds: Range | None = getattr(self, name)
-            if bounds is not None and not 1 <= bounds[0] <= bounds[1] <= bounds[2]:
+            if bounds is None:
+                continue
+            if not 1 <= bounds[0] <= bounds[1] <= bounds[2]:
                 raise InputError(
                     f"{name} must be three growing numbers (smallest, usual, largest), not {list(bounds)}.",
+                    fix="For example: 768 1024 1280.",
+                )
+            if name != "batch_range" and (bounds[0] < 64 or any(bound % 32 for bound in bounds)):
+                raise InputError(
+                    f"{name} must hold multiples of 32 from 64 up, not {list(bounds)}.",
                     fix="For example: 768 1024 1280.",
                 )
         unknown = set(self.graphs) - set(GRAPHS)

@@ -12,6 +12,7 @@ from infid_engines.errors import EngineFolderError, ParityError
 from infid_export.export.tolerances import VERSION, tolerance
 
 Array = np.ndarray[Any, Any]
+_MEASURED = ("max_error", "rms_error", "cosine")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class ParityReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of parity.json."""
-        return {**asdict(self), "passed": self.passed}
+        rows = [{**asdict(row), **{name: _json_number(getattr(row, name)) for name in _MEASURED}} for row in self.rows]
+        return {**asdict(self), "rows": rows, "passed": self.passed}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ParityReport:
@@ -85,7 +87,7 @@ class ParityReport:
             EngineFolderError: an entry is missing.
         """
         try:
-            rows = tuple(ParityRow(**{**row, "size": tuple(row["size"])}) for row in values["rows"])
+            rows = tuple(_row(row) for row in values["rows"])
             image = None if values["image"] is None else ImageParity(**values["image"])
             return cls(rows, image, values["version"])
         except (KeyError, TypeError) as error:
@@ -113,6 +115,16 @@ class ParityReport:
                 f"at least {self.image.threshold_db:.0f} dB are required.",
                 fix="Nothing was kept as valid. Build with --precision fp32 to see whether it is rounding.",
             )
+
+
+def _json_number(value: float) -> float | None:
+    """Return a number as JSON has it; what is not finite is null."""
+    return value if np.isfinite(value) else None
+
+
+def _row(values: Mapping[str, Any]) -> ParityRow:
+    measured = {name: np.inf if values[name] is None else values[name] for name in _MEASURED}
+    return ParityRow(**{**values, **measured, "size": tuple(values["size"])})
 
 
 def compare(

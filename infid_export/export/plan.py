@@ -31,6 +31,8 @@ COMPONENTS_OF: Mapping[str, Mapping[str, str]] = {
     "identity_step": {"unet.": "unet"},
     "vae_decoder": {"vae.": "vae"},
 }
+# Graphs whose shapes depend on the picture's size.
+SIZED = ("denoise_step", "text_step", "identity_step", "vae_decoder")
 VAE_RANGE = "onnx/vae_range.json"
 RECOGNIZER, DETECTOR = "faces/recognizer.onnx", "faces/detector.onnx"
 TOKENIZERS = ("tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json")
@@ -96,6 +98,25 @@ class Plan:
         size = self.options.parity_size
         return (self.height, self.width) if size is None else (size, size)
 
+    @property
+    def smallest(self) -> tuple[int, int, int]:
+        """Smallest batch, height and width; the usual ones where there is no range."""
+        return self._bounds(0)
+
+    @property
+    def largest(self) -> tuple[int, int, int]:
+        """Largest batch, height and width; the usual ones where there is no range."""
+        return self._bounds(2)
+
+    def _bounds(self, end: int) -> tuple[int, int, int]:
+        options = self.options
+        batch, height, width = options.batch_range, options.height_range, options.width_range
+        return (
+            batch[end] if batch else options.batch,
+            height[end] if height else self.height,
+            width[end] if width else self.width,
+        )
+
     def artefacts(self) -> dict[str, Mapping[str, Any]]:
         """Return the fields of every file that the build makes, by path."""
         found = {weights_file(name): fields for name, fields in self.weights.items()}
@@ -147,6 +168,7 @@ def make_plan(options: BuildOptions) -> Plan:
         InputError: the model, a face model or a target cannot be used.
         BackendUnavailableError: an asked-for backend is missing.
     """
+    _check_ranges(options)
     choices = {name: getattr(options, name) for name in ("self_attention", "adain", "cross_adain", "uncond_identity")}
     source = open_source(
         options.model,
@@ -158,15 +180,12 @@ def make_plan(options: BuildOptions) -> Plan:
     size = source.architecture.size
     options = replace(
         options,
-        height=options.height or size,
-        width=options.width or size,
+        # the usual size of a range is the size of the folder
+        height=options.height_range[1] if options.height_range else options.height or size,
+        width=options.width_range[1] if options.width_range else options.width or size,
+        batch=options.batch_range[1] if options.batch_range else options.batch,
         graphs=tuple(name for name in GRAPHS if name in (options.graphs or GRAPHS)),
     )
-    if options.height_range or options.width_range or options.batch_range:
-        raise InputError(
-            "Ranges of sizes are not supported yet: every engine has one size.",
-            fix="Build one folder a size with --height, --width and --batch.",
-        )
     components = sorted({name for graph in options.graphs for name in COMPONENTS_OF[graph].values()})
     prints = {name: source.fingerprint(name) for name in components}
     code = exporter_hash()
@@ -185,6 +204,13 @@ def make_plan(options: BuildOptions) -> Plan:
     return Plan(options, source, model, weights, graphs, files, tuple(engines), (*notes, *why))
 
 
+def _check_ranges(options: BuildOptions) -> None:
+    """Refuse a size and a range of the same thing."""
+    for name, single in (("height", options.height), ("width", options.width)):
+        if getattr(options, f"{name}_range") and single is not None:
+            raise InputError(f"--{name} and --{name}-range were both given.", fix=f"Leave --{name} out.")
+
+
 def _graph_fields(name: str, options: BuildOptions, source: ModelSource, code: str) -> dict[str, Any]:
     parts = {part: source.architecture.component(part) for part in COMPONENTS_OF[name].values()}
     fields: dict[str, Any] = {
@@ -195,8 +221,11 @@ def _graph_fields(name: str, options: BuildOptions, source: ModelSource, code: s
         "exporter": code,
         "versions": {package: _version(package) for package in _EXPORTERS},
     }
-    if name in ("denoise_step", "text_step", "identity_step", "vae_decoder"):
+    if name in SIZED:
         fields |= {"height": options.height, "width": options.width}
+        fields |= {"height_range": options.height_range, "width_range": options.width_range}
+    if name != "identity_encoder":
+        fields |= {"batch_range": options.batch_range}
     if name in ("denoise_step", "identity_step"):
         fields |= {"people": options.people, "method": source.config.to_dict()}
     if name == "vae_decoder":

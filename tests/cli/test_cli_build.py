@@ -29,7 +29,7 @@ def test_every_option_has_a_flag() -> None:
         "--model sdxl --identity i.safetensors --image-encoder laion --recognizer r.onnx --detector "
         "insightface --face-models pack --model-seed 7 --self-attention mutual --adain standard "
         "--cross-adain output --uncond-identity off -o out --fp16 --height 768 --width 512 --batch 2 "
-        "--people 3 --height-range 64 96 128 --width-range 32 64 96 --batch-range 1 2 4 --graph vae_decoder "
+        "--people 3 --height-range 64 96 128 --width-range 64 128 192 --batch-range 1 2 4 --graph vae_decoder "
         "--graph denoise_step --backend tensorrt_rtx --backend onnxruntime --target sm_89 sm_120 --target "
         "sm_86 --refit --strip --optimization-level 2 --parity-size 256 --parity-image on"
     )
@@ -37,7 +37,7 @@ def test_every_option_has_a_flag() -> None:
     assert found == BuildOptions(
         output=Path("out"), model="sdxl", identity=Path("i.safetensors"), image_encoder="laion",
         recognizer=Path("r.onnx"), detector="insightface", face_models=Path("pack"), precision="fp16", height=768,
-        width=512, batch=2, people=3, height_range=(64, 96, 128), width_range=(32, 64, 96), batch_range=(1, 2, 4),
+        width=512, batch=2, people=3, height_range=(64, 96, 128), width_range=(64, 128, 192), batch_range=(1, 2, 4),
         backends=("tensorrt_rtx", "onnxruntime"), targets=("sm_89", "sm_120", "sm_86"),
         graphs=("vae_decoder", "denoise_step"), self_attention="mutual", adain="standard", cross_adain="output",
         uncond_identity="off", parity_size=256, parity_image="on", seed=7, refit=True, strip=True, optimization_level=2,

@@ -128,3 +128,12 @@ def test_what_is_no_engine_folder(cli: Cli, tmp_path: Path) -> None:
     code, _, err = cli("inspect", tmp_path)
     assert code == 1
     assert "no manifest.json" in err
+
+
+def test_ranges_and_free_dimensions_are_shown(cli: Cli, small_folder: Path) -> None:
+    manifest = Manifest.load(small_folder)
+    record = manifest.graphs["vae_decoder"]
+    spec = replace(record.inputs[0], shape=([1, 2, 4], [0, 0, 0], 8))
+    replace(manifest, graphs={"vae_decoder": replace(record, inputs=(spec,))}).write(small_folder)
+    _, out, _ = cli("inspect", small_folder)
+    assert ["in", "latents", "float32", "1–4", "×", "?", "×", "8"] in [line.split() for line in out.splitlines()]

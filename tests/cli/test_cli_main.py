@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,9 +26,11 @@ def test_help_is_fast_and_imports_nothing_heavy(command: tuple[str, ...]) -> Non
     )
     seconds = []
     for _ in range(3):
-        started = time.monotonic()
+        before = os.times()
         found = infid_export(*command, "--help", program=program)
-        seconds.append(time.monotonic() - started)
+        after = os.times()
+        # processor time: what other programs do on the machine does not count
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert found.stderr.strip() == "[] 0"
         assert found.stdout.startswith("usage: infid-export")
     assert min(seconds) <= 0.3, f"help took {min(seconds):.2f} s"

@@ -87,6 +87,10 @@ def test_a_stage_that_was_not_planned_counts_nothing(clock: Clock) -> None:
     estimate.enter("surprise")
     estimate.update(0.5)
     assert estimate.read() == (0.0, 0.0)
+    clock.now += 5
+    assert estimate.times() == "0:05 elapsed"  # time left is not known, so none is shown
+    estimate.plan({"work": 60.0})
+    assert estimate.times() == "0:00 elapsed, 1:00 left"
 
 
 def test_plain_lines_are_rare(clock: Clock) -> None:

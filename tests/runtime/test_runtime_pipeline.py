@@ -258,6 +258,14 @@ def test_non_finite_values_are_an_error_and_never_a_picture(tmp_path: Path, tiny
         pipe.generate("a", tiny_person, seed=1, steps=1)
 
 
+def test_non_finite_latents_are_an_error_too(tmp_path: Path, tiny_person: Person) -> None:
+    with (
+        Pipeline.load(write_folder(tmp_path / "engines", poison="denoise_step")) as pipe,
+        pytest.raises(EngineFolderError, match=r"gave latents with \d+ non-finite values"),
+    ):
+        pipe.generate("a", tiny_person, seed=1, steps=1, output_type="latents")
+
+
 def test_a_long_prompt_warns_with_what_is_left_out(tiny_pipe: Pipeline, tiny_person: Person) -> None:
     prompt = "word " * 75 + "wonderful sunset"
     with pytest.warns(UserWarning, match="longer than 77 tokens; left out: wonderful sunset"):

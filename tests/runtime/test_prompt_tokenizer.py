@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infid_engines.errors import EngineFolderError, InputError
+from infid_export.runtime.tokenizer import FILES, PromptTokenizer
+
+PLAIN = [
+    "a photo",
+    "Hello,   WORLD! it's 2024",
+    "",
+    "   ",
+    "emoji 😀 👩‍👩‍👧 ünïcødé 中文 naïve",
+    "don't we'll 3.14 #x@y  a_b",
+    "tab\tnew\nline",
+    "x" * 400,
+    "½ ² Ⅷ ①",
+    "e\u0301 combining",
+    "İstanbul STRASSE ß",
+    "nb\u00a0sp",
+    "...!!!???---",
+    "a1b22c333",
+    "'s 'tis rock'n'roll I'M",
+    "(masterpiece:1.2), [x|y]",
+    "العربية हिन्दी русский",
+    "word " * 200,
+]
+# what open_clip cleans first (ftfy, HTML entities) and SDXL's own tokenizers do not
+CLEANED = ["<b>&amp;</b>", "ﬁne ligature", "Ａ full-width", "\x00nul", "zero\u200bwidth"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_folder: Path) -> PromptTokenizer:
+    return PromptTokenizer(tiny_folder)
+
+
+def test_ids_are_those_of_open_clip(tokenizer: PromptTokenizer) -> None:
+    open_clip = pytest.importorskip("open_clip", reason="lacks open_clip")
+    # SDXL's second tokenizer cuts out its padding token "!", which open_clip does not do; see the next test
+    prompts = [prompt for prompt in PLAIN if "!" not in prompt]
+    expected = open_clip.tokenizer.SimpleTokenizer()(prompts).numpy()
+    first, second = tokenizer.encode(prompts)
+    assert first.dtype == second.dtype == np.int32
+    assert first.shape == second.shape == (len(prompts), 77)
+    np.testing.assert_array_equal(second, expected)
+    ends = expected.argmax(1)  # the first end-of-text; the first tokenizer pads with it
+    np.testing.assert_array_equal(first, np.where(np.arange(77) > ends[:, None], 49407, expected))
+
+
+def test_ids_are_those_of_transformers(tokenizer: PromptTokenizer, tiny_folder: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="lacks transformers")
+    model = json.loads((tiny_folder / FILES[0]).read_text(encoding="utf-8"))["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    merges = [item if isinstance(item, str) else " ".join(item) for item in model["merges"]]
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+    prompts = [*PLAIN, *CLEANED]
+    for ids, pad in zip(tokenizer.encode(prompts), ("<|endoftext|>", "!"), strict=True):
+        reference = transformers.CLIPTokenizerFast(
+            str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"), pad_token=pad
+        )
+        expected = reference(prompts, padding="max_length", truncation=True, max_length=77)["input_ids"]
+        np.testing.assert_array_equal(ids, expected)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "dropped"),
+    [
+        ("a short prompt", ""),
+        ("word " * 75, ""),
+        ("word " * 75 + "sunset", "sunset"),
+        ("word " * 75 + "a  wonderful\nsunset", "a  wonderful\nsunset"),
+        ("word " * 74 + "antidisestablishmentarianism end", "antidisestablishmentarianism end"),
+    ],
+    ids=["short", "just-fits", "one-word", "several", "cut-within-a-word"],
+)
+def test_dropped_words_are_told(tokenizer: PromptTokenizer, prompt: str, dropped: str) -> None:
+    assert tokenizer.dropped(prompt) == dropped
+
+
+def test_without_spaces_the_rest_is_told(tokenizer: PromptTokenizer) -> None:
+    prompt = "光" * 200
+    dropped = tokenizer.dropped(prompt)
+    assert 0 < len(dropped) < 200
+    assert prompt.endswith(dropped)
+
+
+@pytest.mark.parametrize(("prompt", "message"), [(7, "must be a text, not 7"), ("\ud83d", "not valid Unicode")])
+def test_what_is_no_text_is_refused(tokenizer: PromptTokenizer, prompt: object, message: str) -> None:
+    for call in (lambda: tokenizer.encode([prompt]), lambda: tokenizer.dropped(prompt)):  # type: ignore[list-item, arg-type]
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["missing", "broken", "no-padding"])
+def test_damaged_files_are_refused(tiny_folder: Path, tmp_path: Path, name: str, damage: str) -> None:
+    for file in FILES:
+        (tmp_path / file).parent.mkdir()
+        shutil.copy(tiny_folder / file, tmp_path / file)
+    path = tmp_path / name
+    if damage == "missing":
+        path.unlink()
+    elif damage == "broken":
+        path.write_text(path.read_text(encoding="utf-8")[:1000], encoding="utf-8")
+    else:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**values, "padding": None}), encoding="utf-8")
+    with pytest.raises(EngineFolderError, match="gives 2 to 77 ids" if damage == "no-padding" else "cannot be read"):
+        PromptTokenizer(tmp_path)
