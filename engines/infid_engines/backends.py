@@ -111,6 +111,9 @@ class Backend(Protocol):
     def default_targets(self) -> tuple[str, ...]:
         """Return the targets built where the user names none."""
 
+    def present_target(self) -> str | None:
+        """Return the target that this machine's device is; None where there is no such device."""
+
     def check_device(self) -> None:
         """Refuse a machine on which this backend's engines cannot run.
 

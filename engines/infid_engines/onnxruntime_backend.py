@@ -40,6 +40,10 @@ class OnnxRuntimeBackend:
         """Return the one target that needs nothing."""
         return ("cpu",)
 
+    def present_target(self) -> str | None:
+        """Return the CPU, which is always there."""
+        return "cpu"
+
     def check_device(self) -> None:
         """Accept every machine."""
 

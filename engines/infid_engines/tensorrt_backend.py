@@ -83,6 +83,10 @@ class TensorRTBackend:
             )
         return (present,)
 
+    def present_target(self) -> str | None:
+        """Return the architecture of the first GPU as `sm_…`."""
+        return _present_gpu()
+
     def check_device(self) -> None:
         """Refuse a machine without an NVIDIA GPU."""
         if _present_gpu() is None:

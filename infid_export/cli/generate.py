@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), metavar="FILE", help="(out.png)")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid (the folder's)")
     parser.add_argument("--seed", type=int, default=0, help="of the first prompt; the others count up (0)")
+    parser.add_argument("--height", type=int, metavar="PX", help="for a folder built with a range (the folder's)")
+    parser.add_argument("--width", type=int, metavar="PX", help="likewise")
     parser.add_argument("--steps", type=int, metavar="N", help="DDIM steps (the folder's)")
     parser.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale (the folder's)")
     parser.add_argument("--style-strength", type=float, metavar="S", help="AdaIN-mean; 1 is the paper's, 0 is off")
@@ -65,6 +67,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                 person,
                 negative_prompt=arguments.negative_prompt,
                 seed=arguments.seed,
+                height=arguments.height,
+                width=arguments.width,
                 steps=arguments.steps,
                 guidance=arguments.guidance,
                 style_strength=arguments.style_strength,

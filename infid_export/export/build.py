@@ -408,7 +408,7 @@ class _Builder:
         faces = {
             "detector": options.detector,
             "detector_path": DETECTOR if options.detector == "centerface" else str(options.face_models),
-            "recognizer": RECOGNIZER,
+            "recognizer_path": RECOGNIZER,
             "licence": INSIGHTFACE_LICENCE if options.recognizer or options.face_models else "",
         }
         values = asdict(options)

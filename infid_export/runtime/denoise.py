@@ -11,6 +11,7 @@ import numpy as np
 
 from infid_engines.backends import Engine
 from infid_engines.errors import CancelledError, EngineFolderError, InputError
+from infid_engines.manifest import Manifest
 
 Array = np.ndarray[Any, Any]
 OnStep = Callable[[int, float, Callable[[], Array]], None]
@@ -55,6 +56,30 @@ def denoise(
     latents = loop.read("identity_latents")
     refuse_non_finite(latents, "latents")
     return latents
+
+
+def image_size(manifest: Manifest, height: int | None, width: int | None) -> tuple[int, int]:
+    """Return the height and width of the pictures in pixels.
+
+    Args:
+        manifest: the folder's.
+        height: asked for; None is the folder's own.
+        width: likewise.
+
+    Raises:
+        InputError: the engines were not built for that size.
+    """
+    latents = next(spec for spec in manifest.graph("denoise_step").inputs if spec.name == "identity_latents")
+    chosen = (height or manifest.height, width or manifest.width)
+    for name, pixels, extent in zip(("height", "width"), chosen, latents.shape[2:], strict=True):
+        smallest, largest = (8 * extent, 8 * extent) if isinstance(extent, int) else (8 * extent[0], 8 * extent[-1])
+        if not smallest <= pixels <= largest or pixels % 32:
+            sizes = str(smallest) if smallest == largest else f"{smallest} to {largest} in steps of 32"
+            raise InputError(
+                f"The engines were built for a {name} of {sizes}, not {pixels}.",
+                fix=f"Use that, or build with --{name} {pixels} or --{name}-range.",
+            )
+    return chosen
 
 
 def refuse_cancelled(cancel: threading.Event | None) -> None:

@@ -153,17 +153,10 @@ def choose_target(manifest: Manifest, backend: str, device: str) -> tuple[str | 
             f"The folder has no {backend} engines for '{device}', only for {', '.join(targets) or 'nothing'}.",
             fix=f"Use one of them, or build with --backend {backend} --target {device}.",
         )
-    if backend == "tensorrt":  # runs only on the GPU it was built for
-        present = get_backend(backend).default_targets()[0]
-        if present not in targets:
-            raise BackendUnavailableError(
-                f"The folder's {backend} engines are for {', '.join(targets)}, this machine has {present}.",
-                fix=f"infid-export build --backend {backend} --target {present}",
-            )
-        return present, "cuda"
-    if len(targets) > 1:
-        raise InputError(
-            f"The folder has {backend} engines for {', '.join(targets)}.",
-            fix=f"Say which with device='{targets[0]}' or another of them.",
+    present = get_backend(backend).present_target()
+    if present not in targets:
+        raise BackendUnavailableError(
+            f"The folder's {backend} engines are for {', '.join(targets)}, this machine has {present or 'no GPU'}.",
+            fix=f"infid-export build --backend {backend} --target {present}" if present else "Use onnxruntime.",
         )
-    return (targets[0] if targets else None), "cuda"
+    return present, "cuda"

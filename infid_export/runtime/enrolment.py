@@ -25,8 +25,7 @@ def open_face_reader(manifest: Manifest, engines: EngineSet) -> FaceReader:
         BackendUnavailableError: insightface is not installed.
     """
     faces = manifest.faces
-    # `recognizer_path` is the documented name; the builder writes `recognizer`
-    recognizer = faces.get("recognizer_path") or faces.get("recognizer")
+    recognizer = faces.get("recognizer_path")
     if not recognizer or not faces.get("detector_path"):
         raise EngineFolderError(
             "The engine folder has no face detector or recogniser, so it cannot enroll photos.",

@@ -20,6 +20,7 @@ from infid_export.faces.reader import FaceInputs, FaceReader
 from infid_export.runtime.denoise import (
     batches,
     denoise,
+    image_size,
     initial_noise,
     refuse_cancelled,
     refuse_non_finite,
@@ -168,6 +169,8 @@ class Pipeline:
         negative_prompt: str | None = None,
         seed: int | Sequence[int] | None = None,
         text_seed: int | Sequence[int] | None = None,
+        height: int | None = None,
+        width: int | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         style_strength: float | None = None,
@@ -188,6 +191,8 @@ class Pipeline:
             seed: of the initial noise, `numpy.random.default_rng(seed)`; several for several prompts; one seed
                 for several prompts counts up. None draws one.
             text_seed: likewise for the text stream alone; None is the same noise.
+            height: pixels; None is the folder's own, others need a folder built with `--height-range`.
+            width: likewise.
             steps: DDIM steps. This and the next three default to the folder's values.
             guidance: classifier-free guidance scale.
             style_strength: s of AdaIN-mean, 1 is the paper's, 0 switches it off.
@@ -217,7 +222,8 @@ class Pipeline:
         strengths = {"guidance": guidance, "style_strength": style_strength, "identity_strength": identity_strength}
         scalars = {key: scalar(key, value, float(defaults[key])) for key, value in strengths.items()}
         table = ddim_table(manifest.scheduler, defaults["steps"] if steps is None else steps)
-        shape = (4, manifest.height // 8, manifest.width // 8)
+        pixels = image_size(manifest, height, width)
+        shape = (4, pixels[0] // 8, pixels[1] // 8)
         start = initial_noise("noise", noise, seed, count, shape)
         apart = text_noise is not None or text_seed is not None
         text_start = initial_noise("text_noise", text_noise, text_seed, count, shape) if apart else start
@@ -243,7 +249,7 @@ class Pipeline:
                         if callback is not None:
                             callback(index, timestep, read())
 
-                    texts = self._text_inputs([negative] * len(batch) + [prompts[row] for row in batch])
+                    texts = self._text_inputs([negative] * len(batch) + [prompts[row] for row in batch], pixels)
                     finished.append(
                         denoise(
                             self._engines["denoise_step"],
@@ -290,12 +296,12 @@ class Pipeline:
             **{name: np.full(batch, value, dtype=np.float32) for name, value in scalars.items()},
         }
 
-    def _text_inputs(self, texts: list[str]) -> dict[str, Array]:
+    def _text_inputs(self, texts: list[str], pixels: tuple[int, int]) -> dict[str, Array]:
         """Encode `[negative…, prompt…]` to the text inputs of a step."""
         first, second = self._tokenizer.encode(texts)
         one = self._engines["text_encoder"].run({"input_ids": first})
         two = self._engines["text_encoder_2"].run({"input_ids": second})
-        height, width = self.manifest.height, self.manifest.width
+        height, width = pixels
         return {
             "prompt_embeds": np.concatenate([one["hidden_states"], two["hidden_states"]], axis=-1),
             "pooled_prompt_embeds": two["pooled"],

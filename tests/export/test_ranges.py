@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infid_engines.errors import InputError
+from infid_engines.manifest import Manifest
+from infid_export.export.build import build, verify
+from infid_export.export.options import BuildOptions
+from infid_export.export.reference import parity_face
+from infid_export.runtime.pipeline import Pipeline
+
+GRAPHS = ("text_encoder", "text_encoder_2", "identity_encoder", "denoise_step", "vae_decoder")
+
+
+@pytest.fixture(scope="module")
+def ranged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranged") / "engines"
+    options = BuildOptions(
+        output=folder,
+        backends=("onnxruntime",),
+        graphs=GRAPHS,
+        height_range=(64, 96, 128),
+        width_range=(64, 64, 128),
+        batch_range=(1, 1, 2),
+    )
+    report = build(options)
+    assert report.parity.passed
+    assert not build(options).made
+    return folder
+
+
+def test_ranges_are_in_the_manifest(ranged):
+    manifest = Manifest.load(ranged)
+    step = {spec.name: spec.shape for spec in manifest.graphs["denoise_step"].inputs}
+    assert step["identity_latents"] == ([1, 1, 2], 4, [8, 12, 16], [8, 8, 16])
+    assert step["identity_keys"][:2] == ([2, 2, 4], 54)
+    assert step["timestep"] == (1,)
+    assert manifest.graphs["vae_decoder"].outputs[0].shape == ([1, 1, 2], 3, [64, 96, 128], [64, 64, 128])
+    assert (manifest.height, manifest.width, manifest.batch) == (96, 64, 1)
+
+
+def test_a_ranged_engine_gives_what_a_fixed_one_gives(ranged, tmp_path):
+    fixed = tmp_path / "engines"
+    build(BuildOptions(output=fixed, backends=("onnxruntime",), graphs=GRAPHS, height=128, width=64))
+    pictures = []
+    for folder in (ranged, fixed):
+        with Pipeline.load(folder) as pipe:
+            person = pipe.encode(parity_face(224, 512))
+            pictures.append(pipe.generate("a cat", person, seed=1, steps=2, height=128, width=64, output_type="np"))
+    assert pictures[0].shape == (1, 128, 64, 3)
+    np.testing.assert_allclose(pictures[0], pictures[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "message"), [(160, 64, "height of 64 to 128"), (64, 80, "width of 64 to 128")]
+)
+def test_sizes_outside_the_range_are_refused(ranged, height, width, message):
+    with Pipeline.load(ranged) as pipe:
+        person = pipe.encode(parity_face(224, 512))
+        with pytest.raises(InputError, match=message):
+            pipe.generate("a cat", person, height=height, width=width)
+
+
+def test_a_ranged_folder_can_be_verified(ranged):
+    assert verify(ranged).passed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"height_range": (128, 64, 256)}, "three growing numbers"),
+        ({"height_range": (64, 100, 128)}, "multiples of 32"),
+        ({"height_range": (64, 96, 128), "height": 96}, "both given"),
+    ],
+)
+def test_impossible_ranges_are_refused(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        build(BuildOptions(output=tmp_path / "engines", **options))
