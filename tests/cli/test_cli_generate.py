@@ -73,7 +73,7 @@ def test_one_prompt(cli: Cli, pipeline: FakePipeline, tmp_path: Path) -> None:
 def test_several_prompts_and_every_setting(cli: Cli, pipeline: FakePipeline, tmp_path: Path) -> None:
     words = shlex.split(
         "generate one two --photo a.jpg b.jpg --face-index 1 -o p.webp --negative-prompt blur --seed 5 "
-        "--steps 4 --guidance 2.5 --style-strength 0.5 --identity-strength 0.8 --engines e --backend "
+        "--steps 4 --height 512 --width 768 --guidance 2.5 --style-strength 0.5 --identity-strength 0.8 --engines e --backend "
         "onnxruntime --device cpu"
     )
     code, out, _ = cli(*words)

@@ -1,0 +1,111 @@
+"""Draw README's tables from the JSON documents of `infid-export build --json` kept in benchmarks/results.
+
+    infid-export build --fp16 --json > build.json
+    python benchmarks/readme_tables.py keep demo-fp16 build.json "2 CPU cores"
+    python benchmarks/readme_tables.py draw
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+_PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13")
+
+
+def keep(name: str, document: Path, machine: str) -> None:
+    """Keep what the tables need of a build's document, with what it was measured on.
+
+    Args:
+        name: of the result.
+        document: JSON printed by `infid-export build --json`.
+        machine: what it ran on, in words.
+    """
+    build = json.loads(document.read_text())
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = {
+        "machine": machine,
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "commit": commit.stdout.strip(),
+        "seconds": build["seconds"],
+        "parity": build["parity"],
+        "notes": build["notes"],
+        "engines": [
+            {key: engine[key] for key in ("graph", "backend", "target", "size", "seconds", "peak_bytes")}
+            for engine in build["engines"]
+            if engine["backend"] != "onnxruntime"
+        ],
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+
+
+def parity_table(results: dict[str, dict[str, Any]]) -> str:
+    """Return one row an output, with a pair of columns for each result."""
+    heads = [f"{name}, {size(result)}" for name, result in results.items()]
+    lines = ["| graph | output | " + " | ".join(f"{head}: max | RMS" for head in heads) + " | verdict |"]
+    lines.append("|---|---|" + "---|---|" * len(results) + "---|")
+    first = next(iter(results.values()))["parity"]["rows"]
+    for index, row in enumerate(first):
+        rows = [result["parity"]["rows"][index] for result in results.values()]
+        if any((other["graph"], other["output"]) != (row["graph"], row["output"]) for other in rows):
+            raise ValueError("the results compare different outputs")
+        cells = " | ".join(f"{other['max_error']:.1e} | {other['rms_error']:.1e}" for other in rows)
+        verdict = "PASSED" if all(other["passed"] for other in rows) else "FAILED"
+        lines.append(f"| `{row['graph']}` | {row['output']} | {cells} | {verdict} |")
+    for name, result in results.items():
+        image = result["parity"]["image"]
+        if image is not None:
+            verdict = "PASSED" if image["passed"] else "FAILED"
+            lines += [
+                "",
+                f"{name}: {image['steps']}-step picture, engines in fp16 against the fp32 reference: "
+                f"PSNR {image['psnr_db']:.1f} dB, {verdict} (at least {image['threshold_db']:.0f}).",
+            ]
+    return "\n".join(lines)
+
+
+def size(result: dict[str, Any]) -> str:
+    """Return the size at which the pictures were compared."""
+    height, width = result["parity"]["rows"][-1]["size"]
+    return f"{width} × {height}"
+
+
+def engine_table(result: dict[str, Any]) -> str:
+    """Return one row an engine, with what it cost to build."""
+    lines = ["| engine | target | size | build | builder's peak memory |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{engine['graph']}` | {engine['backend']} {engine['target']} | {engine['size'] / 1e9:.2f} GB | "
+        f"{engine['seconds']:.0f} s | {engine['peak_bytes'] / 1e9:.1f} GB |"
+        for engine in result["engines"]
+    ]
+    return "\n".join(lines)
+
+
+def drawn() -> str:
+    """Return README with its tables drawn from the results."""
+    demo, full = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("demo-fp16", "random-sdxl-fp16"))
+    tables = {"parity": parity_table({"demo": demo, "random-sdxl": full}), "engines": engine_table(full)}
+    text = README.read_text()
+    for name, table in tables.items():
+        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        text, count = pattern.subn(lambda match, table=table: match[1] + table + match[2], text)
+        if count != 1:
+            raise ValueError(f"README has {count} places for the table {name}")
+    return text
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "keep":
+        keep(sys.argv[2], Path(sys.argv[3]), sys.argv[4])
+    else:
+        README.write_text(drawn())
