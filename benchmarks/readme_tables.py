@@ -1,5 +1,7 @@
 """Draw README's tables from the JSON documents of `infid-export build --json` kept in benchmarks/results.
 
+Usage::
+
     infid-export build --fp16 --json > build.json
     python benchmarks/readme_tables.py keep demo-fp16 build.json "2 CPU cores"
     python benchmarks/readme_tables.py draw

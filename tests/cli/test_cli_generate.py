@@ -73,8 +73,8 @@ def test_one_prompt(cli: Cli, pipeline: FakePipeline, tmp_path: Path) -> None:
 def test_several_prompts_and_every_setting(cli: Cli, pipeline: FakePipeline, tmp_path: Path) -> None:
     words = shlex.split(
         "generate one two --photo a.jpg b.jpg --face-index 1 -o p.webp --negative-prompt blur --seed 5 "
-        "--steps 4 --height 512 --width 768 --guidance 2.5 --style-strength 0.5 --identity-strength 0.8 --engines e --backend "
-        "onnxruntime --device cpu"
+        "--steps 4 --height 512 --width 768 --guidance 2.5 --style-strength 0.5 --identity-strength 0.8 "
+        "--engines e --backend onnxruntime --device cpu"
     )
     code, out, _ = cli(*words)
     assert (code, out) == (0, "p-0.webp\np-1.webp\n")
@@ -85,8 +85,8 @@ def test_several_prompts_and_every_setting(cli: Cli, pipeline: FakePipeline, tmp
             "generate",
             (
                 ["one", "two"],
-                {"negative_prompt": "blur", "seed": 5, "steps": 4, "guidance": 2.5, "style_strength": 0.5,
-                 "identity_strength": 0.8},
+                {"negative_prompt": "blur", "seed": 5, "height": 512, "width": 768, "steps": 4, "guidance": 2.5,
+                 "style_strength": 0.5, "identity_strength": 0.8},
             ),
         ),
     ]  # fmt: skip
