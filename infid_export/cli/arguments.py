@@ -35,6 +35,12 @@ def add_folder(parser: argparse.ArgumentParser, name: str, what: str) -> None:
     parser.add_argument(name, type=Path, nargs="?", default=ENGINES, metavar=name.upper(), help=f"{what} (engines)")
 
 
+def add_size(parser: argparse._ActionsContainer) -> None:
+    """Add the size of the picture."""
+    for name in ("height", "width"):
+        parser.add_argument(f"--{name}", type=int, metavar="PX", help="of the picture (the model's own)")
+
+
 def add_face_index(parser: argparse.ArgumentParser) -> None:
     """Add the choice among several faces."""
     parser.add_argument("--face-index", type=int, metavar="N", help="which face; 0 is the largest (0)")

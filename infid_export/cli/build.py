@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infid_export.cli.arguments import BACKENDS, ENGINES, backend_help
+from infid_export.cli.arguments import BACKENDS, ENGINES, add_size, backend_help
 from infid_export.cli.output import Output, shown, size
 from infid_export.export.options import GRAPHS, BuildOptions
 
@@ -32,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     precision = graphs.add_mutually_exclusive_group()
     precision.add_argument("--fp16", dest="precision", action="store_const", const="fp16", help="networks in fp16")
     precision.add_argument("--precision", choices=("fp16", "fp32"), help="(fp32)")
-    graphs.add_argument("--height", type=int, metavar="PX", help="default: the model's own")
-    graphs.add_argument("--width", type=int, metavar="PX", help="default: the model's own")
+    add_size(graphs)
     graphs.add_argument("--batch", type=int, default=1, metavar="N", help="images per call (1)")
     graphs.add_argument("--people", type=int, default=1, metavar="N", help="people one image can hold (1)")
     for name in ("height", "width", "batch"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infid_engines.errors import InputError
-from infid_export.cli.arguments import add_engines, add_face_index
+from infid_export.cli.arguments import add_engines, add_face_index, add_size
 from infid_export.cli.output import Output
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), metavar="FILE", help="(out.png)")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid (the folder's)")
     parser.add_argument("--seed", type=int, default=0, help="of the first prompt; the others count up (0)")
-    parser.add_argument("--height", type=int, metavar="PX", help="for a folder built with a range (the folder's)")
-    parser.add_argument("--width", type=int, metavar="PX", help="likewise")
+    add_size(parser)
     parser.add_argument("--steps", type=int, metavar="N", help="DDIM steps (the folder's)")
     parser.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale (the folder's)")
     parser.add_argument("--style-strength", type=float, metavar="S", help="AdaIN-mean; 1 is the paper's, 0 is off")
