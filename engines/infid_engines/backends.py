@@ -47,15 +47,6 @@ class BuildRequest:
         return {"refit": self.refit, "strip": self.strip, "optimization_level": self.optimization_level}
 
 
-@dataclass(frozen=True)
-class BuildResult:
-    """What a build cost."""
-
-    seconds: float
-    peak_bytes: int
-    size: int
-
-
 class StepLoop(Protocol):
     """Repeated runs of one engine in which some outputs become inputs of the next run."""
 

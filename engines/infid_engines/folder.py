@@ -14,17 +14,33 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from infid_engines.errors import BuildError, EngineFolderError
 from infid_engines.manifest import MANIFEST, FileRecord, Manifest, canonical_key, sha256_file, write_json
+from infid_engines.memory import peak_memory, reset_peak_memory
 from infid_engines.progress import Reporter
 
 _RECORDS = ".records"
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a writer knows of the file it wrote.
+
+    Args:
+        sha256: of the content; empty if it has to be found out.
+        peak_bytes: largest memory of the process that wrote it; 0 if that is this process.
+    """
+
+    sha256: str = ""
+    peak_bytes: int = 0
 
 
 class FolderTransaction:
@@ -131,13 +147,13 @@ class FolderTransaction:
         record = FileRecord(**json.loads(record_path.read_text()))
         return record if path.stat().st_size == record.size else None
 
-    def place(self, name: str, fields: Mapping[str, Any], write: Callable[[Path], str | None]) -> FileRecord:
+    def place(self, name: str, fields: Mapping[str, Any], write: Callable[[Path], Written | None]) -> FileRecord:
         """Make an artefact.
 
         Args:
             name: path within the folder.
             fields: all that it is made from.
-            write: writes the file it is given; may return its sha256 if it knows it.
+            write: writes the file it is given; may say what it knows of it.
 
         Returns:
             The record, kept beside the artefact so that a later build finds it.
@@ -148,16 +164,20 @@ class FolderTransaction:
         path = self.path(name)
         partial = path.with_name(f"{path.name}.partial")
         self._record_path(name).unlink(missing_ok=True)
+        started = time.monotonic()
+        reset_peak_memory()
         try:
             with full_disk_explained(self.target.parent):
-                digest = write(partial) or sha256_file(partial)
+                known = write(partial) or Written()
+                digest = known.sha256 or sha256_file(partial)
                 with partial.open("rb") as file:
                     os.fsync(file.fileno())
                 partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        record = FileRecord(digest, path.stat().st_size, canonical_key(fields), dict(fields))
+        seconds, peak = time.monotonic() - started, known.peak_bytes or peak_memory()
+        record = FileRecord(digest, path.stat().st_size, canonical_key(fields), dict(fields), seconds, peak)
         self._record(name, record)
         return record
 
@@ -201,14 +221,8 @@ class FolderTransaction:
         return self.staging / _RECORDS / f"{name.replace('/', '__')}.json"
 
     def _record(self, name: str, record: FileRecord) -> None:
-        values = {
-            "sha256": record.sha256,
-            "size": record.size,
-            "key": record.key,
-            "key_fields": dict(record.key_fields),
-        }
         with full_disk_explained(self.target.parent):
-            write_json(self._record_path(name), values)
+            write_json(self._record_path(name), asdict(record))
 
 
 @contextlib.contextmanager

@@ -62,18 +62,27 @@ class EngineRecord:
     key_fields: Mapping[str, Any]
     flags: Mapping[str, Any]
     tool_versions: Mapping[str, str]
-    seconds: float = 0.0
-    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Hash and size of one file, and the key of what it was made from."""
+    """One file of the folder; `key` is the hash of `key_fields`, all that it was made from.
+
+    Args:
+        sha256: of its content.
+        size: bytes.
+        key: hash of `key_fields`.
+        key_fields: see above.
+        seconds: that it took to make.
+        peak_bytes: largest memory of the process that made it, meanwhile.
+    """
 
     sha256: str
     size: int
     key: str = ""
     key_fields: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from infid_engines.backends import BuildRequest, BuildResult, get_backend
+from infid_engines.backends import BuildRequest, get_backend
 from infid_engines.errors import BuildError, InfidError
 from infid_engines.manifest import TensorSpec
+from infid_engines.memory import available_memory, peak_memory
 from infid_engines.progress import Stage
 
 
-def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> BuildResult:
+def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> int:
     """Build one engine in a child process.
 
     Args:
@@ -28,12 +29,11 @@ def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> Bu
         stage: receives the builder's progress.
 
     Returns:
-        Seconds, peak memory and size.
+        The largest memory of that process, in bytes.
 
     Raises:
         BuildError: the builder refused the graph, or the process was killed.
     """
-    started = time.monotonic()
     job = {"backend": backend, **asdict(request)}
     source = Path(__file__).resolve().parent.parent
     environment = {
@@ -58,14 +58,14 @@ def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> Bu
         raise BuildError(
             f"The {backend} builder was killed ({name}) while building {request.onnx.stem}"
             + ("; the system probably ran out of memory." if name == "SIGKILL" else "."),
-            fix=f"Free memory ({_available_memory() / 1e9:.1f} GB are available now; `infid-export build --dry-run` "
+            fix=f"Free memory ({available_memory() / 1e9:.1f} GB are available now; `infid-export build --dry-run` "
             "estimates the need) and run the command again: finished parts are kept.",
         )
     if "problem" in answer:
         raise BuildError(answer["problem"], fix=answer["fix"])
     if process.returncode != 0:
         raise RuntimeError(f"the {backend} builder failed:\n{errors}")
-    return BuildResult(time.monotonic() - started, answer["peak_bytes"], request.output.stat().st_size)
+    return int(answer["peak_bytes"])
 
 
 def _follow(process: subprocess.Popen[str], stage: Stage) -> dict[str, Any]:
@@ -100,10 +100,6 @@ def _say(message: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _available_memory() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def _main(text: str) -> None:
     job = json.loads(text)
     backend = get_backend(job.pop("backend"))
@@ -121,18 +117,7 @@ def _main(text: str) -> None:
     except InfidError as error:
         _say({"problem": error.problem, "fix": error.fix})
         return
-    _say({"peak_bytes": _peak_memory()})
-
-
-def _peak_memory() -> int:
-    """Return this process's own peak memory in bytes.
-
-    Not getrusage: its maximum is inherited from the parent, which has held gigabytes by then.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM line")
+    _say({"peak_bytes": peak_memory()})
 
 
 if __name__ == "__main__":

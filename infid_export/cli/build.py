@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from infid_export.cli.output import Output, shown, size
 from infid_export.export.options import GRAPHS, BuildOptions
 
 if TYPE_CHECKING:
-    from infid_engines.manifest import EngineRecord, Manifest
+    from infid_engines.manifest import EngineRecord, FileRecord, Manifest
     from infid_export.export.parity import ParityReport
 
 _CHOICES = {
@@ -110,6 +109,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             "notes": report.notes,
             "parity": report.parity.to_json(),
             "engines": [asdict(engine) for engine in report.manifest.engines],
+            "files": {
+                name: {"size": file.size, "seconds": file.seconds, "peak_bytes": file.peak_bytes}
+                for name, file in report.manifest.files.items()
+            },
         }
     )
     return 0
@@ -164,16 +167,19 @@ def _short(value: float) -> str:
     return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
 
 
+_COST_COLUMNS = ("file", "size", "made in", "memory")
+
+
+def _cost(file: FileRecord) -> tuple[str, str, str]:
+    return size(file.size), f"{file.seconds:.0f} s", size(file.peak_bytes)
+
+
 def show_engines(folder: Path, manifest: Manifest, output: Output) -> None:
     """Print the engines, one table a backend and target."""
     groups: dict[tuple[str, str], list[EngineRecord]] = {}
     for engine in manifest.engines:
         groups.setdefault((engine.backend, engine.target), []).append(engine)
     for (backend, target), engines in groups.items():
-        built = backend != "onnxruntime"  # whose engines are the graphs themselves
-        rows: list[Sequence[str]] = []
-        for engine in engines:
-            cost = (f"{engine.seconds:.0f} s", size(engine.peak_bytes)) if built else ()
-            rows.append((shown(folder / engine.file), size(engine.size), *cost))
-        columns = ("file", "size", *(("build", "memory") if built else ()))
-        output.table(f"Engines: {backend} {target}", columns, rows, numbers=columns[1:])
+        files = [(engine.file, manifest.files[engine.file]) for engine in engines]
+        rows = [(shown(folder / name), *_cost(file)) for name, file in files]
+        output.table(f"Engines: {backend} {target}", _COST_COLUMNS, rows, numbers=_COST_COLUMNS[1:])

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infid_engines.backends import BuildRequest, BuildResult
+from infid_engines.backends import BuildRequest
 from infid_engines.errors import EngineFolderError
-from infid_engines.folder import FolderTransaction
+from infid_engines.folder import FolderTransaction, Written
 from infid_engines.manifest import (
     EngineRecord,
     FileRecord,
@@ -25,7 +25,7 @@ from infid_engines.manifest import (
     differing_fields,
     verify_file,
 )
-from infid_engines.progress import Reporter, SilentReporter
+from infid_engines.progress import Reporter, SilentReporter, Stage
 from infid_engines.worker import build_in_subprocess
 from infid_export import __version__
 from infid_export.export.inspection import read_graph
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from infid_export.export.exporter import Exporter
 
 PARITY = "parity.json"
+_HASHED_A_SECOND = 1.2e9  # bytes
+Writer = Callable[[Path, Stage], Written | None]
 
 
 @dataclass(frozen=True)
@@ -196,11 +198,11 @@ class _Builder:
         steps = self.plan.image_steps() if parity.image is None else None
         self.report.plan(self._stages(to_compare, steps))
         for name, fields in self.plan.files.items():
-            self._have(name, fields, self._writer(name))
+            self._have(name, fields, self._file_writer(name))
         for name, fields in self.plan.weights.items():
-            self._have(weights_file(name), fields, self.exporter_write(name))
+            self._have(weights_file(name), fields, self._weights_writer(name))
         for graph, fields in self.plan.graphs.items():
-            self._have(graph_file(graph), fields, self.exporter_graph(graph))
+            self._have(graph_file(graph), fields, self._graph_writer(graph))
         graphs = self._graph_records()
         if to_compare or steps:
             self._checked_by_parity()
@@ -230,35 +232,31 @@ class _Builder:
             time.monotonic() - started,
         )
 
-    def _have(
-        self, name: str, fields: Mapping[str, Any], write: Callable[[Path, Callable[[float], None]], str | None]
-    ) -> None:
+    def _have(self, name: str, fields: Mapping[str, Any], write: Writer) -> None:
         """Find an artefact or make it."""
         record = self.transaction.find(name, fields)
         if record is None:
             with self.report.stage(name) as stage:
-                record = self.transaction.place(
-                    name, fields, lambda path: write(path, lambda fraction: stage.update(fraction))
-                )
+                record = self.transaction.place(name, fields, lambda path: write(path, stage))
         self.files[name] = record
 
-    def exporter_write(self, component: str) -> Callable[[Path, Callable[[float], None]], str | None]:
-        """Return what writes a component's weights."""
-        return lambda path, progress: self.exporter.write_weights(component, self.vae_precision(), path, progress)
+    def _weights_writer(self, component: str) -> Writer:
+        return lambda path, stage: Written(
+            self.exporter.write_weights(component, self._vae_precision(), path, stage.update)
+        )
 
-    def exporter_graph(self, graph: str) -> Callable[[Path, Callable[[float], None]], str | None]:
-        """Return what writes a graph."""
-        return lambda path, progress: self.exporter.write_graph(graph, self.vae_precision(), path)
+    def _graph_writer(self, graph: str) -> Writer:
+        return lambda path, stage: self.exporter.write_graph(graph, self._vae_precision(), path)
 
-    def vae_precision(self) -> str:
+    def _vae_precision(self) -> str:
         """Return the VAE's type: fp32 unless it was proven finite in fp16 on these weights."""
         if VAE_RANGE not in self.files:
             return "fp32"
         found = json.loads((self.transaction.staging / VAE_RANGE).read_text())
         return str(found["precision"])
 
-    def _writer(self, name: str) -> Callable[[Path, Callable[[float], None]], str | None]:
-        def write(path: Path, progress: Callable[[float], None]) -> None:
+    def _file_writer(self, name: str) -> Writer:
+        def write(path: Path, stage: Stage) -> None:
             if name in TOKENIZERS:
                 path.write_text(self.plan.source.tokenizers()[TOKENIZERS.index(name)], encoding="utf-8")
             elif name == DETECTOR:
@@ -314,62 +312,35 @@ class _Builder:
         parity.require()
 
     def _engine(self, item: EngineItem, inputs: tuple[TensorSpec, ...]) -> EngineRecord:
-        graph = graph_file(item.graph)
-        request = BuildRequest(
-            self.transaction.staging / graph,
-            Path(),
-            item.target,
-            inputs,
-            self.plan.options.refit,
-            self.plan.options.strip,
-            self.plan.options.optimization_level,
-        )
-        result = BuildResult(0.0, 0, 0)
-        if item.backend != "onnxruntime":
-            result = self._build_engine(item, request) or self._known_result(item)
+        if item.backend != "onnxruntime":  # whose engine is the graph itself
+            self._have(item.file, item.fields, self._engine_writer(item, inputs))
         record = self.files[item.file]
         return EngineRecord(
             item.graph, item.backend, item.target, item.file, record.sha256, record.size,
-            canonical_key(item.fields), dict(item.fields), dict(item.fields["flags"]),
-            dict(item.fields["versions"]), result.seconds, result.peak_bytes,
+            canonical_key(item.fields), dict(item.fields),
+            dict(item.fields["flags"]), dict(item.fields["versions"]),
         )  # fmt: skip
 
-    def _build_engine(self, item: EngineItem, request: BuildRequest) -> BuildResult | None:
-        results: list[BuildResult] = []
+    def _engine_writer(self, item: EngineItem, inputs: tuple[TensorSpec, ...]) -> Writer:
+        def write(path: Path, stage: Stage) -> Written:
+            target, options = self.transaction.target, self.plan.options
+            request = BuildRequest(
+                self.transaction.staging / graph_file(item.graph),
+                path,
+                item.target,
+                inputs,
+                options.refit,
+                options.strip,
+                options.optimization_level,
+                target.with_name(f".{target.name}.timings-{item.backend}-{item.target}"),
+            )
+            return Written(peak_bytes=build_in_subprocess(item.backend, request, stage))
 
-        def write(path: Path, progress: Callable[[float], None]) -> None:
-            class Listener:
-                def update(self, fraction: float, detail: str = "") -> None:
-                    progress(fraction)
-
-            results.append(build_in_subprocess(item.backend, replace(request, output=path), Listener()))
-
-        self._have(item.file, item.fields, write)
-        if results:
-            timing = {"seconds": results[0].seconds, "peak_bytes": results[0].peak_bytes, "size": results[0].size}
-            self._timings().update({item.file: timing})
-            path = self.transaction.staging / ".records" / "timings.json"
-            path.write_text(json.dumps(self._timings()))
-        return results[0] if results else None
-
-    def _timings(self) -> dict[str, Any]:
-        """Return the build costs of engines that an interrupted build finished."""
-        path = self.transaction.staging / ".records" / "timings.json"
-        if not hasattr(self, "_known_timings"):
-            self._known_timings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return self._known_timings
-
-    def _known_result(self, item: EngineItem) -> BuildResult:
-        if item.file in self._timings():
-            return BuildResult(**self._timings()[item.file])
-        for engine in self.transaction.previous.engines if self.transaction.previous else ():
-            if engine.file == item.file:
-                return BuildResult(engine.seconds, engine.peak_bytes, engine.size)
-        return BuildResult(0.0, 0, 0)
+        return write
 
     def _stages(self, to_compare: list[str], steps: int | None) -> dict[str, float]:
-        """Return expected seconds a stage, from what full-size SDXL and the demo model take on two cores."""
-        large = self.plan.source.name != "demo"
+        """Return the expected seconds of all stages."""
+        large = _is_large(self.plan)
         stages: dict[str, float] = {}
         for name in self.reasons:
             if name.endswith(".safetensors"):
@@ -380,11 +351,7 @@ class _Builder:
                 stages[name] = 100.0 if large else 4.0
             else:
                 stages[name] = 0.2
-        if to_compare:
-            stages["parity"] = 90.0 * len(to_compare) if large else 1.0 * len(to_compare)
-        if steps:
-            stages["image parity"] = steps * (60.0 if large else 0.4)
-        return stages
+        return stages | _parity_stages(self.plan, len(to_compare), steps)
 
     def _manifest(self, graphs: Mapping[str, GraphRecord], engines: tuple[EngineRecord, ...]) -> Manifest:
         plan, options = self.plan, self.plan.options
@@ -440,6 +407,16 @@ class _Builder:
         )
 
 
+def _is_large(plan: Plan) -> bool:
+    """Return whether stages take as long as full-size SDXL's; all seconds are what two cores take."""
+    return plan.source.name != "demo"
+
+
+def _parity_stages(plan: Plan, graphs: int, steps: int | None) -> dict[str, float]:
+    stages = {"parity": graphs * (90.0 if _is_large(plan) else 1.0)} if graphs else {}
+    return stages | ({"image parity": steps * (60.0 if _is_large(plan) else 0.4)} if steps else {})
+
+
 def verify(folder: Path, reporter: Reporter | None = None) -> ParityReport:
     """Check every file of a folder and repeat its comparisons with the reference.
 
@@ -457,8 +434,9 @@ def verify(folder: Path, reporter: Reporter | None = None) -> ParityReport:
     manifest = Manifest.load(folder)
     options = _options(manifest, folder)
     plan = make_plan(options)
-    stages = {"hashes": 0.5, "parity": 10.0, "image parity": 15.0 if plan.image_steps() else 0.0}
-    report.plan(stages)
+    steps = plan.image_steps()
+    hashes = sum(record.size for record in manifest.files.values()) / _HASHED_A_SECOND
+    report.plan({"hashes": hashes, **_parity_stages(plan, len(manifest.graphs), steps)})
     with report.stage("hashes") as stage:
         for index, (name, record) in enumerate(manifest.files.items()):
             verify_file(folder, name, record)
@@ -469,7 +447,6 @@ def verify(folder: Path, reporter: Reporter | None = None) -> ParityReport:
     with report.stage("parity") as stage:
         rows = tuple(exporter.compare(folder, manifest, list(manifest.graphs), stage))
     result = ParityReport(rows)
-    steps = plan.image_steps()
     if steps and result.passed:
         with report.stage("image parity") as stage:
             result = replace(result, image=exporter.compare_image(folder, manifest, steps, stage))

@@ -48,10 +48,8 @@ def small_folder(tmp_path: Path) -> Path:
         versions = get_backend("tensorrt_rtx").versions()
     except BackendUnavailableError:
         versions = {"tensorrt_rtx": "1.7"}
-    rtx = EngineRecord(
-        "vae_decoder", "tensorrt_rtx", "sm_89", engine, files[engine].sha256, 6, "", {}, {}, versions, 3, 10**9
-    )
-    ort = replace(rtx, backend="onnxruntime", target="cpu", file="onnx/vae_decoder.onnx", seconds=0, peak_bytes=0)
+    rtx = EngineRecord("vae_decoder", "tensorrt_rtx", "sm_89", engine, files[engine].sha256, 6, "", {}, {}, versions)
+    ort = replace(rtx, backend="onnxruntime", target="cpu", file="onnx/vae_decoder.onnx")
     manifest = Manifest(
         infid_export="0.1.0", model={"name": "demo", "id": "0"}, options={}, precision="fp16", height=64, width=64,
         batch=1, people=1, identity_tokens=5, graphs={"vae_decoder": record}, engines=(ort, rtx), files=files,
@@ -64,7 +62,7 @@ def small_folder(tmp_path: Path) -> Path:
 
 def _record(path: Path) -> FileRecord:
     content = path.read_bytes()
-    return FileRecord(hashlib.sha256(content).hexdigest(), len(content))
+    return FileRecord(hashlib.sha256(content).hexdigest(), len(content), seconds=3.0, peak_bytes=10**9)
 
 
 def _write_graph(path: Path, weights: str) -> None:

@@ -79,7 +79,7 @@ def test_a_build_as_json(cli: Cli, small_folder: Path) -> None:
     code, out, _ = cli("build", "--json", "--quiet")
     found = json.loads(out)
     assert code == 0
-    assert set(found) == {"folder", "seconds", "made", "kept", "notes", "parity", "engines"}
+    assert set(found) == {"folder", "seconds", "made", "kept", "notes", "parity", "engines", "files"}
     assert found["folder"] == str(small_folder)
     assert found["parity"]["passed"] is True
     assert [engine["backend"] for engine in found["engines"]] == ["onnxruntime", "tensorrt_rtx"]

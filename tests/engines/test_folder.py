@@ -9,10 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from infid_engines.errors import BuildError, EngineFolderError
-from infid_engines.folder import FolderTransaction
+from infid_engines.folder import FolderTransaction, Written
 from infid_engines.manifest import (
     FileRecord,
     Manifest,
@@ -66,6 +67,22 @@ def test_interrupted_work_is_found_again(tmp_path):
         assert transaction.find("a", {"v": 2}) is None
 
 
+def test_a_file_knows_what_it_cost_to_make(tmp_path):
+    def hungry(path: Path) -> None:
+        held = np.ones(300_000_000, np.uint8)
+        path.write_bytes(held[:3].tobytes())
+
+    with FolderTransaction(tmp_path / "engines", SilentReporter()) as transaction:
+        large = transaction.place("large", {}, hungry)
+        small = transaction.place("small", {}, writer("one"))
+        told = transaction.place("told", {}, lambda path: (path.write_text("x"), Written(peak_bytes=7))[1])
+        assert large.peak_bytes - small.peak_bytes > 200_000_000
+        assert 0 < small.seconds < 10
+        assert told.peak_bytes == 7
+        transaction.commit(manifest({"large": large, "small": small, "told": told}), {})
+    assert Manifest.load(tmp_path / "engines").files["large"] == large
+
+
 @pytest.mark.parametrize("when", ["between renames", "after second rename"])
 def test_an_interrupted_exchange_is_finished(tmp_path, when):
     folder, old = tmp_path / "engines", tmp_path / ".engines.old"
@@ -84,7 +101,7 @@ def test_an_interrupted_exchange_is_finished(tmp_path, when):
 KILLED = """
 import sys, time
 from pathlib import Path
-from infid_engines.folder import FolderTransaction
+from infid_engines.folder import FolderTransaction, Written
 from infid_engines.progress import SilentReporter
 with FolderTransaction(Path(sys.argv[1]), SilentReporter()) as t:
     t.place("a", {"v": 1}, lambda path: path.write_text("one") and None)
