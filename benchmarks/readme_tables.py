@@ -42,8 +42,9 @@ def keep(name: str, document: Path, machine: str) -> None:
         "seconds": build["seconds"],
         "parity": build["parity"],
         "notes": build["notes"],
+        "files": build["files"],
         "engines": [
-            {key: engine[key] for key in ("graph", "backend", "target", "size", "seconds", "peak_bytes")}
+            {key: engine[key] for key in ("graph", "backend", "target", "file")}
             for engine in build["engines"]
             if engine["backend"] != "onnxruntime"
         ],
@@ -83,13 +84,35 @@ def size(result: dict[str, Any]) -> str:
 
 
 def engine_table(result: dict[str, Any]) -> str:
-    """Return one row an engine, with what it cost to build."""
-    lines = ["| engine | target | size | build | builder's peak memory |", "|---|---|---|---|---|"]
+    """Return one row a graph, with what its ONNX file and its engine cost, and a row a weights file."""
+    files = result["files"]
+
+    def onnx(graph: str) -> str:
+        return f"onnx/{graph}.onnx"
+
+    def cost(name: str) -> str:
+        return f"{files[name]['seconds']:.0f} s | {files[name]['peak_bytes'] / 1e9:.1f} GB"
+
+    def gigabytes(name: str) -> str:
+        return f"{files[name]['size'] / 1e9:.2f} GB"
+
+    lines = [
+        "| graph | ONNX export | peak memory | engine | size | build | peak memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
     lines += [
-        f"| `{engine['graph']}` | {engine['backend']} {engine['target']} | {engine['size'] / 1e9:.2f} GB | "
-        f"{engine['seconds']:.0f} s | {engine['peak_bytes'] / 1e9:.1f} GB |"
+        f"| `{engine['graph']}` | {cost(onnx(engine['graph']))} | {engine['backend']} {engine['target']} | "
+        f"{gigabytes(engine['file'])} | {cost(engine['file'])} |"
         for engine in result["engines"]
     ]
+    lines += [
+        "",
+        "| weights, written once and shared by the graphs | size | written in | peak memory |",
+        "|---|---|---|---|",
+    ]
+    weights = [name for name in files if name.startswith("onnx/") and name.endswith(".safetensors")]
+    lines += [f"| `{name}` | {gigabytes(name)} | {cost(name)} |" for name in weights]
+    lines += ["", f"The whole build took {result['seconds'] / 60:.0f} minutes, parity included."]
     return "\n".join(lines)
 
 
@@ -99,8 +122,8 @@ def drawn() -> str:
     tables = {"parity": parity_table({"demo": demo, "random-sdxl": full}), "engines": engine_table(full)}
     text = README.read_text()
     for name, table in tables.items():
-        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        text, count = pattern.subn(lambda match, table=table: match[1] + table + match[2], text)
+        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text, count = pattern.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
         if count != 1:
             raise ValueError(f"README has {count} places for the table {name}")
     return text

@@ -21,7 +21,7 @@ from infid_export.cli.output import Output
 OLDEST_PYTHON = (3, 10)
 # Extra of this package -> its libraries with the oldest version that works, as in pyproject.toml ("" is the runtime).
 LIBRARIES: Mapping[str, Mapping[str, str]] = {
-    "": {"numpy": "1.26", "onnxruntime": "1.23", "packaging": "23", "pillow": "10.3", "rich": "13.7",
+    "": {"numpy": "1.26", "onnxruntime": "1.23", "pillow": "10.3", "rich": "13.7",
          "safetensors": "0.4.5", "tokenizers": "0.21"},
     "export": {"accelerate": "1.0", "diffusers": "0.35", "onnx": "1.18", "onnxscript": "0.5", "open_clip_torch": "2.30",
                "torch": "2.11", "transformers": "4.56", "triton": "3.6"},

@@ -142,7 +142,7 @@ def stored_parity(folder: Path) -> ParityReport:
         ) from error
 
 
-def _previous_parity(plan: Plan, transaction: FolderTransaction) -> ParityReport:
+def previous_parity(plan: Plan, transaction: FolderTransaction) -> ParityReport:
     """Return the stored comparisons that are still true."""
     try:
         stored = stored_parity(transaction.target)
@@ -159,7 +159,7 @@ def _unchanged(
     manifest = transaction.previous
     if manifest is None or reasons:
         return None
-    parity = _previous_parity(plan, transaction)
+    parity = previous_parity(plan, transaction)
     engines = {(e.graph, e.backend, e.target, e.key) for e in manifest.engines}
     wanted = {(i.graph, i.backend, i.target, canonical_key(i.fields)) for i in plan.engines}
     complete = {row.graph for row in parity.rows} == set(plan.graphs) and parity.passed
@@ -192,7 +192,7 @@ class _Builder:
         return self._exporter
 
     def run(self, started: float) -> BuildReport:
-        parity = _previous_parity(self.plan, self.transaction)
+        parity = previous_parity(self.plan, self.transaction)
         compared = {row.graph for row in parity.rows}
         to_compare = [graph for graph in self.plan.graphs if graph not in compared]
         steps = self.plan.image_steps() if parity.image is None else None

@@ -8,7 +8,7 @@ import torch
 
 from infid_engines.folder import FolderTransaction
 from infid_engines.progress import SilentReporter
-from infid_export.export.build import stale
+from infid_export.export.build import PARITY, previous_parity, stale
 from infid_export.export.exporter import Exporter
 from infid_export.export.graphs import input_names
 from infid_export.export.options import BuildOptions
@@ -17,7 +17,8 @@ from infid_export.export.weights import WeightsLayout
 
 # Measured on the full-size denoise_step (5.13 GB of fp16 weights): engine 5.24 GB, TensorRT-RTX builder 16.9 GB.
 _ENGINE_PER_WEIGHT, _BUILDER_PER_WEIGHT = 1.02, 3.3
-_PROCESS = 300_000_000  # a Python process with torch, or with the builder's library
+_PROCESS, _BUILDER = 1_000_000_000, 250_000_000  # Python with torch and diffusers; with the builder's library
+_EXPORT = 400_000_000  # while a graph is exported
 _GRAPH = 5_000_000  # an .onnx file without its weights
 
 
@@ -64,17 +65,25 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
         largest = max(tensor.length for tensor in layout.tensors.values())
         held = 4 * largest if plan.source.name in ("demo", "random-sdxl") else layout.size
         add(weights_file(name), "", layout.parameters, layout.size, held + _PROCESS)
-    totals = {graph: sum(layouts[part].size for part in COMPONENTS_OF[graph].values()) for graph in plan.graphs}
+    parts = {graph: [layouts[part] for part in COMPONENTS_OF[graph].values()] for graph in plan.graphs}
+    parameters = {graph: sum(layout.parameters for layout in used) for graph, used in parts.items()}
+    weights = {graph: sum(layout.size for layout in used) for graph, used in parts.items()}
     for graph in plan.graphs:
-        parameters = sum(layouts[part].parameters for part in COMPONENTS_OF[graph].values())
-        add(graph_file(graph), _shapes(exporter, graph, precision), parameters, _GRAPH, 4 * _PROCESS)
+        shapes = _shapes(exporter, graph, precision)
+        add(graph_file(graph), shapes, parameters[graph], _GRAPH, _PROCESS + _EXPORT)
     for name in plan.files:
         add(name, "", 0, _GRAPH, _PROCESS)
     for item in plan.engines:
         if item.backend != "onnxruntime":
-            weight = totals[item.graph]
-            size, peak = int(weight * _ENGINE_PER_WEIGHT), int(weight * _BUILDER_PER_WEIGHT) + _PROCESS
+            weight = weights[item.graph]
+            size, peak = int(weight * _ENGINE_PER_WEIGHT), int(weight * _BUILDER_PER_WEIGHT) + _BUILDER
             add(item.file, "", 0, size, peak)
+    to_compare = set(plan.graphs) - {row.graph for row in previous_parity(plan, transaction).rows}
+    # the fp32 reference of one graph and, beside it, ONNX Runtime with the graph's own weights
+    peak = max((4 * parameters[graph] + weights[graph] for graph in to_compare), default=0) + _PROCESS
+    rows.append(
+        PlanRow(PARITY, "", 0, _GRAPH, peak, f"{len(to_compare)} graphs to compare" if to_compare else "cached")
+    )
     return plan, rows
 
 
