@@ -99,6 +99,7 @@ def test_a_refusal_of_the_machine_is_not_called_our_fault(cli: Cli, monkeypatch:
 def test_interrupt_says_that_a_rerun_resumes() -> None:
     program = (
         "import os, signal\nimport infid_export.export.build as module\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a script runs in the background
         "module.build = lambda options, reporter: os.kill(os.getpid(), signal.SIGINT) or __import__('time').sleep(9)\n"
     )
     found = infid_export("build", program=program + PROGRAM)
