@@ -14,7 +14,6 @@ from infid_engines.manifest import TensorSpec
 from infid_engines.progress import Stage
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 
 
 @dataclass(frozen=True)
@@ -121,23 +120,6 @@ class Backend(Protocol):
 
     def load(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str) -> Engine:
         """Load an engine file that has been verified."""
-
-
-def get_backend(name: str) -> Backend:
-    """Return a backend by name.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    if name == "onnxruntime":
-        from infid_engines.onnxruntime_backend import OnnxRuntimeBackend
-
-        return OnnxRuntimeBackend()
-    if name in ("tensorrt", "tensorrt_rtx"):
-        from infid_engines.tensorrt_backend import TensorRTBackend
-
-        return TensorRTBackend(name)
-    raise InputError(f"There is no backend named '{name}'.", fix=f"Choose from {', '.join(BACKENDS)}.")
 
 
 @dataclass

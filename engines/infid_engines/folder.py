@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -223,6 +224,11 @@ class FolderTransaction:
     def _record(self, name: str, record: FileRecord) -> None:
         with full_disk_explained(self.target.parent):
             write_json(self._record_path(name), asdict(record))
+
+
+def temporary_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """Return a scratch folder on the same disk, so that weights can be linked into it."""
+    return tempfile.TemporaryDirectory(prefix=f".{folder.name}.scratch-", dir=folder.absolute().parent)
 
 
 @contextlib.contextmanager

@@ -13,11 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from infid_engines.backends import BuildRequest, get_backend
+from infid_engines.backends import BuildRequest
 from infid_engines.errors import BuildError, InfidError
 from infid_engines.manifest import TensorSpec
 from infid_engines.memory import available_memory, peak_memory
 from infid_engines.progress import Stage
+from infid_engines.registry import get_backend
 
 
 def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> int:

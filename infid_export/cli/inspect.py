@@ -136,8 +136,8 @@ def find_problems(folder: Path, manifest: Manifest, with_hashes: bool) -> dict[s
         manifest: its manifest.
         with_hashes: compare every file's sha256, which reads all of it; otherwise sizes only.
     """
-    from infid_engines.backends import get_backend
     from infid_engines.manifest import verify_file
+    from infid_engines.registry import get_backend
 
     problems = {}
     for name, record in manifest.files.items():

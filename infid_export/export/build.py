@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -463,8 +462,3 @@ def _options(manifest: Manifest, folder: Path) -> BuildOptions:
     for name in ("height", "width"):
         values[name] = None if values[f"{name}_range"] else values[name]
     return BuildOptions(**{**values, "output": folder, "backends": ("onnxruntime",), "targets": ()})
-
-
-def temporary_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    """Return a scratch folder on the same disk, so that weights can be linked into it."""
-    return tempfile.TemporaryDirectory(prefix=f".{folder.name}.scratch-", dir=folder.absolute().parent)

@@ -15,9 +15,10 @@ import onnx
 import torch
 from torch import nn
 
-from infid_engines.backends import get_backend
+from infid_engines.folder import temporary_beside
 from infid_engines.manifest import Dimension, Manifest, TensorSpec
 from infid_engines.progress import Stage
+from infid_engines.registry import get_backend
 from infid_export.export.graphs import (
     Sizes,
     feature_names,
@@ -203,8 +204,6 @@ class Exporter:
         self, folder: Path, manifest: Manifest, graph: str, inputs: dict[str, Any], size: tuple[int, int]
     ) -> dict[str, Any]:
         """Run one graph in ONNX Runtime; at another size than the engines', a twin on the same weights."""
-        from infid_export.export.build import temporary_beside
-
         record = manifest.graphs[graph]
         specs, outputs, path = record.inputs, record.outputs, folder / record.file
         with temporary_beside(folder) as scratch:

@@ -12,9 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from infid_engines.backends import BuildRequest, get_backend
+from infid_engines.backends import BuildRequest
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.manifest import canonical_key, sha256_file
+from infid_engines.registry import get_backend
 from infid_export.export.options import GRAPHS, BuildOptions
 from infid_export.export.tolerances import VERSION as TOLERANCE_VERSION
 from infid_export.faces.detection import INSIGHTFACE_LICENCE, InsightFaceDetector, find_centerface

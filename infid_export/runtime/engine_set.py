@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from infid_engines.backends import Backend, Engine, get_backend
+from infid_engines.backends import Backend, Engine
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
 from infid_engines.manifest import EngineRecord, FileRecord, Manifest, stored_engines, verify_file
 from infid_engines.progress import Reporter
+from infid_engines.registry import get_backend
 
 _FASTEST_FIRST = ("tensorrt", "tensorrt_rtx")
 

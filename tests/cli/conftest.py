@@ -10,9 +10,9 @@ import pytest
 from cli_process import Cli, write_parity
 from onnx import TensorProto, helper
 
-from infid_engines.backends import get_backend
 from infid_engines.errors import BackendUnavailableError
 from infid_engines.manifest import EngineRecord, FileRecord, GraphRecord, Manifest, TensorSpec
+from infid_engines.registry import get_backend
 from infid_export.cli.main import run
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli_process import PROGRAM, Cli, environment, infid_export
 
-from infid_engines import backends
+from infid_engines import registry
 from infid_engines.errors import BuildError, ParityError
 from infid_export.cli import arguments, main
 
@@ -168,7 +168,7 @@ def test_a_flag_means_one_thing_in_all_commands() -> None:
 
 
 def test_the_backends_are_those_of_the_engines() -> None:
-    assert ("auto", *backends.BACKENDS) == arguments.BACKENDS
+    assert ("auto", *registry.BACKENDS) == arguments.BACKENDS
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

@@ -8,9 +8,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from infid_engines.backends import BACKENDS, BuildRequest, get_backend
+from infid_engines.backends import BuildRequest
 from infid_engines.errors import BackendUnavailableError, BuildError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
+from infid_engines.registry import BACKENDS, get_backend
 from infid_engines.worker import build_in_subprocess
 
 HALF = TensorProto.FLOAT16
