@@ -2,15 +2,136 @@
 
 O = softmax(Q K̂ᵀ/√d) V̂ with K̂ = [AdaIN(K_id, K_t); K_t] and V̂ = [AdaIN(V_id, V_t); V_t] along tokens
 (Infinite-ID, arXiv 2403.11781, section 3.4). Tensors are `[B, H, N, d]`.
+
+The kernel holds neither a concatenated nor a shifted copy. With δ_k = s·(μ(K_t) − μ(K_id)), and δ_v likewise, the
+shift adds q·δ_k/√d to all identity logits of a query, and δ_v to all identity values. So it runs over the identity
+segment unshifted, then moves the state once (peak += q·δ_k/√d, acc += mass·δ_v), then runs over the text segment: the
+shift costs nothing in the inner loop. The shifts come from `mean_shift`.
 """
 
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+from torch.library import triton_op
 from torch.nn.functional import scaled_dot_product_attention
 
 from infid_kernels.adain import adain_mean
+from infid_kernels.arguments import check_attention, empty_output, launchable, logit_scale, per_row
+from infid_kernels.attend import attend
+from infid_kernels.mean_shift import SPLITS, launch_mean_shift
+from infid_kernels.tuning import choose
+
+
+@triton.jit
+def mixed_attention_kernel(
+    q, k_id, v_id, k_t, v_t, shift_k, shift_v,
+    heads, queries, identity_length, text_length,
+    stride_qb, stride_qh, stride_qn,
+    stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+    stride_ktb, stride_kth, stride_ktn, stride_vtb, stride_vth, stride_vtn,
+    stride_ob, stride_oh, stride_on,
+    logit_scale,
+    out,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Write one tile of queries of one head; grid (⌈queries / BLOCK_M⌉, rows · heads)."""
+    tile, row_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    row, head = row_head // heads, row_head % heads
+    offs_m, offs_d = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    offs_q = offs_m.to(tl.int64)[:, None]
+    mask = (offs_m[:, None] < queries) & (offs_d[None, :] < D)
+    q_tile = tl.load(
+        q + row * stride_qb + head * stride_qh + offs_q * stride_qn + offs_d[None, :], mask=mask, other=0.0
+    )
+
+    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    mass = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    scale = logit_scale * 1.4426950408889634  # log2 e: the exponentials are powers of two
+    if identity_length > 0:
+        peak, mass, acc, _ = attend(
+            peak, mass, acc, q_tile,
+            k_id + row * stride_kb + head * stride_kh, v_id + row * stride_vb + head * stride_vh,
+            stride_kn, stride_vn, identity_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, False,
+        )  # fmt: skip
+        parts = row_head * SPLITS * D + tl.arange(0, SPLITS)[:, None] * D + offs_d[None, :]
+        delta_k = tl.sum(tl.load(shift_k + parts, mask=offs_d[None, :] < D, other=0.0), 0)
+        delta_v = tl.sum(tl.load(shift_v + parts, mask=offs_d[None, :] < D, other=0.0), 0)
+        peak += tl.sum(q_tile.to(tl.float32) * delta_k[None, :], 1) * scale
+        acc += mass[:, None] * delta_v[None, :]
+    peak, mass, acc, _ = attend(
+        peak, mass, acc, q_tile,
+        k_t + row * stride_ktb + head * stride_kth, v_t + row * stride_vtb + head * stride_vth,
+        stride_ktn, stride_vtn, text_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, False,
+    )  # fmt: skip
+
+    out_tile = out + row * stride_ob + head * stride_oh + offs_q * stride_on + offs_d[None, :]
+    tl.store(out_tile, (acc / mass[:, None]).to(out.dtype.element_ty), mask=mask)
+
+
+@triton_op("infid::mixed_attention", mutates_args={})
+def _mixed_attention(
+    q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, style_strength: Tensor, scale: float
+) -> Tensor:
+    out = empty_output(q)
+    rows, heads, queries, d = q.shape
+    shift_k, shift_v = launch_mean_shift(k_id, v_id, k_t, v_t, style_strength)
+    chosen, whole = choose("mixed_attention", q.device, d, queries, (k_id.shape[2], k_t.shape[2]))
+    launchable(mixed_attention_kernel)[(triton.cdiv(queries, chosen.block_m), rows * heads)](
+        q, k_id, v_id, k_t, v_t, shift_k, shift_v,
+        heads, queries, k_id.shape[2], k_t.shape[2],
+        *q.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3],
+        *out.stride()[:3],
+        scale,
+        out,
+        D=d, BLOCK_D=triton.next_power_of_2(d), SPLITS=SPLITS,
+        BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n, WHOLE=whole, **chosen.launch_options(),
+    )  # fmt: skip
+    return out
+
+
+@_mixed_attention.register_fake
+def _(q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, style_strength: Tensor, scale: float) -> Tensor:
+    return empty_output(q)
+
+
+def mixed_attention(
+    q: Tensor,
+    k_id: Tensor,
+    v_id: Tensor,
+    k_t: Tensor,
+    v_t: Tensor,
+    style_strength: float | Tensor,
+    scale: float | None = None,
+) -> Tensor:
+    """Attend over both segments in one pass.
+
+    Any strides are taken as long as the channels of a head lie side by side, so the views that `[B, N, H·d]`
+    projections give need no copy. Inference only: it has no derivative.
+
+    Args:
+        q: `[B, H, N, d]` identity queries, fp16 or bf16; d is 32, 40, 64, 80, 96 or 128.
+        k_id: `[B, H, M, d]` identity keys; with M = 0 (no person) the result is plain attention to the text.
+        v_id: `[B, H, M, d]` identity values.
+        k_t: `[B, H, L, d]` text keys of the same condition and sample.
+        v_t: `[B, H, L, d]` text values.
+        style_strength: s of AdaIN-mean, a number or `[B]`.
+        scale: factor of the logits; 1/√d if not given.
+
+    Returns:
+        `[B, H, N, d]`, laid out in memory as `[B, N, H, d]`.
+
+    Raises:
+        TypeError: a dtype is not supported.
+        ValueError: a shape, device, layout, strength or scale is not what is expected.
+    """
+    check_attention(q, {"id": (k_id, v_id), "t": (k_t, v_t)})
+    strength = per_row("style_strength", style_strength, q)
+    return _mixed_attention(q, k_id, v_id, k_t, v_t, strength, logit_scale(scale, q.shape[-1]))
 
 
 def mixed_attention_reference(
@@ -19,24 +140,14 @@ def mixed_attention_reference(
     v_id: Tensor,
     k_t: Tensor,
     v_t: Tensor,
-    style_strength: Tensor,
+    style_strength: float | Tensor,
     scale: float | None = None,
 ) -> Tensor:
     """Attend over both segments as the formula is written, with a concatenated and shifted copy.
 
-    Args:
-        q: `[B, H, N, d]` identity queries.
-        k_id: `[B, H, M, d]` identity keys.
-        v_id: `[B, H, M, d]` identity values.
-        k_t: `[B, H, L, d]` text keys of the same condition and sample.
-        v_t: `[B, H, L, d]` text values.
-        style_strength: `[B]`, s of AdaIN-mean.
-        scale: factor of the logits; 1/√d if not given.
-
-    Returns:
-        `[B, H, N, d]`.
+    Args, Returns: as `mixed_attention`, in any floating-point dtype and with any head size.
     """
-    strength = style_strength.view(-1, 1, 1, 1)
+    strength = torch.as_tensor(style_strength, device=q.device).view(-1, 1, 1, 1)
     keys = torch.cat([adain_mean(k_id, k_t, strength), k_t], dim=2)
     values = torch.cat([adain_mean(v_id, v_t, strength), v_t], dim=2)
     return scaled_dot_product_attention(q, keys, values, scale=scale)

@@ -1,0 +1,111 @@
+"""Checks of what the attention operations are called with, in sentences that say what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import wrap_triton
+from triton.runtime.jit import JITFunction
+
+HEAD_SIZES = (32, 40, 64, 80, 96, 128)
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+def check_attention(q: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Check queries and segments of keys and values against each other.
+
+    Args:
+        q: `[B, H, N, d]`.
+        segments: keys and values `[B, H, M, d]`, by the ending of their arguments' names (`"id"`, `"t"`).
+
+    Raises:
+        TypeError: a dtype is not supported, or differs from q's.
+        ValueError: a shape, device or layout is not what is expected.
+    """
+    if q.dim() != 4:
+        raise ValueError(f"q must be [B, H, N, d], got {_shape(q)}")
+    if q.shape[-1] not in HEAD_SIZES:
+        raise ValueError(f"q must have a head size of {', '.join(map(str, HEAD_SIZES))}, got {q.shape[-1]}")
+    if q.dtype not in DTYPES:
+        raise TypeError(f"q must be float16 or bfloat16, got {q.dtype}")
+    rows, heads, _, d = q.shape
+    for ending, (keys, values) in segments.items():
+        for name, tensor in ((f"k_{ending}", keys), (f"v_{ending}", values)):
+            length = keys.shape[2] if keys.dim() == 4 else "M"
+            if tensor.dim() != 4 or tuple(tensor.shape) != (rows, heads, length, d):
+                raise ValueError(f"{name} must be [{rows}, {heads}, {length}, {d}] as q and k_{ending} are, "
+                                 f"got {_shape(tensor)}")  # fmt: skip
+            if tensor.dtype != q.dtype:
+                raise TypeError(f"{name} must be {q.dtype} as q is, got {tensor.dtype}")
+            if tensor.device != q.device:
+                raise ValueError(f"{name} must be on {q.device} as q is, got {tensor.device}")
+            _check_layout(name, tensor)
+    _check_layout("q", q)
+    if segments["t"][0].shape[2] == 0:
+        raise ValueError("k_t must have at least one token, got none")
+
+
+def _check_layout(name: str, tensor: Tensor) -> None:
+    if tensor.stride(3) != 1 and tensor.numel() > 0:
+        raise ValueError(
+            f"{name} must have the channels of a head side by side (stride 1), got strides {tuple(tensor.stride())}"
+        )
+
+
+def per_row(name: str, value: float | Tensor, q: Tensor) -> Tensor:
+    """Return a strength as one fp32 number a row.
+
+    A tensor on a GPU is not read, since that would wait for the device; every other strength is checked.
+
+    Args:
+        name: of the argument.
+        value: a number for all rows, or `[B]`.
+        q: `[B, H, N, d]` that gives rows and device.
+
+    Raises:
+        ValueError: it is not finite, or has another shape.
+    """
+    if not isinstance(value, Tensor):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+        return torch.full((q.shape[0],), float(value), dtype=torch.float32, device=q.device)
+    if tuple(value.shape) != (q.shape[0],):
+        raise ValueError(f"{name} must be a number or [{q.shape[0]}], one number a row of q, got {_shape(value)}")
+    if value.device != q.device:
+        raise ValueError(f"{name} must be on {q.device} as q is, got {value.device}")
+    real = type(value) is Tensor and not torch.compiler.is_compiling()  # while tracing there are no values
+    if real and value.device.type == "cpu" and not value.isfinite().all():
+        raise ValueError(f"{name} must be finite, got {value.tolist()}")
+    return value.float()
+
+
+def logit_scale(scale: float | None, d: int) -> float:
+    """Return the scale of the logits, 1/√d if none is given.
+
+    Raises:
+        ValueError: it is not a positive number.
+    """
+    if scale is None:
+        return 1 / math.sqrt(d)
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    return scale
+
+
+def launchable(kernel: Any) -> Any:
+    """Return a kernel in the form that can be traced as well; under Triton's interpreter there is nothing to trace."""
+    return wrap_triton(kernel) if isinstance(kernel, JITFunction) else kernel
+
+
+def empty_output(q: Tensor) -> Tensor:
+    """Return an output that lies in memory as `[B, N, H, d]`, so that the output projection reads it as it is."""
+    rows, heads, queries, d = q.shape
+    return q.new_empty(rows, queries, heads, d).transpose(1, 2)
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"[{', '.join(map(str, tensor.shape))}]"

@@ -1,0 +1,180 @@
+"""Ahead-of-time compilation, without a GPU: PTX, cubin and a launch description of one kernel.
+
+The description says all that a launch needs, so that the CUDA driver API, TensorRT and C++ can launch the kernel with
+neither Triton nor torch: argument order, the grid and every integer argument as expressions of shapes, block, dynamic
+shared memory, alignment. Pointers come as inputs, then int32, then outputs: the order TensorRT's ahead-of-time plugins
+ask for. Triton appends pointers to scratch memory, which these kernels do not use.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from infid_kernels.mean_shift import SPLITS, mean_shift_kernel
+from infid_kernels.merged_cross_attention import merged_cross_attention_kernel
+from infid_kernels.mixed_attention import mixed_attention_kernel
+from infid_kernels.tuning import Configuration
+
+DTYPES = {"float16": "fp16", "bfloat16": "bf16"}
+_IDENTITY, _TEXT = "identity_length", "text_length"
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """What is fixed about a kernel, whatever it is compiled for.
+
+    Args:
+        kernel: the Triton function.
+        tensors: its pointers to tensors in the network's type, each with the prefix of its strides and its tokens.
+        floats: its pointers to fp32.
+        outputs: names of its outputs, among the pointers.
+        grid: expressions of the launch grid; `BLOCK_M` is replaced by the configuration's.
+    """
+
+    kernel: Any
+    tensors: Mapping[str, tuple[str, str]]
+    floats: tuple[str, ...]
+    outputs: tuple[str, ...]
+    grid: tuple[str, str]
+
+
+_TILES = ("(queries + BLOCK_M - 1) // BLOCK_M", "rows * heads")
+_SEGMENTS = {"k_id": ("k", _IDENTITY), "v_id": ("v", _IDENTITY), "k_t": ("kt", _TEXT), "v_t": ("vt", _TEXT)}
+_QUERIES = {"q": ("q", "queries"), "out": ("o", "queries")}
+KERNELS: Mapping[str, KernelSpec] = {
+    "mean_shift": KernelSpec(
+        mean_shift_kernel, _SEGMENTS, ("strength", "shift_k", "shift_v"), ("shift_k", "shift_v"),
+        (str(SPLITS), "rows * heads"),
+    ),
+    "mixed_attention": KernelSpec(
+        mixed_attention_kernel, _QUERIES | _SEGMENTS, ("shift_k", "shift_v"), ("out",), _TILES
+    ),
+    "merged_cross_attention": KernelSpec(
+        merged_cross_attention_kernel, _QUERIES | _SEGMENTS, ("style_strength", "identity_strength"), ("out",), _TILES
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """A kernel compiled for one architecture.
+
+    Args:
+        ptx: its PTX.
+        cubin: its machine code.
+        launch: the launch description, plain JSON.
+    """
+
+    ptx: str
+    cubin: bytes
+    launch: Mapping[str, Any]
+
+
+def compile_kernel(
+    op: str,
+    architecture: str,
+    head_size: int,
+    configuration: Configuration,
+    dtype: str = "float16",
+    whole: bool = True,
+    splits: int = SPLITS,
+) -> CompiledKernel:
+    """Compile one kernel for tensors whose rows lie 16-byte aligned, with the scale 1/√d.
+
+    Args:
+        op: a name in `KERNELS`.
+        architecture: as `sm_90`.
+        head_size: d.
+        configuration: tile sizes.
+        dtype: of queries, keys and values: `float16` or `bfloat16`.
+        whole: whether the segments are whole numbers of blocks of `block_n` keys.
+        splits: parts in which mixed attention reads the mean shifts.
+
+    Returns:
+        The compiled kernel and how to launch it.
+    """
+    spec, number = KERNELS[op], int(architecture.removeprefix("sm_"))
+    constants = _constants(spec, head_size, configuration, whole, splits)
+    arguments = [_argument(spec, name, dtype, head_size) for name in spec.kernel.arg_names if name not in constants]
+    types = {argument["name"]: argument["type"] for argument in arguments}
+    signature = {name: types.get(name, "constexpr") for name in spec.kernel.arg_names}
+    aligned = {
+        (spec.kernel.arg_names.index(argument["name"]),): [["tt.divisibility", 16]]
+        for argument in arguments
+        if argument["multiple_of"] == 16
+    }
+    compiled = triton.compile(
+        ASTSource(spec.kernel, signature, constants, aligned),
+        target=GPUTarget("cuda", number, 32),
+        options=configuration.launch_options(),
+    )
+    launch = {
+        "schema_version": 1,
+        "op": op,
+        "entry": compiled.metadata.name,
+        "architecture": architecture,
+        "dtype": dtype,
+        "head_size": head_size,
+        "configuration": asdict(configuration),
+        "constants": constants,
+        "arguments": arguments,
+        "scratch_pointers": len(entry_parameters(compiled.asm["ptx"])) - len(arguments),
+        "grid": [*(expression.replace("BLOCK_M", str(configuration.block_m)) for expression in spec.grid), "1"],
+        "block": [32 * compiled.metadata.num_warps, 1, 1],
+        "shared_bytes": compiled.metadata.shared,
+        "triton": triton.__version__,
+    }
+    return CompiledKernel(compiled.asm["ptx"], compiled.asm["cubin"], launch)
+
+
+def _constants(
+    spec: KernelSpec, head_size: int, configuration: Configuration, whole: bool, splits: int
+) -> dict[str, float]:
+    """Return what is compiled into the kernel."""
+    known = {
+        "D": head_size,
+        "BLOCK_D": triton.next_power_of_2(head_size),
+        "SPLITS": splits,
+        "BLOCK_M": configuration.block_m,
+        "BLOCK_N": configuration.block_n,
+        "WHOLE": whole,
+        "logit_scale": 1 / math.sqrt(head_size),
+    }
+    return {name: known[name] for name in spec.kernel.arg_names if name in known}
+
+
+def _argument(spec: KernelSpec, name: str, dtype: str, head_size: int) -> dict[str, Any]:
+    """Describe one argument: its type, what it is a multiple of (bytes or elements), and an integer's value.
+
+    The value of a stride is that of a tensor that lies in memory as `[B, N, H, d]`; a launch may give another.
+    """
+    if name in spec.tensors:
+        return {"name": name, "type": f"*{DTYPES[dtype]}", "multiple_of": 16, "output": name in spec.outputs}
+    if name in spec.floats:
+        # what the kernels write themselves is aligned; a strength may be a slice of something
+        return {"name": name, "type": "*fp32", "multiple_of": 4 if "strength" in name else 16,
+                "output": name in spec.outputs}  # fmt: skip
+    value, multiple = name, 1
+    if name.startswith("stride_"):
+        lengths = dict(spec.tensors.values())
+        prefix, axis = name.removeprefix("stride_")[:-1], name[-1]
+        length = lengths[prefix]
+        value = {"b": f"{length} * heads * {head_size}", "h": str(head_size), "n": f"heads * {head_size}"}[axis]
+        multiple = 16 if head_size % 16 == 0 else 1
+    return {"name": name, "type": "i32", "multiple_of": multiple, "value": value}
+
+
+def entry_parameters(ptx: str) -> list[str]:
+    """Return the types of a PTX module's entry parameters, such as `u64`, in order."""
+    found = re.search(r"\.entry\s+\w+\((.*?)\)", ptx, re.DOTALL)
+    if found is None:
+        raise ValueError("the PTX has no entry")
+    return re.findall(r"\.param\s+\.(\w+)", found[1])

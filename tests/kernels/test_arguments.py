@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from attention_cases import Case
+from torch import Tensor
+
+from infid_kernels import merged_cross_attention, mixed_attention
+
+OPS = {
+    "mixed_attention": lambda q, k_id, v_id, k_t, v_t, s=1.0, scale=None: mixed_attention(
+        q, k_id, v_id, k_t, v_t, s, scale
+    ),
+    "merged_cross_attention": lambda q, k_id, v_id, k_t, v_t, s=1.0, scale=None: merged_cross_attention(
+        q, k_t, v_t, k_id, v_id, s, 1.0, scale
+    ),
+}
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+BAD: dict[str, tuple[Change, type[Exception], str]] = {
+    "heads": (
+        lambda a: a | {"k_t": a["k_t"][:, :2]}, ValueError,
+        "must be [1, 3, 77, 64] as q and k_t are, got [1, 2, 77, 64]",
+    ),
+    "rows": (lambda a: a | {"v_id": a["v_id"].repeat(2, 1, 1, 1)}, ValueError, "v_id must be [1, 3, 63, 64]"),
+    "lengths of one segment": (lambda a: a | {"v_t": a["v_t"][:, :, 1:]}, ValueError, "v_t must be [1, 3, 77, 64]"),
+    "dimensions": (lambda a: a | {"q": a["q"][0]}, ValueError, "q must be [B, H, N, d], got [3, 77, 64]"),
+    "dtype": (
+        lambda a: a | {"k_id": a["k_id"].float()}, TypeError, "k_id must be torch.float16 as q is, got torch.float32"
+    ),
+    "dtype of all": (lambda a: {name: x.float() for name, x in a.items()}, TypeError, "q must be float16 or bfloat16"),
+    "device": (lambda a: a | {"v_t": a["v_t"].to("meta")}, ValueError, "v_t must be on cpu as q is, got meta"),
+    "head size": (
+        lambda a: {name: x[..., :48] for name, x in a.items()}, ValueError,
+        "q must have a head size of 32, 40, 64, 80, 96, 128, got 48",
+    ),
+    "layout": (
+        lambda a: a | {"k_t": a["k_t"].transpose(2, 3).contiguous().transpose(2, 3)}, ValueError,
+        "k_t must have the channels of a head side by side",
+    ),
+    "no text": (
+        lambda a: a | {"k_t": a["k_t"][:, :, :0], "v_t": a["v_t"][:, :, :0]}, ValueError,
+        "k_t must have at least one token",
+    ),
+    "infinite strength": (lambda a: a | {"s": float("inf")}, ValueError, "style_strength must be finite, got inf"),
+    "NaN strength": (lambda a: a | {"s": torch.tensor([float("nan")])}, ValueError, "style_strength must be finite"),
+    "strength of other rows": (
+        lambda a: a | {"s": torch.ones(2)}, ValueError, "style_strength must be a number or [1]"
+    ),
+    "negative scale": (lambda a: a | {"scale": -1.0}, ValueError, "scale must be positive and finite, got -1.0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_argument_is_named_with_what_was_wanted(op: str, what: str) -> None:
+    change, kind, message = BAD[what]
+    names = ("q", "k_id", "v_id", "k_t", "v_t")
+    good: dict[str, Any] = dict(zip(names, Case("good").tensors(0, torch.device("cpu")), strict=True))
+    with pytest.raises(kind, match=re.escape(message)):
+        OPS[op](**change(good))
+
+
+def calls(device: torch.device) -> dict[str, tuple[Any, tuple[Tensor, ...]]]:
+    case = Case("traced", rows=2)
+    q, k_id, v_id, k_t, v_t = case.tensors(7, device)
+    strength = case.strengths(device)
+    return {
+        "mixed_attention": (mixed_attention, (q, k_id, v_id, k_t, v_t, strength)),
+        "merged_cross_attention": (merged_cross_attention, (q, k_t, v_t, k_id, v_id, strength, strength)),
+    }
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_fake_implementation_agrees_with_the_real_one(op: str, device: torch.device) -> None:
+    function, arguments = calls(device)[op]
+    registered = getattr(torch.ops.infid, op).default
+    torch.library.opcheck(
+        registered, (*arguments, 0.125), test_utils=("test_schema", "test_faketensor"), raise_exception=True
+    )
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    real = function(*arguments)
+    with FakeTensorMode() as mode:
+        fake = function(*(mode.from_tensor(x) for x in arguments))
+    assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *arguments: Tensor) -> Tensor:
+        return self.function(*arguments) * 2
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_torch_export_keeps_the_operation(op: str, device: torch.device) -> None:
+    function, arguments = calls(device)[op]
+    program = torch.export.export(Wrapped(function), arguments, strict=False)
+    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert f"infid.{op}.default" in names
+    assert torch.equal(program.module()(*arguments), function(*arguments) * 2)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_torch_compile_gives_the_same_result(op: str, device: torch.device) -> None:
+    function, arguments = calls(device)[op]
+    backend = "inductor" if device.type == "cuda" else "eager"  # inductor needs a compiler, not the interpreter
+    compiled = torch.compile(Wrapped(function), fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(*arguments), function(*arguments) * 2, rtol=1e-3, atol=1e-3)

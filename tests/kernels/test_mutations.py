@@ -1,0 +1,57 @@
+"""Every part of the kernels' arithmetic is needed: without it the table of cases turns red."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import infid_kernels
+
+PACKAGE = Path(infid_kernels.__file__).parent
+TESTS = Path(__file__).parent / "test_attention_kernels.py"
+# name: file, what stands there, what stands there after the mutation, the tests that must turn red
+MUTATIONS = {
+    "δ_k is dropped": (
+        "mixed_attention.py", "* delta_k[None, :], 1) * scale", "* delta_k[None, :], 1) * 0.0", "mixed"
+    ),
+    "δ_v is dropped": ("mixed_attention.py", "mass[:, None] * delta_v[None, :]", "0.0 * delta_v[None, :]", "mixed"),
+    "segments are swapped": (
+        "mixed_attention.py", "        q, k_id, v_id, k_t, v_t, shift_k", "        q, k_t, v_t, k_id, v_id, shift_k",
+        "mixed",
+    ),
+    "the mean is not of the text": ("mean_shift.py", "text_values / text_length - values", "values", "mixed"),
+    "a chunk of the mean is left out": (
+        "mean_shift.py", "split * BLOCK_N, length", "(split + 1) * BLOCK_N, length", "mixed"
+    ),
+    "the tail is not masked": (
+        "attend.py", "offs_n[None, :] < left, tl.dot", "offs_n[None, :] < BLOCK_N, tl.dot", "mixed"
+    ),
+    "the tail is skipped": ("attend.py", "if left > 0:", "if left > BLOCK_N:", "merged"),
+    "the scale is wrong": ("arguments.py", "1 / math.sqrt(d)", "1 / d", "merged"),
+    "log2 e is forgotten": ("mixed_attention.py", "logit_scale * 1.4426950408889634", "logit_scale", "mixed"),
+    "the state is not rescaled": ("attend.py", "acc * shrink[:, None]", "acc", "merged"),
+    "λ is dropped": ("merged_cross_attention.py", "result += factor *", "result +=", "merged"),
+    "merged δ_v is dropped": ("merged_cross_attention.py", "delta_v = s *", "delta_v = 0.0 *", "merged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_turns_the_table_red(name: str, tmp_path: Path) -> None:
+    file, before, after, op = MUTATIONS[name]
+    shutil.copytree(PACKAGE, tmp_path / "infid_kernels")
+    mutated = tmp_path / "infid_kernels" / file
+    source = mutated.read_text()
+    assert source.count(before) == 1, f"{file} has changed: {before!r} stands there {source.count(before)} times"
+    mutated.write_text(source.replace(before, after))
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "--confcutdir", TESTS.parent, TESTS, "-k", f"test_{op}"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert "AssertionError: relative RMS" in found.stdout
