@@ -65,13 +65,14 @@ class ImageDecoder(nn.Module):
         return (image.float() / 2 + 0.5).clamp(0, 1)
 
 
-def graph_module(name: str, parts: Mapping[str, nn.Module], config: IdentityConfig) -> nn.Module:
+def graph_module(name: str, parts: Mapping[str, nn.Module], config: IdentityConfig, ops: str = "torch") -> nn.Module:
     """Return the module of a graph.
 
     Args:
         name: the graph.
         parts: its components by name.
         config: the method variant.
+        ops: what stands for the attention operations, see `install_processors`.
     """
     if name in ("text_encoder", "text_encoder_2"):
         return PromptEncoder(parts[name])
@@ -80,7 +81,7 @@ def graph_module(name: str, parts: Mapping[str, nn.Module], config: IdentityConf
     if name == "vae_decoder":
         return ImageDecoder(parts["vae"])
     step = {"denoise_step": DenoiseStep, "text_step": TextStep, "identity_step": IdentityStep}[name]
-    return step(parts["unet"], config)
+    return step(parts["unet"], config, ops)
 
 
 def graph_inputs(

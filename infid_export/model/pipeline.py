@@ -56,7 +56,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
 
     @classmethod
     def from_pretrained(
-        cls, base: str | Path, *, identity: str | Path, image_encoder: Any = None, **kwargs: Any
+        cls, base: str | Path, *, identity: str | Path, image_encoder: Any = None, ops: str = "torch", **kwargs: Any
     ) -> InfiniteIDPipeline:
         """Load an SDXL checkpoint and identity weights.
 
@@ -64,18 +64,21 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             base: folder in diffusers' format, or hub id.
             identity: identity weights (safetensors).
             image_encoder: an `ImageEncoder`, for `encode_identity`.
+            ops: `torch`, or `triton` for the fused kernels (fp16 or bf16 on a GPU).
             kwargs: passed on to diffusers, such as `torch_dtype` and `variant`.
 
         Raises:
-            InputError: the identity weights do not fit.
+            InputError: the identity weights do not fit, or there is no such `ops` for their method variant.
         """
         pipe: InfiniteIDPipeline = super().from_pretrained(base, **kwargs)
         modules = IdentityModules.load(identity, identity_blocks(pipe.unet), pipe.unet.dtype)
-        return pipe._with_identity(modules, image_encoder)
+        return pipe._with_identity(modules, image_encoder, ops)
 
     @classmethod
-    def from_source(cls, source: ModelSource, dtype: torch.dtype = torch.float32) -> InfiniteIDPipeline:
-        """Assemble the pipeline from a model source."""
+    def from_source(
+        cls, source: ModelSource, dtype: torch.dtype = torch.float32, ops: str = "torch"
+    ) -> InfiniteIDPipeline:
+        """Assemble the pipeline from a model source; `ops` as in `from_pretrained`."""
         from tokenizers import Tokenizer
         from transformers import PreTrainedTokenizerFast
 
@@ -97,12 +100,14 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         )
         identity: Any = source.load("identity", dtype)
         image_encoder: Any = source.load("image_encoder", dtype)
-        return pipe._with_identity(identity, image_encoder)
+        return pipe._with_identity(identity, image_encoder, ops)
 
-    def _with_identity(self, identity: IdentityModules, image_encoder: ImageEncoder | None) -> InfiniteIDPipeline:
+    def _with_identity(
+        self, identity: IdentityModules, image_encoder: ImageEncoder | None, ops: str
+    ) -> InfiniteIDPipeline:
         self._identity_modules = identity.to(self.device)
         self._identity_image_encoder = image_encoder
-        self._step = DenoiseStep(self.unet, identity.config)
+        self._step = DenoiseStep(self.unet, identity.config, ops)
         if not isinstance(self.scheduler, DDIMScheduler):
             self.scheduler = DDIMScheduler.from_config(self.scheduler.config, **SCHEDULER)
         return self

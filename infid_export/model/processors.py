@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from infid_engines.errors import InputError
 from infid_export.model.config import IdentityConfig
-from infid_kernels import adain, adain_mean, merged_cross_attention_reference, mixed_attention_reference
+from infid_kernels import OPS, AttentionOps, adain, adain_mean
 
 
 @dataclass
@@ -64,11 +64,13 @@ class SelfAttentionProcessor:
     Args:
         path: path of the transformer block in the UNet, the name of its text features.
         config: the method variant.
+        ops: the implementation of mixed attention.
     """
 
-    def __init__(self, path: str, config: IdentityConfig) -> None:
+    def __init__(self, path: str, config: IdentityConfig, ops: AttentionOps) -> None:
         self.path = path
         self.config = config
+        self.ops = ops
 
     def __call__(
         self,
@@ -105,7 +107,7 @@ class SelfAttentionProcessor:
     ) -> Tensor:
         assert strength is not None
         if self.config.self_attention == "mixed" and self.config.adain == "mean":
-            return mixed_attention_reference(q, k_id, v_id, k_t, v_t, strength)
+            return self.ops.mixed_attention(q, k_id, v_id, k_t, v_t, strength)
         k_hat = _adain(self.config, k_id, k_t, strength)
         v_hat = _adain(self.config, v_id, v_t, strength)
         second = (k_t, v_t) if self.config.self_attention == "mixed" else (k_id, v_id)
@@ -120,11 +122,13 @@ class CrossAttentionProcessor:
     Args:
         channels: where this block's channels lie in the stacked identity keys and values.
         config: the method variant.
+        ops: the implementation of merged cross-attention.
     """
 
-    def __init__(self, channels: slice, config: IdentityConfig) -> None:
+    def __init__(self, channels: slice, config: IdentityConfig, ops: AttentionOps) -> None:
         self.channels = channels
         self.config = config
+        self.ops = ops
 
     def __call__(
         self,
@@ -162,7 +166,7 @@ class CrossAttentionProcessor:
         assert strength is not None and factor is not None
         where, kind = self.config.cross_adain, self.config.adain
         if where == "kv" and kind == "mean":
-            return merged_cross_attention_reference(q, k_t, v_t, k_id, v_id, strength, factor)
+            return self.ops.merged_cross_attention(q, k_t, v_t, k_id, v_id, strength, factor)
         if where == "kv":
             k_id = _adain(self.config, k_id, k_t, strength)
             v_id = _adain(self.config, v_id, v_t, strength)
@@ -182,12 +186,27 @@ def identity_blocks(unet: nn.Module) -> dict[str, int]:
     }
 
 
-def install_processors(unet: Any, config: IdentityConfig) -> None:
+def install_processors(unet: Any, config: IdentityConfig, ops: str = "torch") -> None:
     """Put the two-stream processors into every transformer block of a UNet.
 
+    Args:
+        unet: diffusers' UNet2DConditionModel.
+        config: the method variant.
+        ops: `torch` or `triton`, what computes mixed attention and merged cross-attention.
+
     Raises:
-        InputError: the UNet has attention layers this method is not defined on.
+        InputError: the UNet has attention layers this method is not defined on, or there is no such implementation
+            of the method variant.
     """
+    if ops not in OPS:
+        raise InputError(f"There are no attention operations named {ops!r}.", fix=f"Choose from {', '.join(OPS)}.")
+    is_method = config.self_attention != "mutual" and config.adain == "mean" and config.cross_adain == "kv"
+    if ops == "triton" and not is_method:
+        raise InputError(
+            "The Triton kernels compute the method itself: mixed (or plain) self-attention with AdaIN-mean on keys and "
+            "values.",
+            fix='Use ops="torch" (the default) for the ablations.',
+        )
     processors: dict[str, SelfAttentionProcessor | CrossAttentionProcessor] = {}
     offset = 0
     for path, module in unet.named_modules():
@@ -199,10 +218,12 @@ def install_processors(unet: Any, config: IdentityConfig) -> None:
                 fix="Use an SDXL checkpoint (transformer blocks with linear attention projections).",
             )
         if path.endswith(".attn1"):
-            processors[f"{path}.processor"] = SelfAttentionProcessor(path.removesuffix(".attn1"), config)
+            processors[f"{path}.processor"] = SelfAttentionProcessor(path.removesuffix(".attn1"), config, OPS[ops])
         else:
             channels = module.to_k.out_features
-            processors[f"{path}.processor"] = CrossAttentionProcessor(slice(offset, offset + channels), config)
+            processors[f"{path}.processor"] = CrossAttentionProcessor(
+                slice(offset, offset + channels), config, OPS[ops]
+            )
             offset += channels
     if offset == 0:
         raise InputError("The UNet has no transformer block.", fix="Use an SDXL checkpoint.")

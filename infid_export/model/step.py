@@ -21,11 +21,12 @@ class _Step(nn.Module):
     Args:
         unet: diffusers' UNet2DConditionModel; the two-stream processors are installed in it.
         config: the method variant.
+        ops: what computes the attention, see `install_processors`.
     """
 
-    def __init__(self, unet: Any, config: IdentityConfig) -> None:
+    def __init__(self, unet: Any, config: IdentityConfig, ops: str = "torch") -> None:
         super().__init__()
-        install_processors(unet, config)
+        install_processors(unet, config, ops)
         self.unet = unet
         self.config = config
         self.feature_paths = text_feature_paths(identity_blocks(unet))

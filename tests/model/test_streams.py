@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 
+from infid_engines.errors import InputError
 from infid_export.export.reference import parity_face
 from infid_export.model.pipeline import SCHEDULER, InfiniteIDPipeline
 from infid_export.model.processors import identity_blocks
@@ -165,3 +167,40 @@ def test_pipeline_callback_and_generator(reference, identity):
     two = reference("x", identity, latents=noise(3), **settings)
     assert [index for index, _ in seen] == [0, 1, 2]
     torch.testing.assert_close(one.images, two.images)
+
+
+@pytest.mark.parametrize("step", [DenoiseStep, IdentityStep])
+def test_the_triton_kernels_give_the_same_step(source, step):
+    networks = ("prompt_embeds", "pooled_prompt_embeds", "identity_keys", "identity_values")
+    half = {name: x.half() if name in networks else x for name, x in step_inputs(source).items()}
+    half |= {name: half[name][..., :8, :8] for name in ("text_latents", "identity_latents")}
+    config = source.config
+    if step is IdentityStep:
+        with torch.no_grad():
+            text = TextStep(source.load("unet", torch.float16), config)
+            names = (
+                "text_latents",
+                "timestep",
+                "ddim_coefficients",
+                "guidance",
+                "prompt_embeds",
+                "pooled_prompt_embeds",
+                "time_ids",
+            )
+            _, *features = text(**{name: half[name] for name in names})
+        half = {name: tensor for name, tensor in half.items() if name != "text_latents"} | {"text_features": features}
+    found = {}
+    for ops in ("torch", "triton"):
+        with torch.no_grad():
+            outputs = step(source.load("unet", torch.float16), config, ops)(**half)
+        found[ops] = outputs[-1] if isinstance(outputs, tuple) else outputs
+    # both round their attention to fp16 once a layer, in different places
+    assert 0 < relative(found["triton"], found["torch"]) < 1e-3
+
+
+def test_triton_is_refused_for_what_it_does_not_compute(source):
+    for choice in ({"self_attention": "mutual"}, {"adain": "standard"}, {"cross_adain": "output"}):
+        with pytest.raises(InputError, match="Triton kernels compute the method itself"):
+            DenoiseStep(source.load("unet", torch.float16), replace(source.config, **choice), "triton")
+    with pytest.raises(InputError, match="no attention operations named 'cuda'"):
+        DenoiseStep(source.load("unet", torch.float16), source.config, "cuda")
