@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", dest="targets", action="extend", nargs="+", default=[], metavar="SM",
         help="GPU architectures, such as sm_89 sm_120 (the backend's own)",
     )  # fmt: skip
+    engines.add_argument(
+        "--kernels", choices=("native", "triton"), default="native", help="attention inside tensorrt engines (native)"
+    )
     engines.add_argument("--refit", action="store_true", help="engines whose weights can be replaced")
     engines.add_argument("--strip", action="store_true", help="engines without weights")
     engines.add_argument("--optimization-level", type=int, choices=range(6), help="TensorRT's (TensorRT's default)")

@@ -31,13 +31,13 @@ from infid_export.export.inspection import read_graph
 from infid_export.export.options import BuildOptions
 from infid_export.export.parity import ParityReport
 from infid_export.export.plan import (
-    COMPONENTS_OF,
     DETECTOR,
     RECOGNIZER,
     TOKENIZERS,
     VAE_RANGE,
     EngineItem,
     Plan,
+    components_of,
     graph_file,
     make_plan,
     weights_file,
@@ -215,7 +215,7 @@ class _Builder:
         self._exporter = None
         gc.collect()
         manifest = self._manifest(
-            graphs, tuple(self._engine(item, graphs[item.graph].inputs) for item in self.plan.engines)
+            graphs, tuple(self._engine(item, graphs[item.onnx].inputs) for item in self.plan.engines)
         )
         order = {graph: index for index, graph in enumerate(self.plan.graphs)}
         parity = replace(parity, rows=tuple(sorted(parity.rows, key=lambda row: order[row.graph])))
@@ -273,7 +273,7 @@ class _Builder:
         records = {}
         for graph, fields in self.plan.graphs.items():
             name = graph_file(graph)
-            weights = tuple(weights_file(part) for part in COMPONENTS_OF[graph].values())
+            weights = tuple(weights_file(part) for part in components_of(graph).values())
             parameters = read_graph(self.transaction.staging / name).parameters
             inputs, outputs = self.exporter.specs(graph, self.transaction.staging)
             file = self.files[name]
@@ -324,7 +324,7 @@ class _Builder:
         def write(path: Path, stage: Stage) -> Written:
             target, options = self.transaction.target, self.plan.options
             request = BuildRequest(
-                self.transaction.staging / graph_file(item.graph),
+                self.transaction.staging / graph_file(item.onnx),
                 path,
                 item.target,
                 inputs,

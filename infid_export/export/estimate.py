@@ -12,7 +12,7 @@ from infid_export.export.build import PARITY, previous_parity, stale
 from infid_export.export.exporter import Exporter
 from infid_export.export.graphs import input_names
 from infid_export.export.options import BuildOptions
-from infid_export.export.plan import COMPONENTS_OF, Plan, graph_file, make_plan, weights_file
+from infid_export.export.plan import Plan, components_of, graph_file, make_plan, plain, weights_file
 from infid_export.export.weights import WeightsLayout
 
 # Measured on the full-size denoise_step (5.13 GB of fp16 weights): engine 5.24 GB, TensorRT-RTX builder 16.9 GB.
@@ -65,7 +65,7 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
         largest = max(tensor.length for tensor in layout.tensors.values())
         held = 4 * largest if plan.source.name in ("demo", "random-sdxl") else layout.size
         add(weights_file(name), "", layout.parameters, layout.size, held + _PROCESS)
-    parts = {graph: [layouts[part] for part in COMPONENTS_OF[graph].values()] for graph in plan.graphs}
+    parts = {graph: [layouts[part] for part in components_of(graph).values()] for graph in plan.graphs}
     parameters = {graph: sum(layout.parameters for layout in used) for graph, used in parts.items()}
     weights = {graph: sum(layout.size for layout in used) for graph, used in parts.items()}
     for graph in plan.graphs:
@@ -89,7 +89,7 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
 
 def _shapes(exporter: Exporter, graph: str, dtype: torch.dtype) -> str:
     tensors = exporter.inputs(graph, dtype)
-    names = input_names(graph, exporter.blocks)
+    names = input_names(plain(graph), exporter.blocks)
     shown = [
         f"{name} {'×'.join(map(str, tensor.shape))}"
         for name, tensor in zip(names, tensors.values(), strict=False)

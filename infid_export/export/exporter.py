@@ -30,7 +30,8 @@ from infid_export.export.graphs import (
 from infid_export.export.inspection import read_graph
 from infid_export.export.onnx_graph import export_onnx
 from infid_export.export.parity import ImageParity, ParityRow, compare, psnr
-from infid_export.export.plan import COMPONENTS_OF, VAE_RANGE, Plan, graph_file, weights_file
+from infid_export.export.plan import VAE_RANGE, Plan, components_of, graph_file, plain, weights_file
+from infid_export.export.plugin_nodes import write_runnable
 from infid_export.export.reference import NEGATIVE_PROMPT, PROMPT, SEED, Reference, parity_face
 from infid_export.export.tolerances import PSNR_DB
 from infid_export.export.weights import WeightsLayout
@@ -75,13 +76,13 @@ class Exporter:
             traced = self.inputs(graph, dtype, (max(2, self.plan.options.batch), self.plan.height, self.plan.width))
             if self.plan.smallest[0] == self.plan.largest[0]:
                 traced = self.inputs(graph, dtype)
-        components = COMPONENTS_OF[graph]
+        components = components_of(graph)
         parts = {name: self.source.empty(name).to(dtype) for name in components.values()}
         export_onnx(
-            graph_module(graph, parts, self.source.config),
+            graph_module(plain(graph), parts, self.source.config, "torch" if graph == plain(graph) else "triton"),
             traced,
-            input_names(graph, self.blocks),
-            output_names(graph, self.blocks),
+            input_names(plain(graph), self.blocks),
+            output_names(plain(graph), self.blocks),
             {
                 prefix: (Path(weights_file(name)).name, WeightsLayout.of(parts[name], dtype))
                 for prefix, name in components.items()
@@ -123,7 +124,7 @@ class Exporter:
         """Return a graph's arguments as meta tensors, at one end of the ranges or at the usual size."""
         batch, height, width = end or (self.plan.options.batch, self.plan.height, self.plan.width)
         sizes = Sizes(batch, height, width, self.plan.options.people, dtype)
-        return graph_inputs(graph, sizes, self.source.architecture, self.source.config, self.blocks)
+        return graph_inputs(plain(graph), sizes, self.source.architecture, self.source.config, self.blocks)
 
     def write_vae_range(self, path: Path) -> None:
         """Find out whether the VAE's decoder stays finite in fp16 on these weights, and write the finding."""
@@ -182,16 +183,16 @@ class Exporter:
         reference = Reference(self.source, sizes, self.blocks)
         groups: dict[tuple[str, ...], list[str]] = {}
         for graph in graphs:
-            groups.setdefault(tuple(COMPONENTS_OF[graph].values()), []).append(graph)
+            groups.setdefault(tuple(components_of(graph).values()), []).append(graph)
         done = 0
         for members in groups.values():
-            expected = reference.outputs(members)
+            expected = reference.outputs(list(dict.fromkeys(map(plain, members))))
             for graph in members:
                 stage.update(done / len(graphs), graph)
-                found = self._run(folder, manifest, graph, reference.inputs(graph), size)
+                found = self._run(folder, manifest, graph, reference.inputs(plain(graph)), size)
                 yield from compare(
                     graph,
-                    expected[graph],
+                    expected[plain(graph)],
                     found,
                     precision="fp16" if manifest.precision == "fp16" else "fp32",
                     key=self.plan.parity_key(graph),
@@ -203,19 +204,24 @@ class Exporter:
     def _run(
         self, folder: Path, manifest: Manifest, graph: str, inputs: dict[str, Any], size: tuple[int, int]
     ) -> dict[str, Any]:
-        """Run one graph in ONNX Runtime; at another size than the engines', a twin on the same weights."""
+        """Run one graph in ONNX Runtime; at another size, or with plugin nodes, a twin on the same weights."""
         record = manifest.graphs[graph]
         specs, outputs, path = record.inputs, record.outputs, folder / record.file
+        other_size = size != (manifest.height, manifest.width) and "height" in record.key_fields
         with temporary_beside(folder) as scratch:
-            if size != (manifest.height, manifest.width) and "height" in record.key_fields:
+            twin = Path(scratch) / Path(record.file).name
+            if other_size or graph != plain(graph):
                 for name in record.weights:
                     os.link(folder / name, Path(scratch) / Path(name).name)
-                path = Path(scratch) / Path(record.file).name
+            if other_size:
                 dtype = "fp16" if any(spec.dtype == "float16" for spec in specs) else "fp32"
                 vae_precision = self._stored_vae_precision(folder, manifest) if graph == "vae_decoder" else dtype
-                self.write_graph(graph, vae_precision, path, size)
-                facts = read_graph(path)
+                self.write_graph(graph, vae_precision, twin, size)
+                path, facts = twin, read_graph(twin)
                 specs, outputs = facts.inputs, facts.outputs
+            if graph != plain(graph):
+                write_runnable(path, twin)
+                path = twin
             engine = get_backend("onnxruntime").load(path, specs, outputs, "cpu")
             types = {spec.name: spec.dtype for spec in specs}
             found = engine.run({name: array.astype(types[name]) for name, array in inputs.items()})

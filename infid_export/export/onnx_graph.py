@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_map_only
 
+from infid_export.export import plugin_nodes
 from infid_export.export.weights import StoredTensor, WeightsLayout
 
 OPSET = 18
@@ -64,6 +65,7 @@ def export_onnx(
             verbose=False,
             custom_translation_table={
                 torch.ops.aten.scaled_dot_product_attention.default: _attention,
+                **plugin_nodes.translations(),
             },
         )
     if exported is None:
@@ -77,6 +79,7 @@ def export_onnx(
             model.graph.initializers[name].const_value = None  # folding must not look for values
     with _quiet():
         _tidy(model)
+    plugin_nodes.finish(model)
     _attach(model, external, path.parent)
     model.producer_name = "infid-export"
     for node in model.graph:
@@ -169,6 +172,8 @@ def _explicit_casts(model: ir.Model) -> None:
 
 def _type_of(node: ir.Node) -> ir.DataType | None:
     """Type of a node's output where the exporter left it open."""
+    if node.domain == plugin_nodes.DOMAIN:
+        return plugin_nodes.output_type(node)
     if node.op_type == "Cast":
         return ir.DataType(node.attributes["to"].as_int())
     if node.op_type in ("Shape", "Size", "ArgMax"):

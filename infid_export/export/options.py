@@ -17,6 +17,9 @@ GRAPHS = (
     "identity_step",
     "vae_decoder",
 )
+# Graphs that attend with the method's own operations; with the fused kernels each has a second form of this ending.
+FUSED = ("denoise_step", "identity_step")
+FUSED_ENDING = ".triton"
 Range = tuple[int, int, int]
 
 
@@ -48,6 +51,7 @@ class BuildOptions:
         refit: build TensorRT engines whose weights can be replaced.
         strip: leave the weights out of TensorRT engines.
         optimization_level: TensorRT's builder optimisation level (0 to 5); None is its default.
+        kernels: what attends inside TensorRT engines: its `native` operators, or the `triton` kernels as plugins.
     """
 
     output: Path = Path("engines")
@@ -78,6 +82,7 @@ class BuildOptions:
     refit: bool = False
     strip: bool = False
     optimization_level: int | None = None
+    kernels: Literal["native", "triton"] = "native"
 
     def __post_init__(self) -> None:
         """Refuse impossible values, each with a sentence that says what is possible."""
@@ -111,6 +116,8 @@ class BuildOptions:
                 f"There is no graph named {', '.join(sorted(unknown))}.",
                 fix=f"Choose from {', '.join(GRAPHS)}.",
             )
+        if self.kernels == "triton" and self.precision != "fp16":
+            raise InputError("The Triton kernels compute in fp16.", fix="Add --fp16, or use --kernels native.")
         if self.detector == "insightface" and self.face_models is None:
             raise InputError(
                 "The insightface detector needs your local InsightFace model folder.",

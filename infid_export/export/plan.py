@@ -16,14 +16,14 @@ from infid_engines.backends import BuildRequest
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.manifest import canonical_key, sha256_file
 from infid_engines.registry import get_backend
-from infid_export.export.options import GRAPHS, BuildOptions
+from infid_export.export.options import FUSED, FUSED_ENDING, GRAPHS, BuildOptions
 from infid_export.export.tolerances import VERSION as TOLERANCE_VERSION
 from infid_export.faces.detection import INSIGHTFACE_LICENCE, InsightFaceDetector, find_centerface
 from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.model.sources import BUILT_IN, ModelSource, open_source
 
 # Component prefix within a graph's module -> component. Graphs with the same component share its weights file.
-COMPONENTS_OF: Mapping[str, Mapping[str, str]] = {
+_COMPONENTS_OF: Mapping[str, Mapping[str, str]] = {
     "text_encoder": {"encoder.": "text_encoder"},
     "text_encoder_2": {"encoder.": "text_encoder_2"},
     "identity_encoder": {"image_encoder.": "image_encoder", "identity.": "identity"},
@@ -42,9 +42,18 @@ _EXPORTERS = ("torch", "onnxscript", "onnx_ir", "diffusers", "transformers", "op
 
 @dataclass(frozen=True)
 class EngineItem:
-    """One engine to have."""
+    """One engine to have.
+
+    Args:
+        graph: what it computes.
+        onnx: the graph it is built from: the same, or its form with the fused kernels.
+        backend: what it is built by and for.
+        target: GPU architecture, or `cpu`.
+        fields: all that it is made from.
+    """
 
     graph: str
+    onnx: str
     backend: str
     target: str
     fields: Mapping[str, Any]
@@ -128,7 +137,7 @@ class Plan:
 
     def parity_key(self, graph: str) -> str:
         """Return the key of a graph's comparison."""
-        weights = [self.weights[name] for name in COMPONENTS_OF[graph].values()]
+        weights = [self.weights[name] for name in components_of(graph).values()]
         return canonical_key(
             {
                 "graph": self.graphs[graph],
@@ -150,6 +159,21 @@ class Plan:
     def image_key(self) -> str:
         """Return the key of the whole-picture comparison."""
         return canonical_key({graph: self.parity_key(graph) for graph in self.graphs})
+
+
+def plain(graph: str) -> str:
+    """Return the name of a graph without the mark of the fused kernels."""
+    return graph.removesuffix(FUSED_ENDING)
+
+
+def components_of(graph: str) -> Mapping[str, str]:
+    """Return a graph's components, by the prefix of their parameters in its module."""
+    return _COMPONENTS_OF[plain(graph)]
+
+
+def plugins_file(target: str) -> str:
+    """Return where the kernels lie that a TensorRT build takes as plugins."""
+    return f"kernels/plugins-{target}.json"
 
 
 def graph_file(graph: str) -> str:
@@ -187,11 +211,14 @@ def make_plan(options: BuildOptions) -> Plan:
         batch=options.batch_range[1] if options.batch_range else options.batch,
         graphs=tuple(name for name in GRAPHS if name in (options.graphs or GRAPHS)),
     )
-    components = sorted({name for graph in options.graphs for name in COMPONENTS_OF[graph].values()})
+    components = sorted({name for graph in options.graphs for name in components_of(graph).values()})
     prints = {name: source.fingerprint(name) for name in components}
     code = exporter_hash()
     weights = {name: {"weights": prints[name], "precision": options.precision, "exporter": code} for name in components}
     graphs = {name: _graph_fields(name, options, source, code) for name in options.graphs}
+    if options.kernels == "triton":
+        _check_fused(options, source)
+        graphs |= {f"{name}{FUSED_ENDING}": {**graphs[name], "kernels": "triton"} for name in FUSED if name in graphs}
     files, notes = _face_fields(options, source)
     tokenizer = {"tokenizer": source.name if source.name not in BUILT_IN else "clip", "exporter": code}
     files |= {name: {**tokenizer, "file": name} for name in TOKENIZERS}
@@ -202,7 +229,28 @@ def make_plan(options: BuildOptions) -> Plan:
     model["id"] = canonical_key({**person, "precision": options.precision, "recognizer": files[RECOGNIZER]})
     backends, why = _backends(options)
     engines = [item for name in backends for item in _engines(name, options, graphs, weights)]
+    plugins = {item.target for item in engines if item.onnx != item.graph}
+    files |= {plugins_file(target): _plugin_fields(target, code) for target in sorted(plugins)}
+    if options.kernels == "triton" and not plugins:
+        why += ("kernels triton: exported and compared, but built into no engine, since no tensorrt engine is built",)
     return Plan(options, source, model, weights, graphs, files, tuple(engines), (*notes, *why))
+
+
+def _check_fused(options: BuildOptions, source: ModelSource) -> None:
+    """Refuse what the fused kernels do not compute, before anything is made."""
+    config = source.config
+    if config.self_attention == "mutual" or config.adain != "mean" or config.cross_adain != "kv":
+        raise InputError(
+            "The Triton kernels compute the method itself: mixed (or plain) self-attention with AdaIN-mean on keys and "
+            "values.",
+            fix="Use --kernels native for the ablations.",
+        )
+    if not any(name in options.graphs for name in FUSED):
+        raise InputError(f"--kernels triton concerns {' and '.join(FUSED)}, and neither is built.", fix="Leave it out.")
+
+
+def _plugin_fields(target: str, code: str) -> dict[str, Any]:
+    return {"plugins": target, "exporter": code, "triton": _version("triton")}
 
 
 def _check_ranges(options: BuildOptions) -> None:
@@ -213,7 +261,7 @@ def _check_ranges(options: BuildOptions) -> None:
 
 
 def _graph_fields(name: str, options: BuildOptions, source: ModelSource, code: str) -> dict[str, Any]:
-    parts = {part: source.architecture.component(part) for part in COMPONENTS_OF[name].values()}
+    parts = {part: source.architecture.component(part) for part in components_of(name).values()}
     fields: dict[str, Any] = {
         "graph": name,
         "precision": options.precision,
@@ -300,16 +348,18 @@ def _engines(
     items = []
     for target in dict.fromkeys(targets):
         backend.check_target(target)
-        for graph, fields in graphs.items():
+        for graph in options.graphs:
+            fused = f"{graph}{FUSED_ENDING}"
+            onnx = fused if name == "tensorrt" and fused in graphs else graph
             made_from = {
-                "graph": canonical_key(fields),
-                "weights": {part: canonical_key(weights[part]) for part in COMPONENTS_OF[graph].values()},
+                "graph": canonical_key(graphs[onnx]),
+                "weights": {part: canonical_key(weights[part]) for part in components_of(graph).values()},
                 "backend": name,
                 "target": target,
                 "versions": backend.versions(),
                 "flags": {} if name == "onnxruntime" else flags,
             }
-            items.append(EngineItem(graph, name, target, made_from))
+            items.append(EngineItem(graph, onnx, name, target, made_from))
     return items
 
 
@@ -321,7 +371,7 @@ def exporter_hash() -> str:
         raise RuntimeError("the package infid_kernels is not installed beside infid_export")
     package = Path(__file__).resolve().parent.parent
     files = sorted((package / "model").glob("*.py")) + sorted(Path(kernels.origin).parent.glob("*.py"))
-    files += [package / "export" / name for name in ("graphs.py", "onnx_graph.py", "weights.py")]
+    files += [package / "export" / name for name in ("graphs.py", "onnx_graph.py", "plugin_nodes.py", "weights.py")]
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())

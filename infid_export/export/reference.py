@@ -21,7 +21,7 @@ from infid_export.export.graphs import (
     input_names,
     output_names,
 )
-from infid_export.export.plan import COMPONENTS_OF
+from infid_export.export.plan import components_of
 from infid_export.faces.reader import FaceInputs
 from infid_export.model.sources import ModelSource
 from infid_export.runtime.pipeline import seeded_noise
@@ -60,7 +60,7 @@ class Reference:
         missing = [graph for graph in graphs if graph not in self._values]
         if missing:
             inputs = {graph: self.inputs(graph) for graph in missing if graph != "identity_step"}
-            names = COMPONENTS_OF[missing[0]].values()
+            names = components_of(missing[0]).values()
             parts = {name: self._source.load(name, torch.float32) for name in names}
             for graph in missing:
                 given = inputs.get(graph) or self.inputs(graph)
