@@ -29,6 +29,7 @@ class BuildRequest:
         strip: leave the weights out.
         optimization_level: the builder's level, 0 to 5; None is its default.
         timing_cache: file of tactic timings, read if it exists and written back.
+        plugins: kernels for the graph's plugin nodes, see `infid_engines.tensorrt_plugin`.
     """
 
     onnx: Path
@@ -39,6 +40,7 @@ class BuildRequest:
     strip: bool = False
     optimization_level: int | None = None
     timing_cache: Path | None = None
+    plugins: Path | None = None
 
     @property
     def flags(self) -> dict[str, Any]:

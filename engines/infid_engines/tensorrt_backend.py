@@ -10,6 +10,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from infid_engines import tensorrt_plugin
 from infid_engines.backends import BuildRequest
 from infid_engines.errors import BackendUnavailableError, BuildError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
@@ -108,6 +109,9 @@ class TensorRTBackend:
                 fix="Leave out --refit and --strip, or build on a machine with a GPU.",
             )
         trt = self._library()
+        if request.plugins is not None:
+            plugins = importlib.import_module(f"{self.name}.plugin")
+            tensorrt_plugin.register(plugins, tensorrt_plugin.read_variants(request.plugins))
         messages: list[str] = []
         logger = _collecting_logger(trt, messages)
         builder = trt.Builder(logger)

@@ -109,7 +109,7 @@ def _main(text: str) -> None:
             **job,
             "onnx": Path(job["onnx"]),
             "output": Path(job["output"]),
-            "timing_cache": Path(job["timing_cache"]) if job["timing_cache"] else None,
+            **{name: Path(job[name]) if job[name] else None for name in ("timing_cache", "plugins")},
             "inputs": tuple(TensorSpec(i["name"], i["dtype"], tuple(i["shape"])) for i in job["inputs"]),
         }
     )

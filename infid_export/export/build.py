@@ -40,6 +40,7 @@ from infid_export.export.plan import (
     components_of,
     graph_file,
     make_plan,
+    plugins_file,
     weights_file,
 )
 from infid_export.faces.detection import INSIGHTFACE_LICENCE, find_centerface, make_dynamic_centerface
@@ -264,8 +265,10 @@ class _Builder:
                 shutil.copyfile(self.plan.options.recognizer, path)
             elif name == RECOGNIZER:
                 self.exporter.write_random_recognizer(path)
-            else:
+            elif name == VAE_RANGE:
                 self.exporter.write_vae_range(path)
+            else:
+                self.exporter.write_plugins(name, path, stage)
 
         return write
 
@@ -332,6 +335,7 @@ class _Builder:
                 options.strip,
                 options.optimization_level,
                 target.with_name(f".{target.name}.timings-{item.backend}-{item.target}"),
+                None if item.onnx == item.graph else self.transaction.staging / plugins_file(item.target),
             )
             return Written(peak_bytes=build_in_subprocess(item.backend, request, stage))
 

@@ -358,6 +358,7 @@ def _engines(
                 "target": target,
                 "versions": backend.versions(),
                 "flags": {} if name == "onnxruntime" else flags,
+                "plugins": "" if onnx == graph else canonical_key(_plugin_fields(target, exporter_hash())),
             }
             items.append(EngineItem(graph, onnx, name, target, made_from))
     return items

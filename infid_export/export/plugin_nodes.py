@@ -70,7 +70,7 @@ _FUNCTIONS = (
         {{attention:q, keys, values, out}}
     }}""",
     f"""<domain: "{DOMAIN}", opset_import: ["": 18]>
-    merged_cross_attention (q, k_t, v_t, k_id, v_id, style, factor) => (out) {{
+    merged_cross_attention (q, k_t, v_t, k_id, v_id, style_strength, identity_strength) => (out) {{
         tokens = Constant <value_ints = [1]> ()
         wide_v_id = Cast <to = 1> (v_id)
         wide_v_t = Cast <to = 1> (v_t)
@@ -78,10 +78,10 @@ _FUNCTIONS = (
         mean_v_t = ReduceMean (wide_v_t, tokens)
         difference = Sub (mean_v_t, mean_v_id)
         last = Constant <value_ints = [1, 2, 3]> ()
-        style_column = Unsqueeze (style, last)
+        style_column = Unsqueeze (style_strength, last)
         shift = Mul (style_column, difference)
         typed_shift = CastLike (shift, q)
-        factor_column = Unsqueeze (factor, last)
+        factor_column = Unsqueeze (identity_strength, last)
         typed_factor = CastLike (factor_column, q)
         {{attention:q, k_t, v_t, text}}
         {{attention:q, k_id, v_id, identity}}
@@ -107,13 +107,13 @@ def _operation(name: str, inputs: Mapping[str, str], outputs: Mapping[str, str])
 _WIDE = "tensor(float)"
 _SEGMENTS = {"k_id": "T", "v_id": "T", "k_t": "T", "v_t": "T"}
 _SHIFTS = {"shift_k": _WIDE, "shift_v": _WIDE}
-_mean_shift = _operation("mean_shift", {**_SEGMENTS, "strength": _WIDE}, _SHIFTS)
-_mixed_attention = _operation("mixed_attention", {"q": "T", **_SEGMENTS, **_SHIFTS}, {"out": "T"})
-_merged_cross_attention = _operation(
-    "merged_cross_attention",
-    {"q": "T", "k_t": "T", "v_t": "T", "k_id": "T", "v_id": "T", "style": _WIDE, "factor": _WIDE},
-    {"out": "T"},
-)
+_STRENGTHS = {"style_strength": _WIDE, "identity_strength": _WIDE}
+_MERGED = {"q": "T", "k_t": "T", "v_t": "T", "k_id": "T", "v_id": "T", **_STRENGTHS}
+OPERATIONS: Mapping[str, Op] = {
+    "mean_shift": _operation("mean_shift", {**_SEGMENTS, "strength": _WIDE}, _SHIFTS),
+    "mixed_attention": _operation("mixed_attention", {"q": "T", **_SEGMENTS, **_SHIFTS}, {"out": "T"}),
+    "merged_cross_attention": _operation("merged_cross_attention", _MERGED, {"out": "T"}),
+}
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -129,8 +129,8 @@ def _translate_mixed(
 ) -> Any:  # fmt: skip
     _check_scale(q, scale)
     queries, *segments = (op.Transpose(tensor, perm=_SWAPPED) for tensor in (q, k_id, v_id, k_t, v_t))
-    shifts = _mean_shift(*segments, style_strength)
-    return op.Transpose(_mixed_attention(queries, *segments, *shifts), perm=_SWAPPED)
+    shifts = OPERATIONS["mean_shift"](*segments, style_strength)
+    return op.Transpose(OPERATIONS["mixed_attention"](queries, *segments, *shifts), perm=_SWAPPED)
 
 
 def _translate_merged(
@@ -138,7 +138,9 @@ def _translate_merged(
 ) -> Any:
     _check_scale(q, scale)
     tensors = (op.Transpose(tensor, perm=_SWAPPED) for tensor in (q, k_t, v_t, k_id, v_id))
-    return op.Transpose(_merged_cross_attention(*tensors, style_strength, identity_strength), perm=_SWAPPED)
+    return op.Transpose(
+        OPERATIONS["merged_cross_attention"](*tensors, style_strength, identity_strength), perm=_SWAPPED
+    )
 
 
 def _check_scale(q: Any, scale: float) -> None:

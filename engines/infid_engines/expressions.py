@@ -1,0 +1,45 @@
+"""Integer expressions of shapes, as launch descriptions write them: `(queries + 127) // 128`."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+def evaluate(expression: str, names: Mapping[str, Any], constant: Callable[[int], Any] = int) -> Any:
+    """Evaluate an expression of names, integers, `+`, `-`, `*`, `//` and parentheses.
+
+    Args:
+        expression: the text.
+        names: values of the names: integers, or symbols that know these operators.
+        constant: makes a value of a written integer, where the symbols need one of their own kind.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: the text holds something else, or a name that is not known.
+    """
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            return constant(node.value)
+        if isinstance(node, ast.Name) and node.id in names:
+            return names[node.id]
+        raise ValueError(f"{expression!r} is not an expression of {', '.join(names)} (at {ast.unparse(node)!r})")
+
+    try:
+        return value(ast.parse(expression, mode="eval").body)
+    except SyntaxError as error:
+        raise ValueError(f"{expression!r} is not an expression ({error.msg})") from error

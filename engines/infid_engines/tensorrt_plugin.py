@@ -1,0 +1,167 @@
+"""The fused kernels as TensorRT plugins: ahead of time, so that an engine runs them without Python.
+
+TensorRT takes from `tensorrt.plugin` the PTX, the launch and the integer arguments as expressions of the inputs'
+shapes, and puts them into the engine. Each kernel's launch description says all of that, so nothing here knows what a
+kernel computes. Every compiled variant of a kernel is one tactic, which TensorRT times; at least one needs no more
+than 48 KB of shared memory, above which TensorRT documents nothing. Not yet run on TensorRT.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infid_engines.errors import EngineFolderError
+from infid_engines.expressions import evaluate
+
+NAMESPACE = "infid"
+SCHEMA_VERSION = 1
+_TYPES = {"*fp16": "FP16", "*bf16": "BF16", "*fp32": "FP32"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled kernel.
+
+    Args:
+        launch: its launch description (`infid_kernels.compile`).
+        ptx: its code.
+    """
+
+    launch: Mapping[str, Any]
+    ptx: str
+
+    @property
+    def inputs(self) -> list[Mapping[str, Any]]:
+        """Its input pointers."""
+        return [each for each in self.launch["arguments"] if each["type"] in _TYPES and not each["output"]]
+
+    @property
+    def outputs(self) -> list[Mapping[str, Any]]:
+        """Its output pointers."""
+        return [each for each in self.launch["arguments"] if each["type"] in _TYPES and each["output"]]
+
+    @property
+    def integers(self) -> list[Mapping[str, Any]]:
+        """Its int32 arguments."""
+        return [each for each in self.launch["arguments"] if each["type"] == "i32"]
+
+    def takes(self, lengths: Sequence[int]) -> bool:
+        """Return whether it computes segments of these lengths; -1 is a length that varies."""
+        constants = self.launch["constants"]
+        return not constants.get("WHOLE") or all(
+            length >= 0 and length % constants["BLOCK_N"] == 0 for length in lengths
+        )
+
+
+def read_variants(path: Path) -> dict[str, list[Variant]]:
+    """Read a file of kernels for one GPU architecture, by operation.
+
+    Raises:
+        EngineFolderError: it is missing, broken, or of another form.
+    """
+    try:
+        document = json.loads(path.read_text())
+        if document["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"it has schema version {document['schema_version']}, not {SCHEMA_VERSION}")
+        variants: dict[str, list[Variant]] = {}
+        for each in document["kernels"]:
+            variants.setdefault(each["launch"]["op"], []).append(Variant(each["launch"], each["ptx"]))
+        return variants
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise EngineFolderError(
+            f"{path} does not hold kernels ({error}).", fix="Build again with `infid-export build --kernels triton`."
+        ) from error
+
+
+def register(trtp: Any, variants: Mapping[str, Sequence[Variant]]) -> None:
+    """Register every operation as a plugin, before a graph that holds its nodes is parsed.
+
+    Args:
+        trtp: the module `tensorrt.plugin`.
+        variants: compiled kernels by operation, see `read_variants`.
+    """
+    for op, compiled in variants.items():
+        _register(trtp, f"{NAMESPACE}::{op}", list(compiled))
+
+
+def _register(trtp: Any, plugin: str, variants: Sequence[Variant]) -> None:
+    first = variants[0]
+    names = [each["name"] for each in first.inputs]
+    described = dict.fromkeys(names, trtp.TensorDesc)
+    several = len(first.outputs) > 1
+    all_outputs = types.GenericAlias(tuple, (trtp.TensorDesc,) * len(first.outputs))
+    returned = all_outputs if several else trtp.TensorDesc
+
+    def describe(*inputs: Any) -> Any:
+        """Return the outputs' shapes and types."""
+        found = tuple(_output(trtp, first, inputs, index) for index in range(len(first.outputs)))
+        return found if several else found[0]
+
+    def autotune(*given: Any) -> Any:
+        """Return the tactics that compute these shapes, numbered from 1."""
+        lengths = _lengths(given[: len(names)], names)
+        tactics = [number for number, each in enumerate(variants, 1) if each.takes(lengths)]
+        types = ", ".join(_TYPES[each["type"]] for each in (*first.inputs, *first.outputs))
+        return [trtp.AutoTuneCombination(types, "LINEAR", tactics)]
+
+    def aot_impl(*given: Any) -> Any:
+        """Return one tactic's code, launch and integer arguments."""
+        variant = variants[given[-1] - 1]
+        sizes = _sizes(given[: len(names)], names)
+        launch = trtp.KernelLaunchParams()
+        launch.grid_x, launch.grid_y, launch.grid_z = (
+            evaluate(expression, sizes, trtp.SymInt32) for expression in variant.launch["grid"]
+        )
+        launch.block_x, launch.block_y, launch.block_z = variant.launch["block"]
+        launch.shared_mem = variant.launch["shared_bytes"]
+        integers = trtp.SymIntExprs(len(variant.integers))
+        for index, each in enumerate(variant.integers):
+            integers[index] = trtp.SymInt32(evaluate(each["value"], sizes, trtp.SymInt32))
+        return variant.launch["entry"], variant.ptx, launch, integers
+
+    outputs = {"outputs": all_outputs}
+    combinations = list[trtp.AutoTuneCombination]
+    result = tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]
+    trtp.register(plugin)(_signed(describe, described, returned))
+    trtp.autotune(plugin)(_signed(autotune, {**described, **outputs}, combinations))
+    trtp.aot_impl(plugin)(_signed(aot_impl, {**described, **outputs, "tactic": int}, result))
+
+
+def _output(trtp: Any, variant: Variant, inputs: Sequence[Any], index: int) -> Any:
+    """Describe an output: the attention's is like its queries, a shift has one vector a head and part."""
+    if variant.inputs[0]["name"] == "q":
+        return inputs[0].like()
+    rows, _, heads, size = (inputs[0].shape_expr[axis] for axis in range(4))
+    wide = inputs[[each["type"] for each in variant.inputs].index("*fp32")].dtype
+    return trtp.from_shape_expr((rows, heads, variant.launch["constants"]["SPLITS"], size), dtype=wide)
+
+
+def _sizes(inputs: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the sizes that launch descriptions speak of, as expressions of `[B, N, H, d]` inputs."""
+    shapes = {name: tensor.shape_expr for name, tensor in zip(names, inputs, strict=True)}
+    sizes = {
+        "rows": shapes["k_t"][0],
+        "heads": shapes["k_t"][2],
+        "text_length": shapes["k_t"][1],
+        "identity_length": shapes["k_id"][1],
+    }
+    return sizes | ({"queries": shapes["q"][1]} if "q" in shapes else {})
+
+
+def _lengths(inputs: Sequence[Any], names: Sequence[str]) -> list[int]:
+    """Return the lengths of the segments; -1 where they vary."""
+    return [inputs[names.index(name)].shape[1] for name in ("k_id", "k_t")]
+
+
+def _signed(function: Callable[..., Any], parameters: Mapping[str, Any], returned: Any) -> Callable[..., Any]:
+    """Give a function the signature by which TensorRT knows inputs and outputs."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    listed = [inspect.Parameter(name, kind, annotation=annotation) for name, annotation in parameters.items()]
+    function.__signature__ = inspect.Signature(listed, return_annotation=returned)  # type: ignore[attr-defined]
+    return function

@@ -1,0 +1,74 @@
+"""The compiled forms in which an operation is shipped for one architecture, and their file for TensorRT."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from infid_kernels import mean_shift, tuning
+from infid_kernels.compile import KERNELS, CompiledKernel, compile_kernel
+from infid_kernels.sass import read_machine_code
+
+# Bytes of shared memory that a block has without asking for more; TensorRT documents no way for a plugin to ask.
+DEFAULT_SHARED = 48 * 1024
+_SCHEMA_VERSION = 1
+
+
+def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "float16") -> Iterator[CompiledKernel]:
+    """Compile an operation for whole blocks and for any length: the tuned form, and one within 48 KB.
+
+    Args:
+        op: a name in `infid_kernels.compile.KERNELS`.
+        architecture: as `sm_90`.
+        head_size: d.
+        dtype: `float16` or `bfloat16`.
+
+    Yields:
+        The forms, none of them twice.
+
+    Raises:
+        RuntimeError: the table of configurations lacks the operation on this architecture.
+    """
+    if op not in tuning.OPS:
+        yield compile_kernel(op, architecture, head_size, mean_shift.CONFIGURATION, dtype)
+        return
+    for whole in (True, False):
+        entry = tuning.entry(op, tuning.nearest(architecture), head_size, 1 << 20, whole)
+        if entry is None:
+            raise RuntimeError(f"there is no configuration of {op} for {architecture} and head size {head_size}")
+        tuned = compile_kernel(op, architecture, head_size, entry.configuration, dtype, whole)
+        yield tuned
+        if tuned.launch["shared_bytes"] > DEFAULT_SHARED:
+            yield _within_default(op, architecture, head_size, dtype, whole)
+
+
+def _within_default(op: str, architecture: str, head_size: int, dtype: str, whole: bool) -> CompiledKernel:
+    for candidate in tuning.CANDIDATES:
+        compiled = compile_kernel(op, architecture, head_size, candidate, dtype, whole)
+        small = compiled.launch["shared_bytes"] <= DEFAULT_SHARED
+        if small and read_machine_code(compiled.cubin).stack_bytes == 0:
+            return compiled
+    raise RuntimeError(f"no candidate of {op} for {architecture} fits {DEFAULT_SHARED} bytes of shared memory")
+
+
+def write_plugins(
+    path: Path,
+    architecture: str,
+    head_sizes: Sequence[int],
+    on_progress: Callable[[float], None] = lambda fraction: None,
+) -> None:
+    """Write the file of kernels that a TensorRT build takes as plugins: launch descriptions and PTX.
+
+    Args:
+        path: the file.
+        architecture: as `sm_90`.
+        head_sizes: of the model's attention layers.
+        on_progress: told the fraction done.
+    """
+    cases = [(op, d) for op in KERNELS for d in head_sizes]
+    kernels = []
+    for index, (op, d) in enumerate(cases):
+        kernels += [{"launch": dict(each.launch), "ptx": each.ptx} for each in compile_variants(op, architecture, d)]
+        on_progress((index + 1) / len(cases))
+    path.write_text(json.dumps({"schema_version": _SCHEMA_VERSION, "kernels": kernels}, indent=1) + "\n")

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_tensorrt_plugin import Registry, SymInt32, TensorDesc
+
+from infid_engines.errors import EngineFolderError
+from infid_engines.expressions import evaluate
+from infid_engines.tensorrt_plugin import Variant, read_variants, register
+from infid_export.export.plugin_nodes import OPERATIONS
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from infid_kernels.variants import write_plugins
+write_plugins(Path(sys.argv[1]), "sm_90", [64])
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernels of SDXL for Hopper, compiled in a process that does not interpret them."""
+    path = tmp_path_factory.mktemp("kernels") / "plugins-sm_90.json"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", PROGRAM, str(path)], env=environment, check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def variants(file: Path) -> dict[str, list[Variant]]:
+    return read_variants(file)
+
+
+@pytest.fixture
+def registry(variants: dict[str, list[Variant]]) -> Registry:
+    made = Registry()
+    register(made, variants)
+    return made
+
+
+def parameters(ptx: str) -> list[str]:
+    found = re.search(r"\.entry\s+\w+\((.*?)\)", ptx, re.DOTALL)
+    assert found is not None
+    return re.findall(r"\.param\s+\.(\w+)", found[1])
+
+
+def test_every_node_of_the_exporter_has_its_plugin(registry: Registry) -> None:
+    assert set(registry.plugins) == {f"infid::{name}" for name in OPERATIONS}
+    for name, operation in OPERATIONS.items():
+        plugin = registry.plugins[f"infid::{name}"]
+        assert plugin.inputs == [each.name for each in operation.op_schema.inputs]
+        assert plugin.outputs == len(operation.op_schema.outputs)
+
+
+def test_the_entry_takes_inputs_then_integers_then_outputs(variants: dict[str, list[Variant]]) -> None:
+    for op, compiled in variants.items():
+        for variant in compiled:
+            kinds = ["output" if a.get("output") else "integer" if a["type"] == "i32" else "input"
+                     for a in variant.launch["arguments"]]  # fmt: skip
+            assert kinds == sorted(kinds, key=["input", "integer", "output"].index), op
+            wanted = ["u32" if a["type"] == "i32" else "u64" for a in variant.launch["arguments"]]
+            scratch = ["u64"] * variant.launch["scratch_pointers"]
+            assert parameters(variant.ptx) == wanted + scratch
+            assert len(scratch) == 2  # Triton's own, see below
+            assert f".entry {variant.launch['entry']}(" in variant.ptx
+
+
+def test_no_kernel_reads_the_scratch_pointers_that_triton_appends(variants: dict[str, list[Variant]]) -> None:
+    # TensorRT passes nothing for them
+    for compiled in variants.values():
+        for variant in compiled:
+            count = len(variant.launch["arguments"])
+            read = {int(index) for index in re.findall(r"ld\.param\.\w+\s+%\w+, \[\w+_param_(\d+)\]", variant.ptx)}
+            assert read and max(read) < count
+
+
+def test_two_tactics_for_any_shape_one_of_them_within_48_kb(registry: Registry, variants: dict[str, Any]) -> None:
+    for name in ("mixed_attention", "merged_cross_attention"):
+        plugin = registry.plugins[f"infid::{name}"]
+        for identity, text in ((4096, 4096), (1024, 1024), (261, 77), (-1, 77), (-1, -1)):
+            inputs = described(plugin.inputs, 2, 10, 4096, identity, text)
+            assert plugin.autotune is not None
+            (combination,) = plugin.autotune(*inputs, (TensorDesc((1,), "fp16"),))
+            shared = [variants[name][tactic - 1].launch["shared_bytes"] for tactic in combination.tactics]
+            whole = [variants[name][tactic - 1].launch["constants"]["WHOLE"] for tactic in combination.tactics]
+            assert len(shared) >= 2
+            assert min(shared) <= 49152
+            assert any(whole) == (identity % 128 == text % 128 == 0)
+            assert combination.types == ["FP16"] * 5 + ["FP32"] * 2 + ["FP16"]
+
+
+def described(names: list[str], rows: int, heads: int, queries: int, identity: int, text: int) -> list[TensorDesc]:
+    lengths = {"q": queries, "k_id": identity, "v_id": identity, "k_t": text, "v_t": text}
+    return [
+        TensorDesc((rows, lengths[name], heads, 64), "fp16")
+        if name in lengths
+        else TensorDesc((rows, heads, 16, 64) if name.startswith("shift") else (rows,), "fp32")
+        for name in names
+    ]
+
+
+def test_launches_are_the_launchers_own(registry: Registry, variants: dict[str, list[Variant]]) -> None:
+    """Grid and integers of every tactic on many shapes, against what PyTorch's tensors and the kernels' code say."""
+    draw = random.Random(0)
+    for name, compiled in variants.items():
+        plugin = registry.plugins[f"infid::{name}"]
+        for _ in range(50):
+            rows, heads = draw.randint(1, 4), draw.randint(1, 20)
+            queries, identity, text = (draw.randint(1, 5000) for _ in range(3))
+            lengths = {"q": queries, "k": identity, "v": identity, "kt": text, "vt": text, "o": queries}
+            tensors = {
+                ending: torch.empty(rows, length, heads, 64, device="meta").transpose(1, 2)
+                for ending, length in lengths.items()
+            }
+            sizes = {"heads": heads, "queries": queries, "identity_length": identity, "text_length": text}
+            for tactic, variant in enumerate(compiled, 1):
+                inputs = described(plugin.inputs, rows, heads, queries, identity, text)
+                assert plugin.aot_impl is not None
+                entry, ptx, launch, integers = plugin.aot_impl(*inputs, (), tactic)
+                assert (entry, ptx) == (variant.launch["entry"], variant.ptx)
+                first = 16 if name == "mean_shift" else -(-queries // variant.launch["configuration"]["block_m"])
+                assert (launch.grid_x.value, launch.grid_y.value, launch.grid_z.value) == (first, rows * heads, 1)
+                assert launch.block_x == 32 * variant.launch["configuration"]["num_warps"]
+                for argument, found in zip(variant.integers, integers.values, strict=True):
+                    if argument["name"] in sizes:
+                        expected = sizes[argument["name"]]
+                    else:
+                        ending, axis = argument["name"].removeprefix("stride_")[:-1], "bhn".index(argument["name"][-1])
+                        expected = tensors[ending].stride(axis)
+                    assert found.value == expected, argument["name"]
+
+
+def test_outputs_are_described(registry: Registry) -> None:
+    plugin = registry.plugins["infid::mixed_attention"]
+    out = plugin.describe(*described(plugin.inputs, 2, 10, 4096, 4096, 1024))
+    assert (out.shape, out.dtype) == ((2, 4096, 10, 64), "fp16")
+    plugin = registry.plugins["infid::mean_shift"]
+    shifts = plugin.describe(*described(plugin.inputs, 2, 10, 4096, 4096, 1024))
+    assert [(each.shape, each.dtype) for each in shifts] == [((2, 10, 16, 64), "fp32")] * 2
+
+
+SPOILED = {
+    "truncated": lambda text: text[:-200],
+    "another version": lambda text: text.replace('"schema_version": 1', '"schema_version": 9', 1),
+    "another form": lambda _: "[]",
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_broken_file_is_refused(file: Path, tmp_path: Path, how: str) -> None:
+    broken = tmp_path / "plugins-sm_90.json"
+    broken.write_text(SPOILED[how](file.read_text()))
+    with pytest.raises(EngineFolderError, match=r"plugins-sm_90\.json does not hold kernels"):
+        read_variants(broken)
+
+
+def test_expressions() -> None:
+    names = {"queries": 300, "rows": 2, "heads": 10}
+    assert evaluate("(queries + 128 - 1) // 128", names) == 3
+    assert evaluate("rows * heads", names) == 20
+    assert evaluate("16", names, SymInt32).value == 16
+    for bad in ("queries / 2", "__import__('os')", "queries.real", "unknown + 1", "1 +", "queries ** 2", "1.5"):
+        with pytest.raises(ValueError, match="is not an expression"):
+            evaluate(bad, names)
+
+
+def test_the_file_is_plain_json(file: Path) -> None:
+    document = json.loads(file.read_text())
+    assert {each["launch"]["architecture"] for each in document["kernels"]} == {"sm_90"}

@@ -1,0 +1,187 @@
+"""`build --kernels triton`: the graphs with the fused kernels as nodes."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from infid_engines.errors import InputError
+from infid_engines.manifest import Manifest
+from infid_export.export.build import BuildReport, build
+from infid_export.export.exporter import Exporter
+from infid_export.export.options import BuildOptions
+from infid_export.export.plan import make_plan, plugins_file
+from infid_export.export.plugin_nodes import DOMAIN, OPERATIONS, write_runnable
+from infid_kernels import merged_cross_attention, mixed_attention
+from infid_kernels.mean_shift import launch_mean_shift
+
+
+def options(folder: Path, **changes: Any) -> BuildOptions:
+    wanted = {
+        "output": folder, "precision": "fp16", "kernels": "triton", "graphs": ("denoise_step", "identity_step"),
+        "backends": ("onnxruntime",), "height": 64, "width": 96,
+    }  # fmt: skip
+    return BuildOptions(**{**wanted, **changes})
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
+    return build(options(tmp_path_factory.mktemp("fused") / "engines"))
+
+
+def graph(report: BuildReport, name: str) -> onnx.ModelProto:
+    return onnx.load(str(report.folder / "onnx" / f"{name}.onnx"), load_external_data=False)
+
+
+def test_both_forms_of_a_graph_pass_parity(report: BuildReport) -> None:
+    rows = {(row.graph, row.output): row for row in report.parity.rows}
+    for name, output in (("denoise_step", "next_identity_latents"), ("identity_step", "next_identity_latents")):
+        plain, fused = rows[name, output], rows[f"{name}.triton", output]
+        assert plain.passed and fused.passed
+        assert fused.rms_error < 1.5 * plain.rms_error
+    assert any("built into no engine" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("name", ["denoise_step.triton", "identity_step.triton"])
+def test_every_block_has_its_nodes_and_nothing_is_copied_for_them(report: BuildReport, name: str) -> None:
+    model = graph(report, name)
+    blocks = len(Exporter(make_plan(options(report.folder))).blocks)
+    nodes = [node for node in model.graph.node if node.domain == DOMAIN]
+    assert Counter(node.op_type for node in nodes) == dict.fromkeys(OPERATIONS, blocks)
+    producers = {output: node for node in model.graph.node for output in node.output}
+    for node in nodes:
+        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        assert attributes == {"plugin_namespace": b"infid", "aot": 1}
+        wanted = OPERATIONS[node.op_type].op_schema
+        assert (len(node.input), len(node.output)) == (len(wanted.inputs), len(wanted.outputs))
+        read = {producers[each].op_type for each in node.input if each in producers}
+        assert "Transpose" not in read, "the kernels read the projections as they lie"
+    assert not model.functions  # TensorRT would take a function for what it says, and not for the plugin
+
+
+def test_a_node_with_its_inputs_swapped_fails_parity(report: BuildReport, tmp_path: Path) -> None:
+    folder = tmp_path / "engines"
+    shutil.copytree(report.folder, folder)
+    path = folder / "onnx/identity_step.triton.onnx"
+    model = onnx.load(str(path), load_external_data=False)
+    node = next(node for node in model.graph.node if node.op_type == "mixed_attention")
+    node.input[1], node.input[3] = node.input[3], node.input[1]
+    onnx.save(model, str(path))
+
+    class Quiet:
+        def update(self, fraction: float, detail: str = "") -> None:
+            pass
+
+    (row,) = Exporter(make_plan(options(folder))).compare(
+        folder, Manifest.load(folder), ["identity_step.triton"], Quiet()
+    )
+    (before,) = (row for row in report.parity.rows if row.graph == "identity_step.triton")
+    assert row.rms_error > 2 * before.rms_error
+
+
+def run_node(op: str, inputs: dict[str, Tensor], path: Path) -> list[np.ndarray]:
+    """Run one plugin node's ONNX function."""
+    schema = OPERATIONS[op].op_schema
+    kinds = {torch.float16: TensorProto.FLOAT16, torch.float32: TensorProto.FLOAT}
+    given = [helper.make_tensor_value_info(name, kinds[x.dtype], list(x.shape)) for name, x in inputs.items()]
+    types = {"T": TensorProto.FLOAT16, "tensor(float)": TensorProto.FLOAT}
+    outputs = [helper.make_tensor_value_info(each.name, types[each.type_str], None) for each in schema.outputs]
+    node = helper.make_node(op, list(inputs), [each.name for each in schema.outputs], domain=DOMAIN)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
+    made = helper.make_model(helper.make_graph([node], "g", given, outputs), opset_imports=opsets, ir_version=9)
+    onnx.save(made, str(path))
+    write_runnable(path, path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {name: x.numpy() for name, x in inputs.items()})
+
+
+def test_a_node_means_what_its_kernel_computes(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(length: int) -> Tensor:
+        return (torch.randn(2, length, 3, 64, generator=generator) + 0.2 * length / 77).half()
+
+    q, k_id, v_id, k_t, v_t = (draw(length) for length in (40, 63, 63, 77, 77))
+    strength, factor = torch.tensor([1.0, 0.5]), torch.tensor([0.8, 1.2])
+    heads = [x.transpose(1, 2) for x in (q, k_id, v_id, k_t, v_t)]
+    segments = {"k_id": k_id, "v_id": v_id, "k_t": k_t, "v_t": v_t}
+
+    shifts = run_node("mean_shift", {**segments, "strength": strength}, tmp_path / "shift.onnx")
+    for found, kernel in zip(shifts, launch_mean_shift(*heads[1:], strength), strict=True):
+        assert found.shape == kernel.shape  # as many parts
+        np.testing.assert_allclose(found.sum(2), kernel.sum(2).numpy(), atol=1e-5)
+
+    named = {"q": q, **segments, "shift_k": torch.from_numpy(shifts[0]), "shift_v": torch.from_numpy(shifts[1])}
+    (mixed,) = run_node("mixed_attention", named, tmp_path / "mixed.onnx")
+    (merged,) = run_node(
+        "merged_cross_attention",
+        {"q": q, "k_t": k_t, "v_t": v_t, "k_id": k_id, "v_id": v_id,
+         "style_strength": strength, "identity_strength": factor},
+        tmp_path / "merged.onnx",
+    )  # fmt: skip
+    q, k_id, v_id, k_t, v_t = heads
+    for found, kernel in (
+        (mixed, mixed_attention(q, k_id, v_id, k_t, v_t, strength)),
+        (merged, merged_cross_attention(q, k_t, v_t, k_id, v_id, strength, factor)),
+    ):
+        expected = kernel.transpose(1, 2).float().numpy()
+        error = np.linalg.norm(found.astype(np.float32) - expected) / np.linalg.norm(expected)
+        assert error < 1e-3
+        assert not math.isnan(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precision": "fp32"}, "The Triton kernels compute in fp16"),
+        ({"adain": "standard"}, "compute the method itself"),
+        ({"self_attention": "mutual"}, "compute the method itself"),
+        ({"graphs": ("vae_decoder",)}, "concerns denoise_step and identity_step"),
+    ],
+)
+def test_what_the_kernels_do_not_do_is_refused_before_anything_is_made(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        build(options(tmp_path / "engines", **change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from infid_engines import registry
+    from infid_export.export import plan as module
+
+    class Present:
+        """TensorRT on a machine with a Hopper GPU, as far as the plan asks."""
+
+        def versions(self) -> dict[str, str]:
+            return {"tensorrt": "10.14"}
+
+        def default_targets(self) -> tuple[str, ...]:
+            return ("sm_90",)
+
+        def check_target(self, target: str) -> None:
+            pass
+
+    original = registry.get_backend
+    monkeypatch.setattr(module, "get_backend", lambda name: Present() if name == "tensorrt" else original(name))
+    plan = make_plan(replace(options(tmp_path), backends=("onnxruntime", "tensorrt")))
+    built = {(item.backend, item.graph): item.onnx for item in plan.engines}
+    assert built["tensorrt", "denoise_step"] == "denoise_step.triton"
+    assert built["onnxruntime", "denoise_step"] == "denoise_step"
+    assert plugins_file("sm_90") in plan.files
+    native = make_plan(replace(options(tmp_path), backends=("onnxruntime", "tensorrt"), kernels="native"))
+    assert {item.onnx for item in native.engines} == {"denoise_step", "identity_step"}
+    assert not any(name.startswith("kernels/") for name in native.files)
