@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,3 +114,13 @@ def test_torch_compile_gives_the_same_result(op: str, device: torch.device) -> N
     backend = "inductor" if device.type == "cuda" else "eager"  # inductor needs a compiler, not the interpreter
     compiled = torch.compile(Wrapped(function), fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(*arguments), function(*arguments) * 2, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", OPS)
+def test_aotinductor_packs_the_kernel(op: str, tmp_path: Path) -> None:
+    function, arguments = calls(torch.device("cuda"))[op]
+    program = torch.export.export(Wrapped(function), arguments, strict=False)
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "kernel.pt2"))
+    found = torch._inductor.aoti_load_package(package)(*arguments)
+    torch.testing.assert_close(found, function(*arguments) * 2, rtol=1e-3, atol=1e-3)
