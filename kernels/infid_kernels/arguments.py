@@ -13,6 +13,7 @@ from triton.runtime.jit import JITFunction
 
 HEAD_SIZES = (32, 40, 64, 80, 96, 128)
 DTYPES = (torch.float16, torch.bfloat16)
+_MOST_HEADS = 65535  # CUDA's limit of a grid's second axis
 
 
 def check_attention(q: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -33,6 +34,8 @@ def check_attention(q: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]]) ->
     if q.dtype not in DTYPES:
         raise TypeError(f"q must be float16 or bfloat16, got {q.dtype}")
     rows, heads, _, d = q.shape
+    if rows * heads > _MOST_HEADS:
+        raise ValueError(f"q must have at most {_MOST_HEADS} heads in all its rows, got {rows} · {heads}")
     for ending, (keys, values) in segments.items():
         for name, tensor in ((f"k_{ending}", keys), (f"v_{ending}", values)):
             length = keys.shape[2] if keys.dim() == 4 else "M"

@@ -42,6 +42,10 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
         lambda a: a | {"k_t": a["k_t"].transpose(2, 3).contiguous().transpose(2, 3)}, ValueError,
         "k_t must have the channels of a head side by side",
     ),
+    "too many heads": (
+        lambda a: {name: x[:, :1, :1].expand(1, 65536, 1, 64) for name, x in a.items()}, ValueError,
+        "q must have at most 65535 heads in all its rows, got 1 · 65536",
+    ),
     "no text": (
         lambda a: a | {"k_t": a["k_t"][:, :, :0], "v_t": a["v_t"][:, :, :0]}, ValueError,
         "k_t must have at least one token",
