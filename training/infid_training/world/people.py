@@ -1,0 +1,80 @@
+"""People of the world: the traits that make a face the same face in every picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Person:
+    """One person; every trait is continuous, from 0 to 1, and holds in all pictures of the person.
+
+    Args:
+        face_width: narrow to broad.
+        face_length: short to long.
+        jaw: pointed to square.
+        skin_tone: light to dark.
+        skin_warmth: pinkish to yellowish.
+        hair_colour: along black, brown, red, blond, grey.
+        hair_length: cropped to below the shoulders.
+        hair_volume: flat to voluminous.
+        fringe: high hairline to a fringe above the brows.
+        eye_spacing: close to wide.
+        eye_size: small to large.
+        eye_tilt: outer corners low to high.
+        iris: along brown, green, blue, grey.
+        brow_thickness: thin to thick.
+        brow_arch: straight to arched.
+        nose_length: short to long.
+        nose_width: narrow to broad.
+        mouth_width: narrow to wide.
+        lips: thin to full.
+        ears: small to large.
+        freckles: none below 0.6, then more.
+        mole_across: where a mole sits, left to right.
+        mole_down: where it sits, cheekbone to chin.
+        mole_size: none below 0.5, then larger.
+        beard: none below 0.6, then fuller.
+        glasses: none below 0.65, then narrow to large frames.
+        frame_colour: of the glasses: dark to bright.
+    """
+
+    face_width: float
+    face_length: float
+    jaw: float
+    skin_tone: float
+    skin_warmth: float
+    hair_colour: float
+    hair_length: float
+    hair_volume: float
+    fringe: float
+    eye_spacing: float
+    eye_size: float
+    eye_tilt: float
+    iris: float
+    brow_thickness: float
+    brow_arch: float
+    nose_length: float
+    nose_width: float
+    mouth_width: float
+    lips: float
+    ears: float
+    freckles: float
+    mole_across: float
+    mole_down: float
+    mole_size: float
+    beard: float
+    glasses: float
+    frame_colour: float
+
+    def vector(self) -> np.ndarray:
+        """Return the traits as `[27]` fp32."""
+        return np.array([getattr(self, each.name) for each in fields(self)], np.float32)
+
+
+def person(seed: int) -> Person:
+    """Return the person of a number; the same number is always the same person."""
+    values = np.random.default_rng((seed, 0x9E09)).random(len(fields(Person)))
+    return Person(*(float(value) for value in values))

@@ -1,0 +1,140 @@
+"""What changes from picture to picture, and the caption that says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+STYLES = ("photo", "pencil sketch", "flat poster", "oil painting", "pixel art")
+PLACES = ("at the beach", "in a forest", "in the city", "in a room", "in the snow", "at night")
+CLOTHES = ("t-shirt", "striped sweater", "suit", "hoodie", "dress")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
+HATS = ("", "straw hat", "baseball cap", "beanie", "crown")
+ACTIONS = ("", "holding a cup", "holding a flower", "reading a book", "waving")
+# Every so many combinations of style, place, clothes and hat is kept out of training.
+_HELD_OUT = 9
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture's free choices; angles in radians, the rest in shares of the picture or of their range.
+
+    Args:
+        style: how it is drawn, one of `STYLES`.
+        place: one of `PLACES`.
+        clothes: one of `CLOTHES`.
+        colour: of the clothes, one of `COLOURS`.
+        hat: one of `HATS`; empty is none.
+        action: one of `ACTIONS`; empty is none.
+        yaw: head turned to the picture's right.
+        pitch: head lowered.
+        roll: head tilted clockwise.
+        scale: half the head's height.
+        across: the head's centre.
+        down: likewise.
+        smile: -1 to 1.
+        mouth_open: 0 to 1.
+        eyes_closed: 0 to 1.
+        gaze: -1 to 1, to the picture's right.
+        light: direction of the light, 0 is from above.
+        contrast: 0 to 1, of light and shadow.
+        warmth: -1 to 1, of the light.
+        seed: of the background's details.
+    """
+
+    style: str = "photo"
+    place: str = "in a room"
+    clothes: str = "t-shirt"
+    colour: str = "blue"
+    hat: str = ""
+    action: str = ""
+    yaw: float = 0.0
+    pitch: float = 0.0
+    roll: float = 0.0
+    scale: float = 0.27
+    across: float = 0.5
+    down: float = 0.46
+    smile: float = 0.2
+    mouth_open: float = 0.0
+    eyes_closed: float = 0.0
+    gaze: float = 0.0
+    light: float = 0.5
+    contrast: float = 0.4
+    warmth: float = 0.0
+    seed: int = 0
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this combination of style, place, clothes and hat is kept out of training."""
+        sizes = ((self.style, STYLES), (self.place, PLACES), (self.clothes, CLOTHES), (self.hat, HATS))
+        number = 0
+        for value, values in sizes:
+            number = number * len(values) + values.index(value)
+        # multiplied by an odd number, so that neighbours differ in the modulus
+        return number * 2654435761 % 2**32 % _HELD_OUT == 0
+
+    def caption(self) -> str:
+        """Return the sentence that describes the picture."""
+        words = f"{_with_article(self.style)} of a person wearing {_with_article(f'{self.colour} {self.clothes}')}"
+        words += f" and {_with_article(self.hat)}" if self.hat else ""
+        words += f", {self.action}" if self.action else ""
+        return f"{words}, {self.place}"
+
+
+def _with_article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeio' else 'a'} {words}"
+
+
+def scene(seed: int, held_out: bool = False) -> Scene:
+    """Draw a scene.
+
+    Args:
+        seed: the same number is always the same scene.
+        held_out: draw among the combinations kept out of training, instead of among the others.
+    """
+    random = np.random.default_rng((seed, 0x5CE2))
+    while True:
+        found = _draw(random)
+        if found.held_out == held_out:
+            return found
+
+
+def portrait(seed: int) -> Scene:
+    """Draw a plain frontal photo, as a reference of a person."""
+    found = scene(seed)
+    return replace(
+        found, style="photo", hat="", action="", yaw=0.3 * found.yaw, pitch=0.3 * found.pitch, roll=0.3 * found.roll,
+        eyes_closed=0.0, scale=0.3, across=0.5, down=0.46,
+    )  # fmt: skip
+
+
+def _draw(random: np.random.Generator) -> Scene:
+    def one(values: tuple[str, ...]) -> str:
+        return values[int(random.integers(len(values)))]
+
+    def between(low: float, high: float) -> float:
+        return float(random.uniform(low, high))
+
+    return Scene(
+        style=one(STYLES) if random.random() < 0.6 else "photo",
+        place=one(PLACES),
+        clothes=one(CLOTHES),
+        colour=one(COLOURS),
+        hat=one(HATS) if random.random() < 0.4 else "",
+        action=one(ACTIONS) if random.random() < 0.5 else "",
+        yaw=between(-0.6, 0.6),
+        pitch=between(-0.3, 0.3),
+        roll=between(-0.3, 0.3),
+        scale=between(0.2, 0.32),
+        across=between(0.42, 0.58),
+        down=between(0.42, 0.5),
+        smile=between(-0.6, 1.0),
+        mouth_open=max(0.0, between(-1.0, 1.0)),
+        eyes_closed=1.0 if random.random() < 0.05 else 0.3 * between(0.0, 1.0),
+        gaze=between(-1.0, 1.0),
+        light=between(-1.2, 1.2),
+        contrast=between(0.1, 0.8),
+        warmth=between(-1.0, 1.0),
+        seed=int(random.integers(2**31)),
+    )
