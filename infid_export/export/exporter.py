@@ -204,7 +204,7 @@ class Exporter:
                     graph,
                     expected[plain(graph)],
                     found,
-                    precision="fp16" if manifest.precision == "fp16" else "fp32",
+                    precision=self._precision(graph, folder, manifest),
                     key=self.plan.parity_key(graph),
                     size=size,
                     groups={"text_features": feature_names(self.blocks)} if graph == "text_step" else {},
@@ -237,6 +237,10 @@ class Exporter:
             found = engine.run({name: array.astype(types[name]) for name, array in inputs.items()})
             engine.close()
         return found
+
+    def _precision(self, graph: str, folder: Path, manifest: Manifest) -> str:
+        """Return the type a graph computes in; in an fp16 folder the VAE may have stayed fp32."""
+        return self._stored_vae_precision(folder, manifest) if graph == "vae_decoder" else manifest.precision
 
     def _stored_vae_precision(self, folder: Path, manifest: Manifest) -> str:
         if VAE_RANGE not in manifest.files:

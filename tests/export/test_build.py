@@ -15,7 +15,7 @@ import pytest
 
 from infid_engines.errors import EngineFolderError, InputError, ParityError
 from infid_engines.manifest import Manifest
-from infid_export.export.build import build, verify
+from infid_export.export.build import BuildReport, build, verify
 from infid_export.export.exporter import Exporter
 from infid_export.export.inspection import read_graph
 from infid_export.export.options import GRAPHS, BuildOptions
@@ -134,6 +134,48 @@ def test_one_corrupted_weight_fails_parity(small_folder):
     (after,) = exporter.compare(small_folder, manifest, ["vae_decoder"], Quiet())
     assert not after.passed
     assert after.rms_error > 100 * before.rms_error
+
+
+@pytest.fixture(scope="module")
+def half_step(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
+    folder = tmp_path_factory.mktemp("half") / "engines"
+    return build(small(folder, graphs=("denoise_step", "identity_encoder"), precision="fp16"))
+
+
+def scramble(path: Path, tensor: str) -> None:
+    """Permute a weight matrix: the same values at other places, as a wrong layout would."""
+    content = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    start, end = json.loads(content[8:header])[tensor]["data_offsets"]
+    values = np.frombuffer(bytes(content[header + start : header + end]), np.float16)
+    content[header + start : header + end] = np.random.default_rng(0).permutation(values).tobytes()
+    path.write_bytes(content)
+
+
+BLOCK = "mid_block.attentions.0.transformer_blocks.1"
+
+
+@pytest.mark.parametrize(
+    ("graph", "component", "tensor"),
+    [
+        ("denoise_step", "unet", f"{BLOCK}.attn2.to_q.weight"),
+        ("denoise_step", "unet", f"{BLOCK}.attn1.to_k.weight"),
+        ("denoise_step", "unet", f"{BLOCK}.attn2.to_v.weight"),
+        ("identity_encoder", "identity", f"projections.{BLOCK.replace('.', '/')}/attn2.to_v_id.weight"),
+    ],
+)
+def test_one_scrambled_matrix_of_an_fp16_graph_fails_parity(half_step, tmp_path, graph, component, tensor):
+    folder = tmp_path / "engines"
+    shutil.copytree(half_step.folder, folder)
+    scramble(folder / f"onnx/{component}.safetensors", tensor)
+    exporter = Exporter(make_plan(small(folder, graphs=(graph,), precision="fp16")))
+
+    class Quiet:
+        def update(self, fraction: float, detail: str = "") -> None:
+            pass
+
+    rows = list(exporter.compare(folder, half_step.manifest, [graph], Quiet()))
+    assert not all(row.passed for row in rows), [row.rms_error for row in rows]
 
 
 def test_verify_sees_a_changed_file_and_repeats_parity(small_folder):
