@@ -44,7 +44,7 @@ from infid_export.export.plan import (
     weights_file,
 )
 from infid_export.faces.detection import INSIGHTFACE_LICENCE, find_centerface, make_dynamic_centerface
-from infid_export.runtime.scheduler import SDXL_SCHEDULER, ddim_table
+from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
 
 if TYPE_CHECKING:
     from infid_export.export.exporter import Exporter
@@ -403,7 +403,7 @@ class _Builder:
                 "guidance": 5.0,
                 "style_strength": 1.0,
                 "identity_strength": 1.0,
-                "negative_prompt": "",
+                "negative_prompt": None if plan.source.zero_negative else "",
             },
             faces=faces,
             notes=tuple(self.notes),

@@ -220,7 +220,7 @@ def make_plan(options: BuildOptions) -> Plan:
         _check_fused(options, source)
         graphs |= {f"{name}{FUSED_ENDING}": {**graphs[name], "kernels": "triton"} for name in FUSED if name in graphs}
     files, notes = _face_fields(options, source)
-    tokenizer = {"tokenizer": source.name if source.name not in BUILT_IN else "clip", "exporter": code}
+    tokenizer = {"tokenizer": source.tokenizer_fingerprint(), "exporter": code}
     files |= {name: {**tokenizer, "file": name} for name in TOKENIZERS}
     if "vae_decoder" in graphs and options.precision == "fp16":
         files[VAE_RANGE] = {"weights": prints["vae"], "exporter": code}

@@ -25,7 +25,7 @@ from infid_export.export.plan import components_of
 from infid_export.faces.reader import FaceInputs
 from infid_export.model.sources import ModelSource
 from infid_export.runtime.pipeline import seeded_noise
-from infid_export.runtime.scheduler import SDXL_SCHEDULER, ddim_table
+from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
 
 Array = np.ndarray[Any, Any]
 PROMPT = "a portrait photo of a person in the rain, oil painting"

@@ -73,8 +73,9 @@ class IdentityEncoder(nn.Module):
             Identity tokens `[2, T, D]`, keys `[2, T, S]` and values `[2, T, S]`; row 0 is unconditional
             (zero features through the mappers), row 1 the person.
         """
-        features = self.image_encoder(face_crop)
-        embedding = face_embedding.to(features.dtype)
+        dtype = self.identity.dtype  # the image encoder may be held in another
+        features = self.image_encoder(face_crop).to(dtype)
+        embedding = face_embedding.to(dtype)
         both_features = torch.cat([torch.zeros_like(features), features])
         both_embeddings = torch.cat([torch.zeros_like(embedding), embedding])
         tokens, keys, values = self.identity(both_features, both_embeddings)

@@ -72,6 +72,11 @@ class IdentityModules(nn.Module):
             }
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.parameters()).dtype
+
     def tokens(self, clip_features: Tensor, face_embedding: Tensor) -> Tensor:
         """Map encoder features to identity tokens.
 

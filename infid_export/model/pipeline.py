@@ -21,18 +21,11 @@ from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import ModelSource
 from infid_export.model.step import DenoiseStep
+from infid_export.scheduler import SDXL_SCHEDULER
 
-# SDXL's schedule, as in its scheduler_config.json.
-SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "set_alpha_to_one": False,
-    "clip_sample": False,
-    "prediction_type": "epsilon",
+# How DDIM samples here, whatever sampler a checkpoint names; what the model was trained on stays the checkpoint's.
+_SAMPLING = {
+    name: SDXL_SCHEDULER[name] for name in ("timestep_spacing", "steps_offset", "set_alpha_to_one", "clip_sample")
 }
 
 
@@ -95,7 +88,8 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             tokenizer=tokenizers[0],
             tokenizer_2=tokenizers[1],
             unet=source.load("unet", dtype),
-            scheduler=DDIMScheduler(**SCHEDULER),
+            scheduler=DDIMScheduler(**SDXL_SCHEDULER),
+            force_zeros_for_empty_prompt=source.zero_negative,
             add_watermarker=False,
         )
         identity: Any = source.load("identity", dtype)
@@ -108,8 +102,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         self._identity_modules = identity.to(self.device)
         self._identity_image_encoder = image_encoder
         self._step = DenoiseStep(self.unet, identity.config, ops)
-        if not isinstance(self.scheduler, DDIMScheduler):
-            self.scheduler = DDIMScheduler.from_config(self.scheduler.config, **SCHEDULER)
+        self.scheduler = DDIMScheduler.from_config(self.scheduler.config, **_SAMPLING)
         return self
 
     @property
@@ -142,7 +135,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         prompt: str | list[str],
         identity: tuple[Tensor, Tensor],
         *,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 30,
@@ -160,7 +153,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         Args:
             prompt: one or several (B).
             identity: keys and values of `encode_identity`.
-            negative_prompt: what to avoid.
+            negative_prompt: what to avoid; None is what the checkpoint was trained with: zero embeddings for SDXL.
             height: pixels; None is the model's own.
             width: likewise.
             num_inference_steps: DDIM steps.
@@ -179,9 +172,12 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         prompts = [prompt] if isinstance(prompt, str) else prompt
         batch, device = len(prompts), self._execution_device
         side = self.unet.config.sample_size * self.vae_scale_factor
-        height, width = height or side, width or side
+        height, width = (side if extent is None else extent for extent in (height, width))
         cond, uncond, pooled, pooled_uncond = self.encode_prompt(
-            prompts, device=device, negative_prompt=[negative_prompt] * batch, do_classifier_free_guidance=True
+            prompts,
+            device=device,
+            negative_prompt=None if negative_prompt is None else [negative_prompt] * batch,
+            do_classifier_free_guidance=True,
         )
         shape = (batch, 4, height // self.vae_scale_factor, width // self.vae_scale_factor)
         current = (_noise(shape, generator) if latents is None else latents).to(device, torch.float32)
@@ -203,13 +199,24 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
                 text = self.scheduler.step(guided[0], timestep, text).prev_sample
                 current = self.scheduler.step(guided[1], timestep, current).prev_sample
                 if callback_on_step_end is not None:
-                    current = callback_on_step_end(self, index, timestep, {"latents": current}).get("latents", current)
+                    changed = callback_on_step_end(self, index, timestep, {"latents": current}) or {}
+                    current = changed.get("latents", current)
                 progress.update()
         if output_type == "latent":
             return InfiniteIDOutput(current, text)
-        scaled = (current / self.vae.config.scaling_factor).to(self.vae.dtype)
-        images = self.vae.decode(scaled, return_dict=False)[0].float()
+        images = self._decode(current)
         return InfiniteIDOutput(self.image_processor.postprocess(images, output_type=output_type), text)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Decode to `[B, 3, 8h, 8w]` fp32; a VAE that says it overflows in fp16 decodes in fp32, as in diffusers."""
+        held = self.vae.dtype
+        if held == torch.float16 and self.vae.config.force_upcast:
+            self.vae.to(torch.float32)
+        try:
+            scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+            return self.vae.decode(scaled, return_dict=False)[0].float()
+        finally:
+            self.vae.to(held)
 
 
 def _noise(shape: tuple[int, ...], generator: np.random.Generator | torch.Generator | None) -> Tensor:

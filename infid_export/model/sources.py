@@ -19,6 +19,7 @@ from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file, write_json
 from infid_export.model.architectures import DEMO, SDXL, Architecture, identity_config
 from infid_export.model.config import IdentityConfig
+from infid_export.scheduler import SDXL_SCHEDULER
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,7 @@ class ModelSource(Protocol):
     name: str
     architecture: Architecture
     config: IdentityConfig
+    zero_negative: bool  # whether no negative prompt means zero embeddings instead of those of an empty text
 
     def fingerprint(self, component: str) -> str:
         """Return a sha256 that changes when the component's weights or configuration change."""
@@ -49,6 +51,9 @@ class ModelSource(Protocol):
 
     def tokenizers(self) -> tuple[str, str]:
         """Return both tokenizers as JSON texts of the `tokenizers` library."""
+
+    def tokenizer_fingerprint(self) -> str:
+        """Return what changes when a tokenizer changes."""
 
 
 class RandomSource:
@@ -68,6 +73,7 @@ class RandomSource:
         self.seed = seed
         self.architecture = BUILT_IN[name]
         self.config = config or identity_config(self.architecture)
+        self.zero_negative = True  # as SDXL base
 
     def fingerprint(self, component: str) -> str:
         """Return a hash of all that decides the weights."""
@@ -107,6 +113,10 @@ class RandomSource:
 
         return clip_tokenizer_json(pad="<|endoftext|>"), clip_tokenizer_json(pad="!")
 
+    def tokenizer_fingerprint(self) -> str:
+        """Return the vocabulary's name; it is CLIP's for every built-in model."""
+        return "clip"
+
 
 class CheckpointSource:
     """An SDXL checkpoint folder in diffusers' format, with identity weights and an OpenCLIP image encoder.
@@ -132,6 +142,14 @@ class CheckpointSource:
         }
         if parts["unet"].get("addition_embed_type") != "text_time":
             raise InputError(f"{folder} is not an SDXL checkpoint.", fix="Use SDXL base or a fine-tune of it.")
+        channels = parts["unet"].get("in_channels")
+        if channels != 4:
+            raise InputError(
+                f"The UNet of {folder} takes {channels} channels, not 4 (an inpainting model?).",
+                fix="Use a text-to-image checkpoint.",
+            )
+        _check_schedule(folder)
+        self.zero_negative = bool(_read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True))
         self.architecture = Architecture(
             size=8 * int(parts["unet"]["sample_size"]), image_encoder=_vision(self.config.image_encoder), **parts
         )
@@ -212,6 +230,11 @@ class CheckpointSource:
         from infid_export.model.tokenizers import folder_tokenizer_json
 
         return folder_tokenizer_json(self.folder / "tokenizer"), folder_tokenizer_json(self.folder / "tokenizer_2")
+
+    def tokenizer_fingerprint(self) -> str:
+        """Return a hash of the files of both tokenizer folders."""
+        files = sorted(file for name in ("tokenizer", "tokenizer_2") for file in (self.folder / name).glob("*.*"))
+        return hashlib.sha256("".join(f"{file.name}{remembered_sha256(file)}" for file in files).encode()).hexdigest()
 
 
 def open_source(
@@ -295,8 +318,28 @@ def _vision(name: str) -> dict[str, Any]:
     return {**config["vision_cfg"], "embed_dim": config["embed_dim"]}
 
 
+def _check_schedule(folder: Path) -> None:
+    """Refuse a model that was trained on another noise schedule, or to predict something else than the noise.
+
+    How the timesteps of a generation are spaced is the sampler's choice, and the same here for every model.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    found = _read_json(path)
+    trained = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+    wanted = {name: SDXL_SCHEDULER[name] for name in trained} | {"rescale_betas_zero_snr": False}
+    for name, value in wanted.items():
+        if found.get(name, value) != value:
+            raise InputError(
+                f"{path} has {name} = {found[name]!r}; only SDXL's {value!r} is supported.",
+                fix="Use a checkpoint that was trained with SDXL's schedule.",
+            )
+
+
 def _read_config(folder: Path, component: str) -> dict[str, Any]:
-    path = folder / component / "config.json"
+    return _read_json(folder / component / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 from infid_engines.errors import InputError
 
@@ -37,23 +38,36 @@ def clip_tokenizer_json(pad: str) -> str:
 
 
 def folder_tokenizer_json(folder: Path) -> str:
-    """Read a tokenizer folder of an SDXL checkpoint (`vocab.json`, `merges.txt`, `special_tokens_map.json`).
+    """Read a tokenizer folder of an SDXL checkpoint.
+
+    It holds either `vocab.json`, `merges.txt` and `special_tokens_map.json`, or what newer versions of transformers
+    write instead: `tokenizer.json` and `tokenizer_config.json`.
 
     Raises:
         InputError: a file is missing or broken.
     """
     try:
-        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").strip().split("\n")
-        special = json.loads((folder / "special_tokens_map.json").read_text(encoding="utf-8"))
-        pad = special["pad_token"]
-        merges = [tuple(line.split()) for line in lines if not line.startswith("#version")]
+        if (folder / "vocab.json").is_file():
+            vocabulary = _json(folder / "vocab.json")
+            lines = (folder / "merges.txt").read_text(encoding="utf-8").strip().split("\n")
+            merges = [tuple(line.split()) for line in lines if not line.startswith("#version")]
+            pad = _json(folder / "special_tokens_map.json")["pad_token"]
+        else:
+            model = _json(folder / "tokenizer.json")["model"]
+            vocabulary = model["vocab"]
+            merges = [tuple(pair.split()) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+            pad = _json(folder / "tokenizer_config.json")["pad_token"]
         return _tokenizer_json(vocabulary, [(left, right) for left, right in merges], _text(pad))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder} has no usable CLIP tokenizer ({error}).",
-            fix="It needs vocab.json, merges.txt and special_tokens_map.json.",
+            fix="It needs vocab.json, merges.txt and special_tokens_map.json, or tokenizer.json and "
+            "tokenizer_config.json.",
         ) from error
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _text(token: str | dict[str, str]) -> str:

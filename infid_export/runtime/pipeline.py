@@ -30,8 +30,8 @@ from infid_export.runtime.denoise import (
 from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_target
 from infid_export.runtime.enrolment import open_face_reader
 from infid_export.runtime.person import Person, mix
-from infid_export.runtime.scheduler import ddim_table
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
+from infid_export.scheduler import ddim_table
 
 __all__ = ["Pipeline", "seeded_noise"]
 
@@ -187,7 +187,7 @@ class Pipeline:
         Args:
             prompt: one or several; what is beyond 77 tokens is left out, with a warning or a note to the reporter.
             person: whom the pictures show; enrolled with the same model.
-            negative_prompt: what to avoid.
+            negative_prompt: what to avoid; None is the folder's default, for SDXL zero embeddings.
             seed: of the initial noise, `numpy.random.default_rng(seed)`; several for several prompts; one seed
                 for several prompts counts up. None draws one.
             text_seed: likewise for the text stream alone; None is the same noise.
@@ -228,8 +228,8 @@ class Pipeline:
         apart = text_noise is not None or text_seed is not None
         text_start = initial_noise("text_noise", text_noise, text_seed, count, shape) if apart else start
         fixed = self._identity_inputs(person, scalars)
-        negative = str(defaults["negative_prompt"]) if negative_prompt is None else negative_prompt
-        self._tell_dropped([*prompts, negative], reporter)
+        negative = defaults["negative_prompt"] if negative_prompt is None else negative_prompt
+        self._tell_dropped([*prompts, negative or ""], reporter)
         rows = batches(count, manifest.batch)
         report = reporter or SilentReporter()
         graphs = _GENERATE if output_type == "latents" else (*_GENERATE, "vae_decoder")
@@ -249,7 +249,7 @@ class Pipeline:
                         if callback is not None:
                             callback(index, timestep, read())
 
-                    texts = self._text_inputs([negative] * len(batch) + [prompts[row] for row in batch], pixels)
+                    texts = self._text_inputs(negative, [prompts[row] for row in batch], pixels)
                     finished.append(
                         denoise(
                             self._engines["denoise_step"],
@@ -296,15 +296,19 @@ class Pipeline:
             **{name: np.full(batch, value, dtype=np.float32) for name, value in scalars.items()},
         }
 
-    def _text_inputs(self, texts: list[str], pixels: tuple[int, int]) -> dict[str, Array]:
-        """Encode `[negative…, prompt…]` to the text inputs of a step."""
+    def _text_inputs(self, negative: str | None, prompts: list[str], pixels: tuple[int, int]) -> dict[str, Array]:
+        """Encode to the text inputs of a step: the negative prompt's rows (zeros for None), then the prompts'."""
+        texts = [negative or ""] * len(prompts) + prompts
         first, second = self._tokenizer.encode(texts)
         one = self._engines["text_encoder"].run({"input_ids": first})
         two = self._engines["text_encoder_2"].run({"input_ids": second})
         height, width = pixels
+        embeds = np.concatenate([one["hidden_states"], two["hidden_states"]], axis=-1)
+        # zeros and not an empty text: what SDXL was trained with, and what diffusers does
+        keep = np.repeat(np.array([negative is not None, True], embeds.dtype), len(prompts))
         return {
-            "prompt_embeds": np.concatenate([one["hidden_states"], two["hidden_states"]], axis=-1),
-            "pooled_prompt_embeds": two["pooled"],
+            "prompt_embeds": embeds * keep[:, None, None],
+            "pooled_prompt_embeds": two["pooled"] * keep[:, None],
             "time_ids": np.tile(np.array([height, width, 0, 0, height, width], np.float32), (len(texts), 1)),
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from transformers import CLIPTokenizer
 from infid_engines.errors import InputError
 from infid_export.export.build import build
 from infid_export.export.options import BuildOptions
+from infid_export.export.reference import parity_face
 from infid_export.model.identity import IdentityModules
-from infid_export.model.pipeline import SCHEDULER, InfiniteIDPipeline
+from infid_export.model.pipeline import InfiniteIDPipeline
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import RandomSource, open_source, remembered_sha256
+from infid_export.scheduler import SDXL_SCHEDULER
 
 ENCODER = "infid-test-vit"
 
@@ -43,13 +46,10 @@ def parts(source: RandomSource, tmp_path_factory: pytest.TempPathFactory) -> dic
     pipe = StableDiffusionXLPipeline(
         **{name: source.load(name, torch.float32) for name in ("vae", "text_encoder", "text_encoder_2", "unet")},
         **{name: CLIPTokenizer.from_pretrained(root / "words" / name) for name in ("tokenizer", "tokenizer_2")},
-        scheduler=DDIMScheduler(**SCHEDULER),
+        scheduler=DDIMScheduler(**SDXL_SCHEDULER),
         add_watermarker=False,
     )
     pipe.save_pretrained(root / "base", safe_serialization=True)
-    for name in ("tokenizer", "tokenizer_2"):  # as SDXL's own folders have them
-        for file in (root / "words" / name).iterdir():
-            (root / "base" / name / file.name).write_bytes(file.read_bytes())
     vision = {key: value for key, value in source.architecture.image_encoder.items() if key != "embed_dim"}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     (root / f"{ENCODER}.json").write_text(json.dumps({"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}))
@@ -75,10 +75,16 @@ def test_checkpoint_gives_the_weights_it_was_made_of(parts, source):
             torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
 
 
-def test_checkpoint_tokenizers_equal_transformers(parts):
-    opened = open_source(str(parts["base"]), identity=parts["identity"], image_encoder=str(parts["encoder"]))
+@pytest.mark.parametrize("files", ["as transformers writes them now", "as SDXL's own folders have them"])
+def test_checkpoint_tokenizers_equal_transformers(parts, tmp_path, files):
+    base = shutil.copytree(parts["base"], tmp_path / "base")
+    if files.startswith("as SDXL"):
+        for name in ("tokenizer", "tokenizer_2"):
+            shutil.rmtree(base / name)
+            shutil.copytree(parts["base"].parent / "words" / name, base / name)
+    opened = open_source(str(base), identity=parts["identity"], image_encoder=str(parts["encoder"]))
     for text, name in zip(opened.tokenizers(), ("tokenizer", "tokenizer_2"), strict=True):
-        slow = CLIPTokenizer.from_pretrained(parts["base"] / name)
+        slow = CLIPTokenizer.from_pretrained(parts["base"].parent / "words" / name)
         for prompt in ("a portrait in the rain", "Ünïcode, 123!", "w " * 90):
             expected = slow(prompt, padding="max_length", max_length=77, truncation=True).input_ids
             assert Tokenizer.from_str(text).encode(prompt).ids == expected
@@ -128,9 +134,47 @@ def test_a_checkpoint_needs_its_parts(parts, tmp_path):
         )
 
 
-def test_truncated_weights_are_refused(parts, tmp_path):
-    import shutil
+def test_a_changed_tokenizer_is_another_tokenizer(parts, tmp_path):
+    base = shutil.copytree(parts["base"], tmp_path / "base")
+    opened = open_source(str(base), identity=parts["identity"], image_encoder=str(parts["encoder"]))
+    before = opened.tokenizer_fingerprint()
+    file = base / "tokenizer/tokenizer.json"
+    file.write_text(file.read_text().replace('"the</w>"', '"teh</w>"', 1))
+    assert opened.tokenizer_fingerprint() != before
 
+
+REFUSED = {
+    "scheduler/scheduler_config.json": {
+        "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "beta_end": 0.02,
+    },
+    "unet/config.json": {"in_channels": 9, "addition_embed_type": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "field"), [(file, field) for file, fields in REFUSED.items() for field in fields])
+def test_a_checkpoint_of_another_kind_is_refused(parts, tmp_path, file, field):
+    base = shutil.copytree(parts["base"], tmp_path / "base")
+    values = json.loads((base / file).read_text())
+    (base / file).write_text(json.dumps({**values, field: REFUSED[file][field]}))
+    with pytest.raises(InputError, match=r"only SDXL's|takes 9 channels|not an SDXL checkpoint"):
+        open_source(str(base), identity=parts["identity"], image_encoder=str(parts["encoder"]))
+
+
+def test_a_pipeline_in_half_precision_takes_an_encoder_in_full(parts, source):
+    encoder = source.load("image_encoder", torch.float32)
+    pipe = InfiniteIDPipeline.from_pretrained(
+        parts["base"], identity=parts["identity"], image_encoder=encoder, torch_dtype=torch.float16
+    )
+    keys, _ = pipe.encode_identity(parity_face(224, 512))
+    assert keys.dtype == torch.float16
+    held = []
+    pipe.vae.decoder.conv_in.register_forward_pre_hook(lambda module, inputs: held.append(inputs[0].dtype))
+    pipe.vae.register_to_config(force_upcast=True)
+    assert pipe._decode(torch.zeros(1, 4, 8, 8)).isfinite().all()
+    assert (held, pipe.vae.dtype) == ([torch.float32], torch.float16)
+
+
+def test_truncated_weights_are_refused(parts, tmp_path):
     broken = shutil.copytree(parts["base"], tmp_path / "base")
     weights = next((broken / "vae").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,29 @@ def test_training_loss_reaches_the_identity_modules_alone(source):
     assert 0.1 < loss.item() < 100
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in identity.parameters())
     assert all(parameter.grad is None for parameter in unet.parameters())
+
+
+def test_training_with_text_on_is_another_loss_and_asks_for_captions(source):
+    unet = source.load("unet", torch.float32)
+    config = replace(source.config, trained_with_text=True)
+    install_processors(unet, config)
+    identity = source.load("identity", torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    draws = {
+        "noisy_latents": (2, 4, 16, 16), "noise": (2, 4, 16, 16), "clip_features": (2, 50, 64),
+        "face_embedding": (2, 512), "time_ids": (2, 6),
+    }  # fmt: skip
+    given = {name: torch.randn(*shape, generator=generator) for name, shape in draws.items()}
+    given["timesteps"] = torch.tensor([10, 900])
+    captions = {name: torch.randn(*shape, generator=generator)
+                for name, shape in (("prompt_embeds", (2, 77, 128)), ("pooled_prompt_embeds", (2, 64)))}  # fmt: skip
+    without = identity_loss(unet, identity, **given)
+    with pytest.raises(ValueError, match="captions must not be given"):
+        identity_loss(unet, identity, **given, **captions)
+    identity.config = config
+    with pytest.raises(ValueError, match="captions must be given"):
+        identity_loss(unet, identity, **given)
+    first = identity_loss(unet, identity, **given, **captions)
+    captions["prompt_embeds"] = captions["prompt_embeds"].flip(0)
+    second = identity_loss(unet, identity, **given, **captions)
+    assert len({float(without), float(first), float(second)}) == 3

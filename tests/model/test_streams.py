@@ -9,10 +9,11 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 
 from infid_engines.errors import InputError
 from infid_export.export.reference import parity_face
-from infid_export.model.pipeline import SCHEDULER, InfiniteIDPipeline
+from infid_export.model.pipeline import InfiniteIDPipeline
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import RandomSource
 from infid_export.model.step import DenoiseStep, IdentityStep, TextStep
+from infid_export.scheduler import SDXL_SCHEDULER
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,8 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def test_text_stream_equals_diffusers_own_pipeline(reference, identity, source):
+@pytest.mark.parametrize("negative", [None, "", "blurry"])
+def test_text_stream_equals_diffusers_own_pipeline(reference, identity, source, negative):
     plain = StableDiffusionXLPipeline(
         vae=reference.vae,
         text_encoder=reference.text_encoder,
@@ -43,11 +45,11 @@ def test_text_stream_equals_diffusers_own_pipeline(reference, identity, source):
         tokenizer=reference.tokenizer,
         tokenizer_2=reference.tokenizer_2,
         unet=source.load("unet", torch.float32),
-        scheduler=DDIMScheduler(**SCHEDULER),
+        scheduler=DDIMScheduler(**SDXL_SCHEDULER),
         add_watermarker=False,
     )
     plain.set_progress_bar_config(disable=True)
-    settings = {"negative_prompt": "blurry", "num_inference_steps": 6, "latents": noise(), "output_type": "latent"}
+    settings = {"negative_prompt": negative, "num_inference_steps": 6, "latents": noise(), "output_type": "latent"}
     expected = plain("a portrait in the rain", guidance_scale=5.0, **settings).images
     found = reference("a portrait in the rain", identity, **settings)
     assert relative(found.text_latents, expected) <= 1e-5

@@ -15,8 +15,8 @@ from infid_engines.errors import CancelledError, EngineFolderError, InputError
 from infid_engines.progress import Stage
 from infid_export.runtime.person import Person, stack
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
-from infid_export.runtime.scheduler import SDXL_SCHEDULER, ddim_table
 from infid_export.runtime.tokenizer import PromptTokenizer
+from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
 
 Array = np.ndarray
 

@@ -21,7 +21,7 @@ from infid_engines.manifest import (
     sha256_file,
 )
 from infid_export.model.tokenizers import clip_tokenizer_json
-from infid_export.runtime.scheduler import SDXL_SCHEDULER
+from infid_export.scheduler import SDXL_SCHEDULER
 
 BATCH, PEOPLE, TOKENS, SIDE = 2, 2, 3, 64  # images a call, slots, tokens of one person, pixels
 LATENT = SIDE // 8

@@ -1,7 +1,8 @@
 """The loss of identity-enhanced training (Infinite-ID, arXiv 2403.11781, section 3.2).
 
 Only identity rows exist, the text cross-attention is inactive (not an empty prompt), self-attention is plain, and
-cross-attention is the image attention alone: L = mean ‖ε − ε_θ(z_t, t, c_id)‖².
+cross-attention is the image attention alone: L = mean ‖ε − ε_θ(z_t, t, c_id)‖². The ablation "trained with text on"
+adds the text cross-attention to it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def identity_loss(
     clip_features: Tensor,
     face_embedding: Tensor,
     time_ids: Tensor,
+    prompt_embeds: Tensor | None = None,
+    pooled_prompt_embeds: Tensor | None = None,
 ) -> Tensor:
     """Return the ε-loss of one batch; its gradient reaches the identity modules alone if the UNet is frozen.
 
@@ -37,22 +40,34 @@ def identity_loss(
         clip_features: `[B, clip_tokens, clip_width]` of the reference photos.
         face_embedding: `[B, face_width]` of the reference photos.
         time_ids: `[B, 6]`, sizes and crops of the target photos.
+        prompt_embeds: `[B, 77, D]` of the target photos' captions, for the ablation `trained_with_text` alone.
+        pooled_prompt_embeds: `[B, P]`, likewise.
 
     Returns:
         A scalar.
+
+    Raises:
+        ValueError: captions were given and the method variant is trained without, or the other way round.
     """
+    with_text = identity.config.trained_with_text
+    if (prompt_embeds is not None, pooled_prompt_embeds is not None) != (with_text, with_text):
+        raise ValueError(f"trained_with_text is {with_text}: captions must {'' if with_text else 'not '}be given")
     _, keys, values = identity(clip_features, face_embedding)
     pooled_width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+    rows = noisy_latents.shape[0]
+    streams = Streams(text=False, identity_keys=keys, identity_values=values)
+    if with_text:  # both terms as they are: AdaIN belongs to inference
+        streams.style_strength, streams.identity_strength = (
+            torch.full((rows,), value, device=noise.device) for value in (0.0, 1.0)
+        )
+    else:
+        pooled_prompt_embeds = torch.zeros(rows, pooled_width, dtype=torch.float32, device=noise.device)
     estimate = unet(
         noisy_latents,
         timesteps,
-        None,
-        added_cond_kwargs={
-            # zeros: no prompt exists in training
-            "text_embeds": torch.zeros(noisy_latents.shape[0], pooled_width, dtype=torch.float32, device=noise.device),
-            "time_ids": time_ids,
-        },
-        cross_attention_kwargs={"streams": Streams(text=False, identity_keys=keys, identity_values=values)},
+        prompt_embeds,
+        added_cond_kwargs={"text_embeds": pooled_prompt_embeds, "time_ids": time_ids},
+        cross_attention_kwargs={"streams": streams},
         return_dict=False,
     )[0]
     return mse_loss(estimate.float(), noise.float())
