@@ -62,6 +62,7 @@ class FolderTransaction:
         self._lock_path = self.target.with_name(f".{self.target.name}.lock")
         self._reporter = reporter
         self._lock: int | None = None
+        self._damage: dict[str, str] = {}
         self.previous: Manifest | None = None
 
     def __enter__(self) -> FolderTransaction:
@@ -130,7 +131,7 @@ class FolderTransaction:
             return staged
         known = None if self.previous is None else self.previous.files.get(name)
         source = self.target / name
-        if known is None or known.key != key or not source.is_file() or source.stat().st_size != known.size:
+        if known is None or known.key != key or self.damage(name):
             return None
         destination = self.path(name)
         destination.unlink(missing_ok=True)
@@ -138,6 +139,22 @@ class FolderTransaction:
             _link(source, destination)
         self._record(name, known)
         return known
+
+    def damage(self, name: str) -> str:
+        """Return what is wrong with a file of the old folder: `missing`, `damaged`, or nothing.
+
+        Its content is hashed only if it was written to since the folder was made.
+        """
+        if name not in self._damage:
+            known, path = (self.previous.files if self.previous else {})[name], self.target / name
+            if not path.is_file():
+                self._damage[name] = "missing"
+            elif path.stat().st_size != known.size:
+                self._damage[name] = "damaged"
+            else:
+                touched = path.stat().st_mtime_ns != known.mtime_ns
+                self._damage[name] = "damaged" if touched and sha256_file(path) != known.sha256 else ""
+        return self._damage[name]
 
     def staged(self, name: str) -> FileRecord | None:
         """Return the record of an artefact that is whole in the staging folder."""
@@ -178,7 +195,10 @@ class FolderTransaction:
             partial.unlink(missing_ok=True)
             raise
         seconds, peak = time.monotonic() - started, known.peak_bytes or peak_memory()
-        record = FileRecord(digest, path.stat().st_size, canonical_key(fields), dict(fields), seconds, peak)
+        status = path.stat()
+        record = FileRecord(
+            digest, status.st_size, canonical_key(fields), dict(fields), seconds, peak, status.st_mtime_ns
+        )
         self._record(name, record)
         return record
 
@@ -253,7 +273,7 @@ def _link(source: Path, destination: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
             raise
-        shutil.copyfile(source, destination)
+        shutil.copy2(source, destination)
 
 
 def _exchange(first: Path, second: Path) -> bool:

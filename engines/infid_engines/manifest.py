@@ -75,6 +75,7 @@ class FileRecord:
         key_fields: see above.
         seconds: that it took to make.
         peak_bytes: largest memory of the process that made it, meanwhile.
+        mtime_ns: when it was last written; a file written to since may not be what it was.
     """
 
     sha256: str
@@ -83,6 +84,7 @@ class FileRecord:
     key_fields: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_bytes: int = 0
+    mtime_ns: int = 0
 
 
 @dataclass(frozen=True)

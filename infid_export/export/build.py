@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,14 @@ from infid_engines.manifest import (
     canonical_key,
     differing_fields,
     verify_file,
+    write_json,
 )
 from infid_engines.progress import Reporter, SilentReporter, Stage
 from infid_engines.worker import build_in_subprocess
 from infid_export import __version__
 from infid_export.export.inspection import read_graph
 from infid_export.export.options import BuildOptions
-from infid_export.export.parity import ParityReport
+from infid_export.export.parity import ParityReport, ParityRow
 from infid_export.export.plan import (
     DETECTOR,
     RECOGNIZER,
@@ -120,10 +122,8 @@ def stale(plan: Plan, transaction: FolderTransaction) -> dict[str, str]:
             reasons[name] = "new"
         elif previous.key != key:
             reasons[name] = "changed " + "; ".join(differing_fields(previous.key_fields, fields))
-        elif not (transaction.target / name).is_file():
-            reasons[name] = "missing"
-        elif (transaction.target / name).stat().st_size != previous.size:
-            reasons[name] = "damaged"
+        elif transaction.damage(name):
+            reasons[name] = transaction.damage(name)
     return reasons
 
 
@@ -143,14 +143,21 @@ def stored_parity(folder: Path) -> ParityReport:
 
 
 def previous_parity(plan: Plan, transaction: FolderTransaction) -> ParityReport:
-    """Return the stored comparisons that are still true."""
-    try:
-        stored = stored_parity(transaction.target)
-    except EngineFolderError:
-        return ParityReport()
-    rows = tuple(row for row in stored.rows if row.graph in plan.graphs and row.key == plan.parity_key(row.graph))
-    image = stored.image if stored.image is not None and stored.image.key == plan.image_key() else None
-    return ParityReport(rows, image if plan.image_steps() else None)
+    """Return the stored comparisons that are still true: of an interrupted build, else of the old folder."""
+    rows: dict[str, tuple[ParityRow, ...]] = {}
+    image = None
+    for folder in (transaction.staging, transaction.target):
+        try:
+            stored = stored_parity(folder)
+        except EngineFolderError:
+            continue
+        for graph in plan.graphs:
+            found = tuple(row for row in stored.rows if (row.graph, row.key) == (graph, plan.parity_key(graph)))
+            if found and all(row.passed for row in found):
+                rows.setdefault(graph, found)
+        if image is None and stored.image is not None and stored.image.passed and stored.image.key == plan.image_key():
+            image = stored.image
+    return ParityReport(tuple(chain(*rows.values())), image if plan.image_steps() else None)
 
 
 def _unchanged(
@@ -208,11 +215,12 @@ class _Builder:
             self._checked_by_parity()
         manifest = self._manifest(graphs, ())
         if to_compare:
-            parity = replace(parity, rows=parity.rows + tuple(self._compare(manifest, to_compare)))
+            parity = self._compare(manifest, to_compare, parity)
             self._require(parity)
         if steps:
             parity = replace(parity, image=self._compare_image(manifest, steps))
             self._require(parity)
+            self._keep(parity)
         self._exporter = None
         gc.collect()
         manifest = self._manifest(
@@ -292,12 +300,17 @@ class _Builder:
             self.notes.append(note)
             self.report.note(note)
 
-    def _compare(self, manifest: Manifest, graphs: list[str]) -> list[Any]:
-        rows: list[Any] = []
+    def _compare(self, manifest: Manifest, graphs: list[str], parity: ParityReport) -> ParityReport:
+        """Add the comparisons of graphs; after each graph what is known is kept for an interrupted build."""
         with self.report.stage("parity") as stage:
-            for row in self.exporter.compare(self.transaction.staging, manifest, graphs, stage):
-                rows.append(row)
-        return rows
+            found = self.exporter.compare(self.transaction.staging, manifest, graphs, stage)
+            for _, rows in groupby(found, key=lambda row: row.graph):
+                parity = replace(parity, rows=(*parity.rows, *rows))
+                self._keep(parity)
+        return parity
+
+    def _keep(self, parity: ParityReport) -> None:
+        write_json(self.transaction.staging / PARITY, parity.to_json())
 
     def _compare_image(self, manifest: Manifest, steps: int) -> Any:
         manifest.write(self.transaction.staging)

@@ -17,7 +17,6 @@ from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.manifest import canonical_key, sha256_file
 from infid_engines.registry import get_backend
 from infid_export.export.options import FUSED, FUSED_ENDING, GRAPHS, BuildOptions
-from infid_export.export.tolerances import VERSION as TOLERANCE_VERSION
 from infid_export.faces.detection import INSIGHTFACE_LICENCE, InsightFaceDetector, find_centerface
 from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.model.sources import BUILT_IN, ModelSource, open_source
@@ -37,6 +36,20 @@ SIZED = ("denoise_step", "text_step", "identity_step", "vae_decoder")
 VAE_RANGE = "onnx/vae_range.json"
 RECOGNIZER, DETECTOR = "faces/recognizer.onnx", "faces/detector.onnx"
 TOKENIZERS = ("tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json")
+# The code that decides an artefact, by its kind; what else decides it is among the artefact's own fields.
+_PARTS = tuple(f"model/{name}.py" for name in ("architectures", "components", "config", "encoders", "identity"))
+_REFERENCES = tuple(f"kernels/{name}.py" for name in ("adain", "mixed_attention", "merged_cross_attention"))
+_CODE: Mapping[str, tuple[str, ...]] = {
+    "weights": (*_PARTS, "model/sources.py", "export/weights.py"),
+    "graph": (*_PARTS, *_REFERENCES, "model/processors.py", "model/step.py", "export/graphs.py", "export/onnx_graph.py",
+              "export/weights.py"),
+    "fused": ("export/plugin_nodes.py", "kernels/mean_shift.py"),
+    "plugins": ("kernels/*.py", "kernels/configurations.json"),
+    "tokenizer": ("model/tokenizers.py",),
+    "faces": ("export/exporter.py", "faces/model_files.py", "faces/detection.py"),
+    "vae_range": ("export/exporter.py",),
+    "parity": ("export/reference.py", "export/parity.py", "export/tolerances.py", "export/exporter.py"),
+}  # fmt: skip
 _EXPORTERS = ("torch", "onnxscript", "onnx_ir", "diffusers", "transformers", "open_clip_torch")
 
 
@@ -143,7 +156,7 @@ class Plan:
                 "graph": self.graphs[graph],
                 "weights": weights,
                 "size": self.parity_size,
-                "tolerances": TOLERANCE_VERSION,
+                "code": code_hash("parity"),
                 "runtime": _version("onnxruntime"),
             }
         )
@@ -213,24 +226,26 @@ def make_plan(options: BuildOptions) -> Plan:
     )
     components = sorted({name for graph in options.graphs for name in components_of(graph).values()})
     prints = {name: source.fingerprint(name) for name in components}
-    code = exporter_hash()
-    weights = {name: {"weights": prints[name], "precision": options.precision, "exporter": code} for name in components}
-    graphs = {name: _graph_fields(name, options, source, code) for name in options.graphs}
+    made_by = {"precision": options.precision, "code": code_hash("weights")}
+    weights = {name: {"weights": prints[name], **made_by} for name in components}
+    graphs = {name: _graph_fields(name, options, source) for name in options.graphs}
     if options.kernels == "triton":
         _check_fused(options, source)
-        graphs |= {f"{name}{FUSED_ENDING}": {**graphs[name], "kernels": "triton"} for name in FUSED if name in graphs}
+        graphs |= {
+            f"{name}{FUSED_ENDING}": {**graphs[name], "kernels": code_hash("fused")} for name in FUSED if name in graphs
+        }
     files, notes = _face_fields(options, source)
-    tokenizer = {"tokenizer": source.tokenizer_fingerprint(), "exporter": code}
+    tokenizer = {"tokenizer": source.tokenizer_fingerprint(), "code": code_hash("tokenizer")}
     files |= {name: {**tokenizer, "file": name} for name in TOKENIZERS}
     if "vae_decoder" in graphs and options.precision == "fp16":
-        files[VAE_RANGE] = {"weights": prints["vae"], "exporter": code}
+        files[VAE_RANGE] = {"weights": prints["vae"], "code": code_hash("vae_range")}
     model = {"name": source.name, "files": prints, "config": source.config.to_dict()}
     person = {name: source.fingerprint(name) for name in ("image_encoder", "identity")}
     model["id"] = canonical_key({**person, "precision": options.precision, "recognizer": files[RECOGNIZER]})
     backends, why = _backends(options)
     engines = [item for name in backends for item in _engines(name, options, graphs, weights)]
     plugins = {item.target for item in engines if item.onnx != item.graph}
-    files |= {plugins_file(target): _plugin_fields(target, code) for target in sorted(plugins)}
+    files |= {plugins_file(target): _plugin_fields(target) for target in sorted(plugins)}
     if options.kernels == "triton" and not plugins:
         why += ("kernels triton: exported and compared, but built into no engine, since no tensorrt engine is built",)
     return Plan(options, source, model, weights, graphs, files, tuple(engines), (*notes, *why))
@@ -249,8 +264,8 @@ def _check_fused(options: BuildOptions, source: ModelSource) -> None:
         raise InputError(f"--kernels triton concerns {' and '.join(FUSED)}, and neither is built.", fix="Leave it out.")
 
 
-def _plugin_fields(target: str, code: str) -> dict[str, Any]:
-    return {"plugins": target, "exporter": code, "triton": _version("triton")}
+def _plugin_fields(target: str) -> dict[str, Any]:
+    return {"plugins": target, "code": code_hash("plugins"), "triton": _version("triton")}
 
 
 def _check_ranges(options: BuildOptions) -> None:
@@ -260,14 +275,14 @@ def _check_ranges(options: BuildOptions) -> None:
             raise InputError(f"--{name} and --{name}-range were both given.", fix=f"Leave --{name} out.")
 
 
-def _graph_fields(name: str, options: BuildOptions, source: ModelSource, code: str) -> dict[str, Any]:
+def _graph_fields(name: str, options: BuildOptions, source: ModelSource) -> dict[str, Any]:
     parts = {part: source.architecture.component(part) for part in components_of(name).values()}
     fields: dict[str, Any] = {
         "graph": name,
         "precision": options.precision,
         "batch": 1 if name == "identity_encoder" else options.batch,
         "architecture": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
-        "exporter": code,
+        "code": code_hash("graph"),
         "versions": {package: _version(package) for package in _EXPORTERS},
     }
     if name in SIZED:
@@ -303,7 +318,7 @@ def _face_fields(options: BuildOptions, source: ModelSource) -> tuple[dict[str, 
         InsightFaceDetector(options.face_models)
         notes += (f"face detector: insightface with {options.face_models}. {INSIGHTFACE_LICENCE}",)
     else:
-        files[DETECTOR] = {"detector": sha256_file(find_centerface())}
+        files[DETECTOR] = {"detector": sha256_file(find_centerface()), "code": code_hash("faces")}
     return files, notes
 
 
@@ -358,24 +373,27 @@ def _engines(
                 "target": target,
                 "versions": backend.versions(),
                 "flags": {} if name == "onnxruntime" else flags,
-                "plugins": "" if onnx == graph else canonical_key(_plugin_fields(target, exporter_hash())),
+                "plugins": "" if onnx == graph else canonical_key(_plugin_fields(target)),
             }
             items.append(EngineItem(graph, onnx, name, target, made_from))
     return items
 
 
 @cache
-def exporter_hash() -> str:
-    """Return a hash of the code that decides what is exported: a changed exporter makes old graphs stale."""
+def code_hash(kind: str) -> str:
+    """Return a hash of the code that decides a kind of artefact (a key of `_CODE`): when it changes, they are stale."""
     kernels = find_spec("infid_kernels")  # found, not imported: that would import torch
     if kernels is None or kernels.origin is None:
         raise RuntimeError("the package infid_kernels is not installed beside infid_export")
-    package = Path(__file__).resolve().parent.parent
-    files = sorted((package / "model").glob("*.py")) + sorted(Path(kernels.origin).parent.glob("*.py"))
-    files += [package / "export" / name for name in ("graphs.py", "onnx_graph.py", "plugin_nodes.py", "weights.py")]
+    roots = {"kernels": Path(kernels.origin).parent, "": Path(__file__).resolve().parent.parent}
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
+    for pattern in _CODE[kind]:
+        root, _, rest = pattern.partition("/") if pattern.startswith("kernels/") else ("", "", pattern)
+        files = sorted(roots[root].glob(rest))
+        if not files:
+            raise RuntimeError(f"there is no source file {pattern}")
+        for file in files:
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

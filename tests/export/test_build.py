@@ -14,8 +14,11 @@ import onnx
 import pytest
 
 from infid_engines.errors import EngineFolderError, InputError, ParityError
+from infid_engines.folder import FolderTransaction
 from infid_engines.manifest import Manifest
-from infid_export.export.build import BuildReport, build, verify
+from infid_engines.progress import SilentReporter
+from infid_export.export import plan
+from infid_export.export.build import BuildReport, build, stale, verify
 from infid_export.export.exporter import Exporter
 from infid_export.export.inspection import read_graph
 from infid_export.export.options import GRAPHS, BuildOptions
@@ -91,6 +94,48 @@ def test_a_missing_or_cut_file_is_made_again(small_folder):
     (small_folder / "faces/detector.onnx").write_bytes(b"x")
     report = build(small(small_folder))
     assert report.made == {"tokenizer/tokenizer.json": "missing", "faces/detector.onnx": "damaged"}
+
+
+def test_a_file_of_the_same_size_but_other_content_is_made_again(small_folder):
+    corrupt(small_folder / "onnx/vae.safetensors", "decoder.conv_in.weight", small_folder)
+    with pytest.raises(EngineFolderError, match="has changed"):
+        verify(small_folder)
+    assert build(small(small_folder)).made == {"onnx/vae.safetensors": "damaged"}
+    assert verify(small_folder).passed
+
+
+def test_a_file_that_was_only_touched_is_kept(small_folder):
+    (small_folder / "onnx/vae.safetensors").touch()
+    assert not build(small(small_folder)).made
+
+
+def test_comparisons_survive_an_interruption(tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("infid_engines.folder.FolderTransaction.commit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(small(tmp_path / "engines"))
+    monkeypatch.setattr(Exporter, "compare", interrupted)
+    report = build(small(tmp_path / "engines"))
+    assert report.parity.passed
+    assert [row.graph for row in report.parity.rows] == list(SMALL)
+
+
+def test_code_that_concerns_one_kind_of_artefact_makes_only_that_one_stale(small_folder, monkeypatch):
+    original = plan.code_hash
+    for kind, made in (
+        ("tokenizer", {"tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json"}),
+        ("graph", {"onnx/vae_decoder.onnx"}),
+        ("weights", {"onnx/vae.safetensors"}),
+        ("fused", set()),
+        ("plugins", set()),
+    ):
+        changed = {kind: "changed"}
+        monkeypatch.setattr(plan, "code_hash", lambda asked, new=changed: new.get(asked) or original(asked))
+        with FolderTransaction(small_folder, SilentReporter()) as transaction:
+            assert set(stale(make_plan(small(small_folder)), transaction)) == made
 
 
 def test_a_build_killed_at_any_moment_resumes(tmp_path):
@@ -204,7 +249,8 @@ def test_failed_parity_ends_the_build_and_keeps_nothing(tmp_path, monkeypatch):
 
 def test_failed_parity_leaves_the_old_folder(small_folder, monkeypatch):
     before = (small_folder / "manifest.json").read_bytes()
-    monkeypatch.setattr("infid_export.export.plan.TOLERANCE_VERSION", 2)
+    original = plan.code_hash
+    monkeypatch.setattr(plan, "code_hash", lambda kind: "changed" if kind == "parity" else original(kind))
     monkeypatch.setattr(
         "infid_export.export.parity.tolerance", lambda precision: type("T", (), {"max": 0.0, "rms": 0.0})()
     )
