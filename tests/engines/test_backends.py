@@ -164,7 +164,7 @@ def test_broken_graph_is_refused(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+@pytest.mark.parametrize("name", [pytest.param("tensorrt", marks=pytest.mark.tensorrt), "tensorrt_rtx"])
 def test_tensorrt_runs_and_loops(tmp_path, name):
     pytest.importorskip(name)
     backend = get_backend(name)

@@ -19,11 +19,15 @@ from torch import Tensor
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import Manifest
+from infid_engines.registry import get_backend
 from infid_export.export.build import BuildReport, build
 from infid_export.export.exporter import Exporter
+from infid_export.export.graphs import Sizes
 from infid_export.export.options import BuildOptions
+from infid_export.export.parity import compare
 from infid_export.export.plan import make_plan, plugins_file
 from infid_export.export.plugin_nodes import DOMAIN, OPERATIONS, write_runnable
+from infid_export.export.reference import Reference
 from infid_kernels import merged_cross_attention, mixed_attention
 from infid_kernels.mean_shift import launch_mean_shift
 
@@ -157,6 +161,23 @@ def test_what_the_kernels_do_not_do_is_refused_before_anything_is_made(
     with pytest.raises(InputError, match=message):
         build(options(tmp_path / "engines", **change))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.tensorrt
+def test_tensorrt_runs_the_plugins(tmp_path: Path) -> None:
+    wanted = options(tmp_path / "engines", graphs=("identity_step",), backends=("tensorrt",))
+    built = build(wanted)
+    (engine,) = (each for each in built.manifest.engines if each.backend == "tensorrt")
+    exporter = Exporter(make_plan(wanted))
+    reference = Reference(exporter.source, Sizes(1, 64, 96, 1, torch.float32), exporter.blocks)
+    graph = built.manifest.graphs["identity_step"]
+    loaded = get_backend("tensorrt").load(built.folder / engine.file, graph.inputs, graph.outputs, "cuda")
+    types = {spec.name: spec.dtype for spec in graph.inputs}
+    found = loaded.run({name: x.astype(types[name]) for name, x in reference.inputs("identity_step").items()})
+    expected = reference.outputs(["identity_step"])["identity_step"]
+    for row in compare("identity_step", expected, found, precision="fp16", key="", size=(64, 96), groups={}):
+        assert row.passed, row
 
 
 def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
