@@ -43,7 +43,7 @@ def evaluate(expression: str, names: Mapping[str, Any], constant: Callable[[int]
     return value(_parsed(expression))
 
 
-def names(expression: str) -> set[str]:
+def names_in(expression: str) -> set[str]:
     """Return the names in an expression.
 
     Raises:

@@ -3,7 +3,7 @@
 ::
 
     kernels-bundle/
-      bundle.json      schema version; of every kernel: operation, architecture, type, head size, hash of its description
+      bundle.json      schema version; of every kernel: operation, architecture, type, head size and description's hash
       <name>.json      how to launch it (`infid_kernels.compile`), and the hashes of its code
       <name>.cubin     machine code of one architecture
       <name>.ptx       code that the driver compiles for others

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from infid_engines.errors import BackendUnavailableError, InputError
-from infid_engines.expressions import evaluate, names
+from infid_engines.expressions import evaluate, names_in
 
 # Bytes of shared memory that a block has without asking for more, and the driver's largest grid
 # (CUDA C++ Programming Guide, table of compute capabilities).
@@ -56,7 +56,7 @@ class Kernel:
         self.choice = choice
         self._functions: dict[int, Any] = {}  # by CUDA context
         expressions = [*description["grid"], *(each["value"] for each in description["arguments"] if "value" in each)]
-        self._sizes = sorted(set[str]().union(*map(names, expressions)))
+        self._sizes = sorted(set[str]().union(*map(names_in, expressions)))
 
     def grid(self, sizes: Mapping[str, int]) -> tuple[int, int, int]:
         """Return the launch grid.
