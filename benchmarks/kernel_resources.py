@@ -13,10 +13,13 @@ Usage::
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -24,11 +27,12 @@ import triton
 
 from infid_kernels import mean_shift
 from infid_kernels.arguments import HEAD_SIZES
-from infid_kernels.compile import DTYPES, compile_kernel
+from infid_kernels.compile import DTYPES, KERNELS, compile_kernel
 from infid_kernels.sass import MATRIX_INSTRUCTION, read_machine_code
 from infid_kernels.tuning import ARCHITECTURES, Configuration, table
 
 _COLUMNS = ("op", "architecture", "d", "lengths", "configuration", "registers", "stack", "shared", "matrix", "loads")
+_MOST_JOBS = 4  # each holds torch and LLVM, about 1 GB
 Case = tuple[str, str, int, bool | None, int, Configuration]
 
 
@@ -38,13 +42,19 @@ def main() -> None:
     parser.add_argument("--architecture", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES, metavar="SM")
     parser.add_argument("--head-size", nargs="+", type=int, choices=HEAD_SIZES, default=(32, 64, 128), metavar="N")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16")
+    parser.add_argument("--op", nargs="+", choices=tuple(KERNELS), default=tuple(KERNELS), metavar="OP")
+    jobs = min(_MOST_JOBS, len(os.sched_getaffinity(0)))
+    parser.add_argument("--jobs", type=int, default=jobs, metavar="N", help=f"processes ({jobs} here)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    cases, rows, started = list(_cases(arguments.architecture, arguments.head_size)), [], time.monotonic()
-    for index, case in enumerate(cases):
-        rows.append(_row(arguments.dtype, *case))
-        left = (time.monotonic() - started) / (index + 1) * (len(cases) - index - 1)
-        print(f"{index + 1}/{len(cases)} {' '.join(map(str, case[:4]))}, {left:.0f} s left", file=sys.stderr)
+    cases = [case for case in _cases(arguments.architecture, arguments.head_size) if case[0] in arguments.op]
+    rows, started = [], time.monotonic()
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for row in pool.map(functools.partial(_row, arguments.dtype), cases):
+            rows.append(row)
+            left = (time.monotonic() - started) / len(rows) * (len(cases) - len(rows))
+            print(f"{len(rows)}/{len(cases)} {row['op']} {row['architecture']} {row['head_size']}, "
+                  f"{left:.0f} s left", file=sys.stderr)  # fmt: skip
     if arguments.json:
         print(json.dumps(rows, indent=1))
     else:
@@ -60,9 +70,8 @@ def _cases(architectures: Sequence[str], head_sizes: Sequence[int]) -> Iterator[
                     yield entry.op, architecture, d, entry.whole, entry.queries, entry.configuration
 
 
-def _row(
-    dtype: str, op: str, architecture: str, d: int, whole: bool | None, queries: int, configuration: Configuration
-) -> dict[str, Any]:
+def _row(dtype: str, case: Case) -> dict[str, Any]:
+    op, architecture, d, whole, queries, configuration = case
     compiled = compile_kernel(op, architecture, d, configuration, dtype, bool(whole))
     code = read_machine_code(compiled.cubin)
     narrowest, widest = code.loop_load_bytes()

@@ -107,9 +107,9 @@ def compile_kernel(
     types = {argument["name"]: argument["type"] for argument in arguments}
     signature = {name: types.get(name, "constexpr") for name in spec.kernel.arg_names}
     aligned = {
-        (spec.kernel.arg_names.index(argument["name"]),): [["tt.divisibility", 16]]
+        (spec.kernel.arg_names.index(argument["name"]),): [["tt.divisibility", argument["multiple_of"]]]
         for argument in arguments
-        if argument["multiple_of"] == 16
+        if argument["multiple_of"] >= 8
     }
     # Without line information: it holds the paths of the machine that compiles, so that two machines would never write
     # the same file, and is 80 % of a cubin (sm_90, mixed attention: 139 KB with it, 40 KB without).
@@ -173,7 +173,8 @@ def _argument(spec: KernelSpec, name: str, dtype: str, head_size: int) -> dict[s
         prefix, axis = name.removeprefix("stride_")[:-1], name[-1]
         length = lengths[prefix]
         value = {"b": f"{length} * heads * {head_size}", "h": str(head_size), "n": f"heads * {head_size}"}[axis]
-        multiple = 16 if head_size % 16 == 0 else 1
+        # 8 are 16 bytes, the widest load: with nothing known of the strides, a head size of 40 is read 2 bytes at a time
+        multiple = math.gcd(head_size, 16)
     return {"name": name, "type": "i32", "multiple_of": multiple, "value": value}
 
 
