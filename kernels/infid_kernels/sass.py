@@ -86,7 +86,8 @@ def read_machine_code(cubin: bytes) -> MachineCode:
     # "/*0a10*/  @!P0 LDG.E.128 R4, [R2.64] ;"
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)([^;]*);", listing)
     code = [(int(address, 16), name, operands) for address, name, operands in found]
-    inside = [name for address, name, _ in code if any(address in loop for loop in _main_loops(code))]
+    loops = _main_loops(code)
+    inside = [name for address, name, _ in code if any(address in loop for loop in loops)]
     return MachineCode(int(registers[1]), int(stack[1]), Counter(name for _, name, _ in code), Counter(inside))
 
 
