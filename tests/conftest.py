@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 if not Path("/dev/nvidiactl").exists():
@@ -42,6 +44,22 @@ def demo_build(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
 @pytest.fixture(scope="session")
 def demo_folder(demo_build: BuildReport) -> Path:
     return demo_build.folder
+
+
+@pytest.fixture(scope="session")
+def compile_kernels_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """SDXL's kernels for Hopper, compiled by the command in a process that does not interpret them: folder and run."""
+    folder = tmp_path_factory.mktemp("kernels") / "bundle"
+    command = [sys.executable, "-m", "infid_export", "compile-kernels", "--target", "sm_90", "-o", str(folder)]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    paths = [str(Path(entry or ".").resolve()) for entry in sys.path]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return folder, subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+
+@pytest.fixture(scope="session")
+def kernels_bundle(compile_kernels_run: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    return compile_kernels_run[0]
 
 
 @pytest.fixture(scope="session")

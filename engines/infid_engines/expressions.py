@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,7 +40,21 @@ def evaluate(expression: str, names: Mapping[str, Any], constant: Callable[[int]
             return names[node.id]
         raise ValueError(f"{expression!r} is not an expression of {', '.join(names)} (at {ast.unparse(node)!r})")
 
+    return value(_parsed(expression))
+
+
+def names_in(expression: str) -> set[str]:
+    """Return the names in an expression.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return {node.id for node in ast.walk(_parsed(expression)) if isinstance(node, ast.Name)}
+
+
+@functools.cache  # a launch evaluates 20 of them, always the same
+def _parsed(expression: str) -> ast.expr:
     try:
-        return value(ast.parse(expression, mode="eval").body)
+        return ast.parse(expression, mode="eval").body
     except SyntaxError as error:
         raise ValueError(f"{expression!r} is not an expression ({error.msg})") from error

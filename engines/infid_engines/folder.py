@@ -229,14 +229,7 @@ class FolderTransaction:
                 path.unlink()
             elif path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-        if not self.target.exists():
-            self.staging.rename(self.target)
-        elif _exchange(self.staging, self.target):
-            shutil.rmtree(self.staging)
-        else:
-            self.target.rename(self._retired)
-            self.staging.rename(self.target)
-            shutil.rmtree(self._retired)
+        put_in_place(self.staging, self.target, self._retired)
 
     def _record_path(self, name: str) -> Path:
         return self.staging / _RECORDS / f"{name.replace('/', '__')}.json"
@@ -244,6 +237,24 @@ class FolderTransaction:
     def _record(self, name: str, record: FileRecord) -> None:
         with full_disk_explained(self.target.parent):
             write_json(self._record_path(name), asdict(record))
+
+
+def put_in_place(staging: Path, target: Path, retired: Path) -> None:
+    """Make a finished folder the target; what was the target before is removed.
+
+    Args:
+        staging: the finished folder, on the target's disk.
+        target: where readers look.
+        retired: where the old target waits for a moment on systems that cannot exchange two folders.
+    """
+    if not target.exists():
+        staging.rename(target)
+    elif _exchange(staging, target):
+        shutil.rmtree(staging)
+    else:
+        target.rename(retired)
+        staging.rename(target)
+        shutil.rmtree(retired)
 
 
 def temporary_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 # Written here and not imported, because infid_engines.backends imports numpy and help must not.
@@ -39,6 +40,15 @@ def add_size(parser: argparse._ActionsContainer) -> None:
     """Add the size of the picture."""
     for name in ("height", "width"):
         parser.add_argument(f"--{name}", type=int, metavar="PX", help="of the picture (the model's own)")
+
+
+def add_targets(parser: argparse._ActionsContainer, choices: Sequence[str] | None = None) -> None:
+    """Add the choice of GPU architectures; with choices, at least one has to be given."""
+    parser.add_argument(
+        "--target", dest="targets", action="extend", nargs="+", default=None if choices else [], metavar="SM",
+        choices=choices, required=choices is not None,
+        help="GPU architectures, such as sm_89 sm_120 (build: the backend's own)",
+    )  # fmt: skip
 
 
 def add_face_index(parser: argparse.ArgumentParser) -> None:

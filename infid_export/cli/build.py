@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infid_export.cli.arguments import BACKENDS, ENGINES, add_size, backend_help
+from infid_export.cli.arguments import BACKENDS, ENGINES, add_size, add_targets, backend_help
 from infid_export.cli.output import Output, shown, size
 from infid_export.export.options import GRAPHS, BuildOptions
 
@@ -45,10 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", dest="backends", action="append", choices=BACKENDS, metavar="NAME",
         help=f"repeatable: {backend_help('auto')}",
     )  # fmt: skip
-    engines.add_argument(
-        "--target", dest="targets", action="extend", nargs="+", default=[], metavar="SM",
-        help="GPU architectures, such as sm_89 sm_120 (the backend's own)",
-    )  # fmt: skip
+    add_targets(engines)
     engines.add_argument(
         "--kernels", choices=("native", "triton"), default="native", help="attention inside tensorrt engines (native)"
     )

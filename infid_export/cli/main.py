@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from enum import IntEnum
 from importlib import import_module
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from infid_engines.errors import InfidError, InputError
 from infid_export import __version__
@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": "check an engine folder's hashes and repeat its parity",
     "inspect": "show what an engine folder or an ONNX file holds",
     "doctor": "check this machine and its libraries",
+    "compile-kernels": "compile the fused kernels for GPUs, ahead of time and without one",
 }
 # What the machine refuses rather than what we got wrong: no space, no permission, no such length of name.
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE)
@@ -63,7 +64,7 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
         description = f"{summary[0].upper()}{summary[1:]}."
         child = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
         if name == command:
-            import_module(f"infid_export.cli.{name}").add_arguments(child)
+            _module(name).add_arguments(child)
             add_common(child)
     return parser
 
@@ -115,7 +116,7 @@ def _guarded(options: argparse.Namespace, output: Output) -> int:
     try:
         # libraries print as they like; stdout is for our data alone
         with redirect_stdout(sys.stderr):
-            return int(import_module(f"infid_export.cli.{options.command}").run(options, output))
+            return int(_module(options.command).run(options, output))
     except InfidError as error:
         output.problem(error)
         return ExitCode.PROBLEM
@@ -133,6 +134,11 @@ def _guarded(options: argparse.Namespace, output: Output) -> int:
 
         output.fault(error, "".join(traceback.format_exception(error)))
         return ExitCode.FAULT
+
+
+def _module(command: str) -> Any:
+    """Return a command's module: `compile-kernels` is `compile_kernels`."""
+    return import_module(f"infid_export.cli.{command.replace('-', '_')}")
 
 
 def _parse(command: str | None, arguments: Sequence[str]) -> argparse.Namespace:

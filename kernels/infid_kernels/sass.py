@@ -6,8 +6,8 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import triton
@@ -40,11 +40,14 @@ class MachineCode:
         registers: of one thread.
         stack_bytes: of one thread; more than 0 means spilled registers.
         instructions: how often each occurs, with its modifiers (`LDG.E.128`).
+        loop: the same, in the main loops alone: the innermost ones that multiply matrices or, where none does, that
+            load from global memory.
     """
 
     registers: int
     stack_bytes: int
     instructions: Mapping[str, int]
+    loop: Mapping[str, int] = field(default_factory=dict)
 
     def count(self, name: str) -> int:
         """Return how often an instruction occurs, whatever its modifiers."""
@@ -52,7 +55,22 @@ class MachineCode:
 
     def global_loads(self) -> dict[str, int]:
         """Return the loads from global memory, into registers or shared memory, by their full names."""
-        return {full: count for full, count in self.instructions.items() if full.split(".")[0] in ("LDG", "LDGSTS")}
+        return {full: count for full, count in self.instructions.items() if _loads(full)}
+
+    def loop_load_bytes(self) -> tuple[int, int]:
+        """Return the bytes that the narrowest and the widest global load of the main loops take a thread."""
+        widths = [load_bytes(full) for full in self.loop if _loads(full)]
+        return min(widths, default=0), max(widths, default=0)
+
+
+def load_bytes(name: str) -> int:
+    """Return the bytes that a load takes a thread, from its full name: 16 for `LDG.E.128`, 4 for `LDG.E`."""
+    width = re.search(r"\.(?:[US])?(8|16|32|64|128|256)(?=\.|$)", name)
+    return int(width[1]) // 8 if width else 4
+
+
+def _loads(name: str) -> bool:
+    return name.split(".")[0] in ("LDG", "LDGSTS")
 
 
 def read_machine_code(cubin: bytes) -> MachineCode:
@@ -66,8 +84,33 @@ def read_machine_code(cubin: bytes) -> MachineCode:
     if registers is None or stack is None:
         raise RuntimeError(f"cuobjdump reports no resources:\n{usage}")
     # "/*0a10*/  @!P0 LDG.E.128 R4, [R2.64] ;"
-    names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", listing)
-    return MachineCode(int(registers[1]), int(stack[1]), Counter(names))
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)([^;]*);", listing)
+    code = [(int(address, 16), name, operands) for address, name, operands in found]
+    loops = _main_loops(code)
+    inside = [name for address, name, _ in code if any(address in loop for loop in loops)]
+    return MachineCode(int(registers[1]), int(stack[1]), Counter(name for _, name, _ in code), Counter(inside))
+
+
+def _main_loops(code: Sequence[tuple[int, str, str]]) -> list[range]:
+    """Return the addresses of the innermost loops that multiply matrices or, where none does, that load.
+
+    A loop is what lies between a branch backwards and its target, without the kernel's end: code that waits for a
+    barrier is laid behind the end (sm_100), and what jumps back from there is no loop.
+    """
+    products = tuple(MATRIX_INSTRUCTION.values())
+    multiplies = any(name.split(".")[0] in products for _, name, _ in code)
+    ranges = []
+    for address, name, operands in code:
+        target = re.search(r"\b0x([0-9a-f]+)\s*$", operands.strip()) if name.split(".")[0] == "BRA" else None
+        if target is not None and int(target[1], 16) < address:
+            ranges.append(range(int(target[1], 16), address + 1))
+    found: list[range] = []
+    for loop in sorted(ranges, key=len):
+        names = [name for address, name, _ in code if address in loop]
+        works = any(name.split(".")[0] in products if multiplies else _loads(name) for name in names)
+        if works and "EXIT" not in names and not any(other.start in loop for other in found):
+            found.append(loop)
+    return found
 
 
 def _cuobjdump(*arguments: str) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from infid_kernels import mean_shift, tuning
 from infid_kernels.compile import KERNELS, CompiledKernel, compile_kernel
 from infid_kernels.sass import read_machine_code
+from infid_kernels.tuning import Configuration
 
 # Bytes of shared memory that a block has without asking for more; TensorRT documents no way for a plugin to ask.
 DEFAULT_SHARED = 48 * 1024
@@ -16,7 +20,10 @@ _SCHEMA_VERSION = 1
 
 
 def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "float16") -> Iterator[CompiledKernel]:
-    """Compile an operation for whole blocks and for any length: the tuned form, and one within 48 KB.
+    """Compile an operation for whole blocks and for any length: the tuned forms, and one within 48 KB.
+
+    The launch descriptions say under `queries` for which numbers of queries, and all above, a form was chosen; a form
+    that is there for its small shared memory alone has none.
 
     Args:
         op: a name in `infid_kernels.compile.KERNELS`.
@@ -31,16 +38,35 @@ def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "f
         RuntimeError: the table of configurations lacks the operation on this architecture.
     """
     if op not in tuning.OPS:
-        yield compile_kernel(op, architecture, head_size, mean_shift.CONFIGURATION, dtype)
+        yield _chosen_for(compile_kernel(op, architecture, head_size, mean_shift.CONFIGURATION, dtype), [0])
         return
     for whole in (True, False):
-        entry = tuning.entry(op, tuning.nearest(architecture), head_size, 1 << 20, whole)
-        if entry is None:
+        smallest = None
+        for configuration, queries in _tuned(op, architecture, head_size, whole).items():
+            compiled = compile_kernel(op, architecture, head_size, configuration, dtype, whole)
+            smallest = min(smallest or math.inf, compiled.launch["shared_bytes"])
+            yield _chosen_for(compiled, queries)
+        if smallest is None:
             raise RuntimeError(f"there is no configuration of {op} for {architecture} and head size {head_size}")
-        tuned = compile_kernel(op, architecture, head_size, entry.configuration, dtype, whole)
-        yield tuned
-        if tuned.launch["shared_bytes"] > DEFAULT_SHARED:
-            yield _within_default(op, architecture, head_size, dtype, whole)
+        if smallest > DEFAULT_SHARED:
+            yield _chosen_for(_within_default(op, architecture, head_size, dtype, whole), [])
+
+
+def _tuned(op: str, architecture: str, head_size: int, whole: bool) -> dict[Configuration, list[int]]:
+    """Return every configuration that some call gets, with the smallest numbers of queries from which it does."""
+    tuned: dict[Configuration, list[int]] = {}
+    queries = sys.maxsize
+    while queries >= 0:
+        entry = tuning.entry(op, tuning.nearest(architecture), head_size, queries, whole)
+        if entry is None:
+            break
+        tuned.setdefault(entry.configuration, []).insert(0, entry.queries)
+        queries = entry.queries - 1
+    return tuned
+
+
+def _chosen_for(compiled: CompiledKernel, queries: Sequence[int]) -> CompiledKernel:
+    return replace(compiled, launch={**compiled.launch, "queries": list(queries)})
 
 
 def _within_default(op: str, architecture: str, head_size: int, dtype: str, whole: bool) -> CompiledKernel:

@@ -1,0 +1,308 @@
+"""Bundles of compiled kernels: cubin, PTX and a launch description each, for processes without Triton and torch.
+
+::
+
+    kernels-bundle/
+      bundle.json      schema version; of every kernel: operation, architecture, type, head size and description's hash
+      <name>.json      how to launch it (`infid_kernels.compile`), and the hashes of its code
+      <name>.cubin     machine code of one architecture
+      <name>.ptx       code that the driver compiles for others
+
+`infid-export compile-kernels` writes one. Nothing is used before its hash was checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from infid_engines.errors import EngineFolderError
+from infid_engines.folder import put_in_place, temporary_beside
+from infid_engines.kernel_launch import Kernel
+from infid_engines.manifest import write_json
+
+INDEX = "bundle.json"
+SCHEMA_VERSION = 1
+_COMMAND = "infid-export compile-kernels"
+_TILE_SIZES = ("block_m", "block_n", "num_warps", "num_stages")
+
+
+class Compiled(Protocol):
+    """A compiled kernel as `infid_kernels.compile` makes it."""
+
+    @property
+    def ptx(self) -> str:
+        """Its PTX."""
+
+    @property
+    def cubin(self) -> bytes:
+        """Its machine code."""
+
+    @property
+    def launch(self) -> Mapping[str, Any]:
+        """Its launch description."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What the index says of a kernel.
+
+    Args:
+        op: the operation.
+        architecture: that it was compiled for, as `sm_90`.
+        dtype: of queries, keys and values: `float16` or `bfloat16`.
+        head_size: d.
+        sha256: of its description.
+    """
+
+    op: str
+    architecture: str
+    dtype: str
+    head_size: int
+    sha256: str
+
+
+def require_bundle_or_nothing(folder: Path) -> None:
+    """Refuse to write a bundle over something else.
+
+    Raises:
+        EngineFolderError: there is a file, or a folder that holds something else.
+    """
+    if folder.is_file():
+        raise EngineFolderError(f"{folder} is a file.", fix="Give a folder with --output.")
+    if folder.exists() and any(folder.iterdir()) and not (folder / INDEX).is_file():
+        raise EngineFolderError(
+            f"{folder} holds files but no {INDEX}, so it is not a bundle of kernels.",
+            fix="Choose an empty or new folder with --output.",
+        )
+
+
+def write_bundle(folder: Path, kernels: Iterable[Compiled]) -> dict[str, Mapping[str, Any]]:
+    """Write a bundle, whole or not at all; an older one is replaced.
+
+    Args:
+        folder: the bundle's.
+        kernels: compiled kernels, no two alike in all that names them.
+
+    Returns:
+        Every kernel's description by its name.
+
+    Raises:
+        EngineFolderError: the folder is something else.
+        ValueError: two kernels have one name.
+    """
+    require_bundle_or_nothing(folder)
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    listed: dict[str, Listed] = {}
+    written: dict[str, Mapping[str, Any]] = {}
+    with temporary_beside(folder) as scratch:
+        staging = Path(scratch) / folder.name
+        staging.mkdir()
+        for kernel in kernels:
+            name = kernel_name(kernel.launch)
+            if name in listed:
+                raise ValueError(f"two kernels are called {name}")
+            contents = {"cubin": kernel.cubin, "ptx": kernel.ptx.encode()}
+            for ending, content in contents.items():
+                (staging / f"{name}.{ending}").write_bytes(content)
+            hashes = {ending: hashlib.sha256(content).hexdigest() for ending, content in contents.items()}
+            written[name] = {**kernel.launch, "sha256": hashes}
+            write_json(staging / f"{name}.json", written[name])
+            digest = hashlib.sha256((staging / f"{name}.json").read_bytes()).hexdigest()
+            identity = {field: kernel.launch[field] for field in ("op", "architecture", "dtype", "head_size")}
+            listed[name] = Listed(**identity, sha256=digest)
+        index = {name: asdict(kernel) for name, kernel in listed.items()}
+        write_json(staging / INDEX, {"schema_version": SCHEMA_VERSION, "kernels": index})
+        put_in_place(staging, folder, Path(scratch) / "old")
+    return written
+
+
+def kernel_name(launch: Mapping[str, Any]) -> str:
+    """Return what a kernel's files are called: all that tells it from the others."""
+    tiles = "x".join(str(launch["configuration"][size]) for size in _TILE_SIZES)
+    whole = launch["constants"].get("WHOLE")
+    ending = [] if whole is None else ["whole" if whole else "ragged"]
+    return "-".join([launch["op"], launch["architecture"], launch["dtype"], f"d{launch['head_size']}", tiles, *ending])
+
+
+class KernelBundle:
+    """A bundle whose files were all found as they were written.
+
+    Args:
+        folder: the bundle's.
+        index: what it holds, by name.
+        launches: the launch descriptions, by name.
+    """
+
+    def __init__(self, folder: Path, index: Mapping[str, Listed], launches: Mapping[str, Mapping[str, Any]]) -> None:
+        self.folder = folder
+        self.index = dict(index)
+        self.launches = dict(launches)
+
+    @classmethod
+    def load(cls, folder: Path) -> KernelBundle:
+        """Read a bundle and check every hash.
+
+        Raises:
+            EngineFolderError: there is none, it is broken, damaged, or of another schema version.
+        """
+        path = folder / INDEX
+        if not path.is_file():
+            raise EngineFolderError(
+                f"{folder} is not a bundle of kernels: it has no {INDEX}.",
+                fix=f"Make one with `{_COMMAND} --target … -o {folder}`.",
+            )
+        again = f"Make the bundle again with `{_COMMAND} --target … -o {folder}`."
+        try:
+            document = json.loads(path.read_bytes())
+            version = document["schema_version"]
+            if version == SCHEMA_VERSION:
+                index = {name: Listed(**fields) for name, fields in document["kernels"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EngineFolderError(f"{path} cannot be read ({error}).", fix=again) from error
+        if version != SCHEMA_VERSION:
+            raise EngineFolderError(
+                f"{path} has schema version {version}, this infid-export reads version {SCHEMA_VERSION}.", fix=again
+            )
+        launches = {}
+        for name, listed in index.items():
+            launches[name] = json.loads(_verified(folder / f"{name}.json", listed.sha256, again))
+            for ending, digest in launches[name]["sha256"].items():
+                _verified(folder / f"{name}.{ending}", digest, again)
+        return cls(folder, index, launches)
+
+    def find(
+        self,
+        op: str,
+        architecture: str,
+        dtype: str,
+        head_size: int,
+        lengths: Sequence[int],
+        queries: int = 0,
+        shared_limit: int | None = None,
+    ) -> Kernel:
+        """Return the kernel for a call, as the Triton launcher would choose it.
+
+        Machine code of the very architecture comes first, then that of an older one of its family, which the GPU runs
+        as well, then PTX of an older one, which the driver compiles. `Kernel.choice` says which it is.
+
+        Args:
+            op: the operation: `mean_shift`, `mixed_attention` or `merged_cross_attention`.
+            architecture: the GPU's, as `sm_90`.
+            dtype: of queries, keys and values: `float16` or `bfloat16`.
+            head_size: d.
+            lengths: numbers of keys of the segments; they decide between whole blocks and any length.
+            queries: number of queries; decides where a configuration was chosen for large numbers alone.
+            shared_limit: bytes of shared memory it may need at most; None is no limit.
+
+        Raises:
+            EngineFolderError: the bundle has nothing that fits; names the command that makes it.
+        """
+        names = [
+            name
+            for name, kernel in self.index.items()
+            if (kernel.op, kernel.dtype, kernel.head_size) == (op, dtype, head_size)
+        ]
+        origin, form = self._origin(names, architecture)
+        if origin is None or form is None:
+            has = ", ".join(sorted({self.index[name].architecture for name in names}, key=_number)) or "other calls"
+            raise EngineFolderError(
+                f"{self.folder} has no kernel of {op} in {dtype} with head size {head_size} that runs on "
+                f"{architecture}, only for {has}.",
+                fix=f"Compile it with `{self._command(architecture, dtype, head_size)}`.",
+            )
+        names = [name for name in names if self.index[name].architecture == origin]
+        name = self._form(names, lengths, queries, shared_limit)
+        if name is None:
+            raise EngineFolderError(
+                f"{self.folder} has no kernel of {op} for {origin} that takes segments of "
+                f"{', '.join(map(str, lengths))} keys within {shared_limit} bytes of shared memory.",
+                fix="Allow more shared memory: compile-kernels writes forms within 49152 bytes.",
+            )
+        again = f"Make the bundle again with `{self._command(architecture, dtype, head_size)}`."
+        launch = self.launches[name]
+        code = _verified(self.folder / f"{name}.{form}", launch["sha256"][form], again)
+        return Kernel(launch, code, form, _choice(name, form, origin, architecture))
+
+    def _origin(
+        self, names: Sequence[str], architecture: str
+    ) -> tuple[str, Literal["cubin", "ptx"]] | tuple[None, None]:
+        """Return the architecture whose code runs on another, and in which form."""
+        targets = {self.index[name].architecture: self.launches[name]["ptx_target"] for name in names}
+        newest_first = sorted(targets, key=_number, reverse=True)
+        if architecture in targets:
+            return architecture, "cubin"
+        # code for sm_90a, sm_100a and sm_120a runs on these alone, even as PTX (CUDA C++ Programming Guide,
+        # "Architecture-specific features")
+        portable = [
+            known for known in newest_first if targets[known] == known and _number(known) < _number(architecture)
+        ]
+        family = [known for known in portable if _number(known) // 10 == _number(architecture) // 10]
+        if family:
+            return family[0], "cubin"
+        return (portable[0], "ptx") if portable else (None, None)
+
+    def _form(self, names: Sequence[str], lengths: Sequence[int], queries: int, shared_limit: int | None) -> str | None:
+        """Return the form that is for these lengths: whole blocks before any length, the tuned before the small."""
+        allowed = [
+            name for name in names if shared_limit is None or self.launches[name]["shared_bytes"] <= shared_limit
+        ]
+        for whole in (True, False):
+            forms = [name for name in allowed if bool(self.launches[name]["constants"].get("WHOLE")) == whole]
+            starts = {start: name for name in forms for start in self.launches[name]["queries"] if start <= queries}
+            if starts:
+                chosen = starts[max(starts)]
+            elif forms and shared_limit is not None:
+                chosen = forms[0]
+            else:
+                continue
+            block = self.launches[chosen]["constants"]["BLOCK_N"]
+            if not whole or all(length % block == 0 for length in lengths):
+                return chosen
+        return None
+
+    def _command(self, architecture: str, dtype: str, head_size: int) -> str:
+        """Return the command that makes this bundle with one more architecture, type and head size."""
+        kernels = self.index.values()
+        targets = sorted({architecture, *(kernel.architecture for kernel in kernels)}, key=_number)
+        dtypes = sorted({dtype, *(kernel.dtype for kernel in kernels)}, reverse=True)
+        sizes = sorted({head_size, *(kernel.head_size for kernel in kernels)})
+        return (
+            f"{_COMMAND} --target {' '.join(targets)} --dtype {' '.join(dtypes)} "
+            f"--head-size {' '.join(map(str, sizes))} -o {self.folder}"
+        )
+
+
+def _verified(path: Path, sha256: str, again: str) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        EngineFolderError: it is missing, or not what was written.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise EngineFolderError(f"{path} cannot be read ({error.strerror}).", fix=again) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise EngineFolderError(
+            f"{path} has changed: its sha256 is {found[:12]}…, the bundle says {sha256[:12]}….", fix=again
+        )
+    return content
+
+
+def _choice(name: str, form: str, origin: str, architecture: str) -> str:
+    if origin == architecture:
+        return f"{name}: machine code of {architecture}"
+    if form == "cubin":
+        return f"{name}: machine code of {origin}, which {architecture} runs as well"
+    return f"{name}: PTX of {origin}, which the driver compiles for {architecture}"
+
+
+def _number(architecture: str) -> int:
+    return int(architecture.removeprefix("sm_"))

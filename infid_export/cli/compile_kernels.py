@@ -1,0 +1,58 @@
+"""`infid-export compile-kernels`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from infid_export.cli.arguments import add_targets
+from infid_export.cli.output import Output, shown, size
+
+# Written here and not imported, because infid_kernels imports torch and help must not.
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+DTYPES = ("float16", "bfloat16")
+HEAD_SIZES = (32, 40, 64, 80, 96, 128)
+_NUMBERS = ("d", "registers", "spills", "shared", "cubin")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_targets(parser, ARCHITECTURES)
+    parser.add_argument(
+        "--dtype", dest="dtypes", nargs="+", choices=DTYPES, default=["float16"], metavar="TYPE",
+        help=f"of queries, keys and values: {', '.join(DTYPES)} (float16)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--head-size", dest="head_sizes", nargs="+", type=int, choices=HEAD_SIZES, default=[64], metavar="N",
+        help=f"channels of a head: {', '.join(map(str, HEAD_SIZES))} (64, SDXL's)",
+    )  # fmt: skip
+    default = Path("kernels-bundle")
+    parser.add_argument("-o", "--output", type=Path, default=default, metavar="DIR", help=f"({default})")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Compile, and show what each kernel uses."""
+    from infid_export.export.kernel_bundle import compile_bundle
+
+    folder: Path = arguments.output
+    with output.progress() as reporter:
+        kernels = compile_bundle(folder, arguments.targets, arguments.dtypes, arguments.head_sizes, reporter)
+    sizes = {name: (folder / f"{name}.cubin").stat().st_size for name in kernels}
+    rows = [
+        (each["op"], each["architecture"], each["dtype"], str(each["head_size"]),
+         "×".join(map(str, each["configuration"].values())), _lengths(each["constants"].get("WHOLE")),
+         str(each["registers"]), f"{each['stack_bytes']} B", f"{each['shared_bytes']} B", size(sizes[name]))
+        for name, each in kernels.items()
+    ]  # fmt: skip
+    tiles = "queries×keys×warps×stages"
+    columns = ("kernel", "target", "type", "d", tiles, "lengths", "registers", "spills", "shared", "cubin")
+    output.table("Kernels", columns, rows, numbers=_NUMBERS)
+    total = sum(file.stat().st_size for file in folder.iterdir())
+    output.line(f"{shown(folder.absolute())}: {len(kernels)} kernels, {size(total)}")
+    output.document({"bundle": folder, "bytes": total, "kernels": kernels})
+    return 0
+
+
+def _lengths(whole: bool | None) -> str:
+    """Say which lengths of segments a form takes."""
+    return "whole blocks" if whole else "any"

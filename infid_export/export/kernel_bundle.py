@@ -1,0 +1,109 @@
+"""Compiling the fused kernels into a bundle, without a GPU."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infid_engines.errors import BackendUnavailableError, InputError
+from infid_engines.kernel_bundle import require_bundle_or_nothing, write_bundle
+from infid_engines.progress import Reporter, SilentReporter
+
+if TYPE_CHECKING:
+    from infid_kernels.compile import CompiledKernel
+
+# To compile all forms of an operation for sm_90 and a head size of 64, on one CPU core of two.
+_SECONDS: Mapping[str, float] = {"mean_shift": 2.3, "mixed_attention": 23.3, "merged_cross_attention": 24.0}
+_FORMS = 4  # that an operation usually has: whole blocks or any length, tuned or small
+
+
+def compile_bundle(
+    folder: Path,
+    targets: Sequence[str],
+    dtypes: Sequence[str] = ("float16",),
+    head_sizes: Sequence[int] = (64,),
+    reporter: Reporter | None = None,
+) -> dict[str, Mapping[str, Any]]:
+    """Compile every form of every operation, and write the bundle, whole or not at all.
+
+    Args:
+        folder: the bundle's; an older bundle is replaced.
+        targets: architectures, such as `sm_90`.
+        dtypes: of queries, keys and values: `float16`, `bfloat16`.
+        head_sizes: d.
+        reporter: told of the progress.
+
+    Returns:
+        Every kernel's launch description by its name, with the registers and the spilled bytes of a thread.
+
+    Raises:
+        BackendUnavailableError: Triton is missing.
+        EngineFolderError: the folder is something else.
+        InputError: an architecture, type or head size is not known, or Triton is told to interpret.
+    """
+    require_bundle_or_nothing(folder)
+    _require_compiler()
+    from infid_kernels.arguments import HEAD_SIZES
+    from infid_kernels.compile import DTYPES
+    from infid_kernels.tuning import ARCHITECTURES
+
+    _check("target", targets, ARCHITECTURES)
+    _check("dtype", dtypes, tuple(DTYPES))
+    _check("head size", head_sizes, HEAD_SIZES)
+    cases = list(
+        itertools.product(dict.fromkeys(targets), dict.fromkeys(dtypes), dict.fromkeys(head_sizes), tuple(_SECONDS))
+    )
+    reporter = reporter or SilentReporter()
+    reporter.plan({_stage(*case): _SECONDS[case[-1]] for case in cases})
+    return write_bundle(folder, _compiled(cases, reporter))
+
+
+def _compiled(cases: Sequence[tuple[str, str, int, str]], reporter: Reporter) -> Iterator[CompiledKernel]:
+    from infid_kernels.sass import read_machine_code
+    from infid_kernels.variants import compile_variants
+
+    for target, dtype, head_size, op in cases:
+        with reporter.stage(_stage(target, dtype, head_size, op)) as stage:
+            for index, kernel in enumerate(compile_variants(op, target, head_size, dtype)):
+                code = read_machine_code(kernel.cubin)
+                resources = {"registers": code.registers, "stack_bytes": code.stack_bytes}
+                yield replace(kernel, launch={**kernel.launch, **resources})
+                stage.update((index + 1) / _FORMS)
+
+
+def _stage(target: str, dtype: str, head_size: int, op: str) -> str:
+    return f"{op} {target} {dtype} d{head_size}"
+
+
+def _require_compiler() -> None:
+    """Refuse to go on without a Triton that compiles.
+
+    Raises:
+        BackendUnavailableError: it is missing.
+        InputError: its interpreter is switched on, which is decided when the kernels are imported.
+    """
+    try:
+        import triton
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"Compiling kernels needs Triton, which cannot be imported ({error}).",
+            fix='pip install "infid-export[export]"',
+        ) from error
+    from infid_kernels.compile import KERNELS
+
+    if not all(isinstance(spec.kernel, triton.JITFunction) for spec in KERNELS.values()):
+        raise InputError(
+            "TRITON_INTERPRET is set, so Triton interprets kernels and compiles none.",
+            fix="Run the command again with `env -u TRITON_INTERPRET`.",
+        )
+
+
+def _check(what: str, given: Sequence[Any], known: Sequence[Any]) -> None:
+    for value in given:
+        if value not in known:
+            raise InputError(
+                f"There are no kernels for the {what} {value}.", fix=f"Choose from {', '.join(map(str, known))}."
+            )

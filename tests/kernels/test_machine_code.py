@@ -1,0 +1,141 @@
+"""What the kernels are on real hardware, read from the machine code of every tuned configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infid_kernels import sass
+from infid_kernels.sass import MATRIX_INSTRUCTION, SHARED_LIMIT, load_bytes
+from infid_kernels.tuning import ARCHITECTURES, OPS, TABLE, table
+
+PROGRAM = Path(__file__).parents[2] / "benchmarks/kernel_resources.py"
+TUNED_SIZES = (32, 64, 128)
+STRENGTHS = {"mean_shift": 1, "mixed_attention": 0, "merged_cross_attention": 2}  # fp32 numbers that a program reads
+Row = dict[str, Any]
+
+
+@cache
+def resources(*words: str) -> list[Row]:
+    """Return the benchmark's rows; it compiles, which the interpreter of this process cannot."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
+    command = [sys.executable, str(PROGRAM), *words, "--json"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    return list(json.loads(found.stdout))
+
+
+def sizes() -> list[Any]:
+    return [d if d == 64 else pytest.param(d, marks=pytest.mark.slow) for d in TUNED_SIZES]
+
+
+def wrong(row: Row) -> list[str]:
+    """Return what is wrong with a kernel's machine code, a phrase each."""
+    found = []
+    product = MATRIX_INSTRUCTION[row["architecture"]]
+    if row["stack_bytes"]:
+        found.append(f"{row['stack_bytes']} bytes of registers are spilled")
+    if row["shared_bytes"] > SHARED_LIMIT[row["architecture"]]:
+        found.append(f"{row['shared_bytes']} bytes of shared memory are more than the architecture has")
+    products = {name for name, count in row["matrix_instructions"].items() if count}
+    if products != (set() if row["op"] == "mean_shift" else {product}):
+        found.append(f"it multiplies with {products or 'nothing'}, not {product}")
+    if not row["narrowest_loop_load"] == row["widest_loop_load"] == 16:
+        found.append(f"keys and values are read {row['narrowest_loop_load']} bytes at a time")
+    narrow = {name: count for name, count in row["global_loads"].items() if load_bytes(name) != 16}
+    if narrow != ({"LDG.E": STRENGTHS[row["op"]]} if STRENGTHS[row["op"]] else {}):
+        found.append(f"besides the strengths there are narrow loads: {narrow}")
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("d", sizes())
+def test_every_tuned_configuration_is_good_machine_code(d: int, architecture: str) -> None:
+    rows = [row for row in resources("--head-size", str(d)) if row["architecture"] == architecture]
+    entries = [entry for entry in table() if (entry.architecture, entry.block_d) == (architecture, d)]
+    assert len(rows) == len(entries) + 1  # and the mean shift
+    faults = {(row["op"], row["whole"], row["queries"]): wrong(row) for row in rows}
+    assert {case: found for case, found in faults.items() if found} == {}
+
+
+def test_the_table_covers_every_call() -> None:
+    grid = {(op, architecture, d, whole) for op in OPS for architecture in ARCHITECTURES for d in TUNED_SIZES
+            for whole in (True, False)}  # fmt: skip
+    present = {(each.op, each.architecture, each.block_d, each.whole) for each in table() if each.queries == 0}
+    assert sorted(grid - present) == [], f"missing in {TABLE.name}"
+
+
+@pytest.mark.parametrize("d", [40, 80, 96])
+def test_other_head_sizes_compile(d: int) -> None:
+    """With the tiles of the next power of two, which may spill: the table is tuned for powers of two."""
+    rows = resources("--head-size", str(d), "--architecture", "sm_90", "--op", "mixed_attention")
+    assert len(rows) == 2
+    for row in rows:
+        assert [fault for fault in wrong(row) if "spilled" not in fault] == []
+
+
+GOOD: Row = {
+    "op": "merged_cross_attention", "architecture": "sm_90", "stack_bytes": 0, "shared_bytes": 99328,
+    "matrix_instructions": {"HGMMA": 24, "HMMA": 0, "UTCHMMA": 0}, "narrowest_loop_load": 16, "widest_loop_load": 16,
+    "global_loads": {"LDG.E.128": 4, "LDGSTS.E.BYPASS.128": 48, "LDG.E": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, []),
+        ({"stack_bytes": 8}, ["8 bytes of registers are spilled"]),
+        ({"architecture": "sm_90", "shared_bytes": 232449}, ["more than the architecture has"]),
+        ({"matrix_instructions": {"HMMA": 256}}, ["it multiplies with {'HMMA'}, not HGMMA"]),
+        ({"matrix_instructions": {}}, ["it multiplies with nothing, not HGMMA"]),
+        ({"narrowest_loop_load": 2}, ["read 2 bytes at a time"]),
+        ({"narrowest_loop_load": 0, "widest_loop_load": 0}, ["read 0 bytes at a time"]),
+        ({"global_loads": GOOD["global_loads"] | {"LDG.E.U16": 3}}, ["narrow loads: {'LDG.E': 2, 'LDG.E.U16': 3}"]),
+        ({"global_loads": GOOD["global_loads"] | {"LDGSTS.E.64": 1}}, ["narrow loads"]),
+    ],
+)
+def test_bad_machine_code_is_told(change: Row, says: list[str]) -> None:
+    found = wrong(GOOD | change)
+    assert len(found) == len(says)
+    assert all(part in fault for part, fault in zip(says, found, strict=True))
+
+
+def test_the_width_of_a_load() -> None:
+    widths = {"LDG.E": 4, "LDG.E.128": 16, "LDG.E.U16": 2, "LDG.E.U16.CONSTANT": 2, "LDG.E.64": 8, "LDG.E.S8": 1,
+              "LDGSTS.E.BYPASS.128": 16, "LDGSTS.E.BYPASS.LTC128B.128": 16, "LDG.E.ENL2.256": 32}  # fmt: skip
+    assert {name: load_bytes(name) for name in widths} == widths
+
+
+LISTING = """
+        /*0000*/                   LDG.E R1, desc[UR4][R2.64] ;       /* 0x0 */
+        /*0010*/              @!P4 BRA 0x0050 ;                       /* 0x0 */
+        /*0020*/                   LDG.E.128 R4, desc[UR4][R2.64] ;   /* 0x0 */
+        /*0030*/                   HMMA.16816.F32 R4, R4, R4, R4 ;    /* 0x0 */
+        /*0040*/               @P0 BRA 0x0020 ;                       /* 0x0 */
+        /*0050*/                   LDG.E.64 R4, desc[UR4][R2.64] ;    /* 0x0 */
+        /*0060*/                   HMMA.16816.F32 R4, R4, R4, R4 ;    /* 0x0 */
+        /*0070*/               @P1 BRA 0x0000 ;                       /* 0x0 */
+        /*0080*/                   EXIT ;                             /* 0x0 */
+        /*0090*/               @P2 BRA 0x0090 ;                       /* 0x0 */
+        /*00a0*/                   BRA 0x0060 ;                       /* 0x0 */
+"""
+
+
+def test_the_main_loop_is_the_innermost_that_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"--dump-resource-usage": "REG:128 STACK:0 SHARED:0", "-sass": LISTING}
+    monkeypatch.setattr(sass, "_cuobjdump", lambda what, _: texts[what])
+    code = sass.read_machine_code(b"")
+    assert code.loop == {"LDG.E.128": 1, "HMMA.16816.F32": 1, "BRA": 1}
+    assert code.loop_load_bytes() == (16, 16)
+    assert code.global_loads() == {"LDG.E": 1, "LDG.E.128": 1, "LDG.E.64": 1}
+    texts["-sass"] = LISTING.replace("HMMA.16816.F32", "FFMA")
+    assert sass.read_machine_code(b"").loop == {"LDG.E.128": 1, "FFMA": 1, "BRA": 1}
