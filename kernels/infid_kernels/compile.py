@@ -173,7 +173,7 @@ def _argument(spec: KernelSpec, name: str, dtype: str, head_size: int) -> dict[s
         prefix, axis = name.removeprefix("stride_")[:-1], name[-1]
         length = lengths[prefix]
         value = {"b": f"{length} * heads * {head_size}", "h": str(head_size), "n": f"heads * {head_size}"}[axis]
-        # 8 are 16 bytes, the widest load; with nothing known of its strides, a head size of 40 is read 2 bytes at a time
+        # 8 are 16 bytes, the widest load; without it, rows with a head size of 40 are read 2 bytes at a time
         multiple = math.gcd(head_size, 16)
     return {"name": name, "type": "i32", "multiple_of": multiple, "value": value}
 
