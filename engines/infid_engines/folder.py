@@ -56,7 +56,7 @@ class FolderTransaction:
     """
 
     def __init__(self, target: Path, reporter: Reporter) -> None:
-        self.target = target.absolute()
+        self.target = target.resolve()  # through a link, which could not be exchanged
         self.staging = self.target.with_name(f".{self.target.name}.building")
         self._retired = self.target.with_name(f".{self.target.name}.old")
         self._lock_path = self.target.with_name(f".{self.target.name}.lock")

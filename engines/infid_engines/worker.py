@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -41,19 +42,24 @@ def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> in
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")]),
     }
-    with subprocess.Popen(
-        [sys.executable, "-m", "infid_engines.worker", json.dumps(job, default=str)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as errors,  # and not a pipe: nobody reads it before the builder ends
+        subprocess.Popen(
+            [sys.executable, "-m", "infid_engines.worker", json.dumps(job, default=str)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+        ) as process,
+    ):
         try:
             answer = _follow(process, stage)
-            _, errors = process.communicate()
+            process.wait()
         except BaseException:
             process.kill()
             raise
+        errors.seek(0)
+        said = errors.read()
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
         raise BuildError(
@@ -65,7 +71,7 @@ def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> in
     if "problem" in answer:
         raise BuildError(answer["problem"], fix=answer["fix"])
     if process.returncode != 0:
-        raise RuntimeError(f"the {backend} builder failed:\n{errors}")
+        raise RuntimeError(f"the {backend} builder failed:\n{said}")
     return int(answer["peak_bytes"])
 
 

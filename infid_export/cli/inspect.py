@@ -116,7 +116,7 @@ def _facts(folder: Path, manifest: Manifest, output: Output) -> dict[str, GraphF
 
 
 def _parity(folder: Path, problems: dict[str, str]) -> ParityReport | None:
-    from infid_export.export.build import PARITY, stored_parity
+    from infid_export.export.parity import PARITY, stored_parity
 
     try:
         parity = stored_parity(folder)

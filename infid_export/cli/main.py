@@ -12,7 +12,7 @@ from enum import IntEnum
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from infid_engines.errors import InfidError, InputError
+from infid_engines.errors import BackendUnavailableError, InfidError, InputError
 from infid_export import __version__
 from infid_export.cli.arguments import add_common
 
@@ -28,6 +28,8 @@ COMMANDS = {
     "doctor": "check this machine and its libraries",
     "compile-kernels": "compile the fused kernels for GPUs, ahead of time and without one",
 }
+# Modules of the extra `export`, which a server that only runs engines does without.
+_EXPORT = ("accelerate", "diffusers", "onnx", "onnx_ir", "onnxscript", "open_clip", "torch", "transformers", "triton")
 # What the machine refuses rather than what we got wrong: no space, no permission, no such length of name.
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE)
 
@@ -126,6 +128,10 @@ def _guarded(options: argparse.Namespace, output: Output) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXPORT:
+            problem = f"`infid-export {options.command}` needs {error.name}, which is not installed."
+            output.problem(BackendUnavailableError(problem, fix='pip install "infid-export[export]"'))
+            return ExitCode.PROBLEM
         if isinstance(error, OSError) and error.errno in _MACHINE:
             where = f"{error.filename}: " if error.filename else ""
             output.problem(InputError(f"{where}{error.strerror}.", fix="Make room or give permission, and run again."))
@@ -153,6 +159,8 @@ def _parse(command: str | None, arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser(command)
     options, unknown = parser.parse_known_args(arguments)
     flag = next((word for word in unknown if word.startswith("-")), None)
+    if flag in ("--json", "--quiet"):  # known to every command, so it was given before it
+        raise InputError(f"{flag} stands before the command.", fix=f"Write `infid-export {command} {flag}`.")
     if flag is not None:
         import re
 

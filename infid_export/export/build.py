@@ -31,7 +31,7 @@ from infid_engines.worker import build_in_subprocess
 from infid_export import __version__
 from infid_export.export.inspection import read_graph
 from infid_export.export.options import BuildOptions
-from infid_export.export.parity import ParityReport, ParityRow
+from infid_export.export.parity import PARITY, ParityReport, ParityRow, stored_parity
 from infid_export.export.plan import (
     DETECTOR,
     RECOGNIZER,
@@ -51,7 +51,6 @@ from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
 if TYPE_CHECKING:
     from infid_export.export.exporter import Exporter
 
-PARITY = "parity.json"
 _HASHED_A_SECOND = 1.2e9  # bytes
 Writer = Callable[[Path, Stage], Written | None]
 
@@ -125,21 +124,6 @@ def stale(plan: Plan, transaction: FolderTransaction) -> dict[str, str]:
         elif transaction.damage(name):
             reasons[name] = transaction.damage(name)
     return reasons
-
-
-def stored_parity(folder: Path) -> ParityReport:
-    """Read a folder's parity.json.
-
-    Raises:
-        EngineFolderError: it is missing or broken.
-    """
-    path = folder / PARITY
-    try:
-        return ParityReport.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise EngineFolderError(
-            f"{path} cannot be read ({error}).", fix="Run `infid-export verify` on the folder."
-        ) from error
 
 
 def previous_parity(plan: Plan, transaction: FolderTransaction) -> ParityReport:
@@ -478,4 +462,5 @@ def _options(manifest: Manifest, folder: Path) -> BuildOptions:
         values[name] = None if values[name] is None else tuple(values[name])
     for name in ("height", "width"):
         values[name] = None if values[f"{name}_range"] else values[name]
-    return BuildOptions(**{**values, "output": folder, "backends": ("onnxruntime",), "targets": ()})
+    engines = {"backends": ("onnxruntime",), "targets": (), "refit": False, "strip": False, "optimization_level": None}
+    return BuildOptions(**{**values, **engines, "output": folder})

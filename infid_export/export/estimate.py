@@ -8,10 +8,11 @@ import torch
 
 from infid_engines.folder import FolderTransaction
 from infid_engines.progress import SilentReporter
-from infid_export.export.build import PARITY, previous_parity, stale
+from infid_export.export.build import previous_parity, stale
 from infid_export.export.exporter import Exporter
 from infid_export.export.graphs import input_names
 from infid_export.export.options import BuildOptions
+from infid_export.export.parity import PARITY
 from infid_export.export.plan import Plan, components_of, graph_file, make_plan, plain, weights_file
 from infid_export.export.weights import WeightsLayout
 

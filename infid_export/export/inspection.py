@@ -45,6 +45,8 @@ def read_graph(path: Path) -> GraphFacts:
     except Exception as error:  # protobuf's error type is not public
         raise EngineFolderError(f"{path} is not an ONNX file ({error}).", fix="Export it again.") from error
     graph = model.graph
+    if not graph.node:
+        raise EngineFolderError(f"{path} is not an ONNX file (it holds no nodes).", fix="Export it again.")
     initializers = {tensor.name for tensor in graph.initializer}
     parameters, files = 0, set()
     for tensor in graph.initializer:

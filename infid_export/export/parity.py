@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from infid_engines.errors import EngineFolderError, ParityError
 from infid_export.export.tolerances import VERSION, tolerance
 
 Array = np.ndarray[Any, Any]
+PARITY = "parity.json"
 _MEASURED = ("max_error", "rms_error", "cosine")
 
 
@@ -198,3 +201,18 @@ def psnr(expected: Array, found: Array) -> float:
     if not np.isfinite(error):
         return 0.0
     return 200.0 if error == 0 else float(-10 * np.log10(error))
+
+
+def stored_parity(folder: Path) -> ParityReport:
+    """Read a folder's parity.json.
+
+    Raises:
+        EngineFolderError: it is missing or broken.
+    """
+    path = folder / PARITY
+    try:
+        return ParityReport.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise EngineFolderError(
+            f"{path} cannot be read ({error}).", fix="Run `infid-export verify` on the folder."
+        ) from error

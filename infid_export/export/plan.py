@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -243,6 +243,7 @@ def make_plan(options: BuildOptions) -> Plan:
     person = {name: source.fingerprint(name) for name in ("image_encoder", "identity")}
     model["id"] = canonical_key({**person, "precision": options.precision, "recognizer": files[RECOGNIZER]})
     backends, why = _backends(options)
+    _check_effects(options, source, backends)
     engines = [item for name in backends for item in _engines(name, options, graphs, weights)]
     plugins = {item.target for item in engines if item.onnx != item.graph}
     files |= {plugins_file(target): _plugin_fields(target) for target in sorted(plugins)}
@@ -262,6 +263,25 @@ def _check_fused(options: BuildOptions, source: ModelSource) -> None:
         )
     if not any(name in options.graphs for name in FUSED):
         raise InputError(f"--kernels triton concerns {' and '.join(FUSED)}, and neither is built.", fix="Leave it out.")
+
+
+def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequence[str]) -> None:
+    """Refuse options that would have no effect."""
+    built_in, engines = source.name in BUILT_IN, set(backends) - {"onnxruntime"}
+    needed = {"text_encoder", "text_encoder_2", "identity_encoder", "denoise_step", "vae_decoder"}
+    for given, what, why in (
+        (options.identity and built_in, "--identity", f"the model {source.name} has identity weights of its own"),
+        (options.image_encoder and built_in, "--image-encoder", f"the model {source.name} has one of its own"),
+        (options.face_models and options.detector != "insightface", "--face-models", "the detector is centerface"),
+        (options.refit and not engines, "--refit", "no TensorRT backend is built"),
+        (options.strip and not engines, "--strip", "no TensorRT backend is built"),
+        (options.optimization_level is not None and not engines, "--optimization-level",
+         "no TensorRT backend is built"),
+        (options.parity_image == "on" and not needed <= set(options.graphs), "--parity-image on",
+         f"a picture needs the graphs {', '.join(sorted(needed))}"),
+    ):  # fmt: skip
+        if given:
+            raise InputError(f"{what} would have no effect: {why}.", fix=f"Leave out {what}, or change the other.")
 
 
 def _plugin_fields(target: str) -> dict[str, Any]:

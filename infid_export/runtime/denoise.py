@@ -70,7 +70,7 @@ def image_size(manifest: Manifest, height: int | None, width: int | None) -> tup
         InputError: the engines were not built for that size.
     """
     latents = next(spec for spec in manifest.graph("denoise_step").inputs if spec.name == "identity_latents")
-    chosen = (height or manifest.height, width or manifest.width)
+    chosen = (manifest.height if height is None else height, manifest.width if width is None else width)
     for name, pixels, extent in zip(("height", "width"), chosen, latents.shape[2:], strict=True):
         smallest, largest = (8 * extent, 8 * extent) if isinstance(extent, int) else (8 * extent[0], 8 * extent[-1])
         if not smallest <= pixels <= largest or pixels % 32:

@@ -11,6 +11,7 @@ from infid_engines.manifest import EngineRecord, FileRecord, Manifest, stored_en
 from infid_engines.progress import Reporter
 from infid_engines.registry import get_backend
 
+_STRIPPED = "{} holds no weights (--strip): they have to be put back with TensorRT's refitter, which nothing here does."
 _FASTEST_FIRST = ("tensorrt", "tensorrt_rtx")
 
 
@@ -84,6 +85,8 @@ class EngineSet:
                 f"{self._folder} has no {self._backend} engine of {graph}.",
                 fix=f"infid-export build --backend {self._backend} -o {self._folder}",
             )
+        if stored.flags.get("strip"):
+            raise EngineFolderError(_STRIPPED.format(stored.file), fix="Build without --strip.")
         return stored
 
     def _files(self, graph: str) -> list[str]:
@@ -108,6 +111,12 @@ def choose_backend(manifest: Manifest) -> tuple[str, str]:
     for name in _FASTEST_FIRST:
         if not stored_engines(manifest, name):
             reasons.append(f"{name} not used: the folder has no engines of it")
+            continue
+        stripped = next(
+            (each.file for each in manifest.engines if each.backend == name and each.flags.get("strip")), None
+        )
+        if stripped is not None:
+            reasons.append(f"{name} not used: {_STRIPPED.format(stripped)}")
             continue
         try:
             backend = get_backend(name)

@@ -12,8 +12,9 @@ from cli_process import Cli, write_parity
 from infid_engines.manifest import Manifest
 from infid_export.cli import main
 from infid_export.cli.build import options_of
-from infid_export.export.build import BuildReport, stored_parity
+from infid_export.export.build import BuildReport
 from infid_export.export.options import BuildOptions
+from infid_export.export.parity import stored_parity
 
 
 def options(*words: str) -> BuildOptions:

@@ -137,3 +137,10 @@ def test_ranges_and_free_dimensions_are_shown(cli: Cli, small_folder: Path) -> N
     replace(manifest, graphs={"vae_decoder": replace(record, inputs=(spec,))}).write(small_folder)
     _, out, _ = cli("inspect", small_folder)
     assert ["in", "latents", "float32", "1–4", "×", "?", "×", "8"] in [line.split() for line in out.splitlines()]
+
+
+def test_an_empty_file_is_not_a_graph(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    code, _, err = cli("inspect", tmp_path / "empty.onnx")
+    assert code == 1
+    assert "it holds no nodes" in err

@@ -96,6 +96,36 @@ def test_a_refusal_of_the_machine_is_not_called_our_fault(cli: Cli, monkeypatch:
     assert "Traceback" not in err
 
 
+WITHOUT = """
+from importlib.machinery import PathFinder
+found = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.split(".")[0] in {names} else found(name, *rest)
+"""
+
+
+@pytest.mark.parametrize("arguments", [("build", "--backend", "onnxruntime"), ("build", "--dry-run")])
+def test_a_missing_extra_is_named_and_is_not_our_fault(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    program = f"import os; os.chdir({str(tmp_path)!r})\n" + WITHOUT.format(names=("torch",)) + PROGRAM
+    found = infid_export(*arguments, program=program)
+    assert found.returncode == 1, found.stderr
+    assert "needs torch, which is not installed" in found.stderr
+    assert 'pip install "infid-export[export]"' in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_server_without_the_exporter_can_inspect(small_folder: Path) -> None:
+    program = WITHOUT.format(names=("torch", "onnx", "onnxscript", "diffusers")) + PROGRAM
+    found = infid_export("inspect", str(small_folder), program=program)
+    assert found.returncode == 0, found.stderr
+    assert "vae_decoder" in found.stdout
+
+
+def test_a_common_flag_before_the_command_is_explained(cli: Cli) -> None:
+    code, _, err = cli("--json", "inspect")
+    assert code == 1
+    assert "Write `infid-export inspect --json`" in err + _
+
+
 def test_interrupt_says_that_a_rerun_resumes() -> None:
     program = (
         "import os, signal\nimport infid_export.export.build as module\n"

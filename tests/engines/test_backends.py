@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,20 @@ def test_rtx_builds_a_real_engine_without_a_gpu(tmp_path, rows):
     assert (tmp_path / "g.engine").stat().st_size > 1000
     assert peak > 1 << 20
     assert listener.fractions
+
+
+def test_a_builder_that_says_much_does_not_hang(tmp_path, monkeypatch):
+    # a sitecustomize of the worker's: more than a pipe holds, before it answers
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.stderr.write('x' * 300_000)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    request = BuildRequest(graph(tmp_path / "g.onnx"), tmp_path / "g.engine", "sm_89", specs(4)[0])
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("the build hangs"))
+    signal.alarm(60)
+    try:
+        build_in_subprocess("tensorrt_rtx", request, Listener())
+    finally:
+        signal.alarm(0)
+    assert (tmp_path / "g.engine").is_file()
 
 
 @pytest.mark.parametrize("flag", ["refit", "strip"])

@@ -83,6 +83,16 @@ def test_a_file_knows_what_it_cost_to_make(tmp_path):
     assert Manifest.load(tmp_path / "engines").files["large"] == large
 
 
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    make(tmp_path / "big/engines", {"a": "one"})
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "big/engines")
+    make(link, {"a": "two"})
+    assert link.is_symlink()
+    assert (tmp_path / "big/engines/a").read_text() == "two"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["big", "link"]
+
+
 @pytest.mark.parametrize("when", ["between renames", "after second rename"])
 def test_an_interrupted_exchange_is_finished(tmp_path, when):
     folder, old = tmp_path / "engines", tmp_path / ".engines.old"

@@ -89,6 +89,23 @@ def test_a_change_rebuilds_what_depends_on_it_and_says_why(small_folder):
     assert Manifest.load(small_folder).graphs["vae_decoder"].outputs[0].shape == (1, 3, 96, 64)
 
 
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"identity": Path("i.safetensors")}, "--identity"),
+        ({"image_encoder": "laion"}, "--image-encoder"),
+        ({"face_models": Path("pack")}, "--face-models"),
+        ({"refit": True}, "--refit"),
+        ({"strip": True}, "--strip"),
+        ({"optimization_level": 3}, "--optimization-level"),
+        ({"parity_image": "on"}, "--parity-image on"),
+    ],
+)
+def test_an_option_without_effect_is_refused(tmp_path, changes, flag):
+    with pytest.raises(InputError, match=f"{flag} would have no effect"):
+        make_plan(small(tmp_path / "engines", **changes))
+
+
 def test_a_missing_or_cut_file_is_made_again(small_folder):
     (small_folder / "tokenizer/tokenizer.json").unlink()
     (small_folder / "faces/detector.onnx").write_bytes(b"x")

@@ -10,7 +10,7 @@ from tiny_engines import records, write_folder
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InfidError, InputError
 from infid_engines.manifest import FileRecord, Manifest, sha256_file
 from infid_export.runtime import engine_set
-from infid_export.runtime.engine_set import choose_backend, choose_target
+from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_target
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
 
@@ -80,6 +80,20 @@ def test_auto_says_why_faster_backends_were_not_taken(
     assert name == chosen
     assert choice.startswith(chosen)
     assert reason in choice
+
+
+def test_engines_without_weights_are_not_run(tiny_folder: Path, gpu: Callable[[str | None], None]) -> None:
+    gpu("sm_90")
+    manifest = with_engines(tiny_folder, ("tensorrt", "sm_90"))
+    stripped = tuple(
+        replace(each, flags={"strip": True}) if each.backend == "tensorrt" else each for each in manifest.engines
+    )
+    manifest = replace(manifest, engines=stripped)
+    name, choice = choose_backend(manifest)
+    assert name == "onnxruntime"
+    assert "holds no weights (--strip)" in choice
+    with pytest.raises(EngineFolderError, match=r"holds no weights \(--strip\)"):
+        EngineSet(tiny_folder, manifest, "tensorrt", "sm_90", "cuda")[manifest.engines[0].graph]
 
 
 def test_a_folder_with_nothing_that_runs_here_says_why(tiny_folder: Path, gpu: Callable[[str | None], None]) -> None:
