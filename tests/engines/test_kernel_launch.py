@@ -37,6 +37,8 @@ def unpacked(packed: PackedArguments, description: Mapping[str, Any]) -> list[in
     """Read the parameters as the driver does: through the array of addresses, each as long as its type."""
     types = [ctypes.c_int32 if each["type"] == "i32" else ctypes.c_uint64 for each in description["arguments"]]
     types += [ctypes.c_uint64] * description["scratch_pointers"]
+    assert [type(value) for value in packed.values] == types
+    assert len(packed.array) == len(types)
     addresses = (ctypes.c_uint64 * len(types)).from_address(packed.address)
     return [kind.from_address(address).value for kind, address in zip(types, addresses, strict=True)]
 
@@ -81,7 +83,7 @@ def test_a_launch_is_the_triton_launchers_own(
     launches, draw = Launches(monkeypatch), random.Random(3)
     compared = dict.fromkeys(("mean_shift", *tuning.OPS), 0)
     for _ in range(30):
-        rows, heads, queries = draw.randint(1, 3), draw.randint(1, 12), draw.randint(1, 600)
+        rows, heads, queries = draw.randint(1, 3), draw.randint(1, 12), draw.choice((1, 128, 500, 512, 600))
         lengths = [draw.randint(1, 4) * 128, draw.randint(1, 4) * 128]
         if draw.random() < 0.5:
             lengths = [draw.randint(1, 400), draw.randint(1, 400)]
