@@ -25,6 +25,7 @@ COMMANDS = {
     "enroll": "turn photos of a person into a person file",
     "verify": "check an engine folder's hashes and repeat its parity",
     "inspect": "show what an engine folder or an ONNX file holds",
+    "tune": "measure the kernels' tile sizes on this GPU and write the fastest to a file",
     "doctor": "check this machine and its libraries",
     "compile-kernels": "compile the fused kernels for GPUs, ahead of time and without one",
 }

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from infid_kernels.adain import mean_shift
 from infid_kernels.arguments import check_attention, empty_output, launchable, logit_scale, per_row
 from infid_kernels.attend import attend
-from infid_kernels.tuning import choose
+from infid_kernels.tuning import Configuration, choose
 
 
 @triton.jit
@@ -71,6 +71,38 @@ def merged_cross_attention_kernel(
     tl.store(out_tile, result.to(out.dtype.element_ty), mask=mask)
 
 
+def launch_merged_cross_attention(
+    q: Tensor, k_t: Tensor, v_t: Tensor, k_id: Tensor, v_id: Tensor, style_strength: Tensor, identity_strength: Tensor,
+    scale: float, out: Tensor, configuration: Configuration, whole: bool,
+) -> None:  # fmt: skip
+    """Launch the kernel with a configuration of the caller's choice; `merged_cross_attention` takes the table's.
+
+    Args:
+        q: `[B, H, N, d]`.
+        k_t: `[B, H, L, d]`.
+        v_t: `[B, H, L, d]`.
+        k_id: `[B, H, T, d]`.
+        v_id: `[B, H, T, d]`.
+        style_strength: `[B]` fp32, s.
+        identity_strength: `[B]` fp32, λ.
+        scale: factor of the logits.
+        out: `[B, H, N, d]`, where the result is written.
+        configuration: tile sizes.
+        whole: whether its `block_n` divides L and T.
+    """
+    rows, heads, queries, d = q.shape
+    launchable(merged_cross_attention_kernel)[(triton.cdiv(queries, configuration.block_m), rows * heads)](
+        q, k_t, v_t, k_id, v_id, style_strength, identity_strength,
+        heads, queries, k_t.shape[2], k_id.shape[2],
+        *q.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3],
+        *out.stride()[:3],
+        scale,
+        out,
+        D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_M=configuration.block_m, BLOCK_N=configuration.block_n,
+        WHOLE=whole, **configuration.launch_options(),
+    )  # fmt: skip
+
+
 @triton_op("infid::merged_cross_attention", mutates_args={})
 def _merged_cross_attention(
     q: Tensor,
@@ -83,18 +115,10 @@ def _merged_cross_attention(
     scale: float,
 ) -> Tensor:
     out = empty_output(q)
-    rows, heads, queries, d = q.shape
-    chosen, whole = choose("merged_cross_attention", q.device, d, queries, (k_id.shape[2], k_t.shape[2]))
-    launchable(merged_cross_attention_kernel)[(triton.cdiv(queries, chosen.block_m), rows * heads)](
-        q, k_t, v_t, k_id, v_id, style_strength, identity_strength,
-        heads, queries, k_t.shape[2], k_id.shape[2],
-        *q.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3],
-        *out.stride()[:3],
-        scale,
-        out,
-        D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n, WHOLE=whole,
-        **chosen.launch_options(),
-    )  # fmt: skip
+    lengths = (k_id.shape[2], k_t.shape[2])
+    chosen, whole = choose("merged_cross_attention", q.device, q.shape[3], q.shape[2], lengths)
+    strengths = (style_strength, identity_strength)
+    launch_merged_cross_attention(q, k_t, v_t, k_id, v_id, *strengths, scale, out, chosen, whole)
     return out
 
 

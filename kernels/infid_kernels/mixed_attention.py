@@ -21,8 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from infid_kernels.adain import adain_mean
 from infid_kernels.arguments import check_attention, empty_output, launchable, logit_scale, per_row
 from infid_kernels.attend import attend
-from infid_kernels.mean_shift import SPLITS, launch_mean_shift
-from infid_kernels.tuning import choose
+from infid_kernels.mean_shift import launch_mean_shift
+from infid_kernels.tuning import Configuration, choose
 
 
 @triton.jit
@@ -73,24 +73,46 @@ def mixed_attention_kernel(
     tl.store(out_tile, (acc / mass[:, None]).to(out.dtype.element_ty), mask=mask)
 
 
-@triton_op("infid::mixed_attention", mutates_args={})
-def _mixed_attention(
-    q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, style_strength: Tensor, scale: float
-) -> Tensor:
-    out = empty_output(q)
+def launch_mixed_attention(
+    q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, shift_k: Tensor, shift_v: Tensor, scale: float,
+    out: Tensor, configuration: Configuration, whole: bool,
+) -> None:  # fmt: skip
+    """Launch the kernel with a configuration of the caller's choice; `mixed_attention` takes the table's.
+
+    Args:
+        q: `[B, H, N, d]`.
+        k_id: `[B, H, M, d]`.
+        v_id: `[B, H, M, d]`.
+        k_t: `[B, H, L, d]`.
+        v_t: `[B, H, L, d]`.
+        shift_k: `[B, H, parts, d]` fp32, whose sum over the third axis is δ_k; `parts` is a power of two.
+        shift_v: `[B, H, parts, d]` fp32, whose sum over the third axis is δ_v.
+        scale: factor of the logits.
+        out: `[B, H, N, d]`, where the result is written.
+        configuration: tile sizes.
+        whole: whether its `block_n` divides M and L.
+    """
     rows, heads, queries, d = q.shape
-    shift_k, shift_v = launch_mean_shift(k_id, v_id, k_t, v_t, style_strength)
-    chosen, whole = choose("mixed_attention", q.device, d, queries, (k_id.shape[2], k_t.shape[2]))
-    launchable(mixed_attention_kernel)[(triton.cdiv(queries, chosen.block_m), rows * heads)](
+    launchable(mixed_attention_kernel)[(triton.cdiv(queries, configuration.block_m), rows * heads)](
         q, k_id, v_id, k_t, v_t, shift_k, shift_v,
         heads, queries, k_id.shape[2], k_t.shape[2],
         *q.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3],
         *out.stride()[:3],
         scale,
         out,
-        D=d, BLOCK_D=triton.next_power_of_2(d), SPLITS=SPLITS,
-        BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n, WHOLE=whole, **chosen.launch_options(),
+        D=d, BLOCK_D=triton.next_power_of_2(d), SPLITS=shift_k.shape[2],
+        BLOCK_M=configuration.block_m, BLOCK_N=configuration.block_n, WHOLE=whole, **configuration.launch_options(),
     )  # fmt: skip
+
+
+@triton_op("infid::mixed_attention", mutates_args={})
+def _mixed_attention(
+    q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, style_strength: Tensor, scale: float
+) -> Tensor:
+    out = empty_output(q)
+    shifts = launch_mean_shift(k_id, v_id, k_t, v_t, style_strength)
+    chosen, whole = choose("mixed_attention", q.device, q.shape[3], q.shape[2], (k_id.shape[2], k_t.shape[2]))
+    launch_mixed_attention(q, k_id, v_id, k_t, v_t, *shifts, scale, out, chosen, whole)
     return out
 
 

@@ -103,8 +103,7 @@ def choose(op: str, device: torch.device, d: int, queries: int, lengths: Sequenc
     """
     if device.type != "cuda":
         return _INTERPRETER, divides(_INTERPRETER, lengths)
-    major, minor = torch.cuda.get_device_capability(device)
-    architecture = nearest(f"sm_{major}{minor}")
+    architecture = architecture_of(device)
     whole = entry(op, architecture, d, queries, True)
     if whole is not None and divides(whole.configuration, lengths):
         return whole.configuration, True
@@ -112,6 +111,16 @@ def choose(op: str, device: torch.device, d: int, queries: int, lengths: Sequenc
     if ragged is None:
         raise RuntimeError(f"{TABLE.name} has no entry of {op} for {architecture} and head size {d}")
     return ragged.configuration, False
+
+
+def architecture_of(device: torch.device) -> str:
+    """Return the architecture whose entries a GPU uses.
+
+    Raises:
+        ValueError: the GPU is older than every architecture of the table.
+    """
+    major, minor = torch.cuda.get_device_capability(device)
+    return nearest(f"sm_{major}{minor}")
 
 
 def divides(configuration: Configuration, lengths: Sequence[int]) -> bool:

@@ -1,0 +1,116 @@
+"""`infid-export tune`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infid_engines.errors import BackendUnavailableError, ParityError
+from infid_export.cli.generate import require_writable
+from infid_export.cli.output import Output
+
+if TYPE_CHECKING:
+    import torch
+
+    from infid_kernels.autotune import Tuned
+
+_SAMPLES, _QUICK_SAMPLES = 50, 10
+_QUICK_CANDIDATES = 6  # the most promising come first
+_SECONDS = 3.0  # a candidate's compilation and its timing; an estimate, no GPU has run it yet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    default = Path("tuning.json")
+    parser.add_argument("-o", "--output", type=Path, default=default, metavar="FILE", help=f"({default})")
+    parser.add_argument(
+        "--quick", action="store_true",
+        help=f"the first {_QUICK_CANDIDATES} candidates, {_QUICK_SAMPLES} times each instead of {_SAMPLES}",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Measure every candidate, write the fastest that are right, and print the path of the file."""
+    require_writable(arguments.output)
+    device = _gpu()
+    from infid_kernels.autotune import LEVELS, NoCandidateError, tune
+    from infid_kernels.measure import time_on_gpu
+    from infid_kernels.tuning import CANDIDATES, write
+
+    candidates = CANDIDATES[:_QUICK_CANDIDATES] if arguments.quick else CANDIDATES
+    timer = partial(time_on_gpu, samples=_QUICK_SAMPLES if arguments.quick else _SAMPLES)
+    results: list[Tuned] = []
+    with output.progress() as reporter:
+        reporter.plan({level.name: _SECONDS * len(candidates) for level in LEVELS})
+        for level in LEVELS:
+            with reporter.stage(level.name) as stage:
+                try:
+                    results.append(tune(level, device, timer, candidates, stage.update))
+                except NoCandidateError as error:
+                    raise ParityError(
+                        f"{str(error)[:1].upper()}{str(error)[1:]}.",
+                        fix="Nothing was written. Report it with what `infid-export doctor --json` prints.",
+                    ) from error
+    write(arguments.output, [result.entry for result in results])
+    _show(results, output)
+    output.line(str(arguments.output))
+    output.note(f"A process uses it after infid_kernels.tuning.load(Path({str(arguments.output)!r})).")
+    output.document({"file": arguments.output, "levels": [_plain(result) for result in results]})
+    return 0
+
+
+def _gpu() -> torch.device:
+    """Return the GPU to measure on.
+
+    Raises:
+        BackendUnavailableError: torch or Triton is missing, or torch sees no GPU that the kernels run on.
+    """
+    try:
+        import torch
+        import triton  # noqa: F401  (the kernels cannot be imported without it)
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"tune needs {error.name}, which is not installed.", fix='pip install "infid-export[export]"'
+        ) from error
+    if not torch.cuda.is_available():
+        raise BackendUnavailableError(
+            "tune measures on an NVIDIA GPU, and torch sees none.",
+            fix="Run it on the machine that will use the kernels (`infid-export doctor` says what is missing there); "
+            "without a file of yours the kernels use the table they ship with.",
+        )
+    from infid_kernels.tuning import architecture_of
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    try:
+        architecture_of(device)
+    except ValueError as error:
+        problem = f"{torch.cuda.get_device_name(device)} is too old: {error}."
+        raise BackendUnavailableError(problem, fix="Use a GPU of sm_80 (Ampere) or newer.") from error
+    return device
+
+
+def _show(results: list[Tuned], output: Output) -> None:
+    from infid_kernels.autotune import label
+
+    rows = [
+        [result.level.name, label(result.entry.configuration), str(_refused(result)), result.entry.evidence]
+        for result in results
+    ]
+    output.table("Fastest configurations", ["level", "configuration", "refused", "evidence"], rows, {"refused"})
+
+
+def _refused(result: Tuned) -> int:
+    return sum(trial.timing is None for trial in result.trials)
+
+
+def _plain(result: Tuned) -> dict[str, object]:
+    """Return a level's result for JSON, where a NaN error is null."""
+    trials = []
+    for trial in result.trials:
+        shown = asdict(trial)
+        shown["error"] = trial.error if trial.error is not None and trial.error == trial.error else None
+        trials.append(shown)
+    return {"level": result.level.name, "entry": asdict(result.entry), "trials": trials}

@@ -1,0 +1,193 @@
+"""Measuring `tuning.CANDIDATES` on a GPU: the fastest that is right becomes an entry of the table.
+
+A candidate that does not compile, or whose output differs from float64 by more than the limit, is refused with its
+reason, however fast it is. What is timed is the attention kernel alone: the mean shift in front of it does not depend
+on the configuration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from infid_kernels.arguments import empty_output
+from infid_kernels.measure import LIMITS, SDXL_CALLS, Call, Inputs, Timing, input_sets, relative_rms
+from infid_kernels.tuning import CANDIDATES, Configuration, Entry, architecture_of, divides
+
+Timer = Callable[[Sequence[Callable[[], object]]], Timing]
+Progress = Callable[[float, str], None]  # fraction done, and what is being measured now
+_DTYPE = torch.float16  # what SDXL's engines compute in; bf16 has the same instructions and rates
+
+
+@dataclass(frozen=True)
+class Level:
+    """A call that stands for all calls of its kind.
+
+    Args:
+        name: readable.
+        call: what is measured.
+        queries: smallest number of queries that the choice is for.
+        whole: whether the choice is for segments that are whole numbers of blocks.
+    """
+
+    name: str
+    call: Call
+    queries: int
+    whole: bool
+
+
+# The choice at 4096 queries holds from 2048, halfway (as a ratio) between the two levels. Ragged lengths are those of
+# SDXL's 832 × 1216 bucket, whose latents of 104 × 152 make 52 · 76 = 3952 and 26 · 38 = 988 tokens.
+_FROM = 2048
+LEVELS: Sequence[Level] = (
+    Level("mixed attention, 4096 tokens", SDXL_CALLS["mixed-4096"], _FROM, True),
+    Level("mixed attention, 1024 tokens", SDXL_CALLS["mixed-1024"], 0, True),
+    Level("mixed attention, 3952 tokens", Call("mixed_attention", 2, 10, 3952, 3952, 3952), _FROM, False),
+    Level("mixed attention, 988 tokens", Call("mixed_attention", 2, 20, 988, 988, 988), 0, False),
+    Level("merged cross-attention, 4096 queries", SDXL_CALLS["merged-4096"], _FROM, False),
+    Level("merged cross-attention, 1024 queries", SDXL_CALLS["merged-1024"], 0, False),
+)
+
+
+class NoCandidateError(RuntimeError):
+    """No candidate of a level compiled and was right; the message gives every reason."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one candidate.
+
+    Args:
+        configuration: the candidate.
+        error: its relative RMS error against float64; None if it did not run.
+        timing: None if it was refused.
+        refusal: why it was refused, empty if it was not.
+    """
+
+    configuration: Configuration
+    error: float | None
+    timing: Timing | None
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was measured at one level.
+
+    Args:
+        level: where.
+        trials: of all candidates.
+        entry: the choice, with its evidence.
+    """
+
+    level: Level
+    trials: Sequence[Trial]
+    entry: Entry
+
+
+def tune(
+    level: Level, device: torch.device, timer: Timer, candidates: Sequence[Configuration] = CANDIDATES,
+    progress: Progress = lambda fraction, detail: None,
+) -> Tuned:  # fmt: skip
+    """Measure all candidates at one level on a GPU.
+
+    Args:
+        level: what is measured.
+        device: a CUDA device.
+        timer: times calls that take turns.
+        candidates: what is tried.
+        progress: told after each candidate.
+
+    Raises:
+        NoCandidateError: no candidate is right.
+        ValueError: the GPU is older than every architecture of the table.
+    """
+    architecture = architecture_of(device)
+    element = torch.finfo(_DTYPE).bits // 8
+    tokens = 2 * level.call.queries + 2 * sum(level.call.lengths)
+    sets = input_sets(tokens * level.call.rows * level.call.heads * level.call.d * element, device)
+    trials = measure(level, device, timer, sets, candidates, progress)
+    machine = f"{torch.cuda.get_device_name(device)}, triton {triton.__version__}"
+    return Tuned(level, trials, select(level, trials, architecture, machine))
+
+
+def measure(
+    level: Level, device: torch.device, timer: Timer, sets: int, candidates: Sequence[Configuration],
+    progress: Progress = lambda fraction, detail: None,
+) -> list[Trial]:  # fmt: skip
+    """Check and time every candidate on the same fresh inputs.
+
+    Args:
+        level: what is measured.
+        device: where the inputs are made.
+        timer: times calls that take turns.
+        sets: sets of inputs that take turns.
+        candidates: what is tried.
+        progress: told before each candidate.
+    """
+    generator = torch.Generator(device)
+    generator.seed()
+    inputs = [level.call.inputs(_DTYPE, generator) for _ in range(sets)]
+    expected = level.call.reference(inputs[0])
+    trials = []
+    for index, candidate in enumerate(candidates):
+        progress(index / len(candidates), label(candidate))
+        try:
+            trials.append(_trial(level, candidate, inputs, expected, timer))
+        # Triton's own errors (too much shared memory, does not compile), and RuntimeError from its passes and CUDA
+        except (triton.TritonError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+            trials.append(Trial(candidate, None, None, reason.splitlines()[0]))
+    return trials
+
+
+def _trial(
+    level: Level, candidate: Configuration, inputs: Sequence[Inputs], expected: torch.Tensor, timer: Timer
+) -> Trial:
+    if level.whole and not divides(candidate, level.call.lengths):
+        return Trial(candidate, None, None, f"blocks of {candidate.block_n} keys do not divide {level.call.lengths}")
+    error, limit = relative_rms(level.call.launched(inputs[0], candidate, level.whole), expected), LIMITS[_DTYPE]
+    if not error <= limit:  # NaN is refused as well
+        return Trial(candidate, error, None, f"relative RMS error {error:.1e}, at most {limit:.0e} is right")
+    launchers = [(level.call.launcher(each, candidate, level.whole), empty_output(each.q)) for each in inputs]
+    calls = [lambda launch=launch, out=out: launch(out) for launch, out in launchers]
+    return Trial(candidate, error, timer(calls))
+
+
+def select(level: Level, trials: Sequence[Trial], architecture: str, machine: str) -> Entry:
+    """Return the fastest candidate that is right as an entry; of equals, the one that was tried first.
+
+    Args:
+        level: what was measured.
+        trials: of all candidates.
+        architecture: as `sm_90`.
+        machine: GPU and versions, for the evidence.
+
+    Raises:
+        NoCandidateError: no candidate is right.
+    """
+    right = sorted((trial for trial in trials if trial.timing is not None), key=_median)
+    if not right:
+        reasons = "; ".join(f"{label(trial.configuration)}: {trial.refusal}" for trial in trials)
+        raise NoCandidateError(f"no candidate of {level.call.op} is right for {level.name}: {reasons}")
+    timing = right[0].timing
+    assert timing is not None
+    runner_up = f"next best {_median(right[1]):.3f} ms" if len(right) > 1 else "no other candidate was right"
+    evidence = f"measured on {machine}: {timing.median:.3f} ms median of {timing.samples}, {runner_up}"
+    block_d = triton.next_power_of_2(level.call.d)
+    configuration = right[0].configuration
+    return Entry(level.call.op, architecture, block_d, level.queries, level.whole, configuration, evidence)
+
+
+def _median(trial: Trial) -> float:
+    return math.inf if trial.timing is None else trial.timing.median
+
+
+def label(configuration: Configuration) -> str:
+    """Return a configuration in words."""
+    c = configuration
+    return f"{c.block_m} × {c.block_n}, {c.num_warps} warps, {c.num_stages} stages"

@@ -1,0 +1,247 @@
+"""Calls of the attention operations on fresh inputs, their result in float64, and their time on a GPU.
+
+What `infid-export tune` and `benchmarks/gpu_suite.py` measure with. A launch is timed only after it was compared with
+float64, and its output is filled with NaN first, so an element that was not written cannot pass.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from infid_kernels.arguments import empty_output, logit_scale
+from infid_kernels.mean_shift import launch_mean_shift
+from infid_kernels.merged_cross_attention import launch_merged_cross_attention
+from infid_kernels.mixed_attention import launch_mixed_attention
+from infid_kernels.tuning import Configuration, divides
+
+# Relative RMS error against float64 on the same rounded inputs: half of fp16's and bf16's spacing is 4.9e-4 and
+# 3.9e-3, which the output's rounding alone may cost; the rest is what the probabilities' rounding adds.
+LIMITS: Mapping[torch.dtype, float] = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+_REFERENCE_ROWS = 1024  # queries taken at once in float64: 1024 × 8192 logits are 67 MB
+_CALLS_PER_SAMPLE = 20  # replaying a graph costs a few µs once; spread over 20 calls of 20 µs that is below 1 %
+_WARM_UP_SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one call is given; queries, keys and values lie in memory as `[B, N, H, d]`, as projections leave them.
+
+    Args:
+        q: `[B, H, N, d]`.
+        k_id: `[B, H, M, d]`.
+        v_id: `[B, H, M, d]`.
+        k_t: `[B, H, L, d]`.
+        v_t: `[B, H, L, d]`.
+        style_strength: `[B]` fp32, s.
+        identity_strength: `[B]` fp32, λ.
+    """
+
+    q: Tensor
+    k_id: Tensor
+    v_id: Tensor
+    k_t: Tensor
+    v_t: Tensor
+    style_strength: Tensor
+    identity_strength: Tensor
+
+
+@dataclass(frozen=True)
+class Call:
+    """The shape of one call.
+
+    Args:
+        op: `mixed_attention` or `merged_cross_attention`.
+        rows: rows of the batch.
+        heads: heads.
+        queries: N.
+        identity: identity tokens.
+        text: text tokens.
+        d: head size.
+    """
+
+    op: str
+    rows: int
+    heads: int
+    queries: int
+    identity: int
+    text: int
+    d: int = 64
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Numbers of keys of the two segments."""
+        return self.identity, self.text
+
+    def inputs(self, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+        """Return fresh random inputs; the text's statistics differ from the identity's, so that the shift matters.
+
+        Args:
+            dtype: of queries, keys and values.
+            generator: its device is where they are made; its state moves on.
+        """
+        made = []
+        for length, deviation, mean in (
+            (self.queries, 1.0, 0.0),
+            *((self.identity, 1.0, 0.0),) * 2,
+            *((self.text, 0.7, 0.3),) * 2,
+        ):
+            shape = (self.rows, length, self.heads, self.d)
+            values = torch.randn(shape, generator=generator, device=generator.device) * deviation + mean
+            made.append(values.to(dtype).transpose(1, 2))
+        strengths = [2 * torch.rand(self.rows, generator=generator, device=generator.device) for _ in range(2)]
+        return Inputs(*made, *strengths)
+
+    def launcher(self, inputs: Inputs, configuration: Configuration, whole: bool) -> Callable[[Tensor], None]:
+        """Return the launch of the attention kernel; what it reads besides the inputs is computed here.
+
+        Args:
+            inputs: of this call.
+            configuration: tile sizes.
+            whole: whether `block_n` divides both lengths.
+
+        Returns:
+            A function that writes the result into the output it is given.
+        """
+        i, scale = inputs, logit_scale(None, self.d)
+        if self.op == "mixed_attention":
+            shifts = launch_mean_shift(i.k_id, i.v_id, i.k_t, i.v_t, i.style_strength)
+            return lambda out: launch_mixed_attention(
+                i.q, i.k_id, i.v_id, i.k_t, i.v_t, *shifts, scale, out, configuration, whole
+            )
+        strengths = (i.style_strength, i.identity_strength)
+        return lambda out: launch_merged_cross_attention(
+            i.q, i.k_t, i.v_t, i.k_id, i.v_id, *strengths, scale, out, configuration, whole
+        )
+
+    def launched(self, inputs: Inputs, configuration: Configuration, whole: bool | None = None) -> Tensor:
+        """Return the result of one launch into an output that was filled with NaN."""
+        out = empty_output(inputs.q).fill_(math.nan)
+        fits = divides(configuration, self.lengths) if whole is None else whole
+        self.launcher(inputs, configuration, fits)(out)
+        return out
+
+    def reference(self, inputs: Inputs) -> Tensor:
+        """Return the result as the formula is written, in float64, a few queries of one head at a time."""
+        result = torch.empty(inputs.q.shape, dtype=torch.float64, device=inputs.q.device)
+        for row in range(self.rows):
+            style, factor = inputs.style_strength[row].double(), inputs.identity_strength[row].double()
+            for head in range(self.heads):
+                tensors = (inputs.q, inputs.k_id, inputs.v_id, inputs.k_t, inputs.v_t)
+                q, k_id, v_id, k_t, v_t = (tensor[row, head].double() for tensor in tensors)
+                if self.identity:
+                    k_id = k_id + style * (k_t.mean(0) - k_id.mean(0))
+                    v_id = v_id + style * (v_t.mean(0) - v_id.mean(0))
+                for start in range(0, self.queries, _REFERENCE_ROWS):
+                    part = slice(start, start + _REFERENCE_ROWS)
+                    result[row, head, part] = self._attended(q[part], k_id, v_id, k_t, v_t, factor)
+        return result
+
+    def _attended(self, q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, factor: Tensor) -> Tensor:
+        if self.op == "mixed_attention":
+            return _softmax_attention(q, torch.cat([k_id, k_t]), torch.cat([v_id, v_t]))
+        text = _softmax_attention(q, k_t, v_t)
+        return text + factor * _softmax_attention(q, k_id, v_id) if self.identity else text
+
+
+# SDXL at 1024 × 1024: 10 layers with 10 heads of 4096 tokens, 60 with 20 heads of 1024. Two rows: the identity stream
+# without and with condition. The text has 77 tokens, the identity 257 of the picture and 4 of the face.
+SDXL_CALLS: Mapping[str, Call] = {
+    "mixed-4096": Call("mixed_attention", 2, 10, 4096, 4096, 4096),
+    "mixed-1024": Call("mixed_attention", 2, 20, 1024, 1024, 1024),
+    "merged-4096": Call("merged_cross_attention", 2, 10, 4096, 261, 77),
+    "merged-1024": Call("merged_cross_attention", 2, 20, 1024, 261, 77),
+}
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(q @ k.T * logit_scale(None, q.shape[-1]), -1) @ v
+
+
+def relative_rms(found: Tensor, expected: Tensor) -> float:
+    """Return the RMS of the error over the RMS of what is expected; NaN if anything found is NaN."""
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one call takes.
+
+    Args:
+        median: milliseconds.
+        low: 20 % quantile, milliseconds.
+        high: 80 % quantile, milliseconds.
+        samples: how many times were taken; each is the mean of the calls in one graph.
+        captured: whether a CUDA graph was replayed; if not, the gaps between launches are in the time.
+    """
+
+    median: float
+    low: float
+    high: float
+    samples: int
+    captured: bool = True
+
+
+def summarize(milliseconds: Sequence[float], captured: bool = True) -> Timing:
+    """Return median and quantiles of times in milliseconds; at least two."""
+    quantiles = statistics.quantiles(milliseconds, n=5, method="inclusive")
+    return Timing(statistics.median(milliseconds), quantiles[0], quantiles[3], len(milliseconds), captured)
+
+
+def input_sets(bytes_per_set: int, device: torch.device) -> int:
+    """Return how many sets of inputs to take turns with, so that none is in the L2 cache when its turn comes again."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return 1 + math.ceil(2 * cache / bytes_per_set)
+
+
+def time_on_gpu(calls: Sequence[Callable[[], object]], samples: int = 50, capture: bool = True) -> Timing:
+    """Time calls that take turns, with CUDA events around replays of a graph that holds all of them.
+
+    The graph keeps the gaps between launches out of the numbers: issuing a launch costs the host more than the
+    smallest kernels take.
+
+    Args:
+        calls: the same work on different inputs, launched on the current stream.
+        samples: replays that are timed.
+        capture: False times plain launches.
+
+    Raises:
+        RuntimeError: the calls cannot be captured, or CUDA failed.
+    """
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, got {samples}")
+    turns = [*calls] * math.ceil(_CALLS_PER_SAMPLE / len(calls))
+    replay = _captured(calls, turns) if capture else lambda: [call() for call in turns]
+    for _ in range(_WARM_UP_SAMPLES):
+        replay()
+    events = [[_event(), _event()] for _ in range(samples)]
+    for start, end in events:
+        start.record()
+        replay()
+        end.record()
+    torch.cuda.synchronize()
+    return summarize([start.elapsed_time(end) / len(turns) for start, end in events], capture)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _captured(calls: Sequence[Callable[[], object]], turns: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # compilation and first allocations stay out of the capture
+        for call in calls:
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in turns:
+            call()
+    return graph.replay

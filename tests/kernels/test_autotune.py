@@ -1,0 +1,184 @@
+"""Choosing configurations, without a GPU: the kernels run in Triton's interpreter, the times are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from attention_cases import merged_oracle, mixed_oracle, relative
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from infid_kernels import measure, tuning
+from infid_kernels.autotune import LEVELS, Level, NoCandidateError, Timer, Trial, select
+from infid_kernels.autotune import measure as try_candidates
+from infid_kernels.measure import Call, Timing, summarize, time_on_gpu
+from infid_kernels.tuning import CANDIDATES, Configuration, Entry
+
+SMALL, TALL, LONG = (Configuration(*sizes) for sizes in ((32, 32, 4, 2), (64, 32, 4, 2), (32, 64, 4, 2)))
+MIXED = Level("mixed", Call("mixed_attention", 2, 1, 40, 64, 128), 0, True)
+MERGED = Level("merged", Call("merged_cross_attention", 1, 2, 40, 21, 7), 0, False)
+Launch = Callable[..., None]
+
+
+def times(*medians: float) -> Timer:
+    """A timer that answers with the medians in turn."""
+    left = list(medians)
+
+    def timer(calls: Sequence[Callable[[], object]]) -> Timing:
+        for call in calls:
+            call()
+        return Timing(left.pop(0), 0.0, 0.0, 50)
+
+    return timer
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, which: Configuration, how: Callable[[Tensor], object]) -> None:
+    """Do something to the output of one configuration."""
+    launch = measure.launch_mixed_attention
+
+    def spoiled(*arguments: Any) -> None:
+        launch(*arguments)
+        out, configuration = arguments[8], arguments[9]
+        if configuration == which:
+            how(out)
+
+    monkeypatch.setattr(measure, "launch_mixed_attention", spoiled)
+
+
+def tried(level: Level, timer: Timer, *candidates: Configuration) -> list[Trial]:
+    return try_candidates(level, torch.device("cpu"), timer, 2, candidates)
+
+
+def chosen(level: Level, trials: Sequence[Trial]) -> Entry:
+    return select(level, trials, "sm_90", "NVIDIA H100 80GB HBM3, triton 3.6.0")
+
+
+@pytest.mark.parametrize("level", [MIXED, MERGED], ids=lambda level: level.name)
+def test_the_fastest_that_is_right_wins(level: Level) -> None:
+    entry = chosen(level, tried(level, times(0.431, 0.412, 0.5), SMALL, TALL, LONG))
+    assert entry.configuration == TALL
+    assert (entry.op, entry.architecture, entry.block_d, entry.whole) == (level.call.op, "sm_90", 64, level.whole)
+    expected = "measured on NVIDIA H100 80GB HBM3, triton 3.6.0: 0.412 ms median of 50, next best 0.431 ms"
+    assert entry.evidence == expected
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (lambda out: out.mul_(1.01), "relative RMS error 1.0e-02, at most 1e-03 is right"),
+        (lambda out: out[0, 0, 3].fill_(float("nan")), "relative RMS error nan"),
+    ],
+    ids=["1 % off", "one query not written"],
+)
+def test_a_wrong_one_is_refused_however_fast(
+    monkeypatch: pytest.MonkeyPatch, how: Callable[[Tensor], object], reason: str
+) -> None:
+    spoil(monkeypatch, TALL, how)
+    trials = tried(MIXED, times(0.431), SMALL, TALL)  # a second time is never asked for
+    assert trials[1].timing is None and reason in trials[1].refusal
+    entry = chosen(MIXED, trials)
+    assert entry.configuration == SMALL
+    assert entry.evidence.endswith("0.431 ms median of 50, no other candidate was right")
+
+
+def test_one_that_does_not_fit_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Tensor) -> None:
+        raise OutOfResources(263168, 232448, "shared memory")
+
+    spoil(monkeypatch, SMALL, refuse)
+    trials = tried(MIXED, times(0.5), SMALL, TALL)
+    assert "OutOfResources: out of resource: shared memory, Required: 263168" in trials[0].refusal
+    assert chosen(MIXED, trials).configuration == TALL
+
+
+def test_blocks_that_do_not_divide_are_not_for_whole_segments() -> None:
+    trials = tried(MIXED, times(0.5), Configuration(32, 128, 4, 2), SMALL)
+    assert trials[0].refusal == "blocks of 128 keys do not divide (64, 128)"
+    assert chosen(MIXED, trials).configuration == SMALL
+
+
+def test_of_equals_the_first_wins() -> None:
+    assert chosen(MIXED, tried(MIXED, times(0.4, 0.4), LONG, SMALL)).configuration == LONG
+
+
+def test_nothing_right_is_an_error_with_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for which in (SMALL, TALL):
+        spoil(monkeypatch, which, lambda out: out.zero_())
+    trials = tried(MIXED, times(), SMALL, TALL)
+    with pytest.raises(NoCandidateError, match=r"mixed_attention is right for mixed: 32 × 32.*1\.0e\+00.*64 × 32"):
+        chosen(MIXED, trials)
+
+
+def test_progress_names_each_candidate() -> None:
+    seen: list[tuple[float, str]] = []
+    try_candidates(
+        MERGED, torch.device("cpu"), times(0.4, 0.4), 1, [SMALL, TALL], lambda *told: seen.append((told[0], told[1]))
+    )
+    assert seen == [(0.0, "32 × 32, 4 warps, 2 stages"), (0.5, "64 × 32, 4 warps, 2 stages")]
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(tuning, "_measured", [])
+    return torch.device("cuda")
+
+
+def test_what_was_written_is_what_is_chosen(tmp_path: Path, hopper: torch.device) -> None:
+    picks = (SMALL, TALL, LONG, SMALL, TALL, LONG)
+    entries = [
+        select(level, [Trial(pick, 0.0, Timing(1.0, 1.0, 1.0, 50))], "sm_90", "")
+        for level, pick in zip(LEVELS, picks, strict=True)
+    ]
+    tuning.write(tmp_path / "tuning.json", entries)
+    assert tuning.read(tmp_path / "tuning.json") == tuple(entries)
+    before = tuning.choose("mixed_attention", hopper, 64, 4096, (4096, 4096))
+    tuning.load(tmp_path / "tuning.json")
+    assert tuning.choose("mixed_attention", hopper, 64, 4096, (4096, 4096)) == (SMALL, True) != before
+    assert tuning.choose("mixed_attention", hopper, 64, 1024, (1024, 1024)) == (TALL, True)
+    assert tuning.choose("mixed_attention", hopper, 64, 3952, (3952, 3951)) == (LONG, False)
+    assert tuning.choose("mixed_attention", hopper, 64, 988, (988, 988)) == (SMALL, False)
+    assert tuning.choose("merged_cross_attention", hopper, 64, 4096, (261, 77)) == (TALL, False)
+    assert tuning.choose("merged_cross_attention", hopper, 64, 1024, (261, 77)) == (LONG, False)
+    other = tuning.entry("mixed_attention", "sm_90", 128, 4096, True)  # not measured: the table's stays
+    assert other is not None and "compiled" in other.evidence
+
+
+def test_the_levels_reach_every_kind_of_call() -> None:
+    for op in tuning.OPS:
+        wholes = {level.whole for level in LEVELS if level.call.op == op}
+        assert False in wholes  # 77 and 261 tokens are never whole blocks
+    for level in LEVELS:
+        fits = [tuning.divides(candidate, level.call.lengths) for candidate in CANDIDATES]
+        assert all(fits) if level.whole else not any(fits)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [MIXED.call, MERGED.call, Call("mixed_attention", 1, 2, 9, 0, 5, 32)],
+    ids=lambda call: f"{call.op} {call.d}",
+)
+def test_the_reference_is_the_formula(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_REFERENCE_ROWS", 16)  # several parts, the last one shorter
+    i = call.inputs(torch.float16, torch.Generator().manual_seed(3))
+    tensors = [i.q, i.k_id, i.v_id, i.k_t, i.v_t]
+    mixed = call.op == "mixed_attention"
+    expected = (
+        mixed_oracle(tensors, i.style_strength)
+        if mixed
+        else merged_oracle(tensors, i.style_strength, i.identity_strength)
+    )
+    assert relative(call.reference(i), expected) < 1e-13
+
+
+def test_times_are_summed_up_by_median_and_quantiles() -> None:
+    assert summarize([5.0, 1.0, 2.0, 4.0, 3.0, 6.0]) == Timing(3.5, 2.0, 5.0, 6)
+
+
+def test_one_sample_is_refused() -> None:
+    with pytest.raises(ValueError, match="samples must be at least 2, got 1"):
+        time_on_gpu([lambda: None], samples=1)
