@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from infid_kernels.tuning import Configuration, divides
 LIMITS: Mapping[torch.dtype, float] = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 _REFERENCE_ROWS = 1024  # queries taken at once in float64: 1024 × 8192 logits are 67 MB
 _CALLS_PER_SAMPLE = 20  # replaying a graph costs a few µs once; spread over 20 calls of 20 µs that is below 1 %
-_WARM_UP_SAMPLES = 5
+_WARM_UP = 0.05  # seconds of work before the first sample, so that the clocks have risen
 
 
 @dataclass(frozen=True)
@@ -217,8 +218,10 @@ def time_on_gpu(calls: Sequence[Callable[[], object]], samples: int = 50, captur
         raise ValueError(f"samples must be at least 2, got {samples}")
     turns = [*calls] * math.ceil(_CALLS_PER_SAMPLE / len(calls))
     replay = _captured(calls, turns) if capture else lambda: [call() for call in turns]
-    for _ in range(_WARM_UP_SAMPLES):
+    warm = time.monotonic() + _WARM_UP
+    while time.monotonic() < warm:
         replay()
+        torch.cuda.synchronize()
     events = [[_event(), _event()] for _ in range(samples)]
     for start, end in events:
         start.record()
@@ -234,14 +237,18 @@ def _event() -> torch.cuda.Event:
 
 def _captured(calls: Sequence[Callable[[], object]], turns: Sequence[Callable[[], object]]) -> Callable[[], object]:
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
+    before = torch.cuda.current_stream()
+    side.wait_stream(before)
     with torch.cuda.stream(side):  # compilation and first allocations stay out of the capture
         for call in calls:
             call()
-    torch.cuda.current_stream().wait_stream(side)
+    before.wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in turns:
-            call()
+    try:
+        with torch.cuda.graph(graph):
+            for call in turns:
+                call()
+    finally:
+        torch.cuda.set_stream(before)  # a capture that fails leaves its own stream behind
     return graph.replay

@@ -1,0 +1,153 @@
+"""What the kernels are compared with: the same results from what PyTorch offers.
+
+A rival takes the same inputs as ours. `complete` rivals do all the work; the others get part of it ready-made and only
+show how fast their attention is by itself, so no speed-up is reckoned against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from infid_kernels.arguments import logit_scale
+from infid_kernels.measure import Inputs
+
+Function = Callable[[Inputs], Tensor]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to compute an operation.
+
+    Args:
+        name: readable.
+        op: operation.
+        prepare: takes inputs and returns the call that is timed.
+        seconds: expected, compilation included.
+        complete: whether the call does all the work.
+    """
+
+    name: str
+    op: str
+    prepare: Callable[[Inputs], Callable[[], Tensor]]
+    seconds: float = 3.0
+    complete: bool = True
+
+
+def shifts(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Return δ_k and δ_v, `[B, H, 1, d]` fp32, without an fp32 copy of keys and values."""
+    style = inputs.style_strength.view(-1, 1, 1, 1)
+    means = [x.mean(2, keepdim=True, dtype=torch.float32) for x in (inputs.k_t, inputs.k_id, inputs.v_t, inputs.v_id)]
+    return style * (means[0] - means[1]), style * (means[2] - means[3])
+
+
+def concatenated(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Return keys and values `[B, H, M + L, d]` with the identity's shifted."""
+    shift_k, shift_v = (shift.to(inputs.q.dtype) for shift in shifts(inputs))
+    keys = torch.cat([inputs.k_id + shift_k, inputs.k_t], 2)
+    return keys, torch.cat([inputs.v_id + shift_v, inputs.v_t], 2)
+
+
+def concat(inputs: Inputs) -> Tensor:
+    """Concatenate, shift, and attend with what PyTorch chooses."""
+    return scaled_dot_product_attention(inputs.q, *concatenated(inputs))
+
+
+def flex(inputs: Inputs) -> Tensor:
+    """Concatenate, shift, and attend with FlexAttention; only worth timing when compiled."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    out = flex_attention(inputs.q, *concatenated(inputs))
+    assert isinstance(out, Tensor)
+    return out
+
+
+def flash_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return flash attention's output and its log-sum-exp `[B, H, N]`."""
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)
+    return out, lse
+
+
+def two_flash(inputs: Inputs) -> Tensor:
+    """Two flash attentions merged by their log-sum-exp: w(o_id + δ_v) + (1 − w)o_t (design, algebra 2)."""
+    shift_k, shift_v = shifts(inputs)
+    q = inputs.q
+    out_id, lse_id = flash_with_lse(q, inputs.k_id, inputs.v_id)
+    out_t, lse_t = flash_with_lse(q, inputs.k_t, inputs.v_t)
+    offset = (q @ shift_k.to(q.dtype).transpose(-1, -2)).squeeze(-1).float() * logit_scale(None, q.shape[-1])
+    weight = torch.sigmoid(lse_id + offset - lse_t).unsqueeze(-1)
+    return (weight * (out_id + shift_v) + (1 - weight) * out_t).to(q.dtype)
+
+
+def pair(inputs: Inputs) -> Tensor:
+    """Two attentions and their sum: O_t + λ·(O_id + δ_v)."""
+    return _pair(inputs, shifts(inputs)[1])
+
+
+def _pair(inputs: Inputs, shift_v: Tensor) -> Tensor:
+    text = scaled_dot_product_attention(inputs.q, inputs.k_t, inputs.v_t)
+    identity = scaled_dot_product_attention(inputs.q, inputs.k_id, inputs.v_id)
+    factor = inputs.identity_strength.view(-1, 1, 1, 1).to(text.dtype)
+    return text + factor * (identity + shift_v.to(text.dtype))
+
+
+def _eager(function: Function, inputs: Inputs) -> Callable[[], Tensor]:
+    return partial(function, inputs)
+
+
+def _on(backend: SDPBackend, function: Function, inputs: Inputs) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with sdpa_kernel(backend):
+            return function(inputs)
+
+    return call
+
+
+@cache
+def _compile(function: Function) -> Any:
+    """Compile once for all sets of inputs."""
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+def _compiled(function: Function, inputs: Inputs) -> Callable[[], Tensor]:
+    return partial(_compile(function), inputs)
+
+
+def _ready_keys(backend: SDPBackend, inputs: Inputs) -> Callable[[], Tensor]:
+    keys, values = concatenated(inputs)
+
+    def attend(inputs: Inputs) -> Tensor:
+        return scaled_dot_product_attention(inputs.q, keys, values)
+
+    return _on(backend, attend, inputs)
+
+
+def _ready_shift(inputs: Inputs) -> Callable[[], Tensor]:
+    shift_v = shifts(inputs)[1]
+    return lambda: _pair(inputs, shift_v)
+
+
+_MIXED, _MERGED = "mixed_attention", "merged_cross_attention"
+_COMPILED = 40.0  # seconds; an estimate
+RIVALS: Sequence[Rival] = (
+    Rival("concat + shift + flash", _MIXED, partial(_on, SDPBackend.FLASH_ATTENTION, concat)),
+    Rival("concat + shift + cuDNN", _MIXED, partial(_on, SDPBackend.CUDNN_ATTENTION, concat)),
+    Rival("concat + shift + SDPA, compiled", _MIXED, partial(_compiled, concat), _COMPILED),
+    Rival("concat + shift + FlexAttention, compiled", _MIXED, partial(_compiled, flex), _COMPILED),
+    Rival("two flash by log-sum-exp", _MIXED, partial(_eager, two_flash)),
+    Rival("two flash by log-sum-exp, compiled", _MIXED, partial(_compiled, two_flash), _COMPILED),
+    Rival("flash, keys ready", _MIXED, partial(_ready_keys, SDPBackend.FLASH_ATTENTION), complete=False),
+    Rival("cuDNN, keys ready", _MIXED, partial(_ready_keys, SDPBackend.CUDNN_ATTENTION), complete=False),
+    Rival("two attentions, eager", _MERGED, partial(_eager, pair)),
+    Rival("two attentions, flash", _MERGED, partial(_on, SDPBackend.FLASH_ATTENTION, pair)),
+    Rival("two attentions, cuDNN", _MERGED, partial(_on, SDPBackend.CUDNN_ATTENTION, pair)),
+    Rival("two attentions, compiled", _MERGED, partial(_compiled, pair), _COMPILED),
+    Rival("two attentions, shift ready", _MERGED, _ready_shift, complete=False),
+)
