@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infid_export.runtime.person import Person as Person
+    from infid_export.runtime.person import mix as mix
+    from infid_export.runtime.person import stack as stack
     from infid_export.runtime.pipeline import Pipeline as Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["Person", "Pipeline", "__version__"]
+__all__ = ["Person", "Pipeline", "__version__", "mix", "stack"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,8 +20,8 @@ def __getattr__(name: str) -> Any:
         from infid_export.runtime.pipeline import Pipeline
 
         return Pipeline
-    if name == "Person":
-        from infid_export.runtime.person import Person
+    if name in ("Person", "mix", "stack"):
+        from infid_export.runtime import person
 
-        return Person
+        return getattr(person, name)
     raise AttributeError(f"module 'infid_export' has no attribute '{name}'")

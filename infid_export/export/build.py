@@ -46,6 +46,7 @@ from infid_export.export.plan import (
     weights_file,
 )
 from infid_export.faces.detection import INSIGHTFACE_LICENCE, find_centerface, make_dynamic_centerface
+from infid_export.model.sources import BUILT_IN
 from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
 
 if TYPE_CHECKING:
@@ -379,7 +380,11 @@ class _Builder:
             "licence": INSIGHTFACE_LICENCE if options.recognizer or options.face_models else "",
         }
         values = asdict(options)
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        for name in ("model", "image_encoder"):  # a name, or a path like those below
+            if values[name] and values[name] not in BUILT_IN and Path(values[name]).exists():
+                values[name] = Path(values[name])
+        # absolute: the folder may be verified from another working directory
+        plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
         table = [[float(value) for value in row] for row in ddim_table(SDXL_SCHEDULER, steps)]
         return Manifest(
             infid_export=__version__,
@@ -458,6 +463,8 @@ def _options(manifest: Manifest, folder: Path) -> BuildOptions:
     values = dict(manifest.options)
     for name in ("identity", "recognizer", "face_models"):
         values[name] = None if values[name] in (None, "None") else Path(values[name])
+    if values["recognizer"] is not None:
+        values["recognizer"] = folder / RECOGNIZER  # the folder has its own copy
     for name in ("backends", "targets", "graphs", "height_range", "width_range", "batch_range"):
         values[name] = None if values[name] is None else tuple(values[name])
     for name in ("height", "width"):

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
 from infid_engines.errors import InputError
-from infid_export.export.build import build
+from infid_export.export.build import build, verify
 from infid_export.export.options import BuildOptions
 from infid_export.export.reference import parity_face
 from infid_export.model.identity import IdentityModules
@@ -100,14 +100,17 @@ def test_reference_pipeline_loads_it(parts, source):
     assert images.shape == (1, 64, 64, 3)
 
 
-def test_checkpoint_builds_and_passes_parity(parts, tmp_path, demo_folder):
+def test_checkpoint_builds_and_passes_parity(parts, tmp_path, demo_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recognizer = Path("recognizer.onnx")
+    shutil.copyfile(demo_folder / "faces/recognizer.onnx", recognizer)
     report = build(
         BuildOptions(
             output=tmp_path / "engines",
             model=str(parts["base"]),
             identity=parts["identity"],
             image_encoder=str(parts["encoder"]),
-            recognizer=demo_folder / "faces/recognizer.onnx",
+            recognizer=recognizer,
             backends=("onnxruntime",),
             graphs=("text_encoder_2", "identity_encoder", "vae_decoder"),
             height=64,
@@ -115,6 +118,9 @@ def test_checkpoint_builds_and_passes_parity(parts, tmp_path, demo_folder):
         )
     )
     assert report.parity.passed
+    recognizer.unlink()  # the folder has its own
+    monkeypatch.chdir("/")
+    assert verify(tmp_path / "engines").passed
     assert any("non-commercial" in note for note in report.notes)
 
 
