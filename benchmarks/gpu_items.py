@@ -316,25 +316,25 @@ def correctness() -> list[Item]:
 
 def items(quick: bool) -> list[Item]:
     """Return what is measured after the checks, the most wanted first."""
-    kinds = {"float16": torch.float16} if quick else DTYPES
-    found = [Item("ceilings", 5.0, ceilings, always=True)]
-    found += [
-        Item(f"speed {name} {kind}", 15.0, partial(speed, name, dtype), SDXL_CALLS[name].op)
-        for kind, dtype in kinds.items()
-        for name in SDXL_CALLS
-    ]
+    found = [Item("ceilings", 5.0, ceilings, always=True), *_speeds("float16", torch.float16)]
     found += [
         Item(f"mean-shift {name}", 15.0, partial(mean_shift, name), call.op)
         for name, call in SDXL_CALLS.items()
         if call.op == "mixed_attention"
     ]
     found += [Item("race", 5.0, race, decides=True)]
-    found += [Item(f"sanitizer {tool}", 30.0, partial(sanitize, tool)) for tool in ("memcheck", "racecheck")]
     tried = _QUICK_CANDIDATES if quick else len(CANDIDATES)
     found += [
         Item(f"candidates {level.name}", 3.0 * tried, partial(candidates, level), level.call.op) for level in LEVELS
     ]
-    return found
+    found += [Item(f"sanitizer {tool}", 30.0, partial(sanitize, tool)) for tool in ("memcheck", "racecheck")]
+    return found if quick else [*found, *_speeds("bfloat16", torch.bfloat16)]
+
+
+def _speeds(kind: str, dtype: torch.dtype) -> list[Item]:
+    return [
+        Item(f"speed {name} {kind}", 15.0, partial(speed, name, dtype), call.op) for name, call in SDXL_CALLS.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -136,6 +136,17 @@ def call_table() -> str:
     ])  # fmt: skip
 
 
+def clock_table(d: int = 64) -> str:
+    """Return one row a GPU: what one logit costs one multiprocessor."""
+    head = ("GPU", "products, clocks a logit", "exponential, clocks a logit", "products to exponentials")
+    raised = 1 / EXPONENTIALS_PER_CLOCK
+    return _markdown(head, [
+        (gpu.name, f"{4 * d} / {gpu.flops_per_clock} = {4 * d / gpu.flops_per_clock:g}",
+         f"1 / {EXPONENTIALS_PER_CLOCK} = {raised:g}", f"{4 * d / gpu.flops_per_clock / raised:g} to 1")
+        for gpu in GPUS
+    ])  # fmt: skip
+
+
 def floor_table() -> str:
     """Return one row a call and GPU: what each unit needs, the floor, and what was measured."""
     head = ("call", "GPU", "products, µs", "memory, µs", "exponentials, µs", "floor, µs", "measured")
@@ -224,8 +235,8 @@ def results() -> list[Mapping[str, Any]]:
 
 
 TABLES = {
-    "gpus": gpu_table, "calls": call_table, "floors": floor_table, "shift": shift_table, "rounds": round_table,
-    "padding": padding_table, "whole": whole_table,
+    "gpus": gpu_table, "calls": call_table, "clocks": clock_table, "floors": floor_table, "shift": shift_table,
+    "rounds": round_table, "padding": padding_table, "whole": whole_table,
 }  # fmt: skip
 
 

@@ -57,7 +57,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_items, "CORRECTNESS", TINY)
     monkeypatch.setattr(gpu_items, "DTYPES", {"float16": torch.float16})
     monkeypatch.setattr(gpu_suite, "SDXL_CALLS", TINY)
-    monkeypatch.setattr(gpu_items, "_RACES", 3)
+    for name, value in (("_RACES", 3), ("_MATRIX", 64), ("_COPY", 1024)):
+        monkeypatch.setattr(gpu_items, name, value)
 
 
 def timed(name: str, op: str | None = None, seconds: float = 1.0) -> Item:

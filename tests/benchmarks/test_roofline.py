@@ -55,3 +55,21 @@ def test_a_result_replaces_the_words(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert roofline.measured("mixed-4096", H100) == "360.0 µs, 477 TFLOP/s"
     assert roofline.measured("mixed-4096", H200) == roofline.NOT_MEASURED
     assert roofline.drawn() != roofline.PAGE.read_text()
+
+
+def test_the_sentences_agree_with_the_arithmetic() -> None:
+    text = " ".join(roofline.PAGE.read_text().split())
+    needed = roofline.limits(MIXED, H100)
+    one_after_the_other = needed["products"] + needed["exponentials"]
+    rate = roofline.flops(MIXED) / one_after_the_other / 1e6
+    assert f"{one_after_the_other:.0f} µs at 4096 tokens, {rate:.0f} TFLOP/s" in text
+    keys_and_values = 2 * sum(MIXED.lengths) * MIXED.rows * MIXED.heads * MIXED.d * roofline.ELEMENT
+    assert f"{2 * keys_and_values / 1e6:.0f} MB more at 4096 tokens" in text
+    assert f"beside the {roofline.least_bytes(MIXED) / 1e6:.0f} MB of the whole call" in text
+    level = SDXL_CALLS["mixed-1024"]
+    fills = [roofline.rounds(level, block_m, 132)[2] for block_m in (128, 64)]
+    assert (
+        "tiles of 128 queries fill {:.0%} of a Hopper chip, tiles of 64 fill {:.0%}".format(*fills).replace("%", " %")
+        in text
+    )
+    assert f"{roofline.shift_bytes(level) / 1e6:.0f} MB needed" in text

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from infid_kernels import measure, tuning
-from infid_kernels.autotune import LEVELS, Level, NoCandidateError, Timer, Trial, select
+from infid_kernels.autotune import LEVELS, Level, NoCandidateError, Timer, Trial, select, tune
 from infid_kernels.autotune import measure as try_candidates
 from infid_kernels.measure import Call, Timing, summarize, time_on_gpu
 from infid_kernels.tuning import CANDIDATES, Configuration, Entry
@@ -177,6 +180,81 @@ def test_the_reference_is_the_formula(call: Call, monkeypatch: pytest.MonkeyPatc
 
 def test_times_are_summed_up_by_median_and_quantiles() -> None:
     assert summarize([5.0, 1.0, 2.0, 4.0, 3.0, 6.0]) == Timing(3.5, 2.0, 5.0, 6)
+
+
+class FakeCuda:
+    """The parts of torch.cuda that timing uses; one call takes 2 ms of a clock that stands still otherwise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capturable: bool = True) -> None:
+        self.clock, self.calls, self.replays, self.stream = 0.0, 0, 0, "own"
+        self.recorded: list[Callable[[], object]] | None = None
+        self._capturable = capturable
+        fakes = {
+            "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+            "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+            "stream": lambda side: nullcontext(),
+            "set_stream": lambda stream: setattr(self, "stream", "own"),
+            "synchronize": lambda: None,
+            "CUDAGraph": lambda: SimpleNamespace(replay=self.replay),
+            "graph": self.capture,
+            "Event": lambda enable_timing: FakeEvent(self),
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+    @contextmanager
+    def capture(self, graph: object) -> Iterator[None]:
+        self.stream = "capture's"
+        before = self.calls
+        yield
+        if not self._capturable:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.in_graph, self.calls = self.calls - before, before
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.clock += 2.0 * self.in_graph
+
+    def call(self) -> None:
+        self.calls += 1
+
+
+class FakeEvent:
+    def __init__(self, cuda: FakeCuda) -> None:
+        self._cuda = cuda
+
+    def record(self) -> None:
+        self.at = self._cuda.clock
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return end.at - self.at
+
+
+def test_a_time_is_that_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    assert time_on_gpu([cuda.call] * 3, samples=4) == Timing(2.0, 2.0, 2.0, 4)
+    assert cuda.in_graph == 21  # whole turns of three sets, at least 20 calls
+    assert cuda.calls == 3  # each set once before the capture, for compilation
+    assert cuda.replays > 4  # some to warm up
+    assert cuda.stream == "own"
+
+
+def test_after_a_capture_that_fails_the_stream_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch, capturable=False)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        time_on_gpu([cuda.call])
+    assert cuda.stream == "own"
+    assert not time_on_gpu([cuda.call], capture=False).captured
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_level_is_tuned_on_this_gpu() -> None:
+    device = torch.device("cuda")
+    tuned = tune(LEVELS[1], device, partial(time_on_gpu, samples=5), CANDIDATES[2:6])
+    assert tuned.entry.configuration in CANDIDATES[2:6]
+    assert torch.cuda.get_device_name(device) in tuned.entry.evidence
+    assert all(trial.timing is None or 0 < trial.timing.median < 10 for trial in tuned.trials)
 
 
 def test_one_sample_is_refused() -> None:
