@@ -57,6 +57,9 @@ class StepLoop(Protocol):
     def read(self, name: str) -> np.ndarray[Any, Any]:
         """Return the present value of a carried input."""
 
+    def close(self) -> None:
+        """Free what the loop holds."""
+
 
 class Engine(Protocol):
     """A loaded engine."""

@@ -142,3 +142,8 @@ class OnnxRuntimeLoop:
     def read(self, name: str) -> np.ndarray[Any, Any]:
         """Return the present value of a carried input."""
         return self._state[name]
+
+    def close(self) -> None:
+        """Let go of the arrays."""
+        self._fixed.clear()
+        self._state.clear()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from infid_engines.backends import Arrays, CheckedInputs
-from infid_engines.errors import EngineFolderError
+from infid_engines.errors import BackendUnavailableError, EngineFolderError
 from infid_engines.manifest import TensorSpec
+
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 class TensorRTEngine:
@@ -21,6 +25,10 @@ class TensorRTEngine:
         engine: ICudaEngine.
         inputs: the graph's inputs.
         outputs: the graph's outputs.
+
+    Raises:
+        BackendUnavailableError: the GPU has too little memory.
+        EngineFolderError: the engine is not the graph's.
     """
 
     def __init__(
@@ -35,6 +43,8 @@ class TensorRTEngine:
         self.outputs = {spec.name: spec for spec in outputs}
         self._runtime, self._engine = runtime, engine
         self._context = engine.create_execution_context()
+        if self._context is None:
+            raise _no_room(engine.device_memory_size_v2, "GPU memory", "the engine's intermediate results")
         names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
         if names != set(self.inputs) | set(self.outputs):
             raise EngineFolderError(
@@ -47,10 +57,11 @@ class TensorRTEngine:
         """Copy inputs to the device, run once, copy all outputs back."""
         self._checked.check(inputs)
         loop = TensorRTLoop(self, {}, {}, inputs)
-        loop.step({})
-        outputs = {name: loop.read_output(name) for name in self.outputs}
-        loop.close()
-        return outputs
+        try:
+            loop.step({})
+            return {name: loop.read_output(name) for name in self.outputs}
+        finally:
+            loop.close()
 
     def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays) -> TensorRTLoop:
         """Start a loop: all buffers are allocated here, and fixed inputs copied once."""
@@ -75,18 +86,32 @@ class TensorRTLoop:
         carry: per input, the output that becomes its next value.
         fixed: inputs that stay.
         initial: first values of carried inputs.
+
+    Raises:
+        BackendUnavailableError: the GPU, or the host's page-locked memory, has no room for the buffers.
     """
 
     def __init__(self, engine: TensorRTEngine, carry: Mapping[str, str], fixed: Arrays, initial: Arrays) -> None:
-        from cuda.bindings import runtime as cudart
-
-        self._cudart, self._engine = cudart, engine
-        self._stream = _checked(cudart.cudaStreamCreate())
-        self._carry = dict(carry)
-        self._shapes = {name: array.shape for name, array in {**fixed, **initial}.items()}
+        self._stream: Any = None
         self._buffers: dict[str, int] = {}
         self._staging: dict[str, np.ndarray[Any, Any]] = {}
         self._pinned: list[Any] = []
+        from cuda.bindings import runtime as cudart
+
+        self._cudart, self._engine = cudart, engine
+        self._carry = dict(carry)
+        self._shapes = {name: array.shape for name, array in {**fixed, **initial}.items()}
+        self._stream = _checked(cudart.cudaStreamCreate())
+        try:
+            self._prepare({**fixed, **initial})
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # the first error is the one to tell
+                self.close()
+            raise
+
+    def _prepare(self, first: Arrays) -> None:
+        """Allocate all buffers, and copy what is given from the start."""
+        engine = self._engine
         for name, spec in engine.inputs.items():
             shape = self._shapes.get(name, tuple(d if isinstance(d, int) else d[1] for d in spec.shape))
             self._shapes[name] = shape
@@ -98,16 +123,14 @@ class TensorRTLoop:
             self._allocate(name, shape, spec.dtype)
         for name, address in self._buffers.items():
             engine.context.set_tensor_address(name, address)
-        for name, array in {**fixed, **initial}.items():
+        for name, array in first.items():
             self._upload(name, array)
 
     def _allocate(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self._buffers[name] = _checked(self._cudart.cudaMalloc(max(size, 1)))
-        pointer = _checked(self._cudart.cudaMallocHost(max(size, 1)))
+        self._buffers[name] = _allocated(self._cudart.cudaMalloc(max(size, 1)), size, "GPU memory", name)
+        pointer = _allocated(self._cudart.cudaMallocHost(max(size, 1)), size, "page-locked host memory", name)
         self._pinned.append(pointer)
-        import ctypes
-
         memory = (ctypes.c_byte * size).from_address(int(pointer))
         self._staging[name] = np.frombuffer(memory, dtype).reshape(shape)
 
@@ -150,17 +173,21 @@ class TensorRTLoop:
         return staging.copy()
 
     def close(self) -> None:
-        """Free buffers and stream."""
-        if not self._buffers:
+        """Free buffers and stream; all of them are tried before an error is raised."""
+        if self._stream is None:
             return
-        _checked(self._cudart.cudaStreamSynchronize(self._stream))
-        for address in self._buffers.values():
-            _checked(self._cudart.cudaFree(address))
-        self._buffers.clear()
+        cuda, stream, self._stream = self._cudart, self._stream, None
         self._staging.clear()
-        for pointer in self._pinned:
-            _checked(self._cudart.cudaFreeHost(pointer))
-        _checked(self._cudart.cudaStreamDestroy(self._stream))
+        results = [
+            cuda.cudaStreamSynchronize(stream),
+            *(cuda.cudaFree(address) for address in self._buffers.values()),
+            *(cuda.cudaFreeHost(pointer) for pointer in self._pinned),
+            cuda.cudaStreamDestroy(stream),
+        ]
+        self._buffers.clear()
+        self._pinned.clear()
+        for result in results:
+            _checked(result)
 
     def __del__(self) -> None:
         """Free what a caller left open."""
@@ -173,3 +200,17 @@ def _checked(result: tuple[Any, ...]) -> Any:
     if int(status) != 0:
         raise RuntimeError(f"CUDA error {status.name}")
     return values[0] if values else None
+
+
+def _allocated(result: tuple[Any, ...], size: int, memory: str, what: str) -> Any:
+    """Unpack an allocation's result; too little memory is not a fault of ours."""
+    if int(result[0]) == _OUT_OF_MEMORY:
+        raise _no_room(size, memory, what)
+    return _checked(result)
+
+
+def _no_room(size: int, memory: str, what: str) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"There is no room for {what}: {size:,} bytes more of {memory} were asked for.",
+        fix="End other programs that hold it, or build for a smaller batch or size.",
+    )

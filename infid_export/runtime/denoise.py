@@ -48,12 +48,15 @@ def denoise(
     """
     refuse_cancelled(cancel)
     loop = engine.loop(fixed, _CARRY, {"text_latents": text_noise, "identity_latents": noise})
-    for index, row in enumerate(table):
+    try:
+        for index, row in enumerate(table):
+            refuse_cancelled(cancel)
+            loop.step({"timestep": row[:1], "ddim_coefficients": row[1:]})
+            on_step(index, float(row[0]), lambda: loop.read("identity_latents"))
         refuse_cancelled(cancel)
-        loop.step({"timestep": row[:1], "ddim_coefficients": row[1:]})
-        on_step(index, float(row[0]), lambda: loop.read("identity_latents"))
-    refuse_cancelled(cancel)
-    latents = loop.read("identity_latents")
+        latents = loop.read("identity_latents")
+    finally:  # a cancelled or failed generation must not hold the GPU's memory until it is collected
+        loop.close()
     refuse_non_finite(latents, "latents")
     return latents
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny_engines import BATCH, DEPTH_T, LATENT, MODEL, PROJECT_K, SIDE, TOKENS,
 
 from infid_engines.errors import CancelledError, EngineFolderError, InputError
 from infid_engines.progress import Stage
+from infid_export.runtime.denoise import denoise
 from infid_export.runtime.person import Person, stack
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
 from infid_export.runtime.tokenizer import PromptTokenizer
@@ -264,6 +266,32 @@ def test_non_finite_latents_are_an_error_too(tmp_path: Path, tiny_person: Person
         pytest.raises(EngineFolderError, match=r"gave latents with \d+ non-finite values"),
     ):
         pipe.generate("a", tiny_person, seed=1, steps=1, output_type="latents")
+
+
+@pytest.mark.parametrize("end", ["finished", "cancelled", "failed", "not-finite"])
+def test_the_loop_is_closed_however_it_ends(end: str) -> None:
+    class Loop:
+        closed = 0
+
+        def step(self, varying: object) -> None:
+            if end == "failed":
+                raise RuntimeError("CUDA error")
+
+        def read(self, name: str) -> np.ndarray:
+            return GOOD_NOISE + (NAN if end == "not-finite" else 0)
+
+        def close(self) -> None:
+            self.closed += 1
+
+    loop, cancel = Loop(), threading.Event()
+    engine: Any = SimpleNamespace(loop=lambda *_: loop)
+    expected = {"cancelled": CancelledError, "failed": RuntimeError, "not-finite": EngineFolderError}
+    with pytest.raises(expected[end]) if end in expected else nullcontext():
+        denoise(
+            engine, {}, GOOD_NOISE, GOOD_NOISE, np.zeros((2, 3), np.float32),
+            on_step=lambda *_: cancel.set() if end == "cancelled" else None, cancel=cancel,
+        )  # fmt: skip
+    assert loop.closed == 1
 
 
 def test_a_long_prompt_warns_with_what_is_left_out(tiny_pipe: Pipeline, tiny_person: Person) -> None:
