@@ -1,0 +1,60 @@
+"""The demo model's VAE: 8 times smaller in both directions, 4 channels, as SDXL's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import l1_loss
+
+from infid_training.recipe.fitting import Fit
+from infid_training.recipe.pictures import SIZE, Pictures
+
+FIT = Fit(steps=10_000, learning_rate=1e-3, weight_decay=0.0)
+_BATCH = 8
+_CROP = 64  # pixels; whole pictures cost four times as much and teach little more
+# Of the divergence from a normal distribution, a mean over latents: it keeps them smooth enough to be denoised.
+_DIVERGENCE = 2e-4
+
+
+def autoencoder_loss(vae: Any, pictures: Pictures, step: int) -> Mapping[str, Tensor]:
+    """Return the terms of one step: what differs, what differs between neighbours, and the divergence.
+
+    Args:
+        vae: diffusers' AutoencoderKL.
+        pictures: what to draw from.
+        step: decides the crops; every second one is around a face, where most is to be learned.
+    """
+    random = np.random.default_rng((1, step))
+    crops = np.empty((_BATCH, _CROP, _CROP, 3), np.uint8)
+    for row in range(_BATCH):
+        index = int(random.integers(len(pictures)))
+        corner = random.integers(0, SIZE - _CROP + 1, 2)
+        if row % 2:
+            centre = pictures.marks[index].mean(0)[::-1] * SIZE + random.integers(-16, 17, 2)
+            corner = np.clip((centre - _CROP / 2).astype(int), 0, SIZE - _CROP)
+        top, left = corner
+        crops[row] = pictures.pixels[index, top : top + _CROP, left : left + _CROP]
+    wanted = to_signal(crops)
+    distribution = vae.encode(wanted).latent_dist
+    drawn = vae.decode(distribution.sample()).sample
+    return {
+        "difference": l1_loss(drawn, wanted),
+        "edges": 0.5 * sum((l1_loss(drawn.diff(dim=axis), wanted.diff(dim=axis)) for axis in (2, 3)), torch.tensor(0.0)),
+        "divergence": _DIVERGENCE * distribution.kl().mean() / (4 * (_CROP // 8) ** 2),
+    }
+
+
+def to_signal(pixels: np.ndarray) -> Tensor:
+    """Turn `[B, H, W, 3]` uint8 into the `[B, 3, H, W]` fp32 in [−1, 1] that networks take."""
+    signal = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
+    return signal.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def encode(vae: Any, pixels: np.ndarray) -> Tensor:
+    """Return the means of the latents of `[B, H, W, 3]` uint8 pictures, `[B, 4, H / 8, W / 8]`, unscaled."""
+    return vae.encode(to_signal(pixels)).latent_dist.mean
