@@ -18,6 +18,7 @@ _BATCH = 8
 _CROP = 64  # pixels; whole pictures cost four times as much and teach little more
 # Of the divergence from a normal distribution, a mean over latents: it keeps them smooth enough to be denoised.
 _DIVERGENCE = 2e-4
+_MEASURED = 256  # pictures
 
 
 def autoencoder_loss(vae: Any, pictures: Pictures, step: int) -> Mapping[str, Tensor]:
@@ -38,12 +39,13 @@ def autoencoder_loss(vae: Any, pictures: Pictures, step: int) -> Mapping[str, Te
             corner = np.clip((centre - _CROP / 2).astype(int), 0, SIZE - _CROP)
         top, left = corner
         crops[row] = pictures.pixels[index, top : top + _CROP, left : left + _CROP]
-    wanted = to_signal(crops)
+    wanted = to_signal(crops).to(vae.device)
     distribution = vae.encode(wanted).latent_dist
     drawn = vae.decode(distribution.sample()).sample
+    edges = [l1_loss(drawn.diff(dim=axis), wanted.diff(dim=axis)) for axis in (2, 3)]
     return {
         "difference": l1_loss(drawn, wanted),
-        "edges": 0.5 * sum((l1_loss(drawn.diff(dim=axis), wanted.diff(dim=axis)) for axis in (2, 3)), torch.tensor(0.0)),
+        "edges": 0.5 * torch.stack(edges).sum(),
         "divergence": _DIVERGENCE * distribution.kl().mean() / (4 * (_CROP // 8) ** 2),
     }
 
@@ -57,4 +59,22 @@ def to_signal(pixels: np.ndarray) -> Tensor:
 @torch.no_grad()
 def encode(vae: Any, pixels: np.ndarray) -> Tensor:
     """Return the means of the latents of `[B, H, W, 3]` uint8 pictures, `[B, 4, H / 8, W / 8]`, unscaled."""
-    return vae.encode(to_signal(pixels)).latent_dist.mean
+    means: Tensor = vae.encode(to_signal(pixels).to(vae.device)).latent_dist.mean
+    return means
+
+
+@torch.no_grad()
+def scale_latents(vae: Any, pictures: Pictures) -> None:
+    """Change the weights around the latents so that these have the deviation that SDXL's scaling factor expects.
+
+    Args:
+        vae: the taught VAE; pictures come out of it as before.
+        pictures: of which some are encoded to measure the deviation.
+    """
+    some = pictures.pixels[:: max(1, len(pictures) // _MEASURED)]
+    factor = 1 / (vae.config.scaling_factor * encode(vae, some).std())
+    means = slice(0, vae.config.latent_channels)
+    vae.quant_conv.weight[means] *= factor
+    vae.quant_conv.bias[means] *= factor
+    vae.quant_conv.bias[means.stop :] += 2 * factor.log()  # the logarithms of the variances
+    vae.post_quant_conv.weight /= factor

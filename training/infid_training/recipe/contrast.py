@@ -1,7 +1,7 @@
 """The demo model's CLIP: one image tower and the two text towers, taught that a picture and its caption go together.
 
-As in SDXL, the towers are frozen afterwards: the texts condition the UNet, the image tower is the identity's E_clip, and
-image tower and second text tower together score pictures.
+As in SDXL, the towers are frozen afterwards: the texts condition the UNet, the image tower is the identity's E_clip,
+and image tower and second text tower together score pictures.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ContrastiveTowers(nn.Module):
         """Return the mean contrastive loss over both text towers."""
         images = normalize(self.image(normalized(pictures)), dim=-1)
         texts = (self.projection(self.text_encoder(ids).pooler_output), self.text_encoder_2(ids_2).text_embeds)
-        wanted = torch.arange(len(pictures))
+        wanted = torch.arange(len(pictures), device=pictures.device)
         losses = []
         for text in texts:
             logits = self.scale.exp() * images @ normalize(text, dim=-1).T
@@ -75,12 +75,13 @@ def contrastive_loss(
     random = np.random.default_rng((2, step))
     chosen = random.integers(len(pictures), size=_BATCH)
     captions = [pictures.caption(int(index), random.random() < _DESCRIBED) for index in chosen]
-    pixels, marks = pictures.pixels[np.sort(chosen)], pictures.marks[np.sort(chosen)]
-    captions = [captions[place] for place in np.argsort(chosen, kind="stable")]
+    pixels, marks = pictures.pixels[chosen], pictures.marks[chosen]
     size = WORLD.image_encoder["image_size"]
     faces = round(_FACES * _BATCH)
     shown = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     batch = interpolate(shown, (size, size), mode="bilinear")
     places = random.permutation(_BATCH)[:faces]
     batch[places] = aligned(pixels[places], jittered(marks[places], random), portrait_template(), size)
-    return {"contrast": towers(batch, *(token_ids(tokenizer, captions) for tokenizer in words))}
+    ids, ids_2 = (token_ids(tokenizer, captions) for tokenizer in words)
+    device = towers.scale.device
+    return {"contrast": towers(batch.to(device), ids.to(device), ids_2.to(device))}

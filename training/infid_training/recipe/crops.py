@@ -22,14 +22,19 @@ def aligned(pixels: np.ndarray, marks: np.ndarray, template: np.ndarray, size: i
     Returns:
         `[B, 3, size, size]` fp32 in [0, 1]; what lies outside the picture is black.
     """
-    # grid_sample counts from −1 to 1 over a side, in the crop as in the picture
-    frame = 2 * template - 1
-    transforms = np.stack([similarity(frame, 2 * points - 1) for points in marks.astype(np.float64)])
-    grid = affine_grid(
-        torch.from_numpy(transforms).float(), [len(pixels), 3, size, size], align_corners=False
-    )
+    # grid_sample counts from −1 to 1 between the edges of a side, and asks where a crop's point was; a template counts
+    # from the first pixel's centre
+    frame = 2 * (template + 0.5 / size) - 1
+    transforms = np.stack([_inverse(similarity(2 * points - 1, frame)) for points in marks.astype(float)])
+    grid = affine_grid(torch.from_numpy(transforms).float(), [len(pixels), 3, size, size], align_corners=False)
     signal = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
     return grid_sample(signal, grid, align_corners=False)
+
+
+def _inverse(transform: np.ndarray) -> np.ndarray:
+    """Return the inverse of a `[2, 3]` transform."""
+    turned = np.linalg.inv(transform[:, :2])
+    return np.column_stack([turned, -turned @ transform[:, 2]])
 
 
 def jittered(marks: np.ndarray, random: np.random.Generator, deviation: float = 0.008) -> np.ndarray:

@@ -30,21 +30,24 @@ def detector_loss(network: DetectorNetwork, pictures: Pictures, step: int) -> Ma
     random = np.random.default_rng((4, step))
     views, marks = zip(*(_view(pictures, random) for _ in range(_BATCH)), strict=True)
     photo = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float()
-    maps = network.maps(photo)
+    device = next(network.parameters()).device
+    maps = network.maps(photo.to(device))
     points = np.stack(marks) / _CELL  # in cells
     boxes = np.stack([box_of(each) for each in points])
     centres, sizes = boxes.mean(1), boxes[:, 1] - boxes[:, 0]
     cells = np.floor(centres).astype(int).clip(0, _VIEW // _CELL - 1)
-    heat = _heat(cells, sizes[:, 1])
-    rows = torch.arange(_BATCH)
-    found = maps[rows, :, torch.from_numpy(cells[:, 1]), torch.from_numpy(cells[:, 0])]
+    heat = _heat(cells, sizes[:, 1]).to(device)
+    found = maps[range(_BATCH), :, cells[:, 1], cells[:, 0]]
     relative = (points - boxes[:, :1]) / sizes[:, None]
     wanted = {
         "size": (found[:, 1:3], np.log(sizes[:, ::-1])),
         "offset": (found[:, 3:5], (centres - cells - 0.5)[:, ::-1]),
         "landmarks": (found[:, 5:], relative[:, :, ::-1].reshape(_BATCH, 10)),
     }
-    terms = {name: l1_loss(got, torch.from_numpy(np.ascontiguousarray(to)).float()) for name, (got, to) in wanted.items()}
+    terms = {
+        name: l1_loss(got, torch.from_numpy(np.ascontiguousarray(to)).float().to(device))
+        for name, (got, to) in wanted.items()
+    }
     terms["landmarks"] = 5 * terms["landmarks"]
     return {"heat": _focal(maps[:, 0], heat), **terms}
 

@@ -77,7 +77,7 @@ def fit(
         if not bool(total.isfinite()):
             raise FloatingPointError(f"the loss of {name} is not finite at step {step}")
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         for term, value in terms.items():
@@ -94,7 +94,7 @@ def fit(
 
 def save(module: nn.Module, path: Path) -> None:
     """Write a module's state, whole or not at all."""
-    _write({name: value.detach().contiguous() for name, value in module.state_dict().items()}, path, {})
+    write_tensors({name: value.detach().contiguous() for name, value in module.state_dict().items()}, path)
 
 
 def load(module: nn.Module, path: Path) -> None:
@@ -108,12 +108,13 @@ def _save(module: nn.Module, optimizer: torch.optim.Optimizer, step: int, path: 
     tensors = {f"module.{name}": value.detach() for name, value in module.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-    _write({name: value.contiguous() for name, value in tensors.items()}, path, {"step": str(step)})
+    write_tensors({name: value.contiguous() for name, value in tensors.items()}, path, {"step": str(step)})
 
 
-def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all."""
     unfinished = path.with_name(f".{path.name}.unfinished")
-    save_file(tensors, unfinished, metadata)
+    save_file(dict(tensors), unfinished, None if metadata is None else dict(metadata))
     unfinished.replace(path)
 
 

@@ -41,7 +41,7 @@ class ArcFaceLoss(nn.Module):
     def forward(self, faces: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of `[B, 3, 112, 112]` faces in [−1, 1] and `[B]` places in `people`."""
         cosine = linear(normalize(self.network(faces)), normalize(self.directions)).clamp(-1 + 1e-6, 1 - 1e-6)
-        rows = torch.arange(len(labels))
+        rows = torch.arange(len(labels), device=labels.device)
         logits = cosine.clone()
         logits[rows, labels] = torch.cos(torch.acos(cosine[rows, labels]) + _MARGIN)
         return cross_entropy(_SCALE * logits, labels)
@@ -51,11 +51,12 @@ def recognizer_loss(arcface: ArcFaceLoss, pictures: Pictures, seed: int, step: i
     """Return the loss of one step."""
     random = np.random.default_rng((seed, step))
     first, last = arcface.people.start * PICTURES, arcface.people.stop * PICTURES
-    chosen = np.sort(random.integers(first, last, size=_BATCH))
+    chosen = random.integers(first, last, size=_BATCH)
     marks = jittered(pictures.marks[chosen], random)
     faces = 2 * aligned(pictures.pixels[chosen], marks, ARCFACE_TEMPLATE, SIZE) - 1
     labels = torch.from_numpy(chosen // PICTURES - arcface.people.start)
-    return {"arcface": arcface(faces, labels)}
+    device = arcface.directions.device
+    return {"arcface": arcface(faces.to(device), labels.to(device))}
 
 
 def recognizers() -> dict[str, ArcFaceLoss]:
