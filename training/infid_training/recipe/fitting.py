@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from infid_engines.progress import Stage
 
 _SAVED_EVERY = 60.0  # seconds
-_WARM_UP = 100  # steps
+_WARM_UP = 0.02  # share of the steps
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Fit:
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: a linear warm-up, then half a cosine down to nothing."""
-        warm = min(1.0, (step + 1) / _WARM_UP)
+        warm = min(1.0, (step + 1) / max(1.0, _WARM_UP * self.steps))
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 

@@ -64,6 +64,8 @@ class Recipe:
     def vae(self, pictures: Pictures) -> Any:
         """Return the taught VAE with latents of SDXL's deviation."""
         vae = self._new("vae")
+        with torch.no_grad():
+            vae.quant_conv.bias[vae.config.latent_channels :] -= 6  # start with latents that say something
         self._fit("vae", vae, partial(autoencoder.autoencoder_loss, vae, pictures), autoencoder.FIT)
         autoencoder.scale_latents(vae, pictures)
         return vae
@@ -105,7 +107,7 @@ class Recipe:
         """Return a component of the demo model with its library's starting weights."""
         torch.manual_seed(self.seed)
         module = construct(name, WORLD, identity_config(WORLD))
-        return module.to(self.device, memory_format=torch.channels_last).requires_grad_(True)
+        return module.to(self.device).to(memory_format=torch.channels_last).requires_grad_(True)
 
     def _fit(self, name: str, module: torch.nn.Module, loss: Any, how: Any) -> None:
         with self.reporter.stage(name) as stage:
