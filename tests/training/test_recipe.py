@@ -124,9 +124,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_file(
 ) -> None:
     monkeypatch.setattr("infid_training.recipe.fitting._SAVED_EVERY", -1.0)
     line = _Line()
+
+    def broken(step: int) -> Mapping[str, Tensor]:
+        return {"error": line.loss(step)["error"] * (np.nan if step == 4 else 1)}
+
     with pytest.raises(FloatingPointError, match="line is not finite at step 4"):
-        fit(line, lambda step: {"error": line.loss(step)["error"] * (np.nan if step == 4 else 1)}, Fit(9, 0.1), tmp_path,
-            "line", stage)  # fmt: skip
+        fit(line, broken, Fit(9, 0.1), tmp_path, "line", stage)
     assert (tmp_path / "line.partial.safetensors").is_file()
 
 
