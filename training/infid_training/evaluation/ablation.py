@@ -7,13 +7,20 @@ their size. On AdaIN the paper shows pictures and no figures: there the claim is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from infid_engines.progress import Reporter
 from infid_training.evaluation.bootstrap import Interval
-from infid_training.evaluation.evaluation import Evaluation
+from infid_training.evaluation.evaluation import Evaluation, evaluate
 from infid_training.evaluation.gate import paired
+from infid_training.evaluation.generators import Generator
+from infid_training.evaluation.results import SCORES, ResultFolder
+from infid_training.evaluation.scorers import Scorers
+from infid_training.evaluation.sets import EvaluationSet
 
 Training = Literal["without text", "with text"]
 Verdict = Literal["reproduced", "contradicted", "undecided"]
@@ -117,6 +124,53 @@ ROWS = (
         published={"clip_t": 0.274, "clip_i": 0.905, "m_facenet": 0.474},
     ),
 )
+
+
+def run_variants(
+    variants: Sequence[Variant],
+    open_generator: Callable[[Variant], Generator],
+    chosen: EvaluationSet,
+    scorers: Scorers,
+    folder: Path,
+    reporter: Reporter,
+) -> dict[str, Evaluation]:
+    """Evaluate variants one after the other; what an earlier run has finished with the same parts is read, not made.
+
+    Args:
+        variants: what to evaluate.
+        open_generator: makes a variant's pictures.
+        chosen: people, prompts and seeds, the same for all.
+        scorers: score the pictures, the same for all.
+        folder: keeps one `ResultFolder` a variant.
+        reporter: shown the progress.
+
+    Returns:
+        The evaluations by variant.
+    """
+    found = {}
+    reporter.plan({variant.name: float(len(chosen)) for variant in variants})
+    for variant in variants:
+        place = folder / variant.name.replace(" ", "-")
+        generator = open_generator(variant)
+        with reporter.stage(variant.name) as stage:
+            parts = {"set": chosen.to_json(), "generator": generator.describe(), "scorers": scorers.describe()}
+            kept = Evaluation.load(place / SCORES) if (place / SCORES).is_file() else None
+            if kept is not None and _same(parts, kept):
+                reporter.note(f"{variant.name}: already in {place}")
+                found[variant.name] = kept
+                continue
+            results = ResultFolder(place, chosen)
+            found[variant.name] = evaluate(generator, chosen, scorers, stage, results.add)
+            results.finish(found[variant.name])
+    return found
+
+
+def _same(parts: Mapping[str, Any], kept: Evaluation) -> bool:
+    """Return whether an evaluation was made of these parts; compared as JSON, since that is how it was kept."""
+    return all(
+        json.dumps(part, sort_keys=True) == json.dumps(getattr(kept, name), sort_keys=True)
+        for name, part in parts.items()
+    )
 
 
 def verdict(claim: Claim, difference: Interval) -> Verdict:
