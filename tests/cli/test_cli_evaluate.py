@@ -10,6 +10,7 @@ import pytest
 from cli_process import Cli
 from PIL import Image
 
+from infid_export.model.sources import BUILT_IN
 from infid_training.evaluation import set_sources
 
 PARTS_FILE = Path(__file__).parents[1] / "training" / "evaluation_parts.py"
@@ -90,9 +91,12 @@ def test_a_lost_score_fails(cli: Cli, words: list[str], tmp_path: Path) -> None:
     assert "FAILED no score may lose more than 0.5%" in out
 
 
-def test_the_pytorch_reference(cli: Cli, words: list[str], parts: ModuleType, tmp_path: Path) -> None:
+def test_the_pytorch_reference(
+    cli: Cli, words: list[str], parts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BUILT_IN, "random-sdxl", parts.SMALL)
     recognizer = parts.part_of("faces/face_models").write_recognizer(tmp_path / "recognizer.onnx")
-    words = [*words, "--model", "demo", "--recognizer", str(recognizer), "--adain", "off", "--steps", "1"]
+    words = [*words, "--model", "random-sdxl", "--recognizer", str(recognizer), "--adain", "off", "--steps", "1"]
     code, out, err = cli("evaluate", *words, "--json", "--quiet")
     assert code == 0, err
     generator = json.loads(out)["generator"]

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from evaluation_parts import dotted, part_of, plain
+from evaluation_parts import SMALL, dotted, part_of, plain
 
 from infid_engines.errors import InputError
 from infid_export.faces.detection import CenterFaceDetector
@@ -13,13 +14,30 @@ from infid_export.faces.reader import FaceReader
 from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.model.identity import IdentityModules
 from infid_export.model.pipeline import InfiniteIDPipeline
-from infid_export.model.sources import RandomSource
+from infid_export.model.sources import BUILT_IN, RandomSource
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
 from infid_training.evaluation.generators import EngineGenerator, ReferenceGenerator, open_reference
 
 FACES, ENGINES = part_of("faces/face_models"), part_of("runtime/tiny_engines")
 PROMPTS, SEEDS = ["a knight", "a pirate", "a baker"], [11, 5, 7]
 SHORT = {"steps": 2, "guidance": 3.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a network is slower on two threads, and many times slower where they wait for a processor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def source() -> Iterator[RandomSource]:
+    """A built-in random model, as small as can be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BUILT_IN, "random-sdxl", SMALL)
+        yield RandomSource("random-sdxl")
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +119,8 @@ def test_weights_of_another_training_change_the_picture(
     own, other = tmp_path / "own.safetensors", tmp_path / "other.safetensors"
     modules.save(own)
     same = ReferenceGenerator(source, reader, SHORT, identity=own)
+    with pytest.raises(InputError, match="No face was found"):
+        same.enroll(plain(0, size=128))
     np.testing.assert_array_equal(drawn(same)[0], method)
     assert same.describe()["model"]["config"]["trained_with_text"] is True
     for parameter in modules.parameters():
@@ -111,22 +131,23 @@ def test_weights_of_another_training_change_the_picture(
     assert changed.describe() != same.describe()
 
 
-def test_what_the_reference_cannot_do_is_refused(reader: FaceReader, source: RandomSource, tmp_path: Path) -> None:
+def test_what_the_reference_cannot_do_is_refused_before_the_model_is_loaded(
+    reader: FaceReader, source: RandomSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InfiniteIDPipeline, "from_source", None)
     with pytest.raises(InputError, match="self_attention must be one of"):
         ReferenceGenerator(source, reader, choices={"self_attention": "double"})
     with pytest.raises(InputError, match="no identity file"):
         ReferenceGenerator(source, reader, identity=tmp_path / "missing.safetensors")
-    with pytest.raises(InputError, match="No face was found"):
-        ReferenceGenerator(source, reader).enroll(plain(0, size=128))
 
 
-def test_a_reference_opened_by_name(tmp_path: Path, method: np.ndarray) -> None:
+def test_a_reference_opened_by_name(source: RandomSource, tmp_path: Path, method: np.ndarray) -> None:
     detector = FACES.write_dot_detector(tmp_path / "detector.onnx")
     recognizer = FACES.write_recognizer(tmp_path / "recognizer.onnx")
     faces = {"recognizer": recognizer, "face_detector": str(detector)}
-    found = drawn(open_reference("demo", settings=SHORT, choices={"adain": None}, **faces))[0]
+    found = drawn(open_reference("random-sdxl", settings=SHORT, choices={"adain": None}, **faces))[0]
     assert found.shape == method.shape
-    off = drawn(open_reference("demo", settings=SHORT, choices={"adain": "off"}, **faces))[0]
+    off = drawn(open_reference("random-sdxl", settings=SHORT, choices={"adain": "off"}, **faces))[0]
     assert np.abs(found - off).max() > 3
     with pytest.raises(InputError, match="There is no model at"):
-        open_reference("demo", recognizer=tmp_path / "missing.onnx", face_detector=str(detector))
+        open_reference("random-sdxl", recognizer=tmp_path / "missing.onnx", face_detector=str(detector))

@@ -30,6 +30,11 @@ def noisy(seed: int, height: int, width: int) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
+def source() -> RandomSource:
+    return RandomSource("demo")
+
+
+@pytest.fixture(scope="module")
 def demo_files(tmp_path_factory: pytest.TempPathFactory, source: RandomSource) -> Path:
     """The files that a trained demo model brings, with random weights."""
     folder = tmp_path_factory.mktemp("demo")

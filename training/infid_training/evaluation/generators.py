@@ -118,12 +118,14 @@ class ReferenceGenerator:
         choices: Mapping[str, str] | None = None,
         identity: Path | None = None,
     ) -> None:
-        from infid_export.model.identity import IdentityModules
+        from infid_export.model.identity import IdentityModules, read_config
         from infid_export.model.pipeline import InfiniteIDPipeline
         from infid_export.model.processors import identity_blocks
 
         given = {name: value for name, value in (settings or {}).items() if value is not None}
         self._settings = Settings(**{"steps": source.architecture.default_steps, **given})
+        # refused here, before the base model is loaded
+        (source.config if identity is None else read_config(identity)).with_choices(**(choices or {}))
         self._reader = reader
         self._pipe: Any = InfiniteIDPipeline.from_source(source)
         self._pipe.set_progress_bar_config(disable=True)
