@@ -140,7 +140,8 @@ def test_the_document_is_read_back_whole(tmp_path: Path) -> None:
     document = json.loads(paths[0].read_text())
     assert document["counts"] == {"people": 2, "prompts": 2, "seeds": 1, "pictures": 4, "faces_missing": 2}
     assert set(document["scores"]) == {"all", "plain", "stylised"}
-    assert document["scores"]["plain"]["clip_t"]["mean"] == pytest.approx(0.6)
+    assert document["scores"]["plain"]["clip_i"]["mean"] == pytest.approx((1 + 4 / (5 * math.sqrt(2))) / 2)
+    assert document["scores"]["stylised"]["clip_i"]["mean"] == pytest.approx(1 / math.sqrt(2) / 2)
     assert document["bootstrap"]["over"] == "people"
     again = Evaluation.load(paths[0])
     assert again == replace(found, set=again.set)
