@@ -78,7 +78,7 @@ def test_many_pictures_of_any_shape_are_embedded_one_by_one(towers: TowerScorer)
 def test_the_text_tower_is_the_second_text_encoder(towers: TowerScorer, source: RandomSource) -> None:
     from tokenizers import Tokenizer
 
-    texts = ["a photo of a person", "a pencil sketch of a person wearing a crown"]
+    texts = ["a photo of a person", "a pencil sketch! of a person wearing a crown"]
     ids = [item.ids for item in Tokenizer.from_str(source.tokenizers()[1]).encode_batch(texts)]
     with torch.no_grad():
         expected = source.load("text_encoder_2", torch.float16).float()(torch.tensor(ids)).text_embeds.numpy()
@@ -179,7 +179,7 @@ def test_a_box_is_cut_out_with_its_margin_in_either_layout(tmp_path: Path) -> No
     (found,) = scorer.embed_faces([photo])
     assert found is not None
     share = 16 / 96**2  # of the crop that the dot fills
-    np.testing.assert_allclose(found[:3], np.array([0.2, 0.4, 0.6]) * (1 - share) + share, atol=2e-3)
+    np.testing.assert_allclose(found[:3], np.array([0.2, 0.4, 0.6]) * (1 - share) + share, atol=2e-4)
     np.testing.assert_allclose(found[3:], [0.2, 0.4, 0.6], atol=1e-5)
 
 

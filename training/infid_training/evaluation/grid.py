@@ -80,11 +80,7 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def _small(image: Image.Image) -> Image.Image:
-    # small pictures grow by whole pixels: smoothing would hide what they lack
-    grows = min(image.size) < _CELL
-    return ImageOps.fit(
-        image.convert("RGB"), (_CELL, _CELL), Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS
-    )
+    return ImageOps.fit(image.convert("RGB"), (_CELL, _CELL), Image.Resampling.LANCZOS)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
