@@ -9,6 +9,12 @@ from pathlib import Path
 # Written here and not imported, because infid_engines.backends imports numpy and help must not.
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt_rtx")
 ENGINES = Path("engines")
+METHOD_CHOICES = {
+    "--self-attention": ("self_attention", ("mixed", "mutual", "plain")),
+    "--adain": ("adain", ("mean", "standard", "off")),
+    "--cross-adain": ("cross_adain", ("kv", "output", "off")),
+    "--uncond-identity": ("uncond_identity", ("zeros", "off")),
+}
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +28,11 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
     """Add the choice of an engine folder and how to run it."""
     group = parser.add_argument_group("engines")
     group.add_argument("--engines", type=Path, default=ENGINES, metavar="DIR", help="engine folder (engines)")
+    add_running(group)
+
+
+def add_running(group: argparse._ActionsContainer) -> None:
+    """Add how engines are run."""
     group.add_argument("--backend", choices=BACKENDS, default="auto", metavar="NAME", help=backend_help("auto"))
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime (auto: cpu)")
 
@@ -40,6 +51,25 @@ def add_size(parser: argparse._ActionsContainer) -> None:
     """Add the size of the picture."""
     for name in ("height", "width"):
         parser.add_argument(f"--{name}", type=int, metavar="PX", help="of the picture (the model's own)")
+
+
+def add_sampling(parser: argparse._ActionsContainer) -> None:
+    """Add how a picture is sampled."""
+    parser.add_argument("--steps", type=int, metavar="N", help="DDIM steps (the folder's)")
+    parser.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale (the folder's)")
+    parser.add_argument("--style-strength", type=float, metavar="S", help="AdaIN-mean; 1 is the paper's, 0 is off")
+    parser.add_argument("--identity-strength", type=float, metavar="L", help="of the person; 1 is the paper's")
+
+
+def add_model(model: argparse._ActionsContainer) -> None:
+    """Add the choice of a model and of the variant of the method."""
+    model.add_argument("--model", default="demo", help="demo, random-sdxl, a diffusers folder or a hub id (demo)")
+    model.add_argument("--identity", type=Path, metavar="FILE", help="identity weights (safetensors)")
+    model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")
+    model.add_argument("--recognizer", type=Path, metavar="FILE", help="ArcFace-type recogniser (ONNX)")
+    model.add_argument("--model-seed", dest="seed", type=int, default=0, metavar="N", help="of random weights (0)")
+    for flag, (name, values) in METHOD_CHOICES.items():
+        model.add_argument(flag, dest=name, choices=values, help="method variant; default: the identity file's")
 
 
 def add_targets(parser: argparse._ActionsContainer, choices: Sequence[str] | None = None) -> None:

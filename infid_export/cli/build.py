@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infid_export.cli.arguments import BACKENDS, ENGINES, add_size, add_targets, backend_help
+from infid_export.cli.arguments import BACKENDS, ENGINES, add_model, add_size, add_targets, backend_help
 from infid_export.cli.output import Output, shown, size
 from infid_export.export.options import GRAPHS, BuildOptions
 
@@ -15,17 +15,13 @@ if TYPE_CHECKING:
     from infid_engines.manifest import EngineRecord, FileRecord, Manifest
     from infid_export.export.parity import ParityReport
 
-_CHOICES = {
-    "--self-attention": ("self_attention", ("mixed", "mutual", "plain")),
-    "--adain": ("adain", ("mean", "standard", "off")),
-    "--cross-adain": ("cross_adain", ("kv", "output", "off")),
-    "--uncond-identity": ("uncond_identity", ("zeros", "off")),
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments; each is a field of `BuildOptions`."""
-    _add_model(parser.add_argument_group("model"))
+    model = parser.add_argument_group("model")
+    add_model(model)
+    model.add_argument("--detector", choices=("centerface", "insightface"), default="centerface", help="(centerface)")
+    model.add_argument("--face-models", type=Path, metavar="DIR", help="local InsightFace model folder")
     graphs = parser.add_argument_group("graphs")
     graphs.add_argument("-o", "--output", type=Path, default=ENGINES, metavar="DIR", help="engine folder (engines)")
     precision = graphs.add_mutually_exclusive_group()
@@ -58,18 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parity-image", choices=("auto", "on", "off"), default="auto", help="compare a whole picture (auto: the demo)"
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would be made, and make nothing")
-
-
-def _add_model(model: argparse._ArgumentGroup) -> None:
-    model.add_argument("--model", default="demo", help="demo, random-sdxl, a diffusers folder or a hub id (demo)")
-    model.add_argument("--identity", type=Path, metavar="FILE", help="identity weights (safetensors)")
-    model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")
-    model.add_argument("--recognizer", type=Path, metavar="FILE", help="ArcFace-type recogniser (ONNX)")
-    model.add_argument("--detector", choices=("centerface", "insightface"), default="centerface", help="(centerface)")
-    model.add_argument("--face-models", type=Path, metavar="DIR", help="local InsightFace model folder")
-    model.add_argument("--model-seed", dest="seed", type=int, default=0, metavar="N", help="of random weights (0)")
-    for flag, (name, values) in _CHOICES.items():
-        model.add_argument(flag, dest=name, choices=values, help="method variant; default: the identity file's")
 
 
 def options_of(arguments: argparse.Namespace) -> BuildOptions:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infid_engines.errors import InputError
-from infid_export.cli.arguments import add_engines, add_face_index, add_size
+from infid_export.cli.arguments import add_engines, add_face_index, add_sampling, add_size
 from infid_export.cli.output import Output
 
 if TYPE_CHECKING:
@@ -36,10 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid (the folder's)")
     parser.add_argument("--seed", type=int, default=0, help="of the first prompt; the others count up (0)")
     add_size(parser)
-    parser.add_argument("--steps", type=int, metavar="N", help="DDIM steps (the folder's)")
-    parser.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale (the folder's)")
-    parser.add_argument("--style-strength", type=float, metavar="S", help="AdaIN-mean; 1 is the paper's, 0 is off")
-    parser.add_argument("--identity-strength", type=float, metavar="L", help="of the person; 1 is the paper's")
+    add_sampling(parser)
     add_engines(parser)
 
 
@@ -60,7 +55,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             person = Person.load(arguments.person)
         else:
             person = pipe.enroll(arguments.photo, arguments.face_index)
-        with _warnings_as_notes(output):
+        with output.warnings_as_notes():
             images = pipe.generate(
                 arguments.prompt,
                 person,
@@ -79,16 +74,6 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         output.line(str(path))
     output.document({"images": paths, "backend": pipe.backend, "device": pipe.device, "seed": arguments.seed})
     return 0
-
-
-@contextmanager
-def _warnings_as_notes(output: Output) -> Iterator[None]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            output.note(f"note: {warning.message}")
 
 
 def _save(images: Sequence[Image], paths: Sequence[Path]) -> None:

@@ -23,6 +23,7 @@ COMMANDS = {
     "build": "make an engine folder from a model, with parity checked",
     "generate": "generate pictures of a person",
     "enroll": "turn photos of a person into a person file",
+    "evaluate": "score how well pictures keep people and obey prompts",
     "verify": "check an engine folder's hashes and repeat its parity",
     "inspect": "show what an engine folder or an ONNX file holds",
     "tune": "measure the kernels' tile sizes on this GPU and write the fastest to a file",

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +96,16 @@ class Output:
         """Tell the user something on stderr."""
         if not self.quiet:
             self._err.print(Text(text), soft_wrap=True)
+
+    @contextmanager
+    def warnings_as_notes(self) -> Iterator[None]:
+        """Tell what the block warns of as notes afterwards, each sentence once."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            yield
+        told = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+        for sentence in dict.fromkeys(told):
+            self.note(f"note: {sentence}")
 
     def problem(self, error: InfidError) -> None:
         """Print what is wrong and what to do: on stderr, and as the document if JSON was asked for."""

@@ -110,6 +110,21 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         """The method variant."""
         return self._identity_modules.config
 
+    def use_identity(self, identity: IdentityModules | None = None, ops: str = "torch", **choices: str | None) -> None:
+        """Go on with other identity weights or another variant of the method, on the same base model.
+
+        Args:
+            identity: the weights; None keeps the present ones.
+            ops: as in `from_pretrained`.
+            choices: fields of `IdentityConfig` that replace the weights' own.
+
+        Raises:
+            InputError: there is no such choice, or no such `ops` for it.
+        """
+        modules = identity or self._identity_modules
+        modules.config = modules.config.with_choices(**choices)
+        self._with_identity(modules, self._identity_image_encoder, ops)
+
     @torch.no_grad()
     def encode_identity(self, inputs: FaceInputs) -> tuple[Tensor, Tensor]:
         """Encode a face to the keys and values of all layers.

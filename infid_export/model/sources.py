@@ -198,7 +198,9 @@ class CheckpointSource:
             from infid_export.model.identity import IdentityModules
             from infid_export.model.processors import identity_blocks
 
-            return IdentityModules.load(self.identity, identity_blocks(self.empty("unet")), dtype)
+            modules = IdentityModules.load(self.identity, identity_blocks(self.empty("unet")), dtype)
+            modules.config = self.config  # the caller's choices go before the file's
+            return modules
         if component == "image_encoder":
             import open_clip
 

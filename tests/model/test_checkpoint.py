@@ -100,6 +100,15 @@ def test_reference_pipeline_loads_it(parts, source):
     assert images.shape == (1, 64, 64, 3)
 
 
+def test_choices_go_before_the_identity_files(parts):
+    choices = {"self_attention": "plain", "cross_adain": "off", "adain": None}
+    found = open_source(
+        str(parts["base"]), identity=parts["identity"], image_encoder=str(parts["encoder"]), choices=choices
+    )
+    variant = InfiniteIDPipeline.from_source(found).identity_config
+    assert (variant.self_attention, variant.cross_adain, variant.adain) == ("plain", "off", "mean")
+
+
 def test_checkpoint_builds_and_passes_parity(parts, tmp_path, demo_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recognizer = Path("recognizer.onnx")

@@ -1,0 +1,146 @@
+"""The paper's ablations on people and prompts of the world, in the PyTorch reference.
+
+Usage::
+
+    python benchmarks/ablation.py --identity-with-text with_text.safetensors [--name ablation] [--work DIR]
+
+`--identity-with-text` has the identity weights that were trained with the text on; without it, the rows that need them
+are left out, and it says so. Every variant's pictures and scores are kept in the work folder, and an interrupted run
+goes on there. The table goes to benchmarks/results/<name>.json; nothing in it is typed in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from infid_engines.errors import InfidError, InputError
+from infid_export.cli.output import Output
+from infid_export.model.identity import read_config
+from infid_training.evaluation.ablation import VARIANTS, Variant, compare_rows, run_variants
+from infid_training.evaluation.generators import ReferenceGenerator, open_reference
+from infid_training.evaluation.scorer_choice import open_scorers
+from infid_training.evaluation.scorers import METRICS
+from infid_training.evaluation.set_sources import WORLD, open_set
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+_PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxruntime")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
+    """Evaluate all variants and return the document."""
+    started = time.monotonic()
+    chosen = open_set(arguments.references, arguments.prompts, stylised=arguments.stylised, seeds=arguments.seeds)
+    scorers = open_scorers()
+    variants = [each for each in VARIANTS if each.training == "without text" or arguments.identity_with_text]
+    if len(variants) < len(VARIANTS):
+        output.note("note: without --identity-with-text, the rows trained with text are left out")
+    else:
+        require_trained(arguments.identity_with_text, with_text=True)
+    if arguments.identity is not None:
+        require_trained(arguments.identity, with_text=False)
+
+    def open_generator(variant: Variant) -> ReferenceGenerator:
+        with_text = variant.training == "with text"
+        return open_reference(
+            arguments.model,
+            settings={"steps": arguments.steps},
+            choices=variant.method(),
+            identity=arguments.identity_with_text if with_text else arguments.identity,
+        )
+
+    with output.progress() as reporter:
+        found = run_variants(variants, open_generator, chosen, scorers, arguments.work, reporter)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    first = next(iter(found.values())).to_json()
+    return {
+        "kind": "ablation",
+        "machine": arguments.machine or platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "commit": commit.stdout.strip(),
+        "seconds": time.monotonic() - started,
+        "set": first["set"],
+        "scorers": first["scorers"],
+        "bootstrap": first["bootstrap"],
+        "rows": compare_rows(found),
+        "variants": {name: each.to_json() for name, each in found.items()},
+    }
+
+
+def require_trained(path: Path, with_text: bool) -> None:
+    """Refuse identity weights of the other training.
+
+    Raises:
+        InputError: they were trained the other way, or are no identity weights.
+    """
+    if read_config(path).trained_with_text != with_text:
+        words = ("without", "with") if with_text else ("with", "without")
+        raise InputError(f"{path} was trained {words[0]} text.", fix=f"Give weights that were trained {words[1]} it.")
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Return the table of a document, with each of the paper's orderings and whether it is reproduced."""
+    lines = [f"| variant | pictures | {' | '.join(METRICS.values())} | the paper's ordering |"]
+    lines.append("|---|---|" + "---|" * (len(METRICS) + 1))
+    for row in document["rows"]:
+        cells = [_cell(row["scores"][metric]) for metric in METRICS]
+        orderings = [
+            f"full {'>' if each['above'] else '<'} this in {METRICS[each['metric']]}: {each['verdict']} "
+            f"({_cell(each['difference'], '+.3f')})"
+            for each in row["orderings"]
+        ]
+        said = "<br>".join(orderings) or "–"
+        lines.append(f"| {row['label']} | {row['pictures']} | {' | '.join(cells)} | {said} |")
+    chosen = document["set"]
+    lines += [
+        "",
+        f"{len(chosen['people'])} people × {len(chosen['prompts'])} prompts × {len(chosen['seeds'])} seeds; "
+        f"{document['bootstrap']['level']:.0%} intervals over people; differences are full − this, picture by picture.",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(value: dict[str, float | None], form: str = ".3f") -> str:
+    if value["low"] is None:
+        return f"{value['mean']:{form}}"
+    return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
+
+def main(words: list[str]) -> int:
+    """Run, write the document and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--identity", type=Path, help="identity weights; default: the model's own")
+    parser.add_argument("--identity-with-text", type=Path)
+    parser.add_argument("--references", default=WORLD)
+    parser.add_argument("--prompts", default=WORLD)
+    parser.add_argument("--stylised", type=int)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--machine", default="", help="what it runs on, in words")
+    parser.add_argument("--name", default="ablation")
+    parser.add_argument("--work", type=Path, default=ROOT / "ablation")
+    arguments, output = parser.parse_args(words), Output()
+    try:
+        document = run(arguments, output)
+    except InfidError as error:
+        output.problem(error)
+        return 1
+    path = RESULTS / f"{arguments.name}.json"
+    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    print(markdown(document))
+    print(f"\n{path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

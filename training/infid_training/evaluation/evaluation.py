@@ -1,0 +1,230 @@
+"""Making all pictures of a set, scoring each, and the document that keeps the scores."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from infid_engines.errors import InputError
+from infid_engines.progress import Stage
+from infid_training.evaluation.bootstrap import LEVEL, RESAMPLES, SEED, Interval, mean_interval
+from infid_training.evaluation.generators import Generator
+from infid_training.evaluation.scorers import METRICS, Array, Scorers, cosine, face_similarity
+from infid_training.evaluation.sets import EvaluationSet, Request, Subject
+
+SCHEMA_VERSION = 1
+SUBSETS = ("all", "plain", "stylised")
+OnPicture = Callable[[Request, Image.Image], None]
+
+
+@dataclass(frozen=True)
+class PictureScore:
+    """The scores of one picture.
+
+    Args:
+        person: name of whom it shows.
+        prompt: what was asked for.
+        stylised: whether that was a style.
+        seed: of the set.
+        noise_seed: of the initial noise.
+        clip_t: CLIP-T.
+        clip_i: CLIP-I.
+        m_facenet: M_FaceNet, 0 where no face was found.
+        face_found: whether the picture shows a face.
+    """
+
+    person: str
+    prompt: str
+    stylised: bool
+    seed: int
+    noise_seed: int
+    clip_t: float
+    clip_i: float
+    m_facenet: float
+    face_found: bool
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What makes two pictures of two generators a pair."""
+        return self.person, self.prompt, self.seed
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All scores of one generator on one set.
+
+    Args:
+        set: what was evaluated, see `EvaluationSet.to_json`.
+        generator: what made the pictures.
+        scorers: what scored them.
+        pictures: in the set's order.
+    """
+
+    set: dict[str, Any]
+    generator: dict[str, Any]
+    scorers: dict[str, Any]
+    pictures: tuple[PictureScore, ...]
+
+    def subset(self, name: str) -> tuple[PictureScore, ...]:
+        """Return the pictures of `all`, `plain` or `stylised` prompts."""
+        return tuple(picture for picture in self.pictures if name == "all" or picture.stylised == (name == "stylised"))
+
+    def interval(self, metric: str, subset: str = "all") -> Interval:
+        """Return a score's mean over a subset with its interval over people."""
+        pictures = self.subset(subset)
+        return mean_interval([getattr(each, metric) for each in pictures], [each.person for each in pictures])
+
+    @property
+    def faces_missing(self) -> int:
+        """Number of pictures without a face."""
+        return sum(not picture.face_found for picture in self.pictures)
+
+    def scores(self) -> dict[str, dict[str, Interval]]:
+        """Return all intervals, by subset and metric; a subset without pictures is left out."""
+        return {
+            subset: {metric: self.interval(metric, subset) for metric in METRICS}
+            for subset in SUBSETS
+            if self.subset(subset)
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "evaluation",
+            "set": self.set,
+            "generator": self.generator,
+            "scorers": self.scorers,
+            "bootstrap": {"over": "people", "resamples": RESAMPLES, "level": LEVEL, "seed": SEED},
+            "counts": {
+                "people": len(self.set["people"]),
+                "prompts": len(self.set["prompts"]),
+                "seeds": len(self.set["seeds"]),
+                "pictures": len(self.pictures),
+                "faces_missing": self.faces_missing,
+            },
+            "scores": {
+                subset: {metric: interval.to_json() for metric, interval in row.items()}
+                for subset, row in self.scores().items()
+            },
+            "pictures": [asdict(picture) for picture in self.pictures],
+        }
+
+    @classmethod
+    def load(cls, path: Path) -> Evaluation:
+        """Read a document; the scores are computed again from its pictures.
+
+        Raises:
+            InputError: the file is missing or is no such document.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if (values["kind"], values["schema_version"]) != ("evaluation", SCHEMA_VERSION):
+                raise ValueError(f"it is {values['kind']} of version {values['schema_version']}")
+            pictures = tuple(PictureScore(**picture) for picture in values["pictures"])
+            parts: list[dict[str, Any]] = [dict(values[name]) for name in ("set", "generator", "scorers")]
+            parts[0]["fingerprint"], parts[1]["settings"]
+            if not pictures:
+                raise ValueError("it has no pictures")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(
+                f"{path} is no evaluation of this version ({what}).", fix="Make one with `infid-export evaluate -o`."
+            ) from error
+        bad = [each for each in pictures if not all(math.isfinite(getattr(each, metric)) for metric in METRICS)]
+        if bad:
+            raise InputError(f"{path} has scores that are not finite.", fix="Evaluate again.")
+        return cls(parts[0], parts[1], parts[2], pictures)
+
+
+def evaluate(
+    generator: Generator, chosen: EvaluationSet, scorers: Scorers, stage: Stage, on_picture: OnPicture | None = None
+) -> Evaluation:
+    """Make and score all pictures of a set, person after person.
+
+    Args:
+        generator: makes them.
+        chosen: the set.
+        scorers: score them.
+        stage: shown the progress.
+        on_picture: given every picture with what was asked for.
+
+    Raises:
+        InputError: a reference photo shows no face, or a scorer gives unusable embeddings.
+    """
+    texts = dict(
+        zip(
+            (prompt.text for prompt in chosen.prompts),
+            scorers.image_text.embed_texts([prompt.text for prompt in chosen.prompts]),
+            strict=True,
+        )
+    )
+    faces = _reference_faces(scorers, chosen.people)  # all of them before the first picture is made
+    pictures: list[PictureScore] = []
+    for subject, face in zip(chosen.people, faces, strict=True):
+        person = _enrolled(generator, subject)
+        reference = scorers.image_text.embed_images([subject.photo])[0]
+        for requests in _chunks(list(chosen.requests(subject)), generator.batch):
+            prompts, seeds = [each.prompt.text for each in requests], [each.noise_seed for each in requests]
+            images = generator.generate(person, prompts, seeds)
+            pictures += _scored(scorers, requests, images, texts, reference, face)
+            stage.update(len(pictures) / len(chosen), f"{len(pictures)} of {len(chosen)}")
+            if on_picture is not None:
+                for request, image in zip(requests, images, strict=True):
+                    on_picture(request, image)
+    return Evaluation(chosen.to_json(), generator.describe(), scorers.describe(), tuple(pictures))
+
+
+def _reference_faces(scorers: Scorers, people: Sequence[Subject]) -> list[Array]:
+    """Return the face embedding of every reference photo."""
+    found = []
+    for subject, face in zip(people, scorers.face.embed_faces([each.photo for each in people]), strict=True):
+        if face is None:
+            raise InputError(
+                f"No face was found in the reference photo of {subject.name}.",
+                fix="Use a sharp, upright photo with a face seen from the front, or another --face-detector.",
+            )
+        found.append(face)
+    return found
+
+
+def _enrolled(generator: Generator, subject: Subject) -> Any:
+    """Enroll; an error names the person."""
+    try:
+        return generator.enroll(subject.photo)
+    except InputError as error:
+        raise InputError(f"The reference photo of {subject.name}: {error.problem}", fix=error.fix) from error
+
+
+def _scored(
+    scorers: Scorers,
+    requests: Sequence[Request],
+    images: Sequence[Image.Image],
+    texts: dict[str, Array],
+    reference: Array,
+    reference_face: Array,
+) -> Iterable[PictureScore]:
+    """Yield the scores of the pictures of one call."""
+    embeddings, faces = scorers.image_text.embed_images(images), scorers.face.embed_faces(images)
+    for request, embedding, face in zip(requests, embeddings, faces, strict=True):
+        yield PictureScore(
+            person=request.person.name,
+            prompt=request.prompt.text,
+            stylised=request.prompt.stylised,
+            seed=request.seed,
+            noise_seed=request.noise_seed,
+            clip_t=cosine(embedding, texts[request.prompt.text]),
+            clip_i=cosine(embedding, reference),
+            m_facenet=face_similarity(face, reference_face),
+            face_found=face is not None,
+        )
+
+
+def _chunks(requests: list[Request], size: int) -> Iterable[list[Request]]:
+    return (requests[start : start + size] for start in range(0, len(requests), size))

@@ -1,0 +1,135 @@
+"""M_FaceNet's encoder: a face detector, and a FaceNet-type recogniser in ONNX.
+
+FaceNet (Schroff et al., arXiv 1503.03832) has been exported in many forms, so the crop's size and its layout are read
+from the model, and how pixels are scaled and what is cropped are options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from infid_engines.errors import InputError
+from infid_engines.manifest import sha256_file
+from infid_export.faces.alignment import ARCFACE_TEMPLATE, align
+from infid_export.faces.detection import Face, FaceDetector
+from infid_export.faces.model_files import open_onnx
+
+Array = np.ndarray[Any, Any]
+Scale = Literal["signed", "unit", "whitened"]
+Crop = Literal["aligned", "box"]
+_MARGIN = 0.1  # of the box's larger side, on each side: 32 of 160 pixels in all, as FaceNet's authors crop
+
+
+def _signed(pixels: Array) -> Array:
+    return (pixels - 127.5) / 127.5
+
+
+def _unit(pixels: Array) -> Array:
+    return pixels / 255
+
+
+def _whitened(pixels: Array) -> Array:
+    """Scale a picture to mean 0 and deviation 1; the floor keeps a grey one finite, as in FaceNet's own code."""
+    floor = 1 / float(np.sqrt(pixels.size))
+    whitened: Array = (pixels - pixels.mean()) / max(float(pixels.std()), floor)
+    return whitened
+
+
+_SCALES: dict[Scale, Callable[[Array], Array]] = {"signed": _signed, "unit": _unit, "whitened": _whitened}
+
+
+class DetectedFaceScorer:
+    """Largest face of a picture to an embedding; a `FaceScorer`.
+
+    Args:
+        detector: finds the faces.
+        onnx_path: recogniser with one input, `[N, 3, S, S]` or `[N, S, S, 3]` fp32 RGB with a fixed S, N 1 or free, and
+            one output `[N, D]`. It is run once here, so that a wrong model is found at once.
+        scale: `signed` is [−1, 1], `unit` is [0, 1], `whitened` has mean 0 and deviation 1 in each crop.
+        crop: `aligned` warps eyes, nose and mouth to ArcFace's places; `box` cuts out the detector's box with a
+            margin, which is what FaceNet's authors did.
+        detector_name: of the detector, for `describe`.
+
+    Raises:
+        InputError: the model is missing or has other shapes, or there is no such scale or crop.
+    """
+
+    def __init__(
+        self,
+        detector: FaceDetector,
+        onnx_path: Path,
+        scale: Scale = "signed",
+        crop: Crop = "aligned",
+        detector_name: str = "",
+    ) -> None:
+        for name, value, choices in (("scale", scale, get_args(Scale)), ("crop", crop, get_args(Crop))):
+            if value not in choices:
+                raise InputError(f"There is no {name} '{value}'.", fix=f"Choose from {', '.join(choices)}.")
+        self._detector, self._scale, self._crop = detector, scale, crop
+        self._session = open_onnx(onnx_path)
+        inputs = self._session.get_inputs()
+        shape = inputs[0].shape if len(inputs) == 1 and inputs[0].type == "tensor(float)" else []
+        self._channels_first, self._size = _layout(onnx_path, shape)
+        self._input = inputs[0].name
+        output = self._run(np.zeros((self._size, self._size, 3), np.uint8), onnx_path)
+        if output.ndim != 2 or output.shape[0] != 1:
+            raise InputError(f"{onnx_path} gives {list(output.shape)}, not [N, D].", fix="Use a face recogniser.")
+        options = {"size": self._size, "scale": scale, "crop": crop, "detector": detector_name}
+        self._described = {"model": sha256_file(onnx_path), **options}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the recogniser's hash and how faces are cropped and scaled."""
+        return dict(self._described)
+
+    def embed_faces(self, images: Sequence[Image.Image]) -> list[Array | None]:
+        """Return a `[D]` embedding of the largest face of each picture, None where no face is found."""
+        found = []
+        for image in images:
+            photo = np.asarray(image.convert("RGB"))
+            face = next((face for face in self._detector.detect(photo) if np.isfinite(face.landmarks).all()), None)
+            found.append(None if face is None else self._run(self._cut(photo, face))[0])
+        return found
+
+    def _cut(self, photo: Array, face: Face) -> Array:
+        """Return the `[S, S, 3]` uint8 crop of a face."""
+        if self._crop == "aligned":
+            return align(photo, face.landmarks, ARCFACE_TEMPLATE, self._size)
+        left, top, right, bottom = face.box
+        reach = max(right - left, bottom - top) * (0.5 + _MARGIN)
+        x, y = (left + right + 1) / 2, (top + bottom + 1) / 2  # a box counts from the first pixel's centre
+        square = Image.fromarray(photo).transform(
+            (self._size, self._size),
+            Image.Transform.EXTENT,
+            (x - reach, y - reach, x + reach, y + reach),
+            resample=Image.Resampling.BICUBIC,
+        )
+        return np.asarray(square)
+
+    def _run(self, crop: Array, path: Path | None = None) -> Array:
+        pixels = _SCALES[self._scale](crop.astype(np.float32)).astype(np.float32)
+        batch = (pixels.transpose(2, 0, 1) if self._channels_first else pixels)[None]
+        try:
+            outputs = self._session.run(None, {self._input: np.ascontiguousarray(batch)})
+        except Exception as error:  # onnxruntime's exception types are not public
+            raise InputError(
+                f"{path or 'The face recogniser'} cannot be run ({error}).", fix="Export or copy it again."
+            ) from error
+        embedding: Array = outputs[0]
+        return embedding
+
+
+def _layout(path: Path, shape: list[int | str | None]) -> tuple[bool, int]:
+    """Return whether channels come first, and the side of the crop."""
+    if len(shape) == 4 and (not isinstance(shape[0], int) or shape[0] == 1):
+        for first, channels, side in ((True, shape[1], shape[2:]), (False, shape[3], shape[1:3])):
+            if channels == 3 and side[0] == side[1] and isinstance(side[0], int):
+                return first, side[0]
+    raise InputError(
+        f"{path} takes {shape or 'no single fp32 tensor'}, not [N, 3, S, S] or [N, S, S, 3] in fp32 with a fixed S.",
+        fix="Export the recogniser with a fixed crop size and batch 1 or free.",
+    )

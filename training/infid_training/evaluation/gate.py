@@ -1,0 +1,110 @@
+"""Whether a backend's pictures score as well as another's on the same people, prompts and noise."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from infid_engines.errors import InputError
+from infid_training.evaluation.bootstrap import Interval, mean_interval
+from infid_training.evaluation.evaluation import Evaluation
+from infid_training.evaluation.scorers import METRICS
+
+LIMIT = 0.005  # of the other's score: what a backend may lose, and what people would not see
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One score of two generators.
+
+    Args:
+        metric: a key of `METRICS`.
+        score: mean of the generator that is judged.
+        against: mean of the other one.
+        difference: of the pictures' pairs, with its interval over people.
+        loss: share of the other's score that is lost; negative where it is gained.
+        passed: whether the loss is within the limit.
+    """
+
+    metric: str
+    score: float
+    against: float
+    difference: Interval
+    loss: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The verdict.
+
+    Args:
+        rows: one a score.
+        limit: largest share that may be lost.
+    """
+
+    rows: tuple[GateRow, ...]
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every score is kept."""
+        return all(row.passed for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document."""
+        return {"passed": self.passed, "limit": self.limit, "rows": [asdict(row) for row in self.rows]}
+
+
+def paired(first: Evaluation, second: Evaluation, metric: str, subset: str = "all") -> Interval:
+    """Return the mean of first − second over the same pictures, with its interval over people.
+
+    Raises:
+        InputError: the two do not hold the same pictures.
+    """
+    ours = {picture.key: picture for picture in first.subset(subset)}
+    theirs = {picture.key: picture for picture in second.subset(subset)}
+    if set(ours) != set(theirs):
+        apart = sorted(set(ours) ^ set(theirs))[0]
+        raise InputError(
+            f"The evaluations hold different pictures: only one has {apart[0]}, '{apart[1]}', seed {apart[2]}.",
+            fix="Evaluate both on the same set.",
+        )
+    return mean_interval(
+        [getattr(picture, metric) - getattr(theirs[key], metric) for key, picture in ours.items()],
+        [picture.person for picture in ours.values()],
+    )
+
+
+def compare(judged: Evaluation, against: Evaluation, limit: float = LIMIT) -> Gate:
+    """Judge an evaluation against another of the same set.
+
+    A score fails that loses more than `limit` of the other's mean over the same pictures. The mean decides and not the
+    interval: the pictures are the same, so their difference is the backend's and no sample of it.
+
+    Args:
+        judged: of the backend in question.
+        against: usually of the PyTorch reference.
+        limit: largest share of a score that may be lost.
+
+    Raises:
+        InputError: set, scorers or settings differ, so the scores cannot be compared.
+    """
+    for what, ours, theirs in (
+        ("people, prompts or seeds", judged.set["fingerprint"], against.set["fingerprint"]),
+        ("scorers", judged.scorers, against.scorers),
+        ("settings", judged.generator["settings"], against.generator["settings"]),
+    ):
+        if ours != theirs:
+            raise InputError(
+                f"The evaluations have different {what}, so their scores cannot be compared.",
+                fix="Evaluate both with the same arguments, but for the engines.",
+            )
+    rows = []
+    for metric in METRICS:
+        score, other = (each.interval(metric).mean for each in (judged, against))
+        lost = other - score
+        # a score of 0 has no shares: then nothing may be lost at all
+        loss = lost / abs(other) if other else float(lost > 0)
+        rows.append(GateRow(metric, score, other, paired(judged, against, metric), loss, loss <= limit))
+    return Gate(tuple(rows), limit)

@@ -1,0 +1,211 @@
+"""What makes the pictures that are scored: engines, or the PyTorch reference with the variants of the method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from infid_engines.manifest import sha256_file
+from infid_export.faces.reader import FaceReader
+from infid_export.faces.recognition import ArcFaceRecognizer
+from infid_export.model.sources import BUILT_IN, COMPONENTS, ModelSource, open_source
+from infid_export.runtime.pipeline import Pipeline, seeded_noise
+from infid_training.evaluation.scorer_choice import DEMO_FILES, open_detector, require_demo_file
+
+_REFERENCE_BATCH = 4  # prompts at once in PyTorch: on two cores more are no faster, and take more memory
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are sampled.
+
+    Args:
+        steps: DDIM steps.
+        guidance: classifier-free guidance scale.
+        style_strength: s of AdaIN.
+        identity_strength: λ.
+    """
+
+    steps: int = 30
+    guidance: float = 5.0
+    style_strength: float = 1.0
+    identity_strength: float = 1.0
+
+
+class Generator(Protocol):
+    """Makes pictures of people."""
+
+    batch: int  # pictures made at once
+
+    def enroll(self, photo: Image.Image) -> Any:
+        """Return the person of a reference photo.
+
+        Raises:
+            InputError: the photo shows no usable face.
+        """
+
+    def generate(self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int]) -> list[Image.Image]:
+        """Return one picture a prompt, each from the noise of its own seed (`seeded_noise`)."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a document says of the generator."""
+
+
+class EngineGenerator:
+    """The engines of a folder, on any backend; a `Generator`.
+
+    Args:
+        pipe: the engines.
+        settings: how to sample; what is not in it is the folder's own.
+    """
+
+    def __init__(self, pipe: Pipeline, settings: Mapping[str, Any] | None = None) -> None:
+        given = {name: value for name, value in (settings or {}).items() if value is not None}
+        own = {name: pipe.manifest.defaults[name] for name in asdict(Settings())}
+        self._pipe, self._settings = pipe, Settings(**{**own, **given})
+        self.batch = pipe.manifest.batch
+
+    def enroll(self, photo: Image.Image) -> Any:
+        """Return the `Person` of a photo."""
+        return self._pipe.enroll(photo)
+
+    def generate(self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int]) -> list[Image.Image]:
+        """Return one picture a prompt."""
+        images: list[Image.Image] = self._pipe.generate(
+            list(prompts), person, seed=list(noise_seeds), **asdict(self._settings)
+        )
+        return images
+
+    def describe(self) -> dict[str, Any]:
+        """Return backend, device, precision, model and settings."""
+        manifest = self._pipe.manifest
+        return {
+            "kind": "engines",
+            "backend": self._pipe.backend,
+            "device": self._pipe.device,
+            "precision": manifest.precision,
+            "size": [manifest.height, manifest.width],
+            "model": dict(manifest.model),
+            "settings": asdict(self._settings),
+        }
+
+
+class ReferenceGenerator:
+    """The PyTorch reference in fp32; a `Generator`.
+
+    Args:
+        source: the model.
+        reader: finds and encodes the face of a reference photo.
+        settings: how to sample; what is not in it is the model's own.
+        choices: fields of `IdentityConfig` in which the method differs from the weights' own.
+        identity: identity weights of another training of the same model; None is the source's own.
+
+    Raises:
+        InputError: a choice does not exist, or the identity weights do not fit the model.
+    """
+
+    batch = _REFERENCE_BATCH
+
+    def __init__(
+        self,
+        source: ModelSource,
+        reader: FaceReader,
+        settings: Mapping[str, Any] | None = None,
+        choices: Mapping[str, str] | None = None,
+        identity: Path | None = None,
+    ) -> None:
+        from infid_export.model.identity import IdentityModules, read_config
+        from infid_export.model.pipeline import InfiniteIDPipeline
+        from infid_export.model.processors import identity_blocks
+
+        given = {name: value for name, value in (settings or {}).items() if value is not None}
+        self._settings = Settings(**{"steps": source.architecture.default_steps, **given})
+        # refused here, before the base model is loaded
+        (source.config if identity is None else read_config(identity)).with_choices(**(choices or {}))
+        self._reader = reader
+        self._pipe: Any = InfiniteIDPipeline.from_source(source)
+        self._pipe.set_progress_bar_config(disable=True)
+        modules = None if identity is None else IdentityModules.load(identity, identity_blocks(self._pipe.unet))
+        self._pipe.use_identity(modules, **(choices or {}))
+        weights = {name: source.fingerprint(name) for name in COMPONENTS}
+        if identity is not None:
+            weights["identity"] = sha256_file(identity)
+        self._size = source.architecture.size
+        self._described = {
+            "kind": "pytorch",
+            "backend": "torch",
+            "device": "cpu",
+            "precision": "fp32",
+            "size": [self._size, self._size],
+            "model": {"name": source.name, "files": weights, "config": self._pipe.identity_config.to_dict()},
+            "settings": asdict(self._settings),
+        }
+
+    def enroll(self, photo: Image.Image) -> Any:
+        """Return the keys and values of a photo."""
+        return self._pipe.encode_identity(self._reader.read(photo))
+
+    def generate(self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int]) -> list[Image.Image]:
+        """Return one picture a prompt."""
+        import torch
+
+        images: list[Image.Image] = self._pipe(
+            list(prompts),
+            person,
+            height=self._size,
+            width=self._size,
+            num_inference_steps=self._settings.steps,
+            guidance_scale=self._settings.guidance,
+            style_strength=self._settings.style_strength,
+            identity_strength=self._settings.identity_strength,
+            latents=torch.from_numpy(seeded_noise(noise_seeds, (4, self._size // 8, self._size // 8))),
+        ).images
+        return images
+
+    def describe(self) -> dict[str, Any]:
+        """Return model, method variant and settings."""
+        return dict(self._described)
+
+
+def open_reference(
+    model: str,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    choices: Mapping[str, str | None] | None = None,
+    identity: Path | None = None,
+    image_encoder: str | None = None,
+    seed: int = 0,
+    recognizer: Path | None = None,
+    face_detector: str | None = None,
+) -> ReferenceGenerator:
+    """Open the PyTorch reference of a model.
+
+    Args:
+        model: `demo`, `random-sdxl`, a folder in diffusers' format, or a hub id.
+        settings: how to sample.
+        choices: method choices that replace the weights' own where they are not None.
+        identity: identity weights; of a built-in model they replace its own.
+        image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint.
+        seed: of random weights.
+        recognizer: the ArcFace-type recogniser that the identity weights were trained with; None is the demo's own.
+        face_detector: see `open_detector`.
+
+    Raises:
+        InputError: the model cannot be found or lacks a part.
+    """
+    source = open_source(model, identity=identity, image_encoder=image_encoder, seed=seed)
+    if recognizer is None:
+        recognizer = require_demo_file(DEMO_FILES, "recognizer.onnx", "--recognizer FILE")
+    detector, _ = open_detector(face_detector)
+    reader = FaceReader(
+        detector,
+        ArcFaceRecognizer(recognizer, source.config.face_width),
+        source.architecture.image_encoder["image_size"],
+    )
+    chosen = {name: value for name, value in (choices or {}).items() if value is not None}
+    # a checkpoint's source has read the identity weights already
+    return ReferenceGenerator(source, reader, settings, chosen, identity if model in BUILT_IN else None)

@@ -1,0 +1,95 @@
+"""A contact sheet: one row a person, the reference first and a picture a prompt beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from infid_engines.errors import InputError
+from infid_training.evaluation.sets import EvaluationSet, Request
+
+_CELL = 160  # pixels of a side; twelve columns then fit a 2000-pixel screen
+_GAP = 8
+_FONT_SIZE = 12
+_LINE = 15  # pixels between two lines of a label
+_PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
+_MISSING = (224, 224, 224)
+
+
+class Grid:
+    """Collects the pictures of the first seed, small.
+
+    Args:
+        chosen: the set.
+        people: how many of its people are shown.
+        prompts: how many of its prompts; half of them stylised ones where there are as many.
+    """
+
+    def __init__(self, chosen: EvaluationSet, people: int = 12, prompts: int = 8) -> None:
+        self._people = chosen.people[:people]
+        styled = [prompt for prompt in chosen.prompts if prompt.stylised]
+        plain = [prompt for prompt in chosen.prompts if not prompt.stylised]
+        from_styled = min(len(styled), max(prompts // 2, prompts - len(plain)))
+        self._prompts = [*plain[: prompts - from_styled], *styled[:from_styled]]
+        self._seed = chosen.seeds[0]
+        self._cells: dict[tuple[str, str], Image.Image] = {}
+
+    def add(self, request: Request, image: Image.Image) -> None:
+        """Take a picture, if it is one of those shown."""
+        if request.seed == self._seed and request.person in self._people and request.prompt in self._prompts:
+            self._cells[request.person.name, request.prompt.text] = _small(image)
+
+    def draw(self) -> Image.Image:
+        """Return the sheet; a picture that was never added is a grey cell."""
+        font = ImageFont.load_default(_FONT_SIZE)
+        heads = ["reference", *(f"{'[style] ' if each.stylised else ''}{each.text}" for each in self._prompts)]
+        labels = [_wrapped(text, font, _CELL) for text in heads]
+        top = _GAP + _LINE * max(len(lines) for lines in labels)
+        step, row = _CELL + _GAP, _CELL + _LINE + _GAP
+        sheet = Image.new("RGB", (_GAP + step * len(heads), top + row * len(self._people)), _PAPER)
+        pen = ImageDraw.Draw(sheet)
+        for column, lines in enumerate(labels):
+            for number, line in enumerate(lines):
+                pen.text((_GAP + column * step, _GAP // 2 + number * _LINE), line, _INK, font)
+        for index, subject in enumerate(self._people):
+            y = top + index * row
+            cells = [_small(subject.photo), *(self._cells.get((subject.name, each.text)) for each in self._prompts)]
+            for column, cell in enumerate(cells):
+                sheet.paste(cell or Image.new("RGB", (_CELL, _CELL), _MISSING), (_GAP + column * step, y))
+            pen.text((_GAP, y + _CELL + 1), _wrapped(subject.name, font, _CELL)[0], _FAINT, font)
+        return sheet
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        image.save(partial, format="PNG")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}).", fix="Make room, or choose another folder with -o."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _small(image: Image.Image) -> Image.Image:
+    return ImageOps.fit(image.convert("RGB"), (_CELL, _CELL), Image.Resampling.LANCZOS)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Break a label into lines of at most `width` pixels, at spaces."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

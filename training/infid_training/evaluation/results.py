@@ -1,0 +1,69 @@
+"""The folder that an evaluation is kept in: its scores, its contact sheet and its pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from infid_engines.errors import InputError
+from infid_engines.manifest import write_json
+from infid_training.evaluation.evaluation import Evaluation
+from infid_training.evaluation.grid import Grid, save_png
+from infid_training.evaluation.sets import EvaluationSet, Request
+
+SCORES, GRID, PICTURES = "scores.json", "grid.png", "pictures"
+
+
+class ResultFolder:
+    """Writes pictures as they come, and scores and contact sheet when all are there.
+
+    Args:
+        folder: made if it is not there; None writes nothing.
+        chosen: the set.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path | None, chosen: EvaluationSet) -> None:
+        self._folder = folder
+        if folder is None:
+            return
+        self._grid = Grid(chosen)
+        self._people = {subject.name: number for number, subject in enumerate(chosen.people)}
+        self._prompts = {prompt.text: number for number, prompt in enumerate(chosen.prompts)}
+        probe = folder / PICTURES / ".partial"
+        try:
+            (folder / PICTURES).mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be written ({error.strerror}).", fix="Choose another folder with -o."
+            ) from error
+
+    def add(self, request: Request, image: Image.Image) -> None:
+        """Keep a picture as `pictures/<person>-<prompt>-<seed>.png`, in numbers that count from 0 as in the scores.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        if self._folder is None:
+            return
+        name = f"{self._people[request.person.name]}-{self._prompts[request.prompt.text]}-{request.seed}.png"
+        save_png(image, self._folder / PICTURES / name)
+        self._grid.add(request, image)
+
+    def finish(self, found: Evaluation) -> list[Path]:
+        """Write scores and contact sheet, and return their paths.
+
+        Raises:
+            InputError: they cannot be written.
+        """
+        if self._folder is None:
+            return []
+        paths = [self._folder / SCORES, self._folder / GRID]
+        write_json(paths[0], found.to_json())
+        save_png(self._grid.draw(), paths[1])
+        return paths

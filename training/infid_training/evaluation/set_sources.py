@@ -1,0 +1,169 @@
+"""Evaluation sets from the procedural world, from a folder of photos and a file of prompts, or from JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from infid_engines.errors import InputError
+from infid_export.faces.photos import load_photo
+from infid_training.evaluation.sets import EvaluationSet, Prompt, Subject
+from infid_training.world.drawing import render
+from infid_training.world.people import person
+from infid_training.world.scenes import STYLES, portrait, scene
+
+WORLD = "world:heldout"
+FIRST_HELD_OUT = 1_000_000  # people, portraits and scenes of training have smaller numbers
+PEOPLE, PROMPTS = 20, 10  # of the world's set, unless other numbers are asked for
+PORTRAIT_SIZE = 128  # pixels, what the world draws by default
+_STYLED = "stylised:"
+_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def open_set(
+    references: str = WORLD,
+    prompts: str = WORLD,
+    *,
+    stylised: int | None = None,
+    seeds: int = 1,
+) -> EvaluationSet:
+    """Put an evaluation set together.
+
+    Args:
+        references: `world:heldout` or `world:heldout:N` for N people that training never saw; or a folder with one
+            photo a person, or one sub-folder a person, whose first photo by name is taken.
+        prompts: `world:heldout` or `world:heldout:N` for N captions of combinations that training never saw; or a text
+            file of one prompt a line, in which `stylised:` before a prompt says that it asks for a style.
+        stylised: how many of the world's prompts ask for a style; None is half of them.
+        seeds: pictures of each person and prompt.
+
+    Raises:
+        InputError: nothing is found there, or a number is impossible.
+    """
+    if seeds < 1:
+        raise InputError(f"There cannot be {seeds} seeds.", fix="Give at least 1.")
+    if references.startswith("world:"):
+        people = world_people(_count(references, PEOPLE))
+    else:
+        people = folder_people(Path(references))
+    if prompts.startswith("world:"):
+        count = _count(prompts, PROMPTS)
+        asked = world_prompts(count, count // 2 if stylised is None else stylised)
+    elif stylised is not None:
+        raise InputError(
+            "--stylised chooses among the world's prompts only.", fix=f"Write '{_STYLED}' before the file's own."
+        )
+    else:
+        asked = file_prompts(Path(prompts))
+    return EvaluationSet(f"{references} × {prompts}", people, asked, tuple(range(seeds)))
+
+
+def _count(text: str, default: int) -> int:
+    """Read N of `world:heldout:N`."""
+    name, _, number = text.removeprefix("world:").partition(":")
+    if name != "heldout" or (number and (not number.isdecimal() or int(number) < 1)):
+        raise InputError(f"'{text}' is no part of the world.", fix=f"Write {WORLD}, or {WORLD}:8 for eight.")
+    return int(number) if number else default
+
+
+def world_people(count: int) -> tuple[Subject, ...]:
+    """Return people of the world that training never saw, each with a plain portrait."""
+    numbers = range(FIRST_HELD_OUT, FIRST_HELD_OUT + count)
+    return tuple(
+        Subject(f"person {number}", render(person(number), portrait(number), PORTRAIT_SIZE)) for number in numbers
+    )
+
+
+def world_prompts(count: int, stylised: int) -> tuple[Prompt, ...]:
+    """Return captions of combinations that training never saw: photos first, then the styles in turn.
+
+    Args:
+        count: of all prompts.
+        stylised: how many of them ask for a style other than a photo's.
+
+    Raises:
+        InputError: more stylised ones than prompts were asked for.
+    """
+    if not 0 <= stylised <= count:
+        raise InputError(f"{stylised} of {count} prompts cannot be stylised.", fix=f"Give 0 to {count}.")
+    wanted = ["photo"] * (count - stylised) + [STYLES[1 + index % (len(STYLES) - 1)] for index in range(stylised)]
+    found: dict[str, Prompt] = {}
+    number = FIRST_HELD_OUT
+    for style in wanted:
+        while True:
+            drawn = scene(number, held_out=True)
+            number += 1
+            if drawn.style == style and drawn.caption() not in found:
+                break
+        found[drawn.caption()] = Prompt(drawn.caption(), style != "photo")
+    return tuple(found.values())
+
+
+def folder_people(folder: Path) -> tuple[Subject, ...]:
+    """Read one reference photo a person from a folder.
+
+    Raises:
+        InputError: the folder is missing or has no photo, or a photo cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"There is no folder of people at {folder}.", fix=f"Give a folder with one photo a person, or {WORLD}."
+        )
+    photos: dict[str, Path] = {}
+    for entry in sorted(folder.iterdir()):
+        inside = sorted(entry.iterdir()) if entry.is_dir() else [entry]
+        first = next((path for path in inside if path.is_file() and path.suffix.lower() in _ENDINGS), None)
+        if first is not None and not entry.name.startswith("."):
+            photos[entry.name if entry.is_dir() else entry.stem] = first
+    if not photos:
+        raise InputError(
+            f"{folder} has no photos ({', '.join(_ENDINGS)}).", fix="Put one photo a person there, or one sub-folder."
+        )
+    return tuple(Subject(name, Image.fromarray(load_photo(path))) for name, path in photos.items())
+
+
+def file_prompts(path: Path) -> tuple[Prompt, ...]:
+    """Read one prompt a line; empty lines are left out.
+
+    Raises:
+        InputError: the file cannot be read or is empty.
+    """
+    lines = [line.strip() for line in _read(path, f"Give a text file of one prompt a line, or {WORLD}.").splitlines()]
+    found = tuple(Prompt(line.removeprefix(_STYLED).strip(), line.startswith(_STYLED)) for line in lines if line)
+    if not found or not all(prompt.text for prompt in found):
+        raise InputError(f"{path} has {'a line without' if found else 'no'} prompt.", fix="Write one prompt a line.")
+    return found
+
+
+def json_set(path: Path) -> EvaluationSet:
+    """Read a set: `{"people": [{"name", "photo"}], "prompts": [{"text", "stylised"}], "seeds": [0]}`.
+
+    Photos are paths from the file's own folder; a prompt may be a plain string; seeds may be left out.
+
+    Raises:
+        InputError: the file cannot be read, lacks a part, or names a photo that cannot be read.
+    """
+    shape = 'Write {"people": [{"name": "ann", "photo": "ann.jpg"}], "prompts": [{"text": "…", "stylised": false}]}.'
+    try:
+        values: Any = json.loads(_read(path, shape))
+        people = [(str(each["name"]), path.parent / each["photo"]) for each in values["people"]]
+        prompts = tuple(
+            Prompt(each) if isinstance(each, str) else Prompt(str(each["text"]), bool(each.get("stylised", False)))
+            for each in values["prompts"]
+        )
+        seeds = tuple(int(seed) for seed in values.get("seeds", [0]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path} is no evaluation set ({what}).", fix=shape) from error
+    subjects = tuple(Subject(name, Image.fromarray(load_photo(photo))) for name, photo in people)
+    return EvaluationSet(str(path), subjects, prompts, seeds)
+
+
+def _read(path: Path, fix: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}).", fix=fix) from error
