@@ -16,8 +16,8 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 
 def normalized(pixels: Tensor) -> Tensor:
     """Return `[B, 3, H, W]` RGB in [0, 1] with OpenCLIP's mean taken off and divided by its deviation."""
-    mean = torch.tensor(_MEAN, dtype=pixels.dtype).view(1, 3, 1, 1)
-    std = torch.tensor(_STD, dtype=pixels.dtype).view(1, 3, 1, 1)
+    mean = torch.tensor(_MEAN, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(_STD, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1)
     return (pixels - mean) / std
 
 

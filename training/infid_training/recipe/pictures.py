@@ -14,10 +14,9 @@ from infid_training.world.people import person
 from infid_training.world.scenes import Scene, portrait, scene
 
 SIZE = 128
-PEOPLE = 6000  # numbers 0 to 5999; people from `HELD_OUT_PEOPLE` on are never drawn here
-HELD_OUT_PEOPLE = 1_000_000
-PICTURES = 12  # of each person, of which the first `_PORTRAITS` are portraits
-_PORTRAITS = 3
+PEOPLE = 6000
+PICTURES = 12  # of each person
+_PORTRAITS = 3  # among them
 
 
 @dataclass(frozen=True)

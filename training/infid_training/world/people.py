@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+FIRST_HELD_OUT = 1_000_000  # people, portraits and scenes to train on have smaller numbers
 _SKINS = ("light", "tan", "dark")
 _HAIRS = ("black", "brown", "red", "blond", "grey")
 
