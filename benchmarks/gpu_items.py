@@ -21,7 +21,8 @@ from infid_kernels import merged_cross_attention, mixed_attention
 from infid_kernels.autotune import LEVELS, Level, tune
 from infid_kernels.mean_shift import launch_mean_shift
 from infid_kernels.measure import LIMITS, SDXL_CALLS, Call, Inputs, Timing, input_sets, relative_rms, time_on_gpu
-from infid_kernels.tuning import CANDIDATES, OPS, choose
+from infid_kernels.tuning import OPS, architecture_of, choose
+from infid_kernels.tuning import candidates as worth_trying
 
 Result = dict[str, Any]
 DTYPES: Mapping[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -284,7 +285,7 @@ def sanitized() -> None:
 
 def candidates(level: Level, bench: Bench) -> Result:
     """Check and time every candidate of the table, from which an entry can be filled."""
-    tried = CANDIDATES[:_QUICK_CANDIDATES] if bench.quick else CANDIDATES
+    tried = worth_trying(level.call.op, architecture_of(bench.device))[: _QUICK_CANDIDATES if bench.quick else None]
     tuned = tune(level, bench.device, bench.time, tried)
     return {"entry": asdict(tuned.entry), "trials": [asdict(trial) for trial in tuned.trials]}
 
@@ -323,10 +324,9 @@ def items(quick: bool) -> list[Item]:
         if call.op == "mixed_attention"
     ]
     found += [Item("race", 5.0, race, decides=True)]
-    tried = _QUICK_CANDIDATES if quick else len(CANDIDATES)
-    found += [
-        Item(f"candidates {level.name}", 3.0 * tried, partial(candidates, level), level.call.op) for level in LEVELS
-    ]
+    for level in LEVELS:
+        tried = _QUICK_CANDIDATES if quick else len(worth_trying(level.call.op, "sm_90"))  # which has the most
+        found += [Item(f"candidates {level.name}", 3.0 * tried, partial(candidates, level), level.call.op)]
     found += [Item(f"sanitizer {tool}", 30.0, partial(sanitize, tool)) for tool in ("memcheck", "racecheck")]
     return found if quick else [*found, *_speeds("bfloat16", torch.bfloat16)]
 

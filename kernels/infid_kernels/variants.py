@@ -20,7 +20,7 @@ _SCHEMA_VERSION = 1
 
 
 def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "float16") -> Iterator[CompiledKernel]:
-    """Compile an operation for whole blocks and for any length: the tuned forms, and one within 48 KB.
+    """Compile an operation for whole blocks and for any length: the tuned tiles in plain form, and one within 48 KB.
 
     The launch descriptions say under `queries` for which numbers of queries, and all above, a form was chosen; a form
     that is there for its small shared memory alone has none.
@@ -53,14 +53,14 @@ def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "f
 
 
 def _tuned(op: str, architecture: str, head_size: int, whole: bool) -> dict[Configuration, list[int]]:
-    """Return every configuration that some call gets, with the smallest numbers of queries from which it does."""
+    """Return the tiles of every configuration that some call gets, with the numbers of queries from which it does."""
     tuned: dict[Configuration, list[int]] = {}
     queries = sys.maxsize
     while queries >= 0:
         entry = tuning.entry(op, tuning.nearest(architecture), head_size, queries, whole)
         if entry is None:
             break
-        tuned.setdefault(entry.configuration, []).insert(0, entry.queries)
+        tuned.setdefault(entry.configuration.plain, []).insert(0, entry.queries)
         queries = entry.queries - 1
     return tuned
 

@@ -210,8 +210,9 @@ def test_candidates_fill_an_entry(bench: FakeBench, monkeypatch: pytest.MonkeyPa
         return Tuned(level, trials, select(level, trials, "sm_90", "H100"))
 
     monkeypatch.setattr(gpu_items, "tune", fake)
+    monkeypatch.setattr(gpu_items, "architecture_of", lambda device: "sm_90")
     result = gpu_items.candidates(LEVELS[0], bench)
-    assert len(result["trials"]) == len(gpu_items.CANDIDATES)
+    assert [trial["configuration"]["descriptors"] for trial in result["trials"]].count(True) > 1
     assert result["entry"]["evidence"] == "measured on H100: 1.000 ms median of 50, next best 2.000 ms"
 
 
