@@ -157,8 +157,14 @@ def test_forms_for_the_copy_engine_are_tried_where_it_is() -> None:
     assert len(set(hopper)) == len(hopper) > len(CANDIDATES)
     assert any(each.persistent for each in hopper) and any(each.polynomial for each in hopper)
     assert sum(each.descriptors for each in hopper[:6]) >= 2  # the quick ones have some
-    for op, architecture in (("mixed_attention", "sm_89"), ("merged_cross_attention", "sm_90")):
-        assert tuning.candidates(op, architecture) == tuple(CANDIDATES)
+    assert tuning.candidates("mixed_attention", "sm_89") == tuple(CANDIDATES)
+
+
+def test_merged_cross_attention_tries_the_blocks_with_the_least_padding_first() -> None:
+    tried = tuning.candidates("merged_cross_attention", "sm_90")
+    assert set(tried) == set(CANDIDATES)
+    padded = [sum(-(-length // each.block_n) * each.block_n for length in (77, 261)) for each in tried]
+    assert padded == sorted(padded)
 
 
 def test_every_form_has_words_of_its_own() -> None:
