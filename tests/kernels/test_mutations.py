@@ -24,8 +24,7 @@ MUTATIONS = {
     ),
     "δ_v is dropped": ("mixed_attention.py", "mass[:, None] * delta_v[None, :]", "0.0 * delta_v[None, :]", "mixed"),
     "segments are swapped": (
-        "mixed_attention.py", "        q, k_id, v_id, k_t, v_t, shift_k", "        q, k_t, v_t, k_id, v_id, shift_k",
-        "mixed",
+        "mixed_attention.py", "] = [k_id, v_id, k_t, v_t]", "] = [k_t, v_t, k_id, v_id]", "mixed",
     ),
     "the mean is not of the text": ("mean_shift.py", "text_values / text_length - values", "values", "mixed"),
     "a chunk of the mean is left out": (
