@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +21,12 @@ import gpu_rivals
 import roofline
 from gpu_rivals import Rival
 from infid_kernels import merged_cross_attention, mixed_attention
+from infid_kernels.arguments import empty_output
 from infid_kernels.autotune import LEVELS, Level, tune
 from infid_kernels.mean_shift import launch_mean_shift
 from infid_kernels.measure import LIMITS, SDXL_CALLS, Call, Inputs, Timing, input_sets, relative_rms, time_on_gpu
-from infid_kernels.tuning import CANDIDATES, OPS, choose
+from infid_kernels.tuning import OPS, architecture_of, choose
+from infid_kernels.tuning import candidates as worth_trying
 
 Result = dict[str, Any]
 DTYPES: Mapping[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -242,6 +247,31 @@ def _projected(call: Call, weight: Tensor, own: Tensor, text: Tensor) -> list[Te
     return made
 
 
+def bundle(name: str, bench: Bench) -> Result:
+    """Compare a bundle's launch into a poisoned output with float64, then time it next to the operation of torch."""
+    call, dtype = SDXL_CALLS[name], torch.float16
+    sets = [call.inputs(dtype, bench.generator) for _ in bench.sets(roofline.least_bytes(call))]
+    try:
+        import gpu_bundles
+        from infid_engines.errors import BackendUnavailableError
+    except ImportError as error:
+        return {"error": f"{error}; put engines into PYTHONPATH"}
+    with tempfile.TemporaryDirectory() as folder:
+        made = gpu_bundles.bundle_of(call, bench.device, Path(folder) / "bundle")
+        launches = [gpu_bundles.launcher(made, call, inputs, bench.device) for inputs in sets]
+    outputs = [empty_output(inputs.q).fill_(math.nan) for inputs in sets]
+    calls = [partial(launch, out) for (launch, _), out in zip(launches, outputs, strict=True)]
+    try:
+        error = relative_rms(calls[0](), call.reference(sets[0]))
+    except BackendUnavailableError as fault:  # cuda-python is not installed
+        return {"error": str(fault)}
+    right = {"relative_rms": error, "limit": LIMITS[dtype], "passed": error <= LIMITS[dtype], "kernels": launches[0][1]}
+    if not right["passed"]:
+        return right
+    ours = bench.time([partial(public, call, inputs) for inputs in sets])
+    return right | {"driver": _rated(call, bench, bench.time(calls)), "torch": _rated(call, bench, ours)}
+
+
 def race(bench: Bench) -> Result:
     """Run the same inputs again and again; an operation without races gives the same bits."""
     differing = {}
@@ -284,7 +314,7 @@ def sanitized() -> None:
 
 def candidates(level: Level, bench: Bench) -> Result:
     """Check and time every candidate of the table, from which an entry can be filled."""
-    tried = CANDIDATES[:_QUICK_CANDIDATES] if bench.quick else CANDIDATES
+    tried = worth_trying(level.call.op, architecture_of(bench.device))[: _QUICK_CANDIDATES if bench.quick else None]
     tuned = tune(level, bench.device, bench.time, tried)
     return {"entry": asdict(tuned.entry), "trials": [asdict(trial) for trial in tuned.trials]}
 
@@ -322,11 +352,13 @@ def items(quick: bool) -> list[Item]:
         for name, call in SDXL_CALLS.items()
         if call.op == "mixed_attention"
     ]
-    found += [Item("race", 5.0, race, decides=True)]
-    tried = _QUICK_CANDIDATES if quick else len(CANDIDATES)
     found += [
-        Item(f"candidates {level.name}", 3.0 * tried, partial(candidates, level), level.call.op) for level in LEVELS
+        Item(f"bundle {name}", 15.0, partial(bundle, name), call.op, decides=True) for name, call in SDXL_CALLS.items()
     ]
+    found += [Item("race", 5.0, race, decides=True)]
+    for level in LEVELS:
+        tried = _QUICK_CANDIDATES if quick else len(worth_trying(level.call.op, "sm_90"))  # which has the most
+        found += [Item(f"candidates {level.name}", 3.0 * tried, partial(candidates, level), level.call.op)]
     found += [Item(f"sanitizer {tool}", 30.0, partial(sanitize, tool)) for tool in ("memcheck", "racecheck")]
     return found if quick else [*found, *_speeds("bfloat16", torch.bfloat16)]
 

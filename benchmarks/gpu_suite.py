@@ -2,13 +2,14 @@
 
 Usage::
 
-    PYTHONPATH=kernels python benchmarks/gpu_suite.py [--quick] [--only NAME ...] [--limit-s 540]
-    PYTHONPATH=kernels python benchmarks/gpu_suite.py --dry-run
+    PYTHONPATH=kernels:engines python benchmarks/gpu_suite.py [--quick] [--only NAME ...] [--limit-s 540]
+    PYTHONPATH=kernels:engines python benchmarks/gpu_suite.py --dry-run
 
-It needs torch, triton and numpy. First every operation is compared with float64; one that is red is not timed. Then
-the card's ceilings are measured, then ours and its rivals on the same inputs. The results are written after every
-item, to `gpu-<name>-<date>.json`; `roofline.py` draws kernels/README.md from them. Exit code 1: no GPU, an operation
-is wrong, or the same inputs gave different bits.
+It needs torch, triton and numpy; bundles are launched with cuda-python, if it is installed. First every operation is
+compared with float64; one that is red is not timed. Then the card's ceilings are measured, then ours and its rivals on
+the same inputs. The results are written after every item, to `gpu-<name>-<date>.json`; `roofline.py` draws
+kernels/README.md from them. Exit code 1: no GPU, an operation or a bundle is wrong, or the same inputs gave different
+bits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Print what the kernels use and do on every architecture, read from their machine code: no GPU is needed.
 
-One row for every entry of the tuning table, and for `mean_shift`: registers and spilled bytes of a thread, shared
-memory of a block, instructions that multiply matrices, and the narrowest and widest global load of the main loops, in
-bytes a thread. Run it without TRITON_INTERPRET.
+One row for every entry of the tuning table, and for `mean_shift`; with --forms, one for every candidate of mixed
+attention that is no plain form (descriptors, persistent, polynomial). Registers and spilled bytes of a thread, shared
+memory of a block, instructions that multiply matrices, those with which the copy engine fetches a block (UTMALDG),
+those of the unit for exponentials and divisions (MUFU), and the narrowest and widest global load of the main loops,
+in bytes a thread. Run it without TRITON_INTERPRET.
 
 Usage::
 
@@ -27,11 +29,13 @@ import triton
 
 from infid_kernels import mean_shift
 from infid_kernels.arguments import HEAD_SIZES
-from infid_kernels.compile import DTYPES, KERNELS, compile_kernel
+from infid_kernels.autotune import label
+from infid_kernels.compile import DTYPES, KERNELS, compile_code
 from infid_kernels.sass import MATRIX_INSTRUCTION, read_machine_code
-from infid_kernels.tuning import ARCHITECTURES, Configuration, table
+from infid_kernels.tuning import ARCHITECTURES, CANDIDATES, Configuration, candidates, table
 
-_COLUMNS = ("op", "architecture", "d", "lengths", "configuration", "registers", "stack", "shared", "matrix", "loads")
+_COLUMNS = ("op", "architecture", "d", "lengths", "configuration", "registers", "stack", "shared", "matrix", "copies",
+            "MUFU", "loads")  # fmt: skip
 _MOST_JOBS = 4  # each holds torch and LLVM, about 1 GB
 Case = tuple[str, str, int, bool | None, int, Configuration]
 
@@ -43,11 +47,13 @@ def main() -> None:
     parser.add_argument("--head-size", nargs="+", type=int, choices=HEAD_SIZES, default=(32, 64, 128), metavar="N")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16")
     parser.add_argument("--op", nargs="+", choices=tuple(KERNELS), default=tuple(KERNELS), metavar="OP")
+    parser.add_argument("--forms", action="store_true", help="the candidates that are no plain forms")
     jobs = min(_MOST_JOBS, len(os.sched_getaffinity(0)))
     parser.add_argument("--jobs", type=int, default=jobs, metavar="N", help=f"processes ({jobs} here)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    cases = [case for case in _cases(arguments.architecture, arguments.head_size) if case[0] in arguments.op]
+    make = _forms if arguments.forms else _cases
+    cases = [case for case in make(arguments.architecture, arguments.head_size) if case[0] in arguments.op]
     rows, started = [], time.monotonic()
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for row in pool.map(functools.partial(_row, arguments.dtype), cases):
@@ -70,16 +76,26 @@ def _cases(architectures: Sequence[str], head_sizes: Sequence[int]) -> Iterator[
                     yield entry.op, architecture, d, entry.whole, entry.queries, entry.configuration
 
 
+def _forms(architectures: Sequence[str], head_sizes: Sequence[int]) -> Iterator[Case]:
+    for architecture in architectures:
+        for d in head_sizes:
+            for candidate in candidates("mixed_attention", architecture):
+                if candidate not in CANDIDATES:
+                    for whole in (True, False):
+                        yield "mixed_attention", architecture, d, whole, 0, candidate
+
+
 def _row(dtype: str, case: Case) -> dict[str, Any]:
     op, architecture, d, whole, queries, configuration = case
-    compiled = compile_kernel(op, architecture, d, configuration, dtype, bool(whole))
-    code = read_machine_code(compiled.cubin)
+    compiled = compile_code(op, architecture, d, configuration, dtype, bool(whole))
+    code = read_machine_code(compiled.asm["cubin"])
     narrowest, widest = code.loop_load_bytes()
     return {
         "op": op, "architecture": architecture, "dtype": dtype, "head_size": d, "whole": whole, "queries": queries,
         "configuration": asdict(configuration), "registers": code.registers, "stack_bytes": code.stack_bytes,
-        "shared_bytes": compiled.launch["shared_bytes"],
+        "shared_bytes": compiled.metadata.shared,
         "matrix_instructions": {name: code.count(name) for name in sorted(set(MATRIX_INSTRUCTION.values()))},
+        "block_copies": code.count("UTMALDG"), "exponentials": code.count("MUFU"),
         "narrowest_loop_load": narrowest, "widest_loop_load": widest, "global_loads": code.global_loads(),
         "triton": triton.__version__,
     }  # fmt: skip
@@ -88,9 +104,10 @@ def _row(dtype: str, case: Case) -> dict[str, Any]:
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     cells = [
         (row["op"], row["architecture"], str(row["head_size"]), "whole blocks" if row["whole"] else "any",
-         "x".join(map(str, row["configuration"].values())), str(row["registers"]), str(row["stack_bytes"]),
+         label(Configuration(**row["configuration"])), str(row["registers"]), str(row["stack_bytes"]),
          str(row["shared_bytes"]),
          " ".join(f"{count} {name}" for name, count in row["matrix_instructions"].items() if count) or "-",
+         str(row["block_copies"]), str(row["exponentials"]),
          f"{row['narrowest_loop_load']}-{row['widest_loop_load']} B")
         for row in rows
     ]  # fmt: skip

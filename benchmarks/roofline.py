@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infid_kernels import tuning
+from infid_kernels.autotune import label
 from infid_kernels.mean_shift import SPLITS
 from infid_kernels.measure import SDXL_CALLS, Call
 
@@ -23,10 +24,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "kernels" / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 ELEMENT = 2  # bytes of fp16 and bf16
+# What `kernel_resources.py --forms --architecture sm_90 --head-size 64 --json` printed.
+FORMS = RESULTS / "kernel-forms.json"
 NOT_MEASURED = "not yet run on a GPU"
 # ex2 of one multiprocessor in a clock, compute capability 8.x and 9.0 (CUDA C++ Programming Guide, table of the
 # throughput of native arithmetic instructions).
 EXPONENTIALS_PER_CLOCK = 16
+# Registers and bytes of shared memory of a multiprocessor of compute capability 9.0, and the bytes that each block
+# takes besides its own (CUDA C++ Programming Guide, table of compute capabilities; Hopper Tuning Guide).
+REGISTERS, SHARED, SHARED_OF_BLOCK = 65536, 228 * 1024, 1024
 
 
 @dataclass(frozen=True)
@@ -213,6 +219,27 @@ def whole_table() -> str:
     return _markdown(("architecture", "whole blocks", "any length"), rows)
 
 
+def form_table() -> str:
+    """Return one row a form of mixed attention that is a candidate on Hopper: what the compiler said of it."""
+    head = ("form", "registers", "shared memory", "tiles at once", "HGMMA", "UTMALDG", "MUFU", "any length: registers")
+    found: dict[str, dict[bool, dict[str, Any]]] = {}
+    for row in json.loads(FORMS.read_text()):
+        found.setdefault(label(tuning.Configuration(**row["configuration"])), {})[row["whole"]] = row
+    return _markdown(head, [
+        (name, str(whole["registers"]), str(whole["shared_bytes"]), str(at_once(whole)),
+         str(whole["matrix_instructions"]["HGMMA"]), str(whole["block_copies"]), str(whole["exponentials"]),
+         str(forms[False]["registers"]))
+        for name, forms in found.items() for whole in (forms[True],)
+    ])  # fmt: skip
+
+
+def at_once(row: Mapping[str, Any]) -> int:
+    """Return how many tiles of a kernel a Hopper multiprocessor holds; registers are given out in eights a thread."""
+    threads = 32 * row["configuration"]["num_warps"]
+    by_registers = REGISTERS // (math.ceil(row["registers"] / 8) * 8 * threads)
+    return int(min(by_registers, SHARED // (row["shared_bytes"] + SHARED_OF_BLOCK)))
+
+
 def _report(row: tuning.Entry) -> str:
     c = row.configuration
     return f"{c.block_m} × {c.block_n}, {c.num_warps} warps, {c.num_stages} stages; {row.evidence}"
@@ -236,7 +263,7 @@ def results() -> list[Mapping[str, Any]]:
 
 TABLES = {
     "gpus": gpu_table, "calls": call_table, "clocks": clock_table, "floors": floor_table, "shift": shift_table,
-    "rounds": round_table, "padding": padding_table, "whole": whole_table,
+    "rounds": round_table, "forms": form_table, "padding": padding_table, "whole": whole_table,
 }  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """Write the kernels' table of configurations where no GPU is at hand: the first candidate that compiles well.
 
-For every operation, architecture and head size it takes the first of `tuning.CANDIDATES` that spills no register and
-fits the architecture's shared memory, and writes that report as the evidence. A measurement, where there is one,
-is better evidence: `infid-export tune` makes it.
+For every operation, architecture and head size it takes the first plain candidate that spills no register and fits the
+architecture's shared memory, and writes that report as the evidence. Merged cross-attention of any length takes
+blocks with the least padding of SDXL's keys; forms that are not plain have to be measured first. A measurement, where
+there is one, is better evidence: `infid-export tune` makes it.
 
 Usage::
 
@@ -16,8 +17,10 @@ import time
 from collections.abc import Iterator
 
 from infid_kernels.compile import compile_kernel
+from infid_kernels.measure import SDXL_CALLS
 from infid_kernels.sass import SHARED_LIMIT, MachineCode, read_machine_code
-from infid_kernels.tuning import ARCHITECTURES, CANDIDATES, OPS, TABLE, Configuration, Entry, write
+from infid_kernels.tuning import ARCHITECTURES, CANDIDATES, OPS, TABLE, Configuration, Entry, candidates, write
+from roofline import padded
 
 HEAD_SIZES = (32, 64, 128)
 
@@ -43,14 +46,25 @@ def _cases() -> Iterator[tuple[str, str, int, bool]]:
 
 
 def _choose(op: str, architecture: str, d: int, whole: bool) -> Entry:
-    for candidate in CANDIDATES:
+    plain = CANDIDATES if whole else [each for each in candidates(op, architecture) if each in CANDIDATES]
+    for candidate in plain:
         shared, code = _report(op, architecture, d, whole, candidate)
         if code.stack_bytes == 0 and shared <= SHARED_LIMIT[architecture]:
-            evidence = (
-                f"compiled: {code.registers} registers, no spills, {shared} bytes of shared memory; not yet timed"
-            )
+            report = f"compiled: {code.registers} registers, no spills, {shared} bytes of shared memory"
+            evidence = f"{report}{_padding(op, whole, candidate)}; not yet timed"
             return Entry(op, architecture, d, 0, whole, candidate, evidence)
     raise RuntimeError(f"every candidate of {op} spills on {architecture} with head size {d}")
+
+
+def _padding(op: str, whole: bool, candidate: Configuration) -> str:
+    """Return what padding speaks for a choice; only the lengths of merged cross-attention are always the same."""
+    if op != "merged_cross_attention" or whole:
+        return ""
+    call = SDXL_CALLS["merged-4096"]
+    works = {block_n: f"{padded(call, block_n):.2f} ×" for block_n in sorted({each.block_n for each in CANDIDATES})}
+    chosen = works.pop(candidate.block_n)
+    others = ", ".join(f"{work} with {block_n}" for block_n, work in works.items())
+    return f"; blocks of {candidate.block_n} make {call.text} + {call.identity} keys {chosen} the work ({others})"
 
 
 def _report(op: str, architecture: str, d: int, whole: bool, candidate: Configuration) -> tuple[int, MachineCode]:

@@ -127,6 +127,7 @@ def kernel_name(launch: Mapping[str, Any]) -> str:
     tiles = "x".join(str(launch["configuration"][size]) for size in _TILE_SIZES)
     whole = launch["constants"].get("WHOLE")
     ending = [] if whole is None else ["whole" if whole else "ragged"]
+    ending += ["polynomial"] if launch["constants"].get("POLYNOMIAL") else []
     return "-".join([launch["op"], launch["architecture"], launch["dtype"], f"d{launch['head_size']}", tiles, *ending])
 
 

@@ -38,17 +38,18 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     device = _gpu()
     from infid_kernels.autotune import LEVELS, NoCandidateError, tune
     from infid_kernels.measure import time_on_gpu
-    from infid_kernels.tuning import CANDIDATES, write
+    from infid_kernels.tuning import architecture_of, candidates, write
 
-    candidates = CANDIDATES[:_QUICK_CANDIDATES] if arguments.quick else CANDIDATES
+    most = _QUICK_CANDIDATES if arguments.quick else None
+    tried = {level.name: candidates(level.call.op, architecture_of(device))[:most] for level in LEVELS}
     timer = partial(time_on_gpu, samples=_QUICK_SAMPLES if arguments.quick else _SAMPLES)
     results: list[Tuned] = []
     with output.progress() as reporter:
-        reporter.plan({level.name: _SECONDS * len(candidates) for level in LEVELS})
+        reporter.plan({name: _SECONDS * len(each) for name, each in tried.items()})
         for level in LEVELS:
             with reporter.stage(level.name) as stage:
                 try:
-                    results.append(tune(level, device, timer, candidates, stage.update))
+                    results.append(tune(level, device, timer, tried[level.name], stage.update))
                 except NoCandidateError as error:
                     raise ParityError(
                         f"{str(error)[:1].upper()}{str(error)[1:]}.",

@@ -1,4 +1,4 @@
-"""Measuring `tuning.CANDIDATES` on a GPU: the fastest that is right becomes an entry of the table.
+"""Measuring `tuning.candidates` on a GPU: the fastest that is right becomes an entry of the table.
 
 A candidate that does not compile, or whose output differs from float64 by more than the limit, is refused with its
 reason, however fast it is. What is timed is the attention kernel alone: the mean shift in front of it does not depend
@@ -16,7 +16,7 @@ import triton
 
 from infid_kernels.arguments import empty_output
 from infid_kernels.measure import LIMITS, SDXL_CALLS, Call, Inputs, Timing, input_sets, relative_rms
-from infid_kernels.tuning import CANDIDATES, Configuration, Entry, architecture_of, divides
+from infid_kernels.tuning import Configuration, Entry, architecture_of, divides
 
 Timer = Callable[[Sequence[Callable[[], object]]], Timing]
 Progress = Callable[[float, str], None]  # fraction done, and what is being measured now
@@ -90,7 +90,7 @@ class Tuned:
 
 
 def tune(
-    level: Level, device: torch.device, timer: Timer, candidates: Sequence[Configuration] = CANDIDATES,
+    level: Level, device: torch.device, timer: Timer, candidates: Sequence[Configuration],
     progress: Progress = lambda fraction, detail: None,
 ) -> Tuned:  # fmt: skip
     """Measure all candidates at one level on a GPU.
@@ -190,4 +190,9 @@ def _median(trial: Trial) -> float:
 def label(configuration: Configuration) -> str:
     """Return a configuration in words."""
     c = configuration
-    return f"{c.block_m} × {c.block_n}, {c.num_warps} warps, {c.num_stages} stages"
+    forms = {
+        f"{c.persistent} persistent programs a multiprocessor": c.persistent, "descriptors": c.descriptors,
+        "a quarter of the exponentials by polynomial": c.polynomial,
+    }  # fmt: skip
+    sizes = f"{c.block_m} × {c.block_n}, {c.num_warps} warps, {c.num_stages} stages"
+    return ", ".join([sizes, *(name for name, chosen in forms.items() if chosen)])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import triton
@@ -78,6 +78,47 @@ class CompiledKernel:
     launch: Mapping[str, Any]
 
 
+def compile_code(
+    op: str,
+    architecture: str,
+    head_size: int,
+    configuration: Configuration,
+    dtype: str = "float16",
+    whole: bool = True,
+    splits: int = SPLITS,
+) -> Any:
+    """Compile one kernel in any form, for what its code says about it.
+
+    Args: as `compile_kernel`.
+
+    Returns:
+        Triton's compiled kernel: `asm` and `metadata`.
+    """
+    spec = KERNELS[op]
+    constants = _constants(spec, head_size, configuration, whole, splits)
+    arguments = _arguments(spec, constants, dtype, head_size)
+    block = f"1,1,{configuration.block_n},{constants['BLOCK_D']}"
+    types = {argument["name"]: argument["type"] for argument in arguments}
+    if configuration.descriptors:
+        types |= dict.fromkeys(_SEGMENTS, f"tensordesc<{DTYPES[dtype]}[{block}]>")
+    names = spec.kernel.arg_names
+    signature = {name: types.get(name, "constexpr") for name in names}
+    aligned = {
+        (names.index(argument["name"]),): [["tt.divisibility", argument["multiple_of"]]]
+        for argument in arguments
+        if argument["multiple_of"] >= 8 and not types[argument["name"]].startswith("tensordesc")
+    }
+    # Without line information: it holds the paths of the machine that compiles, so that two machines would never write
+    # the same file, and is 80 % of a cubin (sm_90, mixed attention: 139 KB with it, 40 KB without).
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.disable_line_info = True
+        return triton.compile(
+            ASTSource(spec.kernel, signature, constants, aligned),
+            target=GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32),
+            options=configuration.launch_options(),
+        )
+
+
 def compile_kernel(
     op: str,
     architecture: str,
@@ -93,33 +134,23 @@ def compile_kernel(
         op: a name in `KERNELS`.
         architecture: as `sm_90`.
         head_size: d.
-        configuration: tile sizes.
+        configuration: tile sizes, in plain form.
         dtype: of queries, keys and values: `float16` or `bfloat16`.
         whole: whether the segments are whole numbers of blocks of `block_n` keys.
         splits: parts in which mixed attention reads the mean shifts.
 
     Returns:
         The compiled kernel and how to launch it.
+
+    Raises:
+        ValueError: the configuration is of a form that the description cannot tell.
     """
-    spec, number = KERNELS[op], int(architecture.removeprefix("sm_"))
+    if configuration != configuration.plain:
+        raise ValueError(f"a launch description knows neither persistent grids nor descriptors, got {configuration}")
+    spec = KERNELS[op]
+    compiled = compile_code(op, architecture, head_size, configuration, dtype, whole, splits)
     constants = _constants(spec, head_size, configuration, whole, splits)
-    arguments = [_argument(spec, name, dtype, head_size) for name in spec.kernel.arg_names if name not in constants]
-    types = {argument["name"]: argument["type"] for argument in arguments}
-    signature = {name: types.get(name, "constexpr") for name in spec.kernel.arg_names}
-    aligned = {
-        (spec.kernel.arg_names.index(argument["name"]),): [["tt.divisibility", argument["multiple_of"]]]
-        for argument in arguments
-        if argument["multiple_of"] >= 8
-    }
-    # Without line information: it holds the paths of the machine that compiles, so that two machines would never write
-    # the same file, and is 80 % of a cubin (sm_90, mixed attention: 139 KB with it, 40 KB without).
-    with triton.knobs.compilation.scope():
-        triton.knobs.compilation.disable_line_info = True
-        compiled = triton.compile(
-            ASTSource(spec.kernel, signature, constants, aligned),
-            target=GPUTarget("cuda", number, 32),
-            options=configuration.launch_options(),
-        )
+    arguments = _arguments(spec, constants, dtype, head_size)
     launch = {
         "schema_version": 1,
         "op": op,
@@ -128,7 +159,7 @@ def compile_kernel(
         "ptx_target": ptx_target(compiled.asm["ptx"]),
         "dtype": dtype,
         "head_size": head_size,
-        "configuration": asdict(configuration),
+        "configuration": configuration.told(),
         "constants": constants,
         "arguments": arguments,
         "scratch_pointers": len(entry_parameters(compiled.asm["ptx"])) - len(arguments),
@@ -151,9 +182,17 @@ def _constants(
         "BLOCK_M": configuration.block_m,
         "BLOCK_N": configuration.block_n,
         "WHOLE": whole,
+        "PERSISTENT": configuration.persistent > 0,
+        "DESCRIPTORS": configuration.descriptors,
+        "POLYNOMIAL": configuration.polynomial,
         "logit_scale": 1 / math.sqrt(head_size),
     }
     return {name: known[name] for name in spec.kernel.arg_names if name in known}
+
+
+def _arguments(spec: KernelSpec, constants: Mapping[str, float], dtype: str, head_size: int) -> list[dict[str, Any]]:
+    """Describe what is not compiled in, in order."""
+    return [_argument(spec, name, dtype, head_size) for name in spec.kernel.arg_names if name not in constants]
 
 
 def _argument(spec: KernelSpec, name: str, dtype: str, head_size: int) -> dict[str, Any]:

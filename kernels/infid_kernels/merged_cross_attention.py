@@ -51,16 +51,16 @@ def merged_cross_attention_kernel(
     start_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     scale = logit_scale * 1.4426950408889634  # log2 e: the exponentials are powers of two
     _, mass, acc, text_sum = attend(
-        start_peak, start_mass, start_acc, q_tile,
-        k_t + row * stride_ktb + head * stride_kth, v_t + row * stride_vtb + head * stride_vth,
-        stride_ktn, stride_vtn, text_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, True,
+        start_peak, start_mass, start_acc, q_tile, k_t, v_t, row, head,
+        stride_ktb, stride_kth, stride_ktn, stride_vtb, stride_vth, stride_vtn,
+        text_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, SUM_VALUES=True, DESCRIPTORS=False, POLYNOMIAL=False,
     )  # fmt: skip
     result = acc / mass[:, None]
     if identity_length > 0:
         _, mass, acc, identity_sum = attend(
-            start_peak, start_mass, start_acc, q_tile,
-            k_id + row * stride_kb + head * stride_kh, v_id + row * stride_vb + head * stride_vh,
-            stride_kn, stride_vn, identity_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, True,
+            start_peak, start_mass, start_acc, q_tile, k_id, v_id, row, head,
+            stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+            identity_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, SUM_VALUES=True, DESCRIPTORS=False, POLYNOMIAL=False,
         )  # fmt: skip
         s = tl.load(style_strength + row).to(tl.float32)
         factor = tl.load(identity_strength + row).to(tl.float32)

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 from torch.nn.functional import scaled_dot_product_attention
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from infid_kernels.adain import adain_mean
 from infid_kernels.arguments import check_attention, empty_output, launchable, logit_scale, per_row
@@ -28,7 +29,7 @@ from infid_kernels.tuning import Configuration, choose
 @triton.jit
 def mixed_attention_kernel(
     q, k_id, v_id, k_t, v_t, shift_k, shift_v,
-    heads, queries, identity_length, text_length,
+    rows, heads, queries, identity_length, text_length,
     stride_qb, stride_qh, stride_qn,
     stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_ktb, stride_kth, stride_ktn, stride_vtb, stride_vth, stride_vtn,
@@ -36,41 +37,52 @@ def mixed_attention_kernel(
     logit_scale,
     out,
     D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WHOLE: tl.constexpr,
+    WHOLE: tl.constexpr, PERSISTENT: tl.constexpr, DESCRIPTORS: tl.constexpr, POLYNOMIAL: tl.constexpr,
 ):  # fmt: skip
-    """Write one tile of queries of one head; grid (⌈queries / BLOCK_M⌉, rows · heads)."""
-    tile, row_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    row, head = row_head // heads, row_head % heads
-    offs_m, offs_d = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    offs_q = offs_m.to(tl.int64)[:, None]
-    mask = (offs_m[:, None] < queries) & (offs_d[None, :] < D)
-    q_tile = tl.load(
-        q + row * stride_qb + head * stride_qh + offs_q * stride_qn + offs_d[None, :], mask=mask, other=0.0
-    )
+    """Write tiles of queries, each of one head.
 
-    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    mass = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    scale = logit_scale * 1.4426950408889634  # log2 e: the exponentials are powers of two
-    if identity_length > 0:
+    Grid (⌈queries / BLOCK_M⌉, rows · heads), one program a tile; or, if PERSISTENT, any number of programs along the
+    first axis, which take turns. If DESCRIPTORS, the keys and values are tensor descriptors (see `attend`).
+    """
+    tiles = tl.cdiv(queries, BLOCK_M)
+    turns = tl.cdiv(tiles * rows * heads - tl.program_id(0), tl.num_programs(0)) if PERSISTENT else 1
+    for turn in tl.range(turns):
+        if PERSISTENT:
+            index = tl.program_id(0) + turn * tl.num_programs(0)
+            tile, row_head = index % tiles, (index // tiles).to(tl.int64)
+        else:
+            tile, row_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+        row, head = row_head // heads, row_head % heads
+        offs_m, offs_d = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+        offs_q = offs_m.to(tl.int64)[:, None]
+        mask = (offs_m[:, None] < queries) & (offs_d[None, :] < D)
+        q_tile = tl.load(
+            q + row * stride_qb + head * stride_qh + offs_q * stride_qn + offs_d[None, :], mask=mask, other=0.0
+        )
+
+        peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        mass = tl.zeros([BLOCK_M], tl.float32)
+        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        scale = logit_scale * 1.4426950408889634  # log2 e: the exponentials are powers of two
+        if identity_length > 0:
+            peak, mass, acc, _ = attend(
+                peak, mass, acc, q_tile, k_id, v_id, row, head,
+                stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+                identity_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, False, DESCRIPTORS, POLYNOMIAL,
+            )  # fmt: skip
+            parts = row_head * SPLITS * D + tl.arange(0, SPLITS)[:, None] * D + offs_d[None, :]
+            delta_k = tl.sum(tl.load(shift_k + parts, mask=offs_d[None, :] < D, other=0.0), 0)
+            delta_v = tl.sum(tl.load(shift_v + parts, mask=offs_d[None, :] < D, other=0.0), 0)
+            peak += tl.sum(q_tile.to(tl.float32) * delta_k[None, :], 1) * scale
+            acc += mass[:, None] * delta_v[None, :]
         peak, mass, acc, _ = attend(
-            peak, mass, acc, q_tile,
-            k_id + row * stride_kb + head * stride_kh, v_id + row * stride_vb + head * stride_vh,
-            stride_kn, stride_vn, identity_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, False,
+            peak, mass, acc, q_tile, k_t, v_t, row, head,
+            stride_ktb, stride_kth, stride_ktn, stride_vtb, stride_vth, stride_vtn,
+            text_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, False, DESCRIPTORS, POLYNOMIAL,
         )  # fmt: skip
-        parts = row_head * SPLITS * D + tl.arange(0, SPLITS)[:, None] * D + offs_d[None, :]
-        delta_k = tl.sum(tl.load(shift_k + parts, mask=offs_d[None, :] < D, other=0.0), 0)
-        delta_v = tl.sum(tl.load(shift_v + parts, mask=offs_d[None, :] < D, other=0.0), 0)
-        peak += tl.sum(q_tile.to(tl.float32) * delta_k[None, :], 1) * scale
-        acc += mass[:, None] * delta_v[None, :]
-    peak, mass, acc, _ = attend(
-        peak, mass, acc, q_tile,
-        k_t + row * stride_ktb + head * stride_kth, v_t + row * stride_vtb + head * stride_vth,
-        stride_ktn, stride_vtn, text_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, False,
-    )  # fmt: skip
 
-    out_tile = out + row * stride_ob + head * stride_oh + offs_q * stride_on + offs_d[None, :]
-    tl.store(out_tile, (acc / mass[:, None]).to(out.dtype.element_ty), mask=mask)
+        out_tile = out + row * stride_ob + head * stride_oh + offs_q * stride_on + offs_d[None, :]
+        tl.store(out_tile, (acc / mass[:, None]).to(out.dtype.element_ty), mask=mask)
 
 
 def launch_mixed_attention(
@@ -89,20 +101,38 @@ def launch_mixed_attention(
         shift_v: `[B, H, parts, d]` fp32, whose sum over the third axis is δ_v.
         scale: factor of the logits.
         out: `[B, H, N, d]`, where the result is written.
-        configuration: tile sizes.
+        configuration: tile sizes and form; with descriptors, keys and values must be `_describable`.
         whole: whether its `block_n` divides M and L.
     """
     rows, heads, queries, d = q.shape
-    launchable(mixed_attention_kernel)[(triton.cdiv(queries, configuration.block_m), rows * heads)](
-        q, k_id, v_id, k_t, v_t, shift_k, shift_v,
-        heads, queries, k_id.shape[2], k_t.shape[2],
+    block_d, tiles = triton.next_power_of_2(d), triton.cdiv(queries, configuration.block_m)
+    grid = (tiles, rows * heads)
+    if configuration.persistent:
+        grid = (configuration.programs(tiles * rows * heads, q.device), 1)
+    segments: list[Tensor | TensorDescriptor] = [k_id, v_id, k_t, v_t]
+    if configuration.descriptors:
+        # nothing is read of an empty segment, of which there is no descriptor
+        read = (k_id, v_id, k_t, v_t) if k_id.shape[2] else (k_t, v_t, k_t, v_t)
+        segments = [TensorDescriptor.from_tensor(each, [1, 1, configuration.block_n, block_d]) for each in read]
+    launchable(mixed_attention_kernel)[grid](
+        q, *segments, shift_k, shift_v,
+        rows, heads, queries, k_id.shape[2], k_t.shape[2],
         *q.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3],
         *out.stride()[:3],
         scale,
         out,
-        D=d, BLOCK_D=triton.next_power_of_2(d), SPLITS=shift_k.shape[2],
-        BLOCK_M=configuration.block_m, BLOCK_N=configuration.block_n, WHOLE=whole, **configuration.launch_options(),
+        D=d, BLOCK_D=block_d, SPLITS=shift_k.shape[2],
+        BLOCK_M=configuration.block_m, BLOCK_N=configuration.block_n, WHOLE=whole,
+        PERSISTENT=configuration.persistent > 0, DESCRIPTORS=configuration.descriptors,
+        POLYNOMIAL=configuration.polynomial, **configuration.launch_options(),
     )  # fmt: skip
+
+
+def _describable(tensor: Tensor) -> bool:
+    """Return whether a tensor descriptor can tell where the tokens lie: a multiple of 16 bytes apart."""
+    elements = 16 // tensor.element_size()
+    steps = tensor.stride()[:3]
+    return all(step > 0 and step % elements == 0 for step in steps) and not tensor.storage_offset() % elements
 
 
 @triton_op("infid::mixed_attention", mutates_args={})
@@ -112,6 +142,8 @@ def _mixed_attention(
     out = empty_output(q)
     shifts = launch_mean_shift(k_id, v_id, k_t, v_t, style_strength)
     chosen, whole = choose("mixed_attention", q.device, q.shape[3], q.shape[2], (k_id.shape[2], k_t.shape[2]))
+    if chosen.descriptors and not all(_describable(each) for each in (k_id, v_id, k_t, v_t)):
+        chosen = chosen.plain
     launch_mixed_attention(q, k_id, v_id, k_t, v_t, *shifts, scale, out, chosen, whole)
     return out
 

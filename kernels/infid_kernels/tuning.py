@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,12 +30,37 @@ class Configuration:
         block_n: keys taken at once.
         num_warps: warps of a tile.
         num_stages: depth of the software pipeline that loads keys and values.
+        persistent: programs a multiprocessor that share all tiles; 0 is one program a tile.
+        descriptors: whether keys and values are fetched by tensor descriptors, as Hopper's copy engine wants it.
+        polynomial: whether a quarter of the exponentials is computed on the fp32 units.
     """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    persistent: int = 0
+    descriptors: bool = False
+    polynomial: bool = False
+
+    @property
+    def plain(self) -> Configuration:
+        """The same tiles in the form that needs nothing but addresses and sizes to be launched.
+
+        A persistent grid depends on the GPU's multiprocessors, and descriptors are made by the driver: the launch
+        descriptions of bundles and TensorRT's plugins know neither.
+        """
+        return replace(self, persistent=0, descriptors=False)
+
+    def programs(self, tiles: int, device: torch.device) -> int:
+        """Return how many programs share the tiles of a persistent launch; the interpreter is one multiprocessor."""
+        cuda = device.type == "cuda"
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1
+        return min(tiles, self.persistent * multiprocessors)
+
+    def told(self) -> dict[str, int | bool]:
+        """Return the fields for a file: the tiles, and of the others those that are set."""
+        return {name: value for name, value in asdict(self).items() if value}
 
     def launch_options(self) -> dict[str, int | bool]:
         """Return Triton's options; fusing multiply and add is asked for, since its default changes with versions."""
@@ -71,8 +96,8 @@ class Entry:
         return same and self.queries <= queries
 
 
-# What is worth trying, the most promising first: large tiles read keys and values less often, and four warps a tile
-# leave room for a second tile on a multiprocessor, whose products run while the first one takes exponentials.
+# What is worth trying everywhere, the most promising first: large tiles read keys and values less often, and four warps
+# a tile leave room for a second tile on a multiprocessor, whose products run while the first one takes exponentials.
 CANDIDATES: Sequence[Configuration] = tuple(
     Configuration(*sizes)
     for sizes in (
@@ -81,8 +106,36 @@ CANDIDATES: Sequence[Configuration] = tuple(
         (64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 4, 2),
     )
 )  # fmt: skip
+# Forms of mixed attention for the architectures whose copy engine fetches whole blocks, with one thread's instruction
+# instead of one of every thread. That frees registers (sm_90, 128 × 128 with 8 warps: 145 instead of 171), so three
+# tiles of 64 × 128 lie on a multiprocessor. None of them was timed yet.
+_COPY_ENGINE = ("sm_90", "sm_100")
+_COPY_ENGINE_CANDIDATES: Sequence[Configuration] = (
+    Configuration(128, 128, 8, 2, descriptors=True),
+    Configuration(64, 128, 4, 2, descriptors=True),
+    Configuration(128, 128, 8, 2, descriptors=True, polynomial=True),
+    Configuration(64, 128, 4, 2, descriptors=True, polynomial=True),
+    Configuration(128, 128, 8, 3, polynomial=True),
+    Configuration(64, 128, 4, 2, persistent=2, descriptors=True),
+    Configuration(128, 128, 8, 2, persistent=1, descriptors=True),
+    Configuration(128, 64, 4, 2, descriptors=True),
+    Configuration(64, 64, 4, 3, descriptors=True),
+)
 _INTERPRETER = Configuration(32, 32, 4, 1)  # tiles small enough that test shapes have several
 _measured: list[Entry] = []
+
+
+def candidates(op: str, architecture: str) -> tuple[Configuration, ...]:
+    """Return what is worth measuring, the most promising first.
+
+    Args:
+        op: one of `OPS`.
+        architecture: one of `ARCHITECTURES`.
+    """
+    if op == "merged_cross_attention":  # 77 and 261 keys: the smaller the block, the less work is padding
+        return tuple(sorted(CANDIDATES, key=lambda each: each.block_n))
+    first, *others = CANDIDATES
+    return (first, *(_COPY_ENGINE_CANDIDATES if architecture in _COPY_ENGINE else ()), *others)
 
 
 def choose(op: str, device: torch.device, d: int, queries: int, lengths: Sequence[int]) -> tuple[Configuration, bool]:
@@ -188,6 +241,7 @@ def read(path: Path) -> tuple[Entry, ...]:
 def write(path: Path, entries: Sequence[Entry]) -> None:
     """Write a file of entries, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    document = {"schema_version": _SCHEMA_VERSION, "entries": [asdict(row) for row in entries]}
+    rows = [{**asdict(row), "configuration": row.configuration.told()} for row in entries]
+    document = {"schema_version": _SCHEMA_VERSION, "entries": rows}
     partial.write_text(json.dumps(document, indent=1) + "\n")
     partial.replace(path)

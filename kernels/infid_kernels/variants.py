@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,10 +19,10 @@ _SCHEMA_VERSION = 1
 
 
 def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "float16") -> Iterator[CompiledKernel]:
-    """Compile an operation for whole blocks and for any length: the tuned forms, and one within 48 KB.
+    """Compile an operation for whole blocks and for any length: the tuned tiles in plain form, and others in 48 KB.
 
-    The launch descriptions say under `queries` for which numbers of queries, and all above, a form was chosen; a form
-    that is there for its small shared memory alone has none.
+    The launch descriptions say under `queries` for which numbers of queries, and all above, a form was chosen; the one
+    that is there for its small shared memory, and as another choice for TensorRT to time, has none.
 
     Args:
         op: a name in `infid_kernels.compile.KERNELS`.
@@ -41,26 +40,25 @@ def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "f
         yield _chosen_for(compile_kernel(op, architecture, head_size, mean_shift.CONFIGURATION, dtype), [0])
         return
     for whole in (True, False):
-        smallest = None
-        for configuration, queries in _tuned(op, architecture, head_size, whole).items():
-            compiled = compile_kernel(op, architecture, head_size, configuration, dtype, whole)
-            smallest = min(smallest or math.inf, compiled.launch["shared_bytes"])
-            yield _chosen_for(compiled, queries)
-        if smallest is None:
+        tuned = _tuned(op, architecture, head_size, whole)
+        if not tuned:
             raise RuntimeError(f"there is no configuration of {op} for {architecture} and head size {head_size}")
-        if smallest > DEFAULT_SHARED:
-            yield _chosen_for(_within_default(op, architecture, head_size, dtype, whole), [])
+        for configuration, queries in tuned.items():
+            compiled = compile_kernel(op, architecture, head_size, configuration, dtype, whole)
+            yield _chosen_for(compiled, queries)
+        others = [candidate for candidate in tuning.CANDIDATES if candidate not in tuned]
+        yield _chosen_for(_within_default(op, architecture, head_size, dtype, whole, others), [])
 
 
 def _tuned(op: str, architecture: str, head_size: int, whole: bool) -> dict[Configuration, list[int]]:
-    """Return every configuration that some call gets, with the smallest numbers of queries from which it does."""
+    """Return the tiles of every configuration that some call gets, with the numbers of queries from which it does."""
     tuned: dict[Configuration, list[int]] = {}
     queries = sys.maxsize
     while queries >= 0:
         entry = tuning.entry(op, tuning.nearest(architecture), head_size, queries, whole)
         if entry is None:
             break
-        tuned.setdefault(entry.configuration, []).insert(0, entry.queries)
+        tuned.setdefault(entry.configuration.plain, []).insert(0, entry.queries)
         queries = entry.queries - 1
     return tuned
 
@@ -69,8 +67,10 @@ def _chosen_for(compiled: CompiledKernel, queries: Sequence[int]) -> CompiledKer
     return replace(compiled, launch={**compiled.launch, "queries": list(queries)})
 
 
-def _within_default(op: str, architecture: str, head_size: int, dtype: str, whole: bool) -> CompiledKernel:
-    for candidate in tuning.CANDIDATES:
+def _within_default(
+    op: str, architecture: str, head_size: int, dtype: str, whole: bool, candidates: Sequence[Configuration]
+) -> CompiledKernel:
+    for candidate in candidates:
         compiled = compile_kernel(op, architecture, head_size, candidate, dtype, whole)
         small = compiled.launch["shared_bytes"] <= DEFAULT_SHARED
         if small and read_machine_code(compiled.cubin).stack_bytes == 0:

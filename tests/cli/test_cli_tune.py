@@ -27,6 +27,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         return Tuned(level, trials, select(level, trials, "sm_90", "NVIDIA H100 80GB HBM3, triton 3.6.0"))
 
     monkeypatch.setattr(tune, "_gpu", lambda: torch.device("cuda"))
+    monkeypatch.setattr(tuning, "architecture_of", lambda device: "sm_90")
     monkeypatch.setattr(autotune, "tune", fake)
     return asked
 
@@ -47,8 +48,10 @@ def test_the_fastest_are_written(cli: Cli, tmp_path: Path, gpu: list[tuple[int, 
     assert "measured on NVIDIA H100 80GB HBM3, triton 3.6.0: 1.400 ms median of 50, next best 2.400 ms" in out
     assert "left)" in err
     entries = tuning.read(file)
-    assert [entry.configuration for entry in entries] == [tuning.CANDIDATES[1]] * len(autotune.LEVELS)
-    assert gpu == [(len(tuning.CANDIDATES), 50)] * len(autotune.LEVELS)
+    second = [tuning.candidates(level.call.op, "sm_90")[1] for level in autotune.LEVELS]
+    assert [entry.configuration for entry in entries] == second
+    assert second[0].descriptors  # written and read again with its form
+    assert gpu == [(len(tuning.candidates(level.call.op, "sm_90")), 50) for level in autotune.LEVELS]
 
 
 def test_quick_json_and_quiet(cli: Cli, tmp_path: Path, gpu: list[tuple[int, int]]) -> None:

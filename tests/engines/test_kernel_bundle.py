@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from bundle_parts import Compiled, compiled
 from infid_engines.errors import EngineFolderError
 from infid_engines.kernel_bundle import INDEX, KernelBundle, kernel_name, write_bundle
 from infid_kernels import tuning, variants
-from infid_kernels.compile import CompiledKernel, entry_parameters, ptx_target
+from infid_kernels.compile import CompiledKernel, compile_kernel, entry_parameters, ptx_target
 from infid_kernels.sass import MachineCode
 
 
@@ -42,7 +43,7 @@ def test_a_bundle_holds_every_form_of_every_operation(kernels_bundle: Path) -> N
             entry = tuning.entry(op, "sm_90", 64, 0, bool(whole))
             assert entry is not None
             tuned = [each["configuration"] for each in mine if each["queries"] == [0]]
-            assert tuned == [vars(entry.configuration)]
+            assert tuned == [entry.configuration.told()]
         assert all(each["stack_bytes"] == 0 for each in mine)
 
 
@@ -219,7 +220,7 @@ def test_shared_memory_can_be_limited(kernels_bundle: Path) -> None:
             for limit in (None, 49152):
                 kernel = loaded.find(op, "sm_90", "float16", 64, lengths, shared_limit=limit).description
                 assert kernel["constants"]["WHOLE"] == whole
-                assert (kernel["shared_bytes"] <= 49152) == (limit is not None)
+                assert limit is None or kernel["shared_bytes"] <= limit
     with pytest.raises(EngineFolderError, match="within 1000 bytes of shared memory"):
         loaded.find("mixed_attention", "sm_90", "float16", 64, (64, 64), shared_limit=1000)
 
@@ -248,7 +249,7 @@ def test_find_chooses_what_the_launcher_would(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(variants, "compile_kernel", compile_kernel)
     monkeypatch.setattr(variants, "read_machine_code", lambda cubin: MachineCode(128, 0, {}))
     made = [kernel for op in tuning.OPS for kernel in variants.compile_variants(op, "sm_90", 64)]
-    assert [kernel.launch["queries"] for kernel in made] == 2 * [[0, 4000], [1000], [], [2000], [0]]
+    assert [kernel.launch["queries"] for kernel in made] == 2 * [[0, 4000], [1000], [], [2000], [0], []]
     write_bundle(tmp_path / "bundle", made)
     loaded = KernelBundle.load(tmp_path / "bundle")
     seen = set()
@@ -258,11 +259,45 @@ def test_find_chooses_what_the_launcher_would(tmp_path: Path, monkeypatch: pytes
                 device = torch.device("cuda")
                 configuration, whole = tuning.choose(op, device, 64, queries, lengths)
                 found = loaded.find(op, "sm_90", "float16", 64, lengths, queries).description
-                assert found["configuration"] == vars(configuration), (op, queries, lengths)
+                assert found["configuration"] == configuration.told(), (op, queries, lengths)
                 assert found["constants"]["WHOLE"] == whole
                 seen.add((configuration, whole))
     assert len(seen) == 4
     assert loaded.find(op, "sm_90", "float16", 64, (64, 64), 4000, 49152).description["constants"]["BLOCK_N"] == 32
+
+
+def test_forms_that_need_more_than_sizes_are_not_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a bundle nor a plugin can make descriptors or a persistent grid: it gets the same tiles in plain form."""
+    best = tuning.Configuration(64, 128, 4, 2, persistent=2, descriptors=True, polynomial=True)
+    rows = [tuning.Entry("mixed_attention", "sm_90", 64, 0, whole, best, "made up") for whole in (True, False)]
+    monkeypatch.setattr(tuning, "_measured", rows)
+    asked = []
+
+    def compile_kernel(
+        op: str, architecture: str, head_size: int, configuration: tuning.Configuration, dtype: str, whole: bool = False
+    ) -> CompiledKernel:
+        asked.append(configuration)
+        made = compiled(op, architecture, whole=whole)
+        return CompiledKernel(made.ptx, made.cubin, made.launch)
+
+    monkeypatch.setattr(variants, "compile_kernel", compile_kernel)
+    monkeypatch.setattr(variants, "read_machine_code", lambda cubin: MachineCode(128, 0, {}))
+    made = list(variants.compile_variants("mixed_attention", "sm_90", 64))
+    assert asked == 2 * [tuning.Configuration(64, 128, 4, 2, polynomial=True), tuning.CANDIDATES[0]]
+    assert [kernel.launch["queries"] for kernel in made] == 2 * [[0], []]
+
+
+@pytest.mark.parametrize("form", [{"persistent": 1}, {"descriptors": True}], ids=str)
+def test_a_launch_description_is_of_plain_forms_alone(form: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="knows neither persistent grids nor descriptors"):
+        compile_kernel("mixed_attention", "sm_90", 64, tuning.Configuration(64, 128, 4, 2, **form))
+
+
+def test_a_polynomial_form_has_a_name_of_its_own(tmp_path: Path) -> None:
+    plain = compiled()
+    other = dataclasses.replace(plain, launch={**plain.launch, "constants": {"BLOCK_N": 64, "POLYNOMIAL": True}})
+    written = write_bundle(tmp_path / "bundle", [plain, other])
+    assert [name.endswith("-polynomial") for name in written] == [False, True]
 
 
 def test_a_bundle_needs_neither_triton_nor_torch(kernels_bundle: Path) -> None:

@@ -121,7 +121,7 @@ def test_launches_are_the_launchers_own(registry: Registry, variants: dict[str, 
                 ending: torch.empty(rows, length, heads, 64, device="meta").transpose(1, 2)
                 for ending, length in lengths.items()
             }
-            sizes = {"heads": heads, "queries": queries, "identity_length": identity, "text_length": text}
+            sizes = {"rows": rows, "heads": heads, "queries": queries, "identity_length": identity, "text_length": text}
             for tactic, variant in enumerate(compiled, 1):
                 inputs = described(plugin.inputs, rows, heads, queries, identity, text)
                 assert plugin.aot_impl is not None

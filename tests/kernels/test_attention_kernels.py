@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from attention_cases import CASES, LIMITS, Case, merged_oracle, mixed_oracle, re
 
 from infid_kernels import merged_cross_attention, mixed_attention
 from infid_kernels.arguments import empty_output
+from infid_kernels.tuning import Configuration, divides
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,65 @@ def test_mixed_attention(case: Case, device: torch.device) -> None:
     assert error <= LIMITS[case.dtype], f"relative RMS {error:.1e}"
     assert found.dtype == case.dtype
     assert found.transpose(1, 2).is_contiguous()
+
+
+# Two persistent programs take three tiles or more each in the interpreter, the last one fewer than the first.
+FORMS = {
+    "persistent": {"persistent": 2},
+    "descriptors": {"descriptors": True},
+    "polynomial": {"polynomial": True},
+    "all of them": {"persistent": 2, "descriptors": True, "polynomial": True},
+}
+FORM_CASES = (
+    "one token", "odd 77, three rows of five heads", "identity longer than text", "no person", "whole blocks",
+    "head size 40", "layout heads", "layout sliced", "large content", "ties content", "means content",
+    "bf16, large content",
+)  # fmt: skip
+
+
+def in_form(monkeypatch: pytest.MonkeyPatch, form: dict[str, Any]) -> list[Configuration]:
+    """Make mixed attention choose a form; returns a list that receives what is launched."""
+    chosen = Configuration(32, 32, 4, 2, **form)
+    module, launched = import_module("infid_kernels.mixed_attention"), []
+    launch = module.launch_mixed_attention
+
+    def watched(*arguments: Any) -> None:
+        launched.append(arguments[9])
+        launch(*arguments)
+
+    monkeypatch.setattr(module, "choose", lambda *call: (chosen, divides(chosen, call[-1])))
+    monkeypatch.setattr(module, "launch_mixed_attention", watched)
+    return launched
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", [each for each in CASES if each.name in FORM_CASES], ids=lambda case: case.name)
+def test_mixed_attention_in_every_form(
+    case: Case, form: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = in_form(monkeypatch, FORMS[form])
+    tensors, strength = case.tensors(5, device), case.strengths(device)
+    error = relative(mixed_attention(*tensors, strength), mixed_oracle(tensors, strength))
+    assert error <= LIMITS[case.dtype], f"relative RMS {error:.1e}"
+    assert launched == [Configuration(32, 32, 4, 2, **FORMS[form])]
+
+
+@pytest.mark.parametrize("what", ["offset", "stride", "expanded"])
+def test_what_descriptors_cannot_tell_is_computed_without(
+    what: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = in_form(monkeypatch, FORMS["all of them"])
+    case = Case("odd keys")
+    tensors, strength = case.tensors(6, device), case.strengths(device)
+    if what == "expanded":
+        tensors[1] = tensors[1][:, :1].expand(-1, case.heads, -1, -1)
+    else:  # one element beyond 16 bytes, or rows that are one element longer
+        wide = torch.zeros(1, case.heads, 63, case.d + (8 if what == "offset" else 1), device=device, dtype=case.dtype)
+        start = 1 if what == "offset" else 0
+        wide[..., start : start + case.d] = tensors[1]
+        tensors[1] = wide[..., start : start + case.d]
+    assert relative(mixed_attention(*tensors, strength), mixed_oracle(tensors, strength)) <= 1e-3
+    assert launched == [Configuration(32, 32, 4, 2, polynomial=True)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

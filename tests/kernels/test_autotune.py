@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from infid_kernels import measure, tuning
-from infid_kernels.autotune import LEVELS, Level, NoCandidateError, Timer, Trial, select, tune
+from infid_kernels.autotune import LEVELS, Level, NoCandidateError, Timer, Trial, label, select, tune
 from infid_kernels.autotune import measure as try_candidates
 from infid_kernels.measure import Call, Timing, summarize, time_on_gpu
 from infid_kernels.tuning import CANDIDATES, Configuration, Entry
@@ -132,7 +133,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 
 def test_what_was_written_is_what_is_chosen(tmp_path: Path, hopper: torch.device) -> None:
-    picks = (SMALL, TALL, LONG, SMALL, TALL, LONG)
+    picks = (SMALL, replace(TALL, descriptors=True, persistent=2), LONG, SMALL, TALL, LONG)
     entries = [
         select(level, [Trial(pick, 0.0, Timing(1.0, 1.0, 1.0, 50))], "sm_90", "")
         for level, pick in zip(LEVELS, picks, strict=True)
@@ -142,7 +143,7 @@ def test_what_was_written_is_what_is_chosen(tmp_path: Path, hopper: torch.device
     before = tuning.choose("mixed_attention", hopper, 64, 4096, (4096, 4096))
     tuning.load(tmp_path / "tuning.json")
     assert tuning.choose("mixed_attention", hopper, 64, 4096, (4096, 4096)) == (SMALL, True) != before
-    assert tuning.choose("mixed_attention", hopper, 64, 1024, (1024, 1024)) == (TALL, True)
+    assert tuning.choose("mixed_attention", hopper, 64, 1024, (1024, 1024)) == (picks[1], True)
     assert tuning.choose("mixed_attention", hopper, 64, 3952, (3952, 3951)) == (LONG, False)
     assert tuning.choose("mixed_attention", hopper, 64, 988, (988, 988)) == (SMALL, False)
     assert tuning.choose("merged_cross_attention", hopper, 64, 4096, (261, 77)) == (TALL, False)
@@ -151,12 +152,41 @@ def test_what_was_written_is_what_is_chosen(tmp_path: Path, hopper: torch.device
     assert other is not None and "compiled" in other.evidence
 
 
+def test_forms_for_the_copy_engine_are_tried_where_it_is() -> None:
+    hopper = tuning.candidates("mixed_attention", "sm_90")
+    assert len(set(hopper)) == len(hopper) > len(CANDIDATES)
+    assert any(each.persistent for each in hopper) and any(each.polynomial for each in hopper)
+    assert sum(each.descriptors for each in hopper[:6]) >= 2  # the quick ones have some
+    assert tuning.candidates("mixed_attention", "sm_89") == tuple(CANDIDATES)
+
+
+def test_merged_cross_attention_tries_the_blocks_with_the_least_padding_first() -> None:
+    tried = tuning.candidates("merged_cross_attention", "sm_90")
+    assert set(tried) == set(CANDIDATES)
+    padded = [sum(-(-length // each.block_n) * each.block_n for length in (77, 261)) for each in tried]
+    assert padded == sorted(padded)
+
+
+def test_every_form_has_words_of_its_own() -> None:
+    labels = [label(each) for each in tuning.candidates("mixed_attention", "sm_90")]
+    assert len(set(labels)) == len(labels)
+    assert "64 × 128, 4 warps, 2 stages, 2 persistent programs a multiprocessor, descriptors" in labels
+
+
+def test_persistent_programs_fill_the_gpu_and_no_more(hopper: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    form = Configuration(64, 128, 4, 2, persistent=2)
+    assert (form.programs(640, hopper), form.programs(100, hopper)) == (264, 100)
+
+
 def test_the_levels_reach_every_kind_of_call() -> None:
     for op in tuning.OPS:
         wholes = {level.whole for level in LEVELS if level.call.op == op}
         assert False in wholes  # 77 and 261 tokens are never whole blocks
     for level in LEVELS:
-        fits = [tuning.divides(candidate, level.call.lengths) for candidate in CANDIDATES]
+        tried = tuning.candidates(level.call.op, "sm_90")
+        fits = [tuning.divides(candidate, level.call.lengths) for candidate in tried]
         assert all(fits) if level.whole else not any(fits)
 
 

@@ -6,18 +6,22 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import triton
 
 from infid_kernels import sass
 from infid_kernels.mean_shift import SPLITS
 from infid_kernels.sass import MATRIX_INSTRUCTION, SHARED_LIMIT, load_bytes
-from infid_kernels.tuning import ARCHITECTURES, OPS, TABLE, table
+from infid_kernels.tuning import ARCHITECTURES, CANDIDATES, OPS, TABLE, Configuration, candidates, table
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks/kernel_resources.py"
+FORMS_FILE = PROGRAM.parent / "results/kernel-forms.json"
+FORMS = json.loads(FORMS_FILE.read_text())
 TUNED_SIZES = (32, 64, 128)
 STRENGTHS = {"mean_shift": 1, "merged_cross_attention": 2}  # fp32 numbers that a program reads
 Row = dict[str, Any]
@@ -58,7 +62,10 @@ def wrong(row: Row) -> list[str]:
     products = {name for name, count in row["matrix_instructions"].items() if count}
     if products != (set() if row["op"] == "mean_shift" else {product}):
         found.append(f"it multiplies with {products or 'nothing'}, not {product}")
-    if not row["narrowest_loop_load"] == row["widest_loop_load"] == 16:
+    copied = row["configuration"]["descriptors"]
+    if copied != (row["block_copies"] > 0):
+        found.append(f"the copy engine fetches {row['block_copies']} blocks")
+    if not row["narrowest_loop_load"] == row["widest_loop_load"] == (0 if copied else 16):
         found.append(f"keys and values are read {row['narrowest_loop_load']} bytes at a time")
     narrow = {name: count for name, count in row["global_loads"].items() if load_bytes(name) != 16}
     if narrow != fp32_loads(row):
@@ -74,6 +81,27 @@ def test_every_tuned_configuration_is_good_machine_code(d: int, architecture: st
     assert len(rows) == len(entries) + 1  # and the mean shift
     faults = {(row["op"], row["whole"], row["queries"]): wrong(row) for row in rows}
     assert {case: found for case, found in faults.items() if found} == {}
+
+
+@pytest.mark.parametrize("architecture", ["sm_90"])
+def test_every_form_for_the_copy_engine_is_good_machine_code(architecture: str) -> None:
+    rows = resources("--forms", "--head-size", "64", "--architecture", architecture)
+    tried = set(candidates("mixed_attention", architecture)) - set(CANDIDATES)
+    assert len(rows) == 2 * len(tried) >= 16  # whole blocks and any length
+    if triton.__version__ == FORMS[0]["triton"]:  # another compiler may well need other registers
+        assert rows == FORMS, f"write {FORMS_FILE} again, and run benchmarks/roofline.py"
+    faults = {(str(row["configuration"]), row["whole"]): wrong(row) for row in rows}
+    assert {case: found for case, found in faults.items() if found} == {}
+    forms = {(Configuration(**row["configuration"]), row["whole"]): row for row in rows}
+    compared = 0
+    for (form, whole), row in forms.items():
+        without = forms.get((replace(form, polynomial=False), whole))
+        if form.polynomial and without is not None:
+            logits = form.block_m * form.block_n // (32 * form.num_warps)  # of a thread in one block
+            bodies = 2 if whole else 4  # identity and text; each with its tail
+            assert without["exponentials"] - row["exponentials"] == bodies * logits // 4
+            compared += 1
+    assert compared >= 4
 
 
 def test_the_table_covers_every_call() -> None:
@@ -93,7 +121,8 @@ def test_other_head_sizes_compile(d: int) -> None:
 
 
 GOOD: Row = {
-    "op": "merged_cross_attention", "architecture": "sm_90", "stack_bytes": 0, "shared_bytes": 99328,
+    "op": "merged_cross_attention", "architecture": "sm_90", "configuration": {"descriptors": False, "num_warps": 8},
+    "block_copies": 0, "stack_bytes": 0, "shared_bytes": 99328,
     "matrix_instructions": {"HGMMA": 24, "HMMA": 0, "UTCHMMA": 0}, "narrowest_loop_load": 16, "widest_loop_load": 16,
     "global_loads": {"LDG.E.128": 4, "LDGSTS.E.BYPASS.128": 48, "LDG.E": 2},
 }  # fmt: skip
@@ -109,6 +138,15 @@ GOOD: Row = {
         ({"matrix_instructions": {}}, ["it multiplies with nothing, not HGMMA"]),
         ({"narrowest_loop_load": 2}, ["read 2 bytes at a time"]),
         ({"narrowest_loop_load": 0, "widest_loop_load": 0}, ["read 0 bytes at a time"]),
+        ({"block_copies": 8}, ["the copy engine fetches 8 blocks"]),
+        (
+            {"configuration": {"descriptors": True}, "narrowest_loop_load": 0, "widest_loop_load": 0},
+            ["the copy engine fetches 0 blocks"],
+        ),
+        (
+            {"configuration": {"descriptors": True}, "block_copies": 8},
+            ["keys and values are read 16 bytes at a time"],
+        ),
         ({"global_loads": GOOD["global_loads"] | {"LDG.E.U16": 3}}, ["narrow loads: {'LDG.E': 2, 'LDG.E.U16': 3}"]),
         ({"global_loads": GOOD["global_loads"] | {"LDGSTS.E.64": 1}}, ["narrow loads"]),
     ],

@@ -14,6 +14,9 @@ import infid_kernels
 
 PACKAGE = Path(infid_kernels.__file__).parent
 TESTS = Path(__file__).parent / "test_attention_kernels.py"
+PERSISTENT, DESCRIPTORS, POLYNOMIAL = (
+    f"mixed_attention_in_every_form and {form}" for form in ("persistent", "descriptors", "polynomial")
+)
 # name: file, what stands there, what stands there after the mutation, the tests that must turn red
 MUTATIONS = {
     "δ_k is dropped": (
@@ -21,8 +24,7 @@ MUTATIONS = {
     ),
     "δ_v is dropped": ("mixed_attention.py", "mass[:, None] * delta_v[None, :]", "0.0 * delta_v[None, :]", "mixed"),
     "segments are swapped": (
-        "mixed_attention.py", "        q, k_id, v_id, k_t, v_t, shift_k", "        q, k_t, v_t, k_id, v_id, shift_k",
-        "mixed",
+        "mixed_attention.py", "] = [k_id, v_id, k_t, v_t]", "] = [k_t, v_t, k_id, v_id]", "mixed",
     ),
     "the mean is not of the text": ("mean_shift.py", "text_values / text_length - values", "values", "mixed"),
     "a chunk of the mean is left out": (
@@ -35,6 +37,12 @@ MUTATIONS = {
     "the scale is wrong": ("arguments.py", "1 / math.sqrt(d)", "1 / d", "merged"),
     "log2 e is forgotten": ("mixed_attention.py", "logit_scale * 1.4426950408889634", "logit_scale", "mixed"),
     "the state is not rescaled": ("attend.py", "acc * shrink[:, None]", "acc", "merged"),
+    "the polynomial is of another function": ("attend.py", "0.69326099) * f", "0.6) * f", POLYNOMIAL),
+    "the polynomial's exponent is misplaced": ("attend.py", "bitcast=True) << 23", "bitcast=True) << 22", POLYNOMIAL),
+    "descriptors read the first head": ("attend.py", "head.to(tl.int32)", "0", DESCRIPTORS),
+    "descriptors read the first row": ("attend.py", "[row.to(tl.int32)", "[0", DESCRIPTORS),
+    "persistent programs stay at one tile": ("mixed_attention.py", "+ turn * tl.num", "+ 0 * tl.num", PERSISTENT),
+    "the last tile is left out": ("mixed_attention.py", "rows * heads - tl", "rows * heads - 1 - tl", PERSISTENT),
     "λ is dropped": ("merged_cross_attention.py", "result += factor *", "result +=", "merged"),
     "merged δ_v is dropped": ("merged_cross_attention.py", "delta_v = s *", "delta_v = 0.0 *", "merged"),
 }  # fmt: skip
