@@ -37,7 +37,7 @@ class RecognizerNetwork(nn.Module):
         width: length of the embedding.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (24, 48, 96, 128), width: int = 512) -> None:
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128), width: int = 512) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for before, after in zip((3, *widths), widths, strict=False):

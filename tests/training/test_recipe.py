@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from infid_engines.errors import TrainingError
 from infid_engines.progress import SilentReporter, Stage
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_template
 from infid_export.faces.detection import _decode
@@ -18,7 +19,8 @@ from infid_export.model.face_networks import DetectorNetwork, RecognizerNetwork
 from infid_training.recipe import autoencoder, base, contrast, detection, recognition
 from infid_training.recipe.crops import aligned
 from infid_training.recipe.fitting import Fit, fit
-from infid_training.recipe.pictures import PEOPLE, PICTURES, SIZE, Pictures, draw_pictures, scene_of
+from infid_training.recipe.pictures import PICTURES, SIZE, Pictures, draw_pictures, scene_of
+from infid_training.recipe.stages import Recipe
 from infid_training.world.people import person
 
 FEW = 2
@@ -128,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_file(
     def broken(step: int) -> Mapping[str, Tensor]:
         return {"error": line.loss(step)["error"] * (np.nan if step == 4 else 1)}
 
-    with pytest.raises(FloatingPointError, match="line is not finite at step 4"):
+    with pytest.raises(TrainingError, match="loss of line is nan at step 4"):
         fit(line, broken, Fit(9, 0.1), tmp_path, "line", stage)
     assert (tmp_path / "line.partial.safetensors").is_file()
 
@@ -144,9 +146,9 @@ def test_arcface_asks_for_a_margin_in_angle() -> None:
 
 
 def test_the_judge_and_the_generators_recogniser_share_no_person() -> None:
-    people = [set(arcface.people) for arcface in recognition.recognizers().values()]
+    people = [set(arcface.people) for arcface in recognition.recognizers(10).values()]
     assert not people[0] & people[1]
-    assert people[0] | people[1] == set(range(PEOPLE))
+    assert people[0] | people[1] == set(range(10))
 
 
 def test_the_detectors_maps_mean_what_the_runtime_reads_from_them(
@@ -208,3 +210,19 @@ def test_every_stage_learns_two_people_by_heart(
 
     fit(module, recorded, Fit(STEPS[name], learning_rate=2e-3), tmp_path, name, stage)
     assert np.mean(seen[-3:]) < 0.9 * np.mean(seen[:3])
+
+
+def test_the_recipe_makes_every_file_and_then_nothing_more(
+    pictures: Pictures, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (autoencoder, contrast, recognition, detection, base):
+        monkeypatch.setattr(module, "FIT", Fit(1, 1e-3))
+        monkeypatch.setattr(module, "_BATCH", 4)
+    recipe = Recipe(folder, "cpu", SilentReporter(), people=FEW)
+    files = recipe.run()
+    assert [file.stem for file in files] == ["vae", "clip", "recognizer", "facenet", "detector", "base"]
+    written = {file: file.stat().st_mtime_ns for file in folder.glob("*")}
+    assert set(files) < set(written)
+    assert not list(folder.glob("*partial*"))
+    assert recipe.run() == files
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("*")} == written

@@ -23,7 +23,7 @@ from infid_training.recipe.crops import aligned, jittered
 from infid_training.recipe.fitting import Fit
 from infid_training.recipe.pictures import Pictures
 
-FIT = Fit(steps=3000, learning_rate=1e-3, weight_decay=0.05)
+FIT = Fit(steps=1500, learning_rate=1e-3, weight_decay=0.05)
 _BATCH = 96
 _FACES = 0.4  # share of the pictures that are shown as an aligned face, as the identity encoder sees them
 _DESCRIBED = 0.7  # share of the captions that say what the person looks like

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from infid_engines.errors import TrainingError
 from infid_engines.progress import Stage
 
 _SAVED_EVERY = 60.0  # seconds
@@ -56,7 +57,7 @@ def fit(
         stage: shown the progress.
 
     Raises:
-        FloatingPointError: the loss is not finite; the last file on the way is kept.
+        TrainingError: the loss is not finite; the last file on the way is kept.
     """
     done, partial = folder / f"{name}.safetensors", folder / f"{name}.partial.safetensors"
     if done.is_file():
@@ -75,7 +76,10 @@ def fit(
         terms = loss(step)
         total = torch.stack(list(terms.values())).sum()
         if not bool(total.isfinite()):
-            raise FloatingPointError(f"the loss of {name} is not finite at step {step}")
+            raise TrainingError(
+                f"The loss of {name} is {float(total.detach())} at step {step}.",
+                fix=f"Run it again from {partial}, or delete that file to begin this stage anew.",
+            )
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -94,7 +98,7 @@ def fit(
 
 def save(module: nn.Module, path: Path) -> None:
     """Write a module's state, whole or not at all."""
-    write_tensors({name: value.detach().contiguous() for name, value in module.state_dict().items()}, path)
+    write_tensors({name: value.detach() for name, value in module.state_dict().items()}, path)
 
 
 def load(module: nn.Module, path: Path) -> None:
@@ -108,13 +112,14 @@ def _save(module: nn.Module, optimizer: torch.optim.Optimizer, step: int, path: 
     tensors = {f"module.{name}": value.detach() for name, value in module.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-    write_tensors({name: value.contiguous() for name, value in tensors.items()}, path, {"step": str(step)})
+    write_tensors(tensors, path, {"step": str(step)})
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, whole or not at all."""
     unfinished = path.with_name(f".{path.name}.unfinished")
-    save_file(dict(tensors), unfinished, None if metadata is None else dict(metadata))
+    laid = {name: value.contiguous() for name, value in tensors.items()}
+    save_file(laid, unfinished, None if metadata is None else dict(metadata))
     unfinished.replace(path)
 
 

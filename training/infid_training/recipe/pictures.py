@@ -46,7 +46,7 @@ def scene_of(index: int) -> Scene:
     return portrait(index) if index % PICTURES < _PORTRAITS else scene(index)
 
 
-def draw_pictures(folder: Path, stage: Stage, people: int = PEOPLE) -> Pictures:
+def draw_pictures(folder: Path, stage: Stage, people: int) -> Pictures:
     """Draw the pictures, or open those drawn before.
 
     Args:

@@ -18,9 +18,9 @@ from infid_export.faces.recognition import SIZE
 from infid_export.model.face_networks import RecognizerNetwork
 from infid_training.recipe.crops import aligned, jittered
 from infid_training.recipe.fitting import Fit
-from infid_training.recipe.pictures import PEOPLE, PICTURES, Pictures
+from infid_training.recipe.pictures import PICTURES, Pictures
 
-FIT = Fit(steps=2400, learning_rate=2e-3, weight_decay=5e-4)
+FIT = Fit(steps=2000, learning_rate=2e-3, weight_decay=5e-4)
 _BATCH = 96
 _SCALE, _MARGIN = 24.0, 0.3  # ArcFace's s and m; its 64 and 0.5 are for millions of photos
 
@@ -59,10 +59,10 @@ def recognizer_loss(arcface: ArcFaceLoss, pictures: Pictures, seed: int, step: i
     return {"arcface": arcface(faces.to(device), labels.to(device))}
 
 
-def recognizers() -> dict[str, ArcFaceLoss]:
-    """Return the generator's recogniser and the judge's, untaught."""
-    half = PEOPLE // 2
+def recognizers(people: int) -> dict[str, ArcFaceLoss]:
+    """Return the generator's recogniser and the judge's, untaught; each gets half of the people."""
+    half = people // 2
     return {
         "recognizer": ArcFaceLoss(RecognizerNetwork(), range(half)),
-        "facenet": ArcFaceLoss(RecognizerNetwork((16, 40, 80, 160)), range(half, PEOPLE)),
+        "facenet": ArcFaceLoss(RecognizerNetwork((16, 40, 72, 112)), range(half, people)),
     }
