@@ -125,6 +125,24 @@ DEMO = Architecture(
 )
 
 
+# Small enough to be trained on two CPU cores, on the drawn people of `infid_training.world`.
+WORLD = Architecture(
+    size=128,
+    unet=_unet([64, 128, 128], [1, 2, 2], [1, 1, 2], 1, 128, 64, 128),
+    vae={**_vae([16, 32, 64, 96], 1, 128), "norm_num_groups": 16},
+    text_encoder=_clip_text(64, 2, 1, "quick_gelu", 64),
+    text_encoder_2=_clip_text(64, 2, 1, "gelu", 64),
+    image_encoder={
+        "embed_dim": 64,
+        "image_size": 224,
+        "layers": 4,
+        "width": 128,
+        "head_width": 32,
+        "patch_size": 32,
+    },
+)
+
+
 def identity_config(architecture: Architecture) -> IdentityConfig:
     """Return the identity sizes that fit an architecture."""
     image = architecture.image_encoder

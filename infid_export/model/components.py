@@ -25,11 +25,12 @@ def build_component(name: str, architecture: Architecture, config: IdentityConfi
         The module in evaluation mode, parameters on the meta device, buffers on the CPU.
     """
     with init_empty_weights(include_buffers=False):
-        module = _construct(name, architecture, config)
+        module = construct(name, architecture, config)
     return module.eval().requires_grad_(False)
 
 
-def _construct(name: str, architecture: Architecture, config: IdentityConfig) -> nn.Module:
+def construct(name: str, architecture: Architecture, config: IdentityConfig) -> nn.Module:
+    """Build a component with the weights that its library starts training from; arguments as in `build_component`."""
     settings = architecture.component(name)
     if name == "unet":
         from diffusers import UNet2DConditionModel
@@ -50,5 +51,5 @@ def _construct(name: str, architecture: Architecture, config: IdentityConfig) ->
         vision = {key: value for key, value in settings.items() if key != "embed_dim"}
         return ImageEncoder(_build_vision_tower(settings["embed_dim"], CLIPVisionCfg(**vision)))
     with torch.device("meta"):
-        unet = _construct("unet", architecture, config)
+        unet = construct("unet", architecture, config)
     return IdentityModules(config, identity_blocks(unet))

@@ -14,6 +14,13 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def normalized(pixels: Tensor) -> Tensor:
+    """Return `[B, 3, H, W]` RGB in [0, 1] with OpenCLIP's mean taken off and divided by its deviation."""
+    mean = torch.tensor(_MEAN, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(_STD, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels - mean) / std
+
+
 class ImageEncoder(nn.Module):
     """The last hidden state of an OpenCLIP vision transformer.
 
@@ -40,10 +47,8 @@ class ImageEncoder(nn.Module):
             `[B, 1 + patches, width]`, before the final layer norm: what transformers' CLIPVisionModel calls
             `last_hidden_state`.
         """
-        mean = torch.tensor(_MEAN, dtype=pixels.dtype).view(1, 3, 1, 1)
-        std = torch.tensor(_STD, dtype=pixels.dtype).view(1, 3, 1, 1)
         weight = self.visual.conv1.weight
-        patches = self.visual.conv1(((pixels - mean) / std).to(weight.dtype)).flatten(2).transpose(1, 2)
+        patches = self.visual.conv1(normalized(pixels).to(weight.dtype)).flatten(2).transpose(1, 2)
         class_token = self.visual.class_embedding.to(weight.dtype).expand(patches.shape[0], 1, -1)
         hidden = torch.cat([class_token, patches], dim=1) + self.visual.positional_embedding.to(weight.dtype)
         return self.visual.transformer(self.visual.ln_pre(hidden))

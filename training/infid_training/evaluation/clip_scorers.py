@@ -18,14 +18,12 @@ from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file
 from infid_export.model.architectures import Architecture, identity_config
 from infid_export.model.components import build_component
-from infid_export.model.encoders import ImageEncoder
+from infid_export.model.encoders import ImageEncoder, normalized
 from infid_export.model.tokenizers import clip_tokenizer_json
 
 Array = np.ndarray[Any, Any]
 _BATCH = 16  # pictures at once; ViT-H/14 then takes 1 GB beside its weights
 # OpenCLIP's image statistics (RGB), as in open_clip.constants.
-_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 class OpenClipScorer:
@@ -114,15 +112,14 @@ class TowerScorer:
         batches = []
         for start in range(0, len(images), _BATCH):
             pixels = np.stack([self._pixels(image) for image in images[start : start + _BATCH]])
-            batches.append(self._visual(torch.from_numpy(pixels)))
+            batches.append(self._visual(normalized(torch.from_numpy(pixels))))
         return _as_array(torch.cat(batches))
 
     def _pixels(self, image: Image.Image) -> Array:
-        """Return `[3, size, size]` with OpenCLIP's mean and deviation."""
+        """Return `[3, size, size]` in [0, 1]."""
         # bilinear, as the towers are trained; OpenCLIP's own models take bicubic
         square = ImageOps.fit(image.convert("RGB"), (self._size, self._size), Image.Resampling.BILINEAR)
-        pixels = (np.asarray(square, np.float32) / 255 - _MEAN) / _STD
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return np.ascontiguousarray(np.asarray(square, np.float32).transpose(2, 0, 1) / 255)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Array:

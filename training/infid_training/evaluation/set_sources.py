@@ -12,11 +12,10 @@ from infid_engines.errors import InputError
 from infid_export.faces.photos import load_photo
 from infid_training.evaluation.sets import EvaluationSet, Prompt, Subject
 from infid_training.world.drawing import render
-from infid_training.world.people import person
+from infid_training.world.people import FIRST_HELD_OUT, person
 from infid_training.world.scenes import STYLES, portrait, scene
 
 WORLD = "world:heldout"
-FIRST_HELD_OUT = 1_000_000  # people, portraits and scenes of training have smaller numbers
 PEOPLE, PROMPTS = 20, 10  # of the world's set, unless other numbers are asked for
 PORTRAIT_SIZE = 128  # pixels, what the world draws by default
 _STYLED = "stylised:"

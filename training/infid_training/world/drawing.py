@@ -53,6 +53,20 @@ def render(person: Person, scene: Scene, size: int = 128) -> Image.Image:
     return apply_style(lit, scene.style, scene.seed)
 
 
+def landmarks(person: Person, scene: Scene) -> Points:
+    """Return where a face detector should find the face.
+
+    Returns:
+        `[5, 2]` x, y of left eye, right eye, nose, left and right mouth corner, in shares of the picture's side; left
+        is the picture's left.
+    """
+    eye, mouth = 0.30 + 0.14 * person.eye_spacing, 0.2 + 0.18 * person.mouth_width
+    corner = 0.62 - 0.13 * scene.smile
+    points = [(-eye, -0.06), (eye, -0.06), (0.0, 0.18 + 0.22 * person.nose_length), (-mouth, corner), (mouth, corner)]
+    depth = np.array([0.0, 0.0, 0.16, 0.0, 0.0])
+    return _Canvas(person, scene, 1).place(np.array(points), np.ones(5, bool), depth)
+
+
 @dataclass
 class _Shape:
     """A polygon or a line; `turned` points are the face's (u, v), the others are in half heights of the head."""
@@ -319,25 +333,29 @@ class _Canvas:
 
     def paint(self, draw: ImageDraw.ImageDraw) -> None:
         """Project all points at once and draw."""
-        scene = self.scene
         counts = [len(shape.points) for shape in self.shapes]
         points = np.concatenate([shape.points for shape in self.shapes])
         turned = np.repeat([shape.turned for shape in self.shapes], counts)
         depth = np.repeat([shape.depth for shape in self.shapes], counts)
-        points[turned] = self._on_the_head(points[turned], depth[turned])
-        sine, cosine = np.sin(scene.roll), np.cos(scene.roll)
-        below = np.clip((points[:, 1] - 0.9) / 0.8, 0, 1)  # the body does not tilt with the head
-        tilted = points @ np.array([[cosine, sine], [-sine, cosine]])
-        placed = tilted + below[:, None] * (points - tilted)
-        pixels = (placed * scene.scale + (scene.across, scene.down)) * self.side
+        pixels = self.place(points, turned, depth) * self.side
         start = 0
         for shape, count in zip(self.shapes, counts, strict=True):
             corners = pixels[start : start + count].ravel().tolist()
             start += count
             if shape.width:
-                draw.line(corners, shape.colour, max(1, round(shape.width * scene.scale * self.side)), "curve")
+                draw.line(corners, shape.colour, max(1, round(shape.width * self.scene.scale * self.side)), "curve")
             else:
                 draw.polygon(corners, shape.colour)
+
+    def place(self, points: Points, turned: np.ndarray, depth: np.ndarray) -> Points:
+        """Return where points lie in the picture, in shares of its side; `turned` says which are the face's."""
+        scene = self.scene
+        points[turned] = self._on_the_head(points[turned], depth[turned])
+        sine, cosine = np.sin(scene.roll), np.cos(scene.roll)
+        below = np.clip((points[:, 1] - 0.9) / 0.8, 0, 1)  # the body does not tilt with the head
+        tilted = points @ np.array([[cosine, sine], [-sine, cosine]])
+        placed: Points = tilted + below[:, None] * (points - tilted)
+        return placed * scene.scale + (scene.across, scene.down)
 
     def _on_the_head(self, face: Points, depth: np.ndarray) -> Points:
         """Turn points of the face's surface by yaw and pitch, and project them."""

@@ -6,6 +6,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+FIRST_HELD_OUT = 1_000_000  # people, portraits and scenes to train on have smaller numbers
+_SKINS = ("light", "tan", "dark")
+_HAIRS = ("black", "brown", "red", "blond", "grey")
+
 
 @dataclass(frozen=True)
 class Person:
@@ -72,6 +76,20 @@ class Person:
     def vector(self) -> np.ndarray:
         """Return the traits as `[27]` fp32."""
         return np.array([getattr(self, each.name) for each in fields(self)], np.float32)
+
+    def describe(self) -> str:
+        """Return the words a caption would use of the person: skin, hair, and what stands out."""
+        skin = _SKINS[min(int(len(_SKINS) * self.skin_tone), len(_SKINS) - 1)]
+        colour = _HAIRS[round((len(_HAIRS) - 1) * self.hair_colour)]
+        length = "short" if self.hair_length < 0.3 else "long" if self.hair_length > 0.6 else "medium"
+        marks = [
+            name
+            for name, worn in (
+                ("glasses", self.glasses > 0.65), ("a beard", self.beard > 0.65), ("freckles", self.freckles > 0.65),
+            )
+            if worn
+        ]  # fmt: skip
+        return " and ".join([f"a person with {skin} skin, {length} {colour} hair", *marks])
 
 
 def person(seed: int) -> Person:

@@ -74,9 +74,9 @@ class Scene:
         # multiplied by an odd number, so that neighbours differ in the modulus
         return number * 2654435761 % 2**32 % _HELD_OUT == 0
 
-    def caption(self) -> str:
-        """Return the sentence that describes the picture."""
-        words = f"{_with_article(self.style)} of a person wearing {_with_article(f'{self.colour} {self.clothes}')}"
+    def caption(self, who: str = "a person") -> str:
+        """Return the sentence that describes the picture; `who` may say more of the person (`Person.describe`)."""
+        words = f"{_with_article(self.style)} of {who} wearing {_with_article(f'{self.colour} {self.clothes}')}"
         words += f" and {_with_article(self.hat)}" if self.hat else ""
         words += f", {self.action}" if self.action else ""
         return f"{words}, {self.place}"
@@ -105,7 +105,7 @@ def portrait(seed: int) -> Scene:
     found = scene(seed)
     return replace(
         found, style="photo", hat="", action="", yaw=0.3 * found.yaw, pitch=0.3 * found.pitch, roll=0.3 * found.roll,
-        eyes_closed=0.0, scale=0.3, across=0.5, down=0.46,
+        eyes_closed=0.0, scale=0.31, across=0.5, down=0.46,
     )  # fmt: skip
 
 
@@ -126,9 +126,9 @@ def _draw(random: np.random.Generator) -> Scene:
         yaw=between(-0.6, 0.6),
         pitch=between(-0.3, 0.3),
         roll=between(-0.3, 0.3),
-        scale=between(0.2, 0.32),
+        scale=between(0.25, 0.34),
         across=between(0.42, 0.58),
-        down=between(0.42, 0.5),
+        down=between(0.44, 0.5),
         smile=between(-0.6, 1.0),
         mouth_open=max(0.0, between(-1.0, 1.0)),
         eyes_closed=1.0 if random.random() < 0.05 else 0.3 * between(0.0, 1.0),

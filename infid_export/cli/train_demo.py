@@ -1,0 +1,40 @@
+"""`infid-export train-demo`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from infid_engines.errors import BackendUnavailableError, InputError
+from infid_export.cli.output import Output, shown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("demo-training"), metavar="DIR",
+        help="pictures and the weights of every stage, 4 GB; what lies there is gone on with (demo-training)",
+    )  # fmt: skip
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (cpu)")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Run every stage that is not done yet, and print the files."""
+    folder: Path = arguments.output
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder.", fix="Give another one with -o.")
+    import torch
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailableError(
+            "torch finds no NVIDIA GPU.", fix="Use --device cpu, or run `infid-export doctor`."
+        )
+    from infid_training.recipe.stages import Recipe
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with output.progress() as reporter:
+        files = Recipe(folder, arguments.device, reporter).run()
+    for file in files:
+        output.line(shown(file))
+    output.document({"files": files})
+    return 0

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from infid_engines.errors import TrainingError
+from infid_engines.progress import SilentReporter, Stage
+from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_template
+from infid_export.faces.detection import _decode
+from infid_export.model.architectures import WORLD, identity_config
+from infid_export.model.components import construct
+from infid_export.model.face_networks import DetectorNetwork, RecognizerNetwork
+from infid_training.recipe import autoencoder, base, contrast, detection, recognition
+from infid_training.recipe.crops import aligned
+from infid_training.recipe.fitting import Fit, fit
+from infid_training.recipe.pictures import PICTURES, SIZE, Pictures, draw_pictures, scene_of
+from infid_training.recipe.stages import Recipe
+from infid_training.world.people import person
+
+FEW = 2
+STEPS = {"vae": 12, "clip": 60, "recognizer": 25, "detector": 15, "base": 15}
+
+
+@pytest.fixture(scope="module")
+def stage() -> Stage:
+    with SilentReporter().stage("") as found:
+        return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recipe")
+
+
+@pytest.fixture(scope="module")
+def pictures(folder: Path, stage: Stage) -> Pictures:
+    return draw_pictures(folder, stage, people=FEW)
+
+
+def new(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return construct(name, WORLD, identity_config(WORLD))
+
+
+def test_pictures_are_drawn_once_and_none_shows_a_held_out_combination(
+    pictures: Pictures, folder: Path, stage: Stage
+) -> None:
+    assert pictures.pixels.shape == (FEW * PICTURES, SIZE, SIZE, 3)
+    assert len(pictures) == FEW * PICTURES
+    written = (folder / "pixels.npy").stat().st_mtime_ns
+    np.testing.assert_array_equal(draw_pictures(folder, stage, people=FEW).pixels, pictures.pixels)
+    assert (folder / "pixels.npy").stat().st_mtime_ns == written
+    assert not any(scene_of(index).held_out for index in range(3, 200) if index % PICTURES > 2)
+    assert pictures.caption(0, True) == scene_of(0).caption(person(0).describe())
+
+
+@pytest.mark.parametrize(("template", "size"), [(portrait_template(), 224), (ARCFACE_TEMPLATE, 112)])
+def test_crops_in_batches_are_the_faces_of_the_runtime(pictures: Pictures, template: np.ndarray, size: int) -> None:
+    batch = aligned(pictures.pixels, pictures.marks, template, size).permute(0, 2, 3, 1).numpy() * 255
+    single = np.stack(
+        [align(*pair, template, size) for pair in zip(pictures.pixels, pictures.marks * SIZE - 0.5, strict=True)]
+    )
+    apart = np.abs(batch - single).mean()
+    shifted = np.abs(np.roll(batch, 1, axis=2) - single).mean()
+    assert apart < 0.6 * shifted  # the rest is bilinear against bicubic
+
+
+def test_scaling_latents_gives_sdxls_deviation_and_the_same_pictures(pictures: Pictures) -> None:
+    vae = new("vae").eval()
+    vae.requires_grad_(False)
+    before = vae.decode(autoencoder.encode(vae, pictures.pixels)).sample
+    variances = vae.encode(autoencoder.to_signal(pictures.pixels)).latent_dist.std.detach()
+    autoencoder.scale_latents(vae, pictures)
+    latents = autoencoder.encode(vae, pictures.pixels)
+    assert float(vae.config.scaling_factor * latents.std()) == pytest.approx(1.0, rel=1e-3)
+    torch.testing.assert_close(vae.decode(latents).sample, before, rtol=1e-3, atol=1e-3)
+    ratio = vae.encode(autoencoder.to_signal(pictures.pixels)).latent_dist.std.detach() / variances
+    torch.testing.assert_close(ratio, torch.full_like(ratio, float(ratio.mean())), rtol=1e-3, atol=0)
+
+
+class _Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 1)
+
+    def loss(self, step: int) -> Mapping[str, Tensor]:
+        inputs = torch.from_numpy(np.random.default_rng(step).standard_normal((8, 3), np.float32))
+        return {"error": (self.layer(inputs) - inputs.sum(1, keepdim=True)).square().mean()}
+
+
+def test_a_fit_that_was_stopped_gives_the_weights_of_one_that_was_not(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infid_training.recipe.fitting._SAVED_EVERY", -1.0)
+    how = Fit(steps=30, learning_rate=0.1)
+    whole, stopped, resumed = _Line(), _Line(), _Line()
+    fit(whole, whole.loss, how, tmp_path, "whole", stage)
+
+    def interrupted(step: int) -> Mapping[str, Tensor]:
+        if step == 17:
+            raise KeyboardInterrupt
+        return stopped.loss(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopped, interrupted, how, tmp_path, "other", stage)
+    assert not (tmp_path / "other.safetensors").exists()
+    fit(resumed, resumed.loss, how, tmp_path, "other", stage)
+    for name, value in load_file(tmp_path / "whole.safetensors").items():
+        assert torch.equal(load_file(tmp_path / "other.safetensors")[name], value)
+    assert not (tmp_path / "other.partial.safetensors").exists()
+    assert float(whole.loss(99)["error"].detach()) < 0.1 * float(_Line().loss(99)["error"].detach())
+    untouched = _Line()
+    fit(untouched, lambda step: pytest.fail("it is done"), how, tmp_path, "whole", stage)
+    assert torch.equal(untouched.layer.weight, whole.layer.weight)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_file(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infid_training.recipe.fitting._SAVED_EVERY", -1.0)
+    line = _Line()
+
+    def broken(step: int) -> Mapping[str, Tensor]:
+        return {"error": line.loss(step)["error"] * (np.nan if step == 4 else 1)}
+
+    with pytest.raises(TrainingError, match="loss of line is nan at step 4"):
+        fit(line, broken, Fit(9, 0.1), tmp_path, "line", stage)
+    assert (tmp_path / "line.partial.safetensors").is_file()
+
+
+def test_arcface_asks_for_a_margin_in_angle() -> None:
+    loss = recognition.ArcFaceLoss(RecognizerNetwork(), range(5)).eval()
+    faces, labels = torch.randn(3, 3, 112, 112), torch.tensor([0, 2, 4])
+    embedding = loss.network(faces).detach()
+    angle = torch.acos(torch.cosine_similarity(embedding[:, None], loss.directions.detach()[None], dim=-1))
+    angle[range(3), labels] += 0.3
+    expected = torch.nn.functional.cross_entropy(24.0 * torch.cos(angle), labels)
+    torch.testing.assert_close(loss(faces, labels).detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_judge_and_the_generators_recogniser_share_no_person() -> None:
+    people = [set(arcface.people) for arcface in recognition.recognizers(10).values()]
+    assert not people[0] & people[1]
+    assert people[0] | people[1] == set(range(10))
+
+
+def test_the_detectors_maps_mean_what_the_runtime_reads_from_them(
+    pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps that the loss calls perfect are decoded to the very landmarks and boxes."""
+    wanted: dict[str, Tensor] = {}
+
+    def recorded(got: Tensor, to: Tensor) -> Tensor:
+        wanted[("size", "offset", "landmarks")[len(wanted)]] = to
+        return (got - to).abs().mean()
+
+    monkeypatch.setattr(detection, "l1_loss", recorded)
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    view = detection._view
+    monkeypatch.setattr(detection, "_view", lambda *where: seen.append(view(*where)) or seen[-1])
+    detection.detector_loss(DetectorNetwork(), pictures, 0)
+    for row, (_, marks) in enumerate(seen):
+        cells = np.zeros((1, 15, 48, 48), np.float32)
+        x, y = np.floor(detection.box_of(marks).mean(0) / 4).astype(int).clip(0, 47)
+        cells[0, :, y, x] = np.concatenate([[1.0], *(wanted[name][row] for name in ("size", "offset", "landmarks"))])
+        boxes, scores, points = _decode(cells[:, :1], cells[:, 1:3], cells[:, 3:5], cells[:, 5:])
+        assert len(scores) == 1
+        np.testing.assert_allclose(points[0], marks, atol=1e-2)
+        np.testing.assert_allclose(boxes[0].reshape(2, 2), detection.box_of(marks), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_stage_learns_two_people_by_heart(
+    name: str, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: Stage
+) -> None:
+    modules = (autoencoder, contrast, recognition, detection, base)
+    for module, batch in zip(modules, (4, 6, 8, 4, 4), strict=True):
+        monkeypatch.setattr(module, "_BATCH", batch)
+    if name == "vae":
+        vae = new("vae").requires_grad_(True)
+        module, loss = vae, lambda step: autoencoder.autoencoder_loss(vae, pictures, step)
+    elif name == "recognizer":
+        arcface = recognition.ArcFaceLoss(RecognizerNetwork(), range(FEW))
+        module, loss = arcface, lambda step: recognition.recognizer_loss(arcface, pictures, 0, step)
+    elif name == "detector":
+        detector = DetectorNetwork()
+        module, loss = detector, lambda step: detection.detector_loss(detector, pictures, step)
+    else:
+        image, *texts = (new(part) for part in ("image_encoder", "text_encoder", "text_encoder_2"))
+        towers = contrast.ContrastiveTowers(image.visual, *texts).requires_grad_(True)
+        words = contrast.tokenizers()
+        module, loss = towers, lambda step: contrast.contrastive_loss(towers, words, pictures, step)
+        if name == "base":
+            unet = new("unet").requires_grad_(True)
+            latents = torch.randn(len(pictures), 4, 16, 16, generator=torch.Generator().manual_seed(0)).half()
+            module, loss = unet, lambda step: base.base_loss(unet, base.Texts(words, *texts), latents, pictures, step)
+    seen = []
+
+    def recorded(step: int) -> Mapping[str, Tensor]:
+        terms = loss(step)
+        seen.append(float(torch.stack([term.detach() for term in terms.values()]).sum()))
+        return terms
+
+    fit(module, recorded, Fit(STEPS[name], learning_rate=2e-3), tmp_path, name, stage)
+    assert np.mean(seen[-3:]) < 0.9 * np.mean(seen[:3])
+
+
+def test_the_recipe_makes_every_file_and_then_nothing_more(
+    pictures: Pictures, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (autoencoder, contrast, recognition, detection, base):
+        monkeypatch.setattr(module, "FIT", Fit(1, 1e-3))
+        monkeypatch.setattr(module, "_BATCH", 4)
+    recipe = Recipe(folder, "cpu", SilentReporter(), people=FEW)
+    files = recipe.run()
+    assert [file.stem for file in files] == ["vae", "clip", "recognizer", "facenet", "detector", "base"]
+    written = {file: file.stat().st_mtime_ns for file in folder.glob("*")}
+    assert set(files) < set(written)
+    assert not list(folder.glob("*partial*"))
+    assert recipe.run() == files
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("*")} == written

@@ -1,0 +1,78 @@
+"""The pictures that the demo model is trained on: people of the world, drawn once and kept on disk."""
+
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from infid_engines.progress import Stage
+from infid_training.world.drawing import landmarks, render
+from infid_training.world.people import person
+from infid_training.world.scenes import Scene, portrait, scene
+
+SIZE = 128
+PEOPLE = 6000
+PICTURES = 12  # of each person
+_PORTRAITS = 3  # among them
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures and what is known of them.
+
+    Args:
+        pixels: `[N, 128, 128, 3]` uint8, the pictures of a person lie side by side.
+        marks: `[N, 5, 2]` fp32, see `landmarks`, in shares of the side.
+    """
+
+    pixels: np.ndarray
+    marks: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.pixels)
+
+    def caption(self, index: int, described: bool) -> str:
+        """Return a picture's caption; `described` also says what the person looks like."""
+        who = person(index // PICTURES).describe() if described else "a person"
+        return scene_of(index).caption(who)
+
+
+def scene_of(index: int) -> Scene:
+    """Return the scene of a picture."""
+    return portrait(index) if index % PICTURES < _PORTRAITS else scene(index)
+
+
+def draw_pictures(folder: Path, stage: Stage, people: int) -> Pictures:
+    """Draw the pictures, or open those drawn before.
+
+    Args:
+        folder: where `pixels.npy` and `landmarks.npy` lie.
+        stage: shown the progress.
+        people: number of people.
+
+    Raises:
+        OSError: the disk is full; they take 590 kB a person.
+    """
+    pixels, marks = folder / "pixels.npy", folder / "landmarks.npy"
+    count = people * PICTURES
+    if not marks.is_file():
+        canvas = np.lib.format.open_memmap(pixels, "w+", np.uint8, (count, SIZE, SIZE, 3))
+        found = np.zeros((count, 5, 2), np.float32)
+        with multiprocessing.get_context("spawn").Pool() as pool:
+            for index, (picture, points) in enumerate(pool.imap(_draw, range(count), chunksize=64)):
+                canvas[index], found[index] = picture, points
+                if index % 500 == 0:
+                    stage.update(index / count, f"picture {index} of {count}")
+        canvas.flush()
+        np.save(folder / "landmarks.partial.npy", found)
+        (folder / "landmarks.partial.npy").replace(marks)
+    return Pictures(np.load(pixels), np.load(marks))
+
+
+def _draw(index: int) -> tuple[np.ndarray, np.ndarray]:
+    who, where = person(index // PICTURES), scene_of(index)
+    return np.asarray(render(who, where, SIZE)), landmarks(who, where).astype(np.float32)

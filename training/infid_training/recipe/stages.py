@@ -1,0 +1,118 @@
+"""The stages of the demo model's recipe, in order; each leaves a file, and is skipped where that lies already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infid_engines.progress import Reporter
+from infid_export.model.architectures import WORLD, identity_config
+from infid_export.model.components import construct
+from infid_export.model.face_networks import DetectorNetwork
+from infid_training.recipe import autoencoder, base, contrast, detection, recognition
+from infid_training.recipe.fitting import fit
+from infid_training.recipe.pictures import PEOPLE, Pictures, draw_pictures
+
+# Stages and their seconds on two CPU cores, estimated from single steps, for the time left.
+SECONDS = {
+    "pictures": 180.0,
+    "vae": 1600.0,
+    "clip": 900.0,
+    "recognizer": 800.0,
+    "facenet": 800.0,
+    "detector": 300.0,
+    "latents": 120.0,
+    "base": 5200.0,
+}
+
+
+@dataclass
+class Recipe:
+    """One making of the demo model.
+
+    Args:
+        work: folder of pictures and weights, 4 GB.
+        device: where to train, as torch names it.
+        reporter: shown the progress.
+        seed: of all starting weights.
+        people: how many are drawn, an even number.
+    """
+
+    work: Path
+    device: str
+    reporter: Reporter
+    seed: int = 0
+    people: int = PEOPLE
+
+    def run(self) -> list[Path]:
+        """Make everything that is not made yet, and return the files of weights."""
+        self.reporter.plan(SECONDS)
+        pictures = self.pictures()
+        self.faces(pictures)
+        towers = self.towers(pictures)
+        vae = self.vae(pictures)
+        self.base(pictures, towers, self.latents(vae, pictures))
+        return [self.work / f"{name}.safetensors" for name in SECONDS if name not in ("pictures", "latents")]
+
+    def pictures(self) -> Pictures:
+        """Draw the pictures."""
+        with self.reporter.stage("pictures") as stage:
+            return draw_pictures(self.work, stage, self.people)
+
+    def vae(self, pictures: Pictures) -> Any:
+        """Return the taught VAE with latents of SDXL's deviation."""
+        vae = self._new("vae")
+        with torch.no_grad():
+            vae.quant_conv.bias[vae.config.latent_channels :] -= 6  # start with latents that say something
+        self._fit("vae", vae, partial(autoencoder.autoencoder_loss, vae, pictures), autoencoder.FIT)
+        autoencoder.scale_latents(vae, pictures)
+        return vae
+
+    def towers(self, pictures: Pictures) -> contrast.ContrastiveTowers:
+        """Return image tower and text towers."""
+        image, text, text_2 = (self._new(name) for name in ("image_encoder", "text_encoder", "text_encoder_2"))
+        towers = contrast.ContrastiveTowers(image.visual, text, text_2).to(self.device)
+        loss = partial(contrast.contrastive_loss, towers, contrast.tokenizers(), pictures)
+        self._fit("clip", towers, loss, contrast.FIT)
+        return towers
+
+    def faces(self, pictures: Pictures) -> dict[str, torch.nn.Module]:
+        """Return both recognisers and the detector."""
+        torch.manual_seed(self.seed)
+        networks: dict[str, torch.nn.Module] = {}
+        for seed, (name, arcface) in enumerate(recognition.recognizers(self.people).items()):
+            arcface.to(self.device).to(memory_format=torch.channels_last)
+            loss = partial(recognition.recognizer_loss, arcface, pictures, 10 + seed)
+            self._fit(name, arcface, loss, recognition.FIT)
+            networks[name] = arcface.network
+        networks["detector"] = detector = DetectorNetwork().to(self.device)
+        detector.to(memory_format=torch.channels_last)
+        self._fit("detector", detector, partial(detection.detector_loss, detector, pictures), detection.FIT)
+        return networks
+
+    def latents(self, vae: Any, pictures: Pictures) -> Tensor:
+        """Return the scaled latents of all pictures."""
+        with self.reporter.stage("latents") as stage:
+            return base.encode_pictures(vae, pictures, self.work / "latents.safetensors", stage)
+
+    def base(self, pictures: Pictures, towers: contrast.ContrastiveTowers, latents: Tensor) -> Any:
+        """Return the taught UNet."""
+        unet = self._new("unet")
+        texts = base.Texts(contrast.tokenizers(), towers.text_encoder, towers.text_encoder_2)
+        self._fit("base", unet, partial(base.base_loss, unet, texts, latents, pictures), base.FIT)
+        return unet
+
+    def _new(self, name: str) -> Any:
+        """Return a component of the demo model with its library's starting weights."""
+        torch.manual_seed(self.seed)
+        module = construct(name, WORLD, identity_config(WORLD))
+        return module.to(self.device).to(memory_format=torch.channels_last).requires_grad_(True)
+
+    def _fit(self, name: str, module: torch.nn.Module, loss: Any, how: Any) -> None:
+        with self.reporter.stage(name) as stage:
+            fit(module, loss, how, self.work, name, stage)
