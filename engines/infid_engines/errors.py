@@ -41,5 +41,9 @@ class ParityError(InfidError):
     """A graph's outputs differ from the reference by more than the tolerance."""
 
 
+class TrainingError(InfidError):
+    """A training run cannot go on."""
+
+
 class CancelledError(InfidError):
     """The caller asked for the work to stop."""
