@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infid_export.cli.arguments import BACKENDS, ENGINES, add_size, add_targets, backend_help
+from infid_export.cli.arguments import BACKENDS, ENGINES, add_detector, add_size, add_targets, backend_help
 from infid_export.cli.output import Output, shown, size
 from infid_export.export.options import GRAPHS, BuildOptions
 
@@ -65,8 +65,7 @@ def _add_model(model: argparse._ArgumentGroup) -> None:
     model.add_argument("--identity", type=Path, metavar="FILE", help="identity weights (safetensors)")
     model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")
     model.add_argument("--recognizer", type=Path, metavar="FILE", help="ArcFace-type recogniser (ONNX)")
-    model.add_argument("--detector", choices=("centerface", "insightface"), default="centerface", help="(centerface)")
-    model.add_argument("--face-models", type=Path, metavar="DIR", help="local InsightFace model folder")
+    add_detector(model)
     model.add_argument("--model-seed", dest="seed", type=int, default=0, metavar="N", help="of random weights (0)")
     for flag, (name, values) in _CHOICES.items():
         model.add_argument(flag, dest=name, choices=values, help="method variant; default: the identity file's")
