@@ -84,3 +84,9 @@ def add_targets(parser: argparse._ActionsContainer, choices: Sequence[str] | Non
 def add_face_index(parser: argparse.ArgumentParser) -> None:
     """Add the choice among several faces."""
     parser.add_argument("--face-index", type=int, metavar="N", help="which face; 0 is the largest (0)")
+
+
+def add_detector(parser: argparse._ActionsContainer) -> None:
+    """Add the choice of what finds faces."""
+    parser.add_argument("--detector", choices=("centerface", "insightface"), default="centerface", help="(centerface)")
+    parser.add_argument("--face-models", type=Path, metavar="DIR", help="local InsightFace model folder")

@@ -37,7 +37,7 @@ from infid_training.options import TrainOptions
 from infid_training.photos import Photos
 
 IDENTITY, CHECKPOINTS, SAMPLES = "identity.safetensors", "checkpoints", "samples"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Of the moving average, its decay after t steps being at most (1 + t) / (10 + t): it soon leaves the initial weights.
 _EMA_START = 10
 
@@ -135,7 +135,7 @@ class _Run:
     ) -> None:
         self._accelerator, self._options, self._folder = accelerator, options, folder
         self._unet, self._photos, self._validation, self._sample = unet, photos, validation, sample
-        self._device, self._dtype = accelerator.device, _DTYPES[options.precision]
+        self._device, self._dtype = accelerator.device, DTYPES[options.precision]
         if options.precision == "fp16" and self._device.type == "cpu":
             raise InputError("fp16 training needs a GPU.", fix="Choose bf16 or fp32.")
         own_pairs = options.single_photo == "own-pair"
