@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("demo-training"), metavar="DIR",
         help="pictures and the weights of every stage, 4 GB; what lies there is gone on with (demo-training)",
     )  # fmt: skip
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (cpu)")
+    parser.add_argument("--gpu", action="store_true", help="train on an NVIDIA GPU instead of the CPU")
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         raise InputError(f"{folder} is not a folder.", fix="Give another one with -o.")
     import torch
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
+    if arguments.gpu and not torch.cuda.is_available():
         raise BackendUnavailableError(
             "torch finds no NVIDIA GPU.", fix="Use --device cpu, or run `infid-export doctor`."
         )
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
     folder.mkdir(parents=True, exist_ok=True)
     with output.progress() as reporter:
-        files = Recipe(folder, arguments.device, reporter).run()
+        files = Recipe(folder, "cuda" if arguments.gpu else "cpu", reporter).run()
     for file in files:
         output.line(shown(file))
     output.document({"files": files})

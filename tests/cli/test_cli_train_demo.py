@@ -28,6 +28,6 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: py
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.run(["train-demo", "-o", str(tmp_path / "work"), "--device", "cuda"]) == 1
+    assert main.run(["train-demo", "-o", str(tmp_path / "work"), "--gpu"]) == 1
     assert "torch finds no NVIDIA GPU" in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
