@@ -145,7 +145,7 @@ def test_accumulated_passes_are_one_step_over_all_of_them(tmp_path: Path) -> Non
     """Passes of a step have other noise than one large pass would, so the mean of the losses is what is compared."""
     unet = small_unet()
     run = loop._Run(
-        loop.Accelerator(mixed_precision="no"), unet, small_identity(unet), small_photos(),
+        loop.Accelerator(mixed_precision="no", cpu=True), unet, small_identity(unet), small_photos(),
         replace(OPTIONS, accumulation=3, learning_rate=0.0), tmp_path, None, None,
     )  # fmt: skip
     expected = []
@@ -257,3 +257,42 @@ def test_samples_are_asked_for_with_the_moving_average(tmp_path: Path) -> None:
     train(unet, identity, small_photos(), options, tmp_path, sample=lambda *given: asked.append(given))
     assert [(step, folder) for step, _, folder in asked] == [(4, tmp_path / "samples"), (6, tmp_path / "samples")]
     assert all(modules is not identity for _, modules, _ in asked)
+
+
+def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
+    """Started as torchrun starts them; the same two steps by hand in this process."""
+    options = replace(OPTIONS, steps=2, batch_size=1, validate_every=2, checkpoint_every=2, learning_rate=1e-3)
+    changes = {name: getattr(options, name) for name in ("steps", "batch_size", "validate_every", "learning_rate")}
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        str(Path(__file__).with_name("small_run.py")), str(tmp_path), json.dumps(changes),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    unet, photos = small_unet(), small_photos()
+    run = loop._Run(
+        loop.Accelerator(mixed_precision="no", cpu=True),
+        unet,
+        small_identity(unet),
+        photos,
+        options,
+        tmp_path,
+        None,
+        None,
+    )
+    draws = Draws(photos, options.seed, rows=1, processes=2)
+    identity, optimizer = run._trained.identity, run._trained.optimizer
+    expected = {}
+    for step in range(2):
+        parts = [run._of(run._loss, photos, draws.batch(step, rank)) for rank in range(2)]
+        (sum(parts) / 2).backward()
+        torch.nn.utils.clip_grad_norm_(identity.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected[step + 1] = sum(float(part.detach()) for part in parts) / 2
+    assert losses(tmp_path) == pytest.approx(expected, rel=1e-5)
+    saved = load_file(tmp_path / "identity.safetensors")
+    torch.testing.assert_close(
+        saved["clip_mapper.0.weight"], identity.clip_mapper[0].weight.detach(), rtol=1e-4, atol=1e-6
+    )

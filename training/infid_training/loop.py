@@ -98,7 +98,9 @@ def train(
         InputError: the photos, the options or the run folder cannot be used.
         TrainingError: the loss or the gradient is not finite; the last checkpoint is kept.
     """
-    accelerator = Accelerator(mixed_precision="no")  # precision is ours: accelerate keeps one for the whole process
+    # precision is ours, since accelerate keeps one for the whole process; without being told, it leaves several
+    # processes on CPUs alone
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
     run = _Run(accelerator, unet, identity, photos, options, run_folder, validation, sample)
     shown = reporter if reporter is not None and accelerator.is_main_process else SilentReporter()
     lock = _locked(run_folder) if accelerator.is_main_process else nullcontext()
