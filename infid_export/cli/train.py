@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,8 +99,11 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         with_text=arguments.with_text, cache=arguments.cache, resume=not arguments.no_resume,
         sample_prompts=tuple(arguments.sample_prompt or ()), sample_steps=arguments.sample_steps,
     )  # fmt: skip
-    with output.progress() as reporter:
+    first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate number the processes; one speaks for all
+    with output.progress() if first else nullcontext() as reporter:
         report = train_on_shards(request, reporter)
+    if not first:
+        return 0
     validation = "" if report.validation_loss is None else f", validation loss {report.validation_loss:.4f}"
     output.line(f"{shown(report.identity)}: {report.steps} steps, loss {report.loss:.4f}{validation}")
     output.document(asdict(report))

@@ -14,10 +14,11 @@ from infid_engines.manifest import sha256_file
 from infid_engines.progress import Reporter, SilentReporter
 from infid_training.base_model import FRESH, initial_identity, open_base
 from infid_training.cache import ShardedPhotos, fill_cache
-from infid_training.loop import DTYPES, TrainReport, train
+from infid_training.loop import TrainReport, train
 from infid_training.options import TrainOptions
 from infid_training.samples import PROMPTS, SampleGrid, fixed_people
 from infid_training.shards import SPLITS, ShardIndex
+from infid_training.stepper import DTYPES
 
 CACHE = "cache"
 
