@@ -23,14 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=default, metavar="DIR", help=f"({default})")
     parser.add_argument("--recognizer", type=Path, required=True, metavar="FILE", help="ArcFace-type recogniser (ONNX)")
     add_detector(parser)
-    parser.add_argument("--size", type=int, default=1024, metavar="PX", help="of the targets (1024, SDXL's)")
+    parser.add_argument(
+        "--photo-size", dest="size", type=int, default=1024, metavar="PX", help="of the targets (1024, SDXL's)"
+    )
     parser.add_argument("--crop-size", type=int, default=224, metavar="PX", help="of aligned faces (224, ViT-H/14's)")
     parser.add_argument(
         "--single-photo", choices=("refuse", "own-pair"), default="refuse",
         help="people with one usable photo: leave out, or pair the photo with itself (refuse)",
     )  # fmt: skip
     parser.add_argument("--validation", type=float, default=0.05, metavar="SHARE", help="of people held out (0.05)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of who is held out (0)")
+    parser.add_argument("--split-seed", dest="seed", type=int, default=0, metavar="N", help="of who is held out (0)")
     parser.add_argument("--photos-per-shard", type=int, default=1000, metavar="N", help="(1000)")
 
 

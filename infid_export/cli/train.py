@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infid_engines.errors import InputError
+from infid_export.cli.arguments import DRY_RUN_HELP, MODEL_HELP
 from infid_export.cli.output import Output, shown, size
 from infid_export.cli.progress import duration
 
@@ -28,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("run"), metavar="DIR", help="run folder (run)")
     parser.add_argument("--no-resume", action="store_true", help="refuse a run folder that has checkpoints")
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="demo", help="demo, random-sdxl or a diffusers folder (demo)")
+    model.add_argument("--model", default="demo", help=MODEL_HELP)
     model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")
     model.add_argument("--model-seed", type=int, default=0, metavar="N", help="of random weights (0)")
     model.add_argument(
@@ -39,15 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_training(parser.add_argument_group("training"))
     _add_watching(parser.add_argument_group("watching"))
     plan = parser.add_argument_group("plan")
-    plan.add_argument("--dry-run", action="store_true", help="estimate memory and time, and train nothing")
-    plan.add_argument("--size", type=int, metavar="PX", help="of the photos, for --dry-run (the shards', else model's)")
+    plan.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
+    plan.add_argument(
+        "--estimate-size", type=int, metavar="PX", help="for --dry-run (the shards', else the model's own)"
+    )
     plan.add_argument("--gpus", type=int, metavar="N", help="for --dry-run (1)")
     plan.add_argument("--gpu-memory", type=float, metavar="GB", help=f"of each, for --dry-run ({_GPU_GB:.0f})")
     plan.add_argument("--tflops", type=float, metavar="N", help=f"reached by each, for --dry-run ({_TFLOPS:.0f})")
 
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--steps", type=int, default=1_000_000, metavar="N", help="(1000000, the paper's)")
+    group.add_argument("--train-steps", dest="steps", type=int, default=1_000_000, metavar="N",
+                       help="(1000000, the paper's)")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=4, metavar="N", help="photos per process and pass (4)")
     group.add_argument("--accumulation", type=int, default=1, metavar="N", help="passes per step (1)")
     group.add_argument("--learning-rate", type=float, default=1e-4, metavar="X", help="(1e-4)")
@@ -57,10 +63,11 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--warmup-steps", type=int, default=0, metavar="N", help="(0)")
     group.add_argument("--max-grad-norm", type=float, default=1.0, metavar="X", help="0 does not clip (1)")
     group.add_argument("--ema-decay", type=float, default=0.0, metavar="X", help="of the moving average; 0 is none (0)")
-    group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the networks (fp32)")
+    group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(fp32)")
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     group.add_argument("--optimizer", choices=("adamw", "adamw8bit"), default="adamw", help="(adamw)")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of pairs, noise and fresh weights (0)")
+    group.add_argument("--train-seed", dest="seed", type=int, default=0, metavar="N",
+                       help="of pairs, noise and fresh weights (0)")  # fmt: skip
 
 
 def _add_watching(group: argparse._ArgumentGroup) -> None:
@@ -82,7 +89,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     options = TrainOptions(**{name: value for name, value in vars(arguments).items() if name in fields})
     if arguments.dry_run:
         return _dry_run(arguments, options, output)
-    for name in ("size", "gpus", "gpu_memory", "tflops"):
+    for name in ("estimate_size", "gpus", "gpu_memory", "tflops"):
         if getattr(arguments, name) is not None:
             raise InputError(
                 f"--{name.replace('_', '-')} is for --dry-run only.", fix="Leave it out, or add --dry-run."
@@ -97,8 +104,11 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         with_text=arguments.with_text, cache=arguments.cache, resume=not arguments.no_resume,
         sample_prompts=tuple(arguments.sample_prompt or ()), sample_steps=arguments.sample_steps,
     )  # fmt: skip
-    with output.progress() as reporter:
+    first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate number the processes; one speaks for all
+    with output.progress() if first else nullcontext() as reporter:
         report = train_on_shards(request, reporter)
+    if not first:
+        return 0
     validation = "" if report.validation_loss is None else f", validation loss {report.validation_loss:.4f}"
     output.line(f"{shown(report.identity)}: {report.steps} steps, loss {report.loss:.4f}{validation}")
     output.document(asdict(report))
@@ -145,8 +155,8 @@ def _dry_run(arguments: argparse.Namespace, options: TrainOptions, output: Outpu
 def _photos(arguments: argparse.Namespace, source: ModelSource) -> tuple[int, int | None]:
     """Return the size of the photos in pixels, and how many there are to train on if shards were given."""
     if arguments.shards is None:
-        return arguments.size or source.architecture.size, None
+        return arguments.estimate_size or source.architecture.size, None
     from infid_training.shards import ShardIndex
 
     index = ShardIndex.load(arguments.shards)
-    return arguments.size or index.size, sum(shard.photos for shard in index.of("train"))
+    return arguments.estimate_size or index.size, sum(shard.photos for shard in index.of("train"))

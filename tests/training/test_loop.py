@@ -21,6 +21,7 @@ from infid_export.model.processors import identity_blocks
 from infid_training import checkpoint, loop
 from infid_training.draws import Draws
 from infid_training.loop import train
+from infid_training.stepper import Stepper
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -67,15 +68,15 @@ def test_a_stopped_run_goes_on_to_the_same_losses_and_weights(
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     small_run(whole, **changes)
-    original = loop._Run._step
+    original = Stepper.step
     for stopped_at in (3, 5):
 
-        def stop(run: loop._Run, step: int, last: int = stopped_at) -> tuple[float, float, float]:
+        def stop(run: Stepper, step: int, last: int = stopped_at) -> tuple[float, float, float]:
             if step == last:
                 raise KeyboardInterrupt
             return original(run, step)
 
-        monkeypatch.setattr(loop._Run, "_step", stop)
+        monkeypatch.setattr(Stepper, "step", stop)
         with pytest.raises(KeyboardInterrupt):
             small_run(parts, **changes)
     monkeypatch.undo()
@@ -124,13 +125,13 @@ def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
 
 def test_the_moving_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    original = loop._Run._step
+    original = Stepper.step
 
-    def watch(run: loop._Run, step: int) -> tuple[float, float, float]:
-        seen.append(run._trained.identity.clip_mapper[0].weight.detach().clone())
+    def watch(run: Stepper, step: int) -> tuple[float, float, float]:
+        seen.append(run.trained.identity.clip_mapper[0].weight.detach().clone())
         return original(run, step)
 
-    monkeypatch.setattr(loop._Run, "_step", watch)
+    monkeypatch.setattr(Stepper, "step", watch)
     small_run(tmp_path, steps=3, ema_decay=0.15, checkpoint_every=3)
     folder = tmp_path / "checkpoints/step-00000003"
     seen.append(load_file(folder / "identity.safetensors")["clip_mapper.0.weight"])
@@ -144,18 +145,18 @@ def test_the_moving_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_accumulated_passes_are_one_step_over_all_of_them(tmp_path: Path) -> None:
     """Passes of a step have other noise than one large pass would, so the mean of the losses is what is compared."""
     unet = small_unet()
-    run = loop._Run(
-        loop.Accelerator(mixed_precision="no"), unet, small_identity(unet), small_photos(),
-        replace(OPTIONS, accumulation=3, learning_rate=0.0), tmp_path, None, None,
+    run = Stepper(
+        loop.Accelerator(mixed_precision="no", cpu=True), unet, small_identity(unet), small_photos(),
+        replace(OPTIONS, accumulation=3, learning_rate=0.0),
     )  # fmt: skip
     expected = []
     for part in range(3):
-        loss = run._of(run._loss, small_photos(), run._draws.batch(0, 0, part))
+        loss = run.loss_of(run._loss, small_photos(), run.draws.batch(0, 0, part))
         (loss / 3).backward()
         expected.append(float(loss.detach()))
-    norm = float(torch.nn.utils.clip_grad_norm_(run._trained.identity.parameters(), 1e9))
-    run._trained.optimizer.zero_grad()
-    found = run._step(0)
+    norm = float(torch.nn.utils.clip_grad_norm_(run.trained.identity.parameters(), 1e9))
+    run.trained.optimizer.zero_grad()
+    found = run.step(0)
     assert found[0] == pytest.approx(sum(expected) / 3)
     assert found[1] == pytest.approx(norm, rel=1e-5)
 
@@ -167,10 +168,10 @@ def test_what_is_not_finite_stops_the_run_and_names_the_photos(
     small_run(tmp_path, steps=4)
     before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints/step-00000004").iterdir()}
     if what == "loss":
-        original = loop._Run._of
-        monkeypatch.setattr(loop._Run, "_of", lambda *given: original(*given) * torch.nan)
+        original = Stepper.loss_of
+        monkeypatch.setattr(Stepper, "loss_of", lambda *given: original(*given) * torch.nan)
     else:
-        monkeypatch.setattr(loop.nn.utils, "clip_grad_norm_", lambda *given: torch.tensor(torch.inf))
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: torch.tensor(torch.inf))
     with pytest.raises(
         TrainingError, match=rf"{what}.* of step 5 is not finite.*person-\d/\d.png -> person-\d"
     ) as error:
@@ -201,7 +202,7 @@ def test_other_photos_and_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="photos: "):
         small_run(tmp_path, photos=small_photos(seed=5))
     unet = small_unet(block_out_channels=[32, 32, 96], attention_head_dim=[1, 1, 3])
-    with pytest.raises(InputError, match=r"cross-attention blocks: \d+ of \d+ channels in all -> "):
+    with pytest.raises(InputError, match=r"cross-attention blocks: \d+ of \d+ channels -> "):
         train(unet, small_identity(unet), small_photos(), OPTIONS, tmp_path)
     unet = small_unet()
     with pytest.raises(InputError, match="holds a run of 2 steps"):
@@ -257,3 +258,44 @@ def test_samples_are_asked_for_with_the_moving_average(tmp_path: Path) -> None:
     train(unet, identity, small_photos(), options, tmp_path, sample=lambda *given: asked.append(given))
     assert [(step, folder) for step, _, folder in asked] == [(4, tmp_path / "samples"), (6, tmp_path / "samples")]
     assert all(modules is not identity for _, modules, _ in asked)
+
+
+def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
+    """Started as torchrun starts them; the same two steps by hand in this process."""
+    options = replace(OPTIONS, steps=2, batch_size=1, validate_every=2, checkpoint_every=2, learning_rate=1e-3)
+    changes = {name: getattr(options, name) for name in ("steps", "batch_size", "validate_every", "learning_rate")}
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        str(Path(__file__).with_name("small_run.py")), str(tmp_path), json.dumps(changes),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    unet, photos = small_unet(), small_photos()
+    run = Stepper(loop.Accelerator(mixed_precision="no", cpu=True), unet, small_identity(unet), photos, options)
+    draws = Draws(photos, options.seed, rows=1, processes=2)
+    identity, optimizer = run.trained.identity, run.trained.optimizer
+    expected = {}
+    for step in range(2):
+        parts = [run.loss_of(run._loss, photos, draws.batch(step, rank)) for rank in range(2)]
+        (sum(parts) / 2).backward()
+        torch.nn.utils.clip_grad_norm_(identity.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected[step + 1] = sum(float(part.detach()) for part in parts) / 2
+    assert losses(tmp_path) == pytest.approx(expected, rel=1e-5)
+    saved = load_file(tmp_path / "identity.safetensors")
+    torch.testing.assert_close(
+        saved["clip_mapper.0.weight"], identity.clip_mapper[0].weight.detach(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_photos_of_other_networks_are_refused(tmp_path: Path) -> None:
+    photos = small_photos()
+    with pytest.raises(InputError, match=r"clip_features are \[4, 16\] each, the identity modules take \[5, 16\]"):
+        small_run(tmp_path, photos=replace(photos, clip_features=photos.clip_features[:, 1:]))
+    unet = small_unet()
+    with pytest.raises(InputError, match="needs the captions' embeddings"):
+        train(unet, small_identity(unet, trained_with_text=True), photos, OPTIONS, tmp_path)
+    with pytest.raises(InputError, match=r"people are given for 9 photos, but \{'latents': 8\}"):
+        replace(photos, latents=photos.latents[1:])

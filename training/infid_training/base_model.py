@@ -14,7 +14,7 @@ from infid_engines.manifest import canonical_key
 from infid_export.model.config import IdentityConfig
 from infid_export.model.identity import IdentityModules, read_config
 from infid_export.model.processors import identity_blocks
-from infid_export.model.sources import BUILT_IN, CheckpointSource, ModelSource, open_source
+from infid_export.model.sources import BUILT_IN, CheckpointSource, ModelSource, checkpoint_folder, open_source
 
 FRESH = "fresh"
 
@@ -25,7 +25,7 @@ def open_base(
     """Open a model to train on.
 
     Args:
-        model: a built-in model, or a checkpoint folder in diffusers' format.
+        model: a built-in model, a checkpoint folder in diffusers' format, or a hub id.
         image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint folder.
         initial: `fresh`, or an identity file, which then decides the sizes of the identity modules.
         seed: of a built-in random model.
@@ -39,18 +39,13 @@ def open_base(
         source = open_source(model, seed=seed)
         source.config = replace(stored or source.config, trained_with_text=with_text)
         return source
-    if not Path(model).is_dir():
-        raise InputError(
-            f"{model} is neither a built-in model nor a folder.",
-            fix=f"Use one of {', '.join(BUILT_IN)}, or the path of an SDXL checkpoint folder in diffusers' format.",
-        )
     if image_encoder is None:
         raise InputError(
             f"The checkpoint {model} needs an image encoder.", fix="Give --image-encoder open_clip_checkpoint."
         )
     config = replace(stored or IdentityConfig(), trained_with_text=with_text)
     # the identity file is read by nobody: the configuration is given, and the weights come from `initial_identity`
-    return CheckpointSource(Path(model), Path(initial), image_encoder, config)
+    return CheckpointSource(checkpoint_folder(model), Path(initial), image_encoder, config)
 
 
 def encoder_fingerprint(source: ModelSource) -> str:

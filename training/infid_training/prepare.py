@@ -214,7 +214,7 @@ class _PhotoReader:
             raise InputError(
                 f"Too small: {width} × {height}, of which {size} × {size} would be an enlargement by more than "
                 f"{_ENLARGED:.0f}.",
-                fix="Use a larger photo or a smaller --size.",
+                fix="Use a larger photo or a smaller --photo-size.",
             )
         faces = self._detector.detect(pixels)
         face = choose_face(faces, photo_size=(width, height))
@@ -269,7 +269,7 @@ def _nobody_left(folder: Path, held_out: int, dropped: dict[str, str]) -> InputE
     if held_out:
         return InputError(
             f"All {held_out} usable photos of {folder} fell to people who are held out, none to train on.",
-            fix="Give a smaller --validation, another --seed, or more people.",
+            fix="Give a smaller --validation, another --split-seed, or more people.",
         )
     reasons = [f"{name}: {reason}" for name, reason in list(dropped.items())[:3]]
     more = f" (and {len(dropped) - 3} more)" if len(dropped) > 3 else ""

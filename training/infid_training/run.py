@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from infid_engines.errors import InputError
@@ -13,10 +14,11 @@ from infid_engines.manifest import sha256_file
 from infid_engines.progress import Reporter, SilentReporter
 from infid_training.base_model import FRESH, initial_identity, open_base
 from infid_training.cache import ShardedPhotos, fill_cache
-from infid_training.loop import DTYPES, TrainReport, train
+from infid_training.loop import TrainReport, train
 from infid_training.options import TrainOptions
 from infid_training.samples import PROMPTS, SampleGrid, fixed_people
 from infid_training.shards import SPLITS, ShardIndex
+from infid_training.stepper import DTYPES
 
 CACHE = "cache"
 
@@ -68,7 +70,7 @@ def train_on_shards(request: RunRequest, reporter: Reporter | None = None) -> Tr
         InputError: shards, model, options or run folder cannot be used, or the disk is full.
         TrainingError: the loss is not finite.
     """
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())
     shown = reporter if reporter is not None and state.is_main_process else SilentReporter()
     index = ShardIndex.load(request.shards)
     source = open_base(request.model, request.image_encoder, request.initial, request.model_seed, request.with_text)
