@@ -9,6 +9,8 @@ from pathlib import Path
 # Written here and not imported, because infid_engines.backends imports numpy and help must not.
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt_rtx")
 ENGINES = Path("engines")
+MODEL_HELP = "demo, random-sdxl, a diffusers folder or a hub id (demo)"
+DRY_RUN_HELP = "show what would be made, and make nothing"
 METHOD_CHOICES = {
     "--self-attention": ("self_attention", ("mixed", "mutual", "plain")),
     "--adain": ("adain", ("mean", "standard", "off")),
@@ -63,7 +65,7 @@ def add_sampling(parser: argparse._ActionsContainer) -> None:
 
 def add_model(model: argparse._ActionsContainer) -> None:
     """Add the choice of a model and of the variant of the method."""
-    model.add_argument("--model", default="demo", help="demo, random-sdxl, a diffusers folder or a hub id (demo)")
+    model.add_argument("--model", default="demo", help=MODEL_HELP)
     model.add_argument("--identity", type=Path, metavar="FILE", help="identity weights (safetensors)")
     model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")
     model.add_argument("--recognizer", type=Path, metavar="FILE", help="ArcFace-type recogniser (ONNX)")
@@ -84,3 +86,9 @@ def add_targets(parser: argparse._ActionsContainer, choices: Sequence[str] | Non
 def add_face_index(parser: argparse.ArgumentParser) -> None:
     """Add the choice among several faces."""
     parser.add_argument("--face-index", type=int, metavar="N", help="which face; 0 is the largest (0)")
+
+
+def add_detector(parser: argparse._ActionsContainer) -> None:
+    """Add the choice of what finds faces."""
+    parser.add_argument("--detector", choices=("centerface", "insightface"), default="centerface", help="(centerface)")
+    parser.add_argument("--face-models", type=Path, metavar="DIR", help="local InsightFace model folder")

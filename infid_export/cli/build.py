@@ -7,7 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infid_export.cli.arguments import BACKENDS, ENGINES, add_model, add_size, add_targets, backend_help
+from infid_export.cli.arguments import (
+    BACKENDS,
+    DRY_RUN_HELP,
+    ENGINES,
+    add_detector,
+    add_model,
+    add_size,
+    add_targets,
+    backend_help,
+)
 from infid_export.cli.output import Output, shown, size
 from infid_export.export.options import GRAPHS, BuildOptions
 
@@ -20,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments; each is a field of `BuildOptions`."""
     model = parser.add_argument_group("model")
     add_model(model)
-    model.add_argument("--detector", choices=("centerface", "insightface"), default="centerface", help="(centerface)")
-    model.add_argument("--face-models", type=Path, metavar="DIR", help="local InsightFace model folder")
+    add_detector(model)
     graphs = parser.add_argument_group("graphs")
     graphs.add_argument("-o", "--output", type=Path, default=ENGINES, metavar="DIR", help="engine folder (engines)")
     precision = graphs.add_mutually_exclusive_group()
@@ -53,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parity.add_argument(
         "--parity-image", choices=("auto", "on", "off"), default="auto", help="compare a whole picture (auto: the demo)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be made, and make nothing")
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
 
 
 def options_of(arguments: argparse.Namespace) -> BuildOptions:

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infid_engines.errors import InputError
-from infid_export.cli.arguments import ENGINES, METHOD_CHOICES, add_folder, add_model, add_running, add_sampling
+from infid_export.cli.arguments import (
+    DRY_RUN_HELP,
+    ENGINES,
+    METHOD_CHOICES,
+    add_folder,
+    add_model,
+    add_running,
+    add_sampling,
+)
 from infid_export.cli.output import Output, shown
 
 if TYPE_CHECKING:
@@ -67,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reference = parser.add_argument_group("PyTorch reference in fp32, instead of engines; needs --model")
     add_model(reference)
     parser.set_defaults(engines=None, model=None)
-    parser.add_argument("--dry-run", action="store_true", help="show what would be made, and make nothing")
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:

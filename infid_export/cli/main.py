@@ -24,6 +24,8 @@ COMMANDS = {
     "generate": "generate pictures of a person",
     "enroll": "turn photos of a person into a person file",
     "evaluate": "score how well pictures keep people and obey prompts",
+    "prepare": "turn a folder of people's photos into shards to train on",
+    "train": "train identity modules on prepared shards",
     "verify": "check an engine folder's hashes and repeat its parity",
     "inspect": "show what an engine folder or an ONNX file holds",
     "tune": "measure the kernels' tile sizes on this GPU and write the fastest to a file",
@@ -199,7 +201,10 @@ class _Interrupted(InfidError):
     """The user pressed Ctrl-C."""
 
     def __init__(self, command: str) -> None:
-        kept = "Finished parts are kept; the same command resumes there." if command == "build" else ""
+        kept = {
+            "build": "Finished parts are kept; the same command resumes there.",
+            "train": "The checkpoints are kept; the same command resumes from the last one.",
+        }.get(command)
         super().__init__("Interrupted.", fix=kept or "Nothing was left half-written; run the same command again.")
 
 

@@ -269,12 +269,19 @@ def open_source(
         )
     from infid_export.model.identity import read_config
 
-    folder = Path(model) if Path(model).is_dir() else _download(model)
-    return CheckpointSource(folder, identity, image_encoder, read_config(identity).with_choices(**chosen))
+    return CheckpointSource(
+        checkpoint_folder(model), identity, image_encoder, read_config(identity).with_choices(**chosen)
+    )
 
 
-def _download(model: str) -> Path:
-    """Fetch a hub id through huggingface_hub, or find it in its cache."""
+def checkpoint_folder(model: str) -> Path:
+    """Return a checkpoint's folder: the one named, or a hub id's, fetched through huggingface_hub or from its cache.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if Path(model).is_dir():
+        return Path(model)
     from huggingface_hub import snapshot_download
 
     try:

@@ -16,7 +16,9 @@ from infid_export.faces.detection import _decode
 from infid_export.model.architectures import WORLD, identity_config
 from infid_export.model.components import construct
 from infid_export.model.face_networks import DetectorNetwork, RecognizerNetwork
-from infid_training.recipe import autoencoder, base, contrast, detection, recognition
+from infid_export.model.identity import read_config
+from infid_training.options import TrainOptions
+from infid_training.recipe import autoencoder, base, contrast, detection, identity, recognition
 from infid_training.recipe.crops import aligned
 from infid_training.recipe.fitting import Fit, fit
 from infid_training.recipe.pictures import PICTURES, SIZE, Pictures, draw_pictures, scene_of
@@ -218,11 +220,29 @@ def test_the_recipe_makes_every_file_and_then_nothing_more(
     for module in (autoencoder, contrast, recognition, detection, base):
         monkeypatch.setattr(module, "FIT", Fit(1, 1e-3))
         monkeypatch.setattr(module, "_BATCH", 4)
+    monkeypatch.setattr(identity, "OPTIONS", TrainOptions(steps=2, batch_size=2, learning_rate=1e-3, validate_every=0))
     recipe = Recipe(folder, "cpu", SilentReporter(), people=FEW)
     files = recipe.run()
-    assert [file.stem for file in files] == ["vae", "clip", "recognizer", "facenet", "detector", "base"]
+    assert [file.stem for file in files] == [
+        "vae", "clip", "recognizer", "facenet", "detector", "base", "identity", "identity-with-text",
+    ]  # fmt: skip
+    assert [read_config(file).trained_with_text for file in files[-2:]] == [False, True]
     written = {file: file.stat().st_mtime_ns for file in folder.glob("*")}
     assert set(files) < set(written)
     assert not list(folder.glob("*partial*"))
     assert recipe.run() == files
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*")} == written
+
+
+def test_faces_are_read_as_the_runtime_reads_them(pictures: Pictures) -> None:
+    encoder, network = new("image_encoder").eval(), RecognizerNetwork().eval()
+    with torch.no_grad():
+        features, embeddings = identity.read_faces(encoder, network, pictures.pixels[:2], pictures.marks[:2])
+        for row in range(2):
+            photo, marks = pictures.pixels[row], pictures.marks[row] * SIZE - 0.5
+            crop, face = align(photo, marks, portrait_template(), 224), align(photo, marks, ARCFACE_TEMPLATE, 112)
+            expected = encoder(torch.from_numpy(crop.astype(np.float32).transpose(2, 0, 1)[None] / 255))
+            assert torch.cosine_similarity(features[row].flatten(), expected.flatten(), dim=0) > 0.98
+            wanted = network(torch.from_numpy((face.astype(np.float32).transpose(2, 0, 1)[None] - 127.5) / 127.5))[0]
+            assert torch.cosine_similarity(embeddings[row], wanted, dim=0) > 0.98
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))

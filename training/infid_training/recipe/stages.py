@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infid_engines.progress import Reporter
+from infid_engines.progress import Reporter, Stage
 from infid_export.model.architectures import WORLD, identity_config
 from infid_export.model.components import construct
-from infid_export.model.face_networks import DetectorNetwork
-from infid_training.recipe import autoencoder, base, contrast, detection, recognition
+from infid_export.model.encoders import ImageEncoder
+from infid_export.model.face_networks import DetectorNetwork, RecognizerNetwork
+from infid_training.base_model import fresh_identity
+from infid_training.loop import train
+from infid_training.recipe import autoencoder, base, contrast, detection, identity, recognition
 from infid_training.recipe.fitting import fit
 from infid_training.recipe.pictures import PEOPLE, Pictures, draw_pictures
 
@@ -28,6 +33,9 @@ SECONDS = {
     "detector": 300.0,
     "latents": 120.0,
     "base": 5200.0,
+    "photos": 300.0,
+    "identity": 1500.0,
+    "identity-with-text": 1500.0,
 }
 
 
@@ -53,11 +61,14 @@ class Recipe:
         """Make everything that is not made yet, and return the files of weights."""
         self.reporter.plan(SECONDS)
         pictures = self.pictures()
-        self.faces(pictures)
+        networks = self.faces(pictures)
         towers = self.towers(pictures)
-        vae = self.vae(pictures)
-        self.base(pictures, towers, self.latents(vae, pictures))
-        return [self.work / f"{name}.safetensors" for name in SECONDS if name not in ("pictures", "latents")]
+        latents = self.latents(self.vae(pictures), pictures)
+        unet = self.base(pictures, towers, latents)
+        photos = self.photos(pictures, towers, networks["recognizer"], latents)
+        for with_text in (False, True):
+            self.identity(unet, photos, towers, with_text)
+        return [self.work / f"{name}.safetensors" for name in SECONDS if name not in ("pictures", "latents", "photos")]
 
     def pictures(self) -> Pictures:
         """Draw the pictures."""
@@ -107,6 +118,35 @@ class Recipe:
         self._fit("base", unet, partial(base.base_loss, unet, texts, latents, pictures), base.FIT)
         return unet
 
+    def photos(
+        self, pictures: Pictures, towers: contrast.ContrastiveTowers, recognizer: torch.nn.Module, latents: Tensor
+    ) -> identity.PhotosOfTheWorld:
+        """Return what identity-enhanced training reads."""
+        assert isinstance(recognizer, RecognizerNetwork)
+        with self.reporter.stage("photos") as stage:
+            found = identity.encode_faces(
+                ImageEncoder(towers.image), recognizer, pictures, self.work / "photos.safetensors", stage
+            )
+        return identity.PhotosOfTheWorld(
+            found["numbers"], latents, found["clip_features"], found["face_embeddings"], pictures
+        )
+
+    def identity(
+        self, unet: Any, photos: identity.PhotosOfTheWorld, towers: contrast.ContrastiveTowers, with_text: bool
+    ) -> None:
+        """Train the identity modules, as the paper does or, for the ablation, with text on."""
+        name = "identity-with-text" if with_text else "identity"
+        file = self.work / f"{name}.safetensors"
+        if file.is_file():
+            return
+        config = replace(identity_config(WORLD), trained_with_text=with_text)
+        texts = base.Texts(contrast.tokenizers(), towers.text_encoder, towers.text_encoder_2) if with_text else None
+        modules = fresh_identity(unet, config, self.seed)
+        report = train(
+            unet, modules, replace(photos, texts=texts), identity.OPTIONS, self.work / name, _Under(self.reporter, name)
+        )
+        report.identity.replace(file)
+
     def _new(self, name: str) -> Any:
         """Return a component of the demo model with its library's starting weights."""
         torch.manual_seed(self.seed)
@@ -116,3 +156,22 @@ class Recipe:
     def _fit(self, name: str, module: torch.nn.Module, loss: Any, how: Any) -> None:
         with self.reporter.stage(name) as stage:
             fit(module, loss, how, self.work, name, stage)
+
+
+@dataclass
+class _Under:
+    """Shows work that plans for itself as one stage of the recipe."""
+
+    reporter: Reporter
+    name: str
+
+    def plan(self, stages: dict[str, float]) -> None:
+        pass
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        with self.reporter.stage(self.name) as stage:
+            yield stage
+
+    def note(self, text: str) -> None:
+        self.reporter.note(text)

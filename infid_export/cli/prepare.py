@@ -1,0 +1,91 @@
+"""`infid-export prepare`."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infid_engines.errors import InputError
+from infid_export.cli.arguments import add_detector
+from infid_export.cli.output import Output, shown
+
+if TYPE_CHECKING:
+    from infid_export.faces.detection import FaceDetector
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("people", type=Path, metavar="PEOPLE", help="folder with one sub-folder of photos per person")
+    default = Path("shards")
+    parser.add_argument("-o", "--output", type=Path, default=default, metavar="DIR", help=f"({default})")
+    parser.add_argument("--recognizer", type=Path, required=True, metavar="FILE", help="ArcFace-type recogniser (ONNX)")
+    add_detector(parser)
+    parser.add_argument(
+        "--photo-size", dest="size", type=int, default=1024, metavar="PX", help="of the targets (1024, SDXL's)"
+    )
+    parser.add_argument("--crop-size", type=int, default=224, metavar="PX", help="of aligned faces (224, ViT-H/14's)")
+    parser.add_argument(
+        "--single-photo", choices=("refuse", "own-pair"), default="refuse",
+        help="people with one usable photo: leave out, or pair the photo with itself (refuse)",
+    )  # fmt: skip
+    parser.add_argument("--validation", type=float, default=0.05, metavar="SHARE", help="of people held out (0.05)")
+    parser.add_argument("--split-seed", dest="seed", type=int, default=0, metavar="N", help="of who is held out (0)")
+    parser.add_argument("--photos-per-shard", type=int, default=1000, metavar="N", help="(1000)")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Prepare, and print what was dropped and why."""
+    from infid_training.prepare import PrepareOptions, prepare
+
+    options = PrepareOptions(
+        size=arguments.size, crop_size=arguments.crop_size, single_photo=arguments.single_photo,
+        validation=arguments.validation, seed=arguments.seed, photos_per_shard=arguments.photos_per_shard,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch, output.progress() as reporter:
+        detector = _detector(arguments, Path(scratch))
+        report = prepare(arguments.people, arguments.output, detector, arguments.recognizer, options, reporter)
+    output.table("Dropped, and why", ("photo", "why"), list(report.dropped.items()))
+    rows = [(split, str(report.people[split]), str(report.photos[split])) for split in report.people]
+    output.table("Kept", ("split", "people", "photos"), rows, numbers=("people", "photos"))
+    total = sum(report.photos.values())
+    output.line(f"{shown(arguments.output)}: {total} photos, {len(report.dropped)} dropped, {report.seconds:.1f} s")
+    output.document(
+        {
+            "folder": arguments.output,
+            "people": report.people,
+            "photos": report.photos,
+            "dropped": report.dropped,
+            "reasons": dict(Counter(report.dropped.values())),
+            "seconds": report.seconds,
+        }
+    )
+    return 0
+
+
+def _detector(arguments: argparse.Namespace, scratch: Path) -> FaceDetector:
+    """Open the chosen detector.
+
+    Raises:
+        InputError: its models are missing or not asked for.
+    """
+    from infid_export.faces.detection import (
+        CenterFaceDetector,
+        InsightFaceDetector,
+        find_centerface,
+        make_dynamic_centerface,
+    )
+
+    if arguments.detector == "insightface":
+        if arguments.face_models is None:
+            raise InputError(
+                "The insightface detector needs your local InsightFace model folder.",
+                fix="Give it with --face-models, or use --detector centerface.",
+            )
+        return InsightFaceDetector(arguments.face_models)
+    if arguments.face_models is not None:
+        raise InputError("--face-models has no effect with the detector centerface.", fix="Leave it out.")
+    make_dynamic_centerface(find_centerface(), scratch / "detector.onnx")
+    return CenterFaceDetector(scratch / "detector.onnx")

@@ -1,0 +1,162 @@
+"""`infid-export train`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infid_engines.errors import InputError
+from infid_export.cli.arguments import DRY_RUN_HELP, MODEL_HELP
+from infid_export.cli.output import Output, shown, size
+from infid_export.cli.progress import duration
+
+if TYPE_CHECKING:
+    from infid_export.model.sources import ModelSource
+    from infid_training.options import TrainOptions
+
+# Written here and not imported: help must not import what the options' neighbours import.
+_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+# Of an A100 in bf16 312 are promised; that 40 % of them are reached is an assumption, no GPU has been measured.
+_TFLOPS = 125.0
+_GPU_GB = 80.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments; most are fields of `TrainOptions`."""
+    parser.add_argument("shards", type=Path, nargs="?", metavar="SHARDS", help="folder that `prepare` wrote")
+    parser.add_argument("-o", "--output", type=Path, default=Path("run"), metavar="DIR", help="run folder (run)")
+    parser.add_argument("--no-resume", action="store_true", help="refuse a run folder that has checkpoints")
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="demo", help=MODEL_HELP)
+    model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")
+    model.add_argument("--model-seed", type=int, default=0, metavar="N", help="of random weights (0)")
+    model.add_argument(
+        "--identity-init", default="fresh", metavar="fresh|FILE", help="start fresh, or from an identity file (fresh)"
+    )
+    model.add_argument("--with-text", action="store_true", help="train with text cross-attention on (ablation)")
+    model.add_argument("--cache", type=Path, metavar="DIR", help="frozen networks' outputs (SHARDS/cache)")
+    _add_training(parser.add_argument_group("training"))
+    _add_watching(parser.add_argument_group("watching"))
+    plan = parser.add_argument_group("plan")
+    plan.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
+    plan.add_argument(
+        "--estimate-size", type=int, metavar="PX", help="for --dry-run (the shards', else the model's own)"
+    )
+    plan.add_argument("--gpus", type=int, metavar="N", help="for --dry-run (1)")
+    plan.add_argument("--gpu-memory", type=float, metavar="GB", help=f"of each, for --dry-run ({_GPU_GB:.0f})")
+    plan.add_argument("--tflops", type=float, metavar="N", help=f"reached by each, for --dry-run ({_TFLOPS:.0f})")
+
+
+def _add_training(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--train-steps", dest="steps", type=int, default=1_000_000, metavar="N",
+                       help="(1000000, the paper's)")  # fmt: skip
+    group.add_argument("--batch-size", type=int, default=4, metavar="N", help="photos per process and pass (4)")
+    group.add_argument("--accumulation", type=int, default=1, metavar="N", help="passes per step (1)")
+    group.add_argument("--learning-rate", type=float, default=1e-4, metavar="X", help="(1e-4)")
+    group.add_argument("--weight-decay", type=float, default=0.01, metavar="X", help="(0.01)")
+    group.add_argument("--lr-schedule", choices=_SCHEDULES, default="constant", metavar="NAME",
+                       help=f"{', '.join(_SCHEDULES)} (constant)")  # fmt: skip
+    group.add_argument("--warmup-steps", type=int, default=0, metavar="N", help="(0)")
+    group.add_argument("--max-grad-norm", type=float, default=1.0, metavar="X", help="0 does not clip (1)")
+    group.add_argument("--ema-decay", type=float, default=0.0, metavar="X", help="of the moving average; 0 is none (0)")
+    group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(fp32)")
+    group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
+    group.add_argument("--optimizer", choices=("adamw", "adamw8bit"), default="adamw", help="(adamw)")
+    group.add_argument("--train-seed", dest="seed", type=int, default=0, metavar="N",
+                       help="of pairs, noise and fresh weights (0)")  # fmt: skip
+
+
+def _add_watching(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--checkpoint-every", type=int, default=1000, metavar="N", help="steps (1000)")
+    group.add_argument("--keep", type=int, default=3, metavar="N", help="checkpoints (3)")
+    group.add_argument("--log-every", type=int, default=10, metavar="N", help="steps (10)")
+    group.add_argument("--validate-every", type=int, default=1000, metavar="N", help="steps; 0 never (1000)")
+    group.add_argument("--validation-pairs", type=int, default=64, metavar="N", help="(64)")
+    group.add_argument("--sample-every", type=int, default=0, metavar="N", help="steps; 0 never (0)")
+    group.add_argument("--sample-prompt", action="append", metavar="TEXT", help="of the sample pictures, repeatable")
+    group.add_argument("--sample-steps", type=int, metavar="N", help="of DDIM (the model's own)")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Train, or estimate."""
+    from infid_training.options import TrainOptions
+
+    fields = TrainOptions.__dataclass_fields__
+    options = TrainOptions(**{name: value for name, value in vars(arguments).items() if name in fields})
+    if arguments.dry_run:
+        return _dry_run(arguments, options, output)
+    for name in ("estimate_size", "gpus", "gpu_memory", "tflops"):
+        if getattr(arguments, name) is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')} is for --dry-run only.", fix="Leave it out, or add --dry-run."
+            )
+    if arguments.shards is None:
+        raise InputError("SHARDS is missing.", fix="Give the folder that `infid-export prepare` wrote.")
+    from infid_training.run import RunRequest, train_on_shards
+
+    request = RunRequest(
+        shards=arguments.shards, folder=arguments.output, options=options, model=arguments.model,
+        image_encoder=arguments.image_encoder, model_seed=arguments.model_seed, initial=arguments.identity_init,
+        with_text=arguments.with_text, cache=arguments.cache, resume=not arguments.no_resume,
+        sample_prompts=tuple(arguments.sample_prompt or ()), sample_steps=arguments.sample_steps,
+    )  # fmt: skip
+    first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate number the processes; one speaks for all
+    with output.progress() if first else nullcontext() as reporter:
+        report = train_on_shards(request, reporter)
+    if not first:
+        return 0
+    validation = "" if report.validation_loss is None else f", validation loss {report.validation_loss:.4f}"
+    output.line(f"{shown(report.identity)}: {report.steps} steps, loss {report.loss:.4f}{validation}")
+    output.document(asdict(report))
+    return 0
+
+
+def _dry_run(arguments: argparse.Namespace, options: TrainOptions, output: Output) -> int:
+    from infid_training.base_model import open_base
+    from infid_training.estimate import estimate
+
+    source = open_base(arguments.model, arguments.image_encoder, arguments.identity_init, with_text=arguments.with_text)
+    gpus, tflops = arguments.gpus or 1, arguments.tflops or _TFLOPS
+    limit = (arguments.gpu_memory or _GPU_GB) * 1e9
+    pixels, photos = _photos(arguments, source)
+    found = estimate(source, options, pixels, gpus, tflops)
+    rows = [(name, size(count)) for name, count in found.memory.items() if count]
+    output.table("Memory of one GPU", ("for", "size"), [*rows, ("sum", size(found.peak_bytes))], numbers=("size",))
+    fits = found.peak_bytes <= limit
+    seen = options.steps * options.batch_size * options.accumulation * gpus
+    trained, every = found.parameters / 1e6, (found.parameters + found.frozen_parameters) / 1e6
+    output.line(f"{arguments.model} at {pixels} × {pixels}, {options.precision}: "
+                f"{trained:.1f} M trained of {every:.1f} M parameters")  # fmt: skip
+    output.line(f"a step: {found.flops_per_photo / 1e12:.3g} TFLOP forward per photo, "
+                f"{found.flops_per_step / 1e12:.3g} TFLOP per GPU with the backward pass")  # fmt: skip
+    output.line(f"time: {duration(found.seconds)} for {options.steps} steps ({seen} photos seen), assuming "
+                f"{tflops:g} TFLOP/s per GPU and no time for communication")  # fmt: skip
+    output.line(f"disk: {size(found.checkpoint_bytes * (options.keep + 1))} for checkpoints, "
+                f"{size(found.cache_bytes_per_photo)} per photo for the cache")  # fmt: skip
+    verdict = "fits" if fits else "does not fit"
+    output.line(f"{'PASSED' if fits else 'FAILED'} {size(found.peak_bytes)} {verdict} into {size(limit)}; an estimate, "
+                "nothing was trained")  # fmt: skip
+    if not fits:
+        output.note("less: --precision bf16, --gradient-checkpointing, a smaller --batch-size with --accumulation, "
+                    "--optimizer adamw8bit")  # fmt: skip
+    output.document(
+        {
+            **asdict(found), "peak_bytes": found.peak_bytes, "fits": fits, "gpus": gpus, "assumed_tflops": tflops,
+            "size": pixels, "photos_seen": seen, "photos": photos,
+        }
+    )  # fmt: skip
+    return 0 if fits else 1
+
+
+def _photos(arguments: argparse.Namespace, source: ModelSource) -> tuple[int, int | None]:
+    """Return the size of the photos in pixels, and how many there are to train on if shards were given."""
+    if arguments.shards is None:
+        return arguments.estimate_size or source.architecture.size, None
+    from infid_training.shards import ShardIndex
+
+    index = ShardIndex.load(arguments.shards)
+    return arguments.estimate_size or index.size, sum(shard.photos for shard in index.of("train"))

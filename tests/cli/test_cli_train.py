@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from cli_process import Cli
+from face_models import write_recognizer
+from PIL import Image, ImageEnhance
+
+from infid_export.cli import train as command
+from infid_export.faces.detection import find_centerface
+from infid_export.model.identity import IdentityModules
+from infid_export.model.processors import identity_blocks
+from infid_export.model.sources import RandomSource
+from infid_training.options import TrainOptions
+
+
+@pytest.fixture
+def people(tmp_path: Path, astronaut: np.ndarray) -> Path:
+    """The one face there is, as two people in two lights each, and a file that is no photo."""
+    folder = tmp_path / "people"
+    face = Image.fromarray(astronaut[:300, 100:400])
+    for name, strength in (("anna", 1.0), ("bert", 0.8)):
+        (folder / name).mkdir(parents=True)
+        for number, light in enumerate((1.0, 0.9)):
+            ImageEnhance.Brightness(face).enhance(strength * light).save(folder / name / f"{number}.png")
+    (folder / "anna/broken.jpg").write_bytes(b"no photo")
+    return folder
+
+
+def test_from_a_folder_of_people_to_an_identity_file(
+    cli: Cli, people: Path, tmp_path: Path, source: RandomSource
+) -> None:
+    find_centerface()
+    recognizer = write_recognizer(tmp_path / "recognizer.onnx")
+    crop = source.architecture.image_encoder["image_size"]
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    words = ["prepare", people, "-o", shards, "--recognizer", recognizer, "--photo-size", 64, "--crop-size", crop]
+    code, out, err = cli(*words, "--validation", 0)
+    assert code == 0, err
+    assert "anna/broken.jpg" in out
+    assert "not an image" in out
+    assert "4 photos, 1 dropped" in out
+    code, out, err = cli(*words, "--json")
+    assert code == 1
+    assert json.loads(out)["error"]["problem"].endswith("exists already.")
+    options = ["--train-steps", 2, "--batch-size", 1, "--log-every", 1, "--learning-rate", 1e-3]
+    code, out, err = cli("train", shards, "-o", run, *options)
+    assert code == 0, err
+    assert "starting from step 0" in err
+    assert "nobody is held out" in err
+    assert "step 2 of 2, loss" in err or "step 1 of 2, loss" in err
+    assert "identity.safetensors: 2 steps, loss" in out
+    IdentityModules.load(run / "identity.safetensors", identity_blocks(source.empty("unet")), torch.float32)
+    code, out, _ = cli("train", shards, "-o", run, *options, "--json", "--quiet", "--train-steps", 3)
+    assert code == 0
+    assert {"steps": 3, "resumed_from": 2, "validation_loss": None}.items() <= json.loads(out).items()
+    code, _, err = cli("train", shards, "-o", run, *options, "--train-seed", 3)
+    assert code == 1
+    assert "seed: 0 -> 3" in err
+    code, _, err = cli("train", shards, "-o", run, *options, "--no-resume")
+    assert code == 1
+    assert "holds a run of 3 steps" in err
+
+
+def test_a_dry_run_says_whether_it_fits(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--dry-run", "--model", "random-sdxl", "--precision", "bf16", "--gpus", 16]
+    code, out, _ = cli(*words)
+    assert code == 0
+    assert "383.3 M trained of 2950.7 M parameters" in out
+    assert "1000000 steps (64000000 photos seen), assuming 125 TFLOP/s per GPU" in out
+    assert "fits into 80.00 GB" in out
+    code, out, err = cli(*words, "--gpu-memory", 24)
+    assert code == 1
+    assert "FAILED" in out
+    assert "--gradient-checkpointing" in err
+    code, out, _ = cli(*words, "--json", "--quiet", "--tflops", 250)
+    found = json.loads(out)
+    assert found["peak_bytes"] == sum(found["memory"].values())
+    assert found["assumed_tflops"] == 250
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("train",), "SHARDS is missing"),
+        (("train", "nowhere"), "holds no shards"),
+        (("train", "nowhere", "--gpus", "4"), "--gpus is for --dry-run only"),
+        (("train", "x", "--train-steps", "0"), "steps must be at least 1"),
+        (("train", "x", "--precision", "fp8"), "invalid choice"),
+        (("prepare", "nowhere", "--recognizer", "x.onnx"), "There is no model at x.onnx"),
+        (("prepare", "nowhere"), "--recognizer"),
+        (("prepare", "x", "--recognizer", "x", "--photo-size", "100"), "multiple of 8"),
+        (("prepare", "x", "--recognizer", "x", "--detector", "insightface"), "local InsightFace model folder"),
+        (("prepare", "x", "--recognizer", "x", "--face-models", "y"), "--face-models has no effect"),
+    ],
+)
+def test_wrong_usage(cli: Cli, words: tuple[str, ...], problem: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli(*words)
+    assert (code, out) == (1, "")
+    assert problem in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_arguments_are_the_options(cli: Cli) -> None:
+    """Defaults and choices are written twice, because help must not import."""
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    given = vars(parser.parse_args([]))
+    defaults = vars(TrainOptions())
+    assert {name for name in defaults if name not in given} == {"single_photo"}
+    assert {name: given[name] for name in defaults if name in given} == {
+        name: value for name, value in defaults.items() if name in given
+    }
+    assert get_args(get_type_hints(TrainOptions)["lr_schedule"]) == command._SCHEDULES

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import OPTIONS, losses, small_identity, small_photos, small_run, small_unet
+
+from infid_engines.errors import InputError, TrainingError
+from infid_export.model.identity import IdentityModules
+from infid_export.model.processors import identity_blocks
+from infid_training import checkpoint, loop
+from infid_training.draws import Draws
+from infid_training.loop import train
+from infid_training.stepper import Stepper
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def snapshot(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("with_text", [False, True], ids=["paper", "with-text"])
+def test_only_mappers_and_projections_change_and_all_of_them(tmp_path: Path, with_text: bool) -> None:
+    unet = small_unet()
+    identity = small_identity(unet, trained_with_text=with_text)
+    frozen, start = snapshot(unet), snapshot(identity)
+    report = train(unet, identity, small_photos(with_text=with_text), replace(OPTIONS, steps=2), tmp_path)
+    assert [name for name, tensor in unet.state_dict().items() if not torch.equal(tensor, frozen[name])] == []
+    assert [name for name, tensor in identity.state_dict().items() if torch.equal(tensor, start[name])] == []
+    assert not any(parameter.requires_grad for parameter in (*unet.parameters(), *identity.parameters()))
+    saved = IdentityModules.load(report.identity, identity_blocks(unet))
+    assert saved.config == identity.config
+    for name, tensor in saved.state_dict().items():
+        torch.testing.assert_close(tensor, identity.state_dict()[name], rtol=0, atol=0)
+
+
+def test_the_loss_falls_on_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Again and again with the same noise: a frozen UNet of random weights can be led no further."""
+    original = Draws.batch
+    monkeypatch.setattr(Draws, "batch", lambda draws, *_: original(draws, 0))
+    small_run(tmp_path, steps=80, batch_size=1, learning_rate=2e-2, checkpoint_every=80, validate_every=0)
+    found = losses(tmp_path)
+    assert found[80] < 0.95 * found[1], (found[1], found[80])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"accumulation": 2, "ema_decay": 0.9, "lr_schedule": "cosine", "warmup_steps": 2},
+        {"precision": "bf16", "gradient_checkpointing": True},
+    ],
+    ids=["plain", "accumulated", "bf16"],
+)
+def test_a_stopped_run_goes_on_to_the_same_losses_and_weights(
+    tmp_path: Path, changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    small_run(whole, **changes)
+    original = Stepper.step
+    for stopped_at in (3, 5):
+
+        def stop(run: Stepper, step: int, last: int = stopped_at) -> tuple[float, float, float]:
+            if step == last:
+                raise KeyboardInterrupt
+            return original(run, step)
+
+        monkeypatch.setattr(Stepper, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            small_run(parts, **changes)
+    monkeypatch.undo()
+    assert small_run(parts, **changes).resumed_from == 4
+    assert losses(parts) == losses(whole)
+    assert (parts / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()
+    assert_equal_files(parts, whole)
+
+
+def assert_equal_files(one: Path, other: Path) -> None:
+    names = sorted(str(path.relative_to(one)) for path in one.rglob("*.safetensors"))
+    assert names == sorted(str(path.relative_to(other)) for path in other.rglob("*.safetensors"))
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_a_killed_run_goes_on_to_the_same_losses(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = {"steps": 25, "checkpoint_every": 1, "validate_every": 0}
+    small_run(whole, **options)
+    command = [sys.executable, str(Path(__file__).with_name("small_run.py")), str(killed), json.dumps(options)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    log = killed / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and len(log.read_text().splitlines()) >= 5):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < small_run(killed, **options).resumed_from < 25
+    assert losses(killed) == losses(whole)
+    assert_equal_files(killed, whole)
+    assert list(killed.rglob(".*.partial")) == []
+
+
+def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    small_run(tmp_path, steps=5, checkpoint_every=1, keep=2, ema_decay=0.5)
+    folders = sorted((tmp_path / "checkpoints").iterdir())
+    assert [folder.name for folder in folders] == ["step-00000004", "step-00000005"]
+    assert {path.name for path in folders[0].iterdir()} == {
+        "identity.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
+    }  # fmt: skip
+    assert (tmp_path / "identity.safetensors").read_bytes() == (folders[1] / "ema.safetensors").read_bytes()
+
+
+def test_the_moving_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    original = Stepper.step
+
+    def watch(run: Stepper, step: int) -> tuple[float, float, float]:
+        seen.append(run.trained.identity.clip_mapper[0].weight.detach().clone())
+        return original(run, step)
+
+    monkeypatch.setattr(Stepper, "step", watch)
+    small_run(tmp_path, steps=3, ema_decay=0.15, checkpoint_every=3)
+    folder = tmp_path / "checkpoints/step-00000003"
+    seen.append(load_file(folder / "identity.safetensors")["clip_mapper.0.weight"])
+    average = seen[0]
+    for step, weight in enumerate(seen[1:]):
+        decay = min(0.15, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(load_file(folder / "ema.safetensors")["clip_mapper.0.weight"], average)
+
+
+def test_accumulated_passes_are_one_step_over_all_of_them(tmp_path: Path) -> None:
+    """Passes of a step have other noise than one large pass would, so the mean of the losses is what is compared."""
+    unet = small_unet()
+    run = Stepper(
+        loop.Accelerator(mixed_precision="no", cpu=True), unet, small_identity(unet), small_photos(),
+        replace(OPTIONS, accumulation=3, learning_rate=0.0),
+    )  # fmt: skip
+    expected = []
+    for part in range(3):
+        loss = run.loss_of(run._loss, small_photos(), run.draws.batch(0, 0, part))
+        (loss / 3).backward()
+        expected.append(float(loss.detach()))
+    norm = float(torch.nn.utils.clip_grad_norm_(run.trained.identity.parameters(), 1e9))
+    run.trained.optimizer.zero_grad()
+    found = run.step(0)
+    assert found[0] == pytest.approx(sum(expected) / 3)
+    assert found[1] == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run_and_names_the_photos(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_run(tmp_path, steps=4)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints/step-00000004").iterdir()}
+    if what == "loss":
+        original = Stepper.loss_of
+        monkeypatch.setattr(Stepper, "loss_of", lambda *given: original(*given) * torch.nan)
+    else:
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: torch.tensor(torch.inf))
+    with pytest.raises(
+        TrainingError, match=rf"{what}.* of step 5 is not finite.*person-\d/\d.png -> person-\d"
+    ) as error:
+        small_run(tmp_path, steps=8)
+    assert "nan" in error.value.problem or what == "gradient"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints/step-00000004").iterdir()} == before
+    monkeypatch.undo()
+    assert small_run(tmp_path, steps=8).resumed_from == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"batch_size": 1, "accumulation": 2}, "accumulation: 1 -> 2; batch_size: 2 -> 1"),
+        ({"lr_schedule": "cosine"}, "lr_schedule: constant -> cosine"),
+    ],
+)
+def test_other_options_are_refused_by_name(tmp_path: Path, changes: dict, named: str) -> None:
+    small_run(tmp_path, steps=2)
+    with pytest.raises(InputError, match=named):
+        small_run(tmp_path, **changes)
+    small_run(tmp_path, keep=1, log_every=2)  # these decide no loss
+
+
+def test_other_photos_and_another_model_are_refused(tmp_path: Path) -> None:
+    small_run(tmp_path, steps=2)
+    with pytest.raises(InputError, match="photos: "):
+        small_run(tmp_path, photos=small_photos(seed=5))
+    unet = small_unet(block_out_channels=[32, 32, 96], attention_head_dim=[1, 1, 3])
+    with pytest.raises(InputError, match=r"cross-attention blocks: \d+ of \d+ channels -> "):
+        train(unet, small_identity(unet), small_photos(), OPTIONS, tmp_path)
+    unet = small_unet()
+    with pytest.raises(InputError, match="holds a run of 2 steps"):
+        train(unet, small_identity(unet), small_photos(), OPTIONS, tmp_path, resume=False)
+    with pytest.raises(InputError, match="has made 2 steps already"):
+        small_run(tmp_path, steps=1)
+
+
+@pytest.mark.parametrize("name", [checkpoint.STATE, checkpoint.OPTIMIZER, checkpoint.WEIGHTS])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
+    small_run(tmp_path, steps=2)
+    path = tmp_path / "checkpoints/step-00000002" / name
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match=f"{name}.*(cannot be read|not a whole)"):
+        small_run(tmp_path)
+
+
+@pytest.mark.parametrize("fails", ["save_file", "mkdir"])
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_run(tmp_path, steps=2)
+
+    def full(*_: object, **__: object) -> None:
+        if fails == "save_file":
+            raise checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*((checkpoint, "save_file") if fails == "save_file" else (os, "mkdir")), full)
+    with pytest.raises(InputError, match=r"The disk that holds .*step-00000004 is full \(\d+\.\d\d GB free\)"):
+        small_run(tmp_path, steps=4)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+    assert small_run(tmp_path, steps=4).resumed_from == 2
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    with loop._locked(tmp_path), pytest.raises(InputError, match="Another process trains in"):
+        small_run(tmp_path)
+
+
+def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("lacks a machine without a GPU")
+    with pytest.raises(InputError, match="fp16 training needs a GPU"):
+        small_run(tmp_path, precision="fp16")
+    with pytest.raises(InputError, match="adamw8bit needs a GPU"):
+        small_run(tmp_path, optimizer="adamw8bit")
+
+
+def test_samples_are_asked_for_with_the_moving_average(tmp_path: Path) -> None:
+    unet, asked = small_unet(), []
+    identity = small_identity(unet)
+    options = replace(OPTIONS, sample_every=4, ema_decay=0.5)
+    train(unet, identity, small_photos(), options, tmp_path, sample=lambda *given: asked.append(given))
+    assert [(step, folder) for step, _, folder in asked] == [(4, tmp_path / "samples"), (6, tmp_path / "samples")]
+    assert all(modules is not identity for _, modules, _ in asked)
+
+
+def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
+    """Started as torchrun starts them; the same two steps by hand in this process."""
+    options = replace(OPTIONS, steps=2, batch_size=1, validate_every=2, checkpoint_every=2, learning_rate=1e-3)
+    changes = {name: getattr(options, name) for name in ("steps", "batch_size", "validate_every", "learning_rate")}
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        str(Path(__file__).with_name("small_run.py")), str(tmp_path), json.dumps(changes),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    unet, photos = small_unet(), small_photos()
+    run = Stepper(loop.Accelerator(mixed_precision="no", cpu=True), unet, small_identity(unet), photos, options)
+    draws = Draws(photos, options.seed, rows=1, processes=2)
+    identity, optimizer = run.trained.identity, run.trained.optimizer
+    expected = {}
+    for step in range(2):
+        parts = [run.loss_of(run._loss, photos, draws.batch(step, rank)) for rank in range(2)]
+        (sum(parts) / 2).backward()
+        torch.nn.utils.clip_grad_norm_(identity.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected[step + 1] = sum(float(part.detach()) for part in parts) / 2
+    assert losses(tmp_path) == pytest.approx(expected, rel=1e-5)
+    saved = load_file(tmp_path / "identity.safetensors")
+    torch.testing.assert_close(
+        saved["clip_mapper.0.weight"], identity.clip_mapper[0].weight.detach(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_photos_of_other_networks_are_refused(tmp_path: Path) -> None:
+    photos = small_photos()
+    with pytest.raises(InputError, match=r"clip_features are \[4, 16\] each, the identity modules take \[5, 16\]"):
+        small_run(tmp_path, photos=replace(photos, clip_features=photos.clip_features[:, 1:]))
+    unet = small_unet()
+    with pytest.raises(InputError, match="needs the captions' embeddings"):
+        train(unet, small_identity(unet, trained_with_text=True), photos, OPTIONS, tmp_path)
+    with pytest.raises(InputError, match=r"people are given for 9 photos, but \{'latents': 8\}"):
+        replace(photos, latents=photos.latents[1:])

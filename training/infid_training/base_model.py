@@ -1,0 +1,91 @@
+"""The model that is trained on: SDXL without identity weights, and the identity weights a run starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infid_engines.errors import InputError
+from infid_engines.manifest import canonical_key
+from infid_export.model.config import IdentityConfig
+from infid_export.model.identity import IdentityModules, read_config
+from infid_export.model.processors import identity_blocks
+from infid_export.model.sources import BUILT_IN, CheckpointSource, ModelSource, checkpoint_folder, open_source
+
+FRESH = "fresh"
+
+
+def open_base(
+    model: str, image_encoder: str | None = None, initial: str = FRESH, seed: int = 0, with_text: bool = False
+) -> ModelSource:
+    """Open a model to train on.
+
+    Args:
+        model: a built-in model, a checkpoint folder in diffusers' format, or a hub id.
+        image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint folder.
+        initial: `fresh`, or an identity file, which then decides the sizes of the identity modules.
+        seed: of a built-in random model.
+        with_text: train with the text cross-attention on (the ablation).
+
+    Raises:
+        InputError: the model or the identity file cannot be found or lacks a part.
+    """
+    stored = None if initial == FRESH else read_config(initial)
+    if model in BUILT_IN:
+        source = open_source(model, seed=seed)
+        source.config = replace(stored or source.config, trained_with_text=with_text)
+        return source
+    if image_encoder is None:
+        raise InputError(
+            f"The checkpoint {model} needs an image encoder.", fix="Give --image-encoder open_clip_checkpoint."
+        )
+    config = replace(stored or IdentityConfig(), trained_with_text=with_text)
+    # the identity file is read by nobody: the configuration is given, and the weights come from `initial_identity`
+    return CheckpointSource(checkpoint_folder(model), Path(initial), image_encoder, config)
+
+
+def encoder_fingerprint(source: ModelSource) -> str:
+    """Return what changes when the networks do whose outputs are cached."""
+    texts = ("text_encoder", "text_encoder_2") if source.config.trained_with_text else ()
+    parts = [source.fingerprint(name) for name in ("vae", "image_encoder", *texts)]
+    return canonical_key({"parts": parts, "tokenizers": source.tokenizer_fingerprint() if texts else ""})
+
+
+def initial_identity(unet: Any, config: IdentityConfig, initial: str = FRESH, seed: int = 0) -> IdentityModules:
+    """Return the identity modules a run starts from.
+
+    Args:
+        unet: the model's UNet.
+        config: sizes and method variant.
+        initial: `fresh`, or an identity file. Warm starts from other files (IP-Adapter's) have their place here.
+        seed: of fresh weights.
+
+    Raises:
+        InputError: the file is of another model.
+    """
+    if initial != FRESH:
+        modules = IdentityModules.load(initial, identity_blocks(unet))
+        modules.config = config
+        return modules
+    return fresh_identity(unet, config, seed)
+
+
+def fresh_identity(unet: Any, config: IdentityConfig, seed: int) -> IdentityModules:
+    """Return new identity modules: mappers as torch initialises them, K' and V' copies of the text's to_k and to_v.
+
+    Reference: IP-Adapter (Ye et al., arXiv 2308.06721, section 3.2.2) starts its image projections so.
+    """
+    blocks = identity_blocks(unet)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        modules = IdentityModules(config, blocks)
+    layers: Sequence[Any] = list(modules.projections.values())
+    for path, layer in zip(blocks, layers, strict=True):
+        attention = unet.get_submodule(path)
+        layer["to_k_id"].weight.data.copy_(attention.to_k.weight)
+        layer["to_v_id"].weight.data.copy_(attention.to_v.weight)
+    return modules

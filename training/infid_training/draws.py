@@ -1,0 +1,136 @@
+"""What each step trains on: photos, pairs, timesteps and noise, as pure functions of seed, step and process.
+
+Nothing is carried from one step to the next, so a run that was stopped anywhere goes on exactly, and any process can
+say what another one had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infid_engines.errors import InputError
+from infid_training.photos import Photos, single_photo_people
+
+# First word of the seed of each kind of draw, so that no two share their numbers.
+_ORDER, _BATCH, _VALIDATION = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One batch; B rows.
+
+    Args:
+        targets: `[B]` int64, the photos to be drawn.
+        references: `[B]` int64, other photos of the same people.
+        timesteps: `[B]` int64.
+        noise: `[B, 4, h, w]` fp32.
+    """
+
+    targets: Tensor
+    references: Tensor
+    timesteps: Tensor
+    noise: Tensor
+
+
+class Draws:
+    """The batches of a run. Every photo is a target once before any is a second time.
+
+    Args:
+        photos: to draw from.
+        seed: of everything.
+        rows: per process and pass.
+        processes: of the run.
+        accumulation: passes per step.
+        timesteps: of the noise schedule.
+        own_pairs: whether a person's only photo may be reference and target at once.
+
+    Raises:
+        InputError: there are no photos, or a person has one photo and `own_pairs` is off.
+    """
+
+    def __init__(
+        self,
+        photos: Photos,
+        seed: int,
+        rows: int,
+        processes: int = 1,
+        accumulation: int = 1,
+        timesteps: int = 1000,
+        own_pairs: bool = False,
+    ) -> None:
+        self._photos = photos
+        self._seed, self._rows, self._timesteps = seed, rows, timesteps
+        self._processes, self._accumulation = processes, accumulation
+        people = photos.people
+        if not len(people):
+            raise InputError("There are no photos to train on.", fix="Prepare a folder with photos of people.")
+        single = single_photo_people(people)
+        if len(single) and not own_pairs:
+            raise InputError(
+                f"{len(single)} people have one photo only, such as that of {photos.names[int(single[0])]}.",
+                fix="Give a second photo of each, leave them out, or use them as their own pair (own-pair).",
+            )
+        # photos sorted by person, so that a person's are one slice of them
+        self._sorted = np.argsort(people.numpy(), kind="stable")
+        _, start, inverse, count = np.unique(
+            people.numpy()[self._sorted], return_index=True, return_inverse=True, return_counts=True
+        )
+        self._place = np.empty(len(people), np.int64)
+        self._place[self._sorted] = np.arange(len(people))
+        self._start = np.empty(len(people), np.int64)
+        self._count = np.empty(len(people), np.int64)
+        self._start[self._sorted], self._count[self._sorted] = start[inverse], count[inverse]
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def batch(self, step: int, rank: int = 0, part: int = 0) -> Draw:
+        """Return the batch of a process.
+
+        Args:
+            step: counted from 0.
+            rank: number of the process.
+            part: number of the pass within the step.
+        """
+        first = ((step * self._accumulation + part) * self._processes + rank) * self._rows
+        positions = np.arange(first, first + self._rows)
+        epochs, within = positions // len(self._sorted), positions % len(self._sorted)
+        targets = np.array([self._permutation(int(epoch))[place] for epoch, place in zip(epochs, within, strict=True)])
+        return self._draw(targets, np.random.default_rng((_BATCH, self._seed, step, rank, part)))
+
+    def validation(self, count: int) -> list[Draw]:
+        """Return fixed batches of `count` pairs together, over as many people as there are, timesteps spread evenly."""
+        random = np.random.default_rng((_VALIDATION, self._seed))
+        order = random.permutation(len(self._sorted))
+        targets = np.resize(order, count)
+        drawn = self._draw(targets, random)
+        spread = torch.from_numpy((np.arange(count) + 0.5) * self._timesteps / count).long()
+        return [
+            Draw(drawn.targets[rows], drawn.references[rows], spread[rows], drawn.noise[rows])
+            for rows in (slice(start, start + self._rows) for start in range(0, count, self._rows))
+        ]
+
+    def names(self, draw: Draw) -> list[str]:
+        """Return what messages call the pairs of a batch."""
+        names = self._photos.names
+        pairs = zip(draw.references.tolist(), draw.targets.tolist(), strict=True)
+        return [f"{names[reference]} -> {names[target]}" for reference, target in pairs]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            random = np.random.default_rng((_ORDER, self._seed, epoch))
+            self._epoch, self._order = epoch, random.permutation(len(self._sorted))
+        return self._order
+
+    def _draw(self, targets: np.ndarray, random: np.random.Generator) -> Draw:
+        counts = self._count[targets]
+        # 1 to count − 1 places further among the person's photos, round the end; 0 where there is only one
+        shift = random.integers(1, np.maximum(counts, 2)) * (counts > 1)
+        places = (self._place[targets] - self._start[targets] + shift) % counts + self._start[targets]
+        timesteps = random.integers(self._timesteps, size=len(targets))
+        shape = (len(targets), *self._photos.targets(torch.from_numpy(targets[:1])).latents.shape[1:])
+        noise = random.standard_normal(shape, np.float32)
+        arrays = (targets, self._sorted[places], timesteps, noise)
+        return Draw(*(torch.from_numpy(array) for array in arrays))

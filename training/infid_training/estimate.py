@@ -1,0 +1,203 @@
+"""Memory and time of a run before it is started, from the model's shapes alone: no weight is made.
+
+What stays in memory between the forward and the backward pass follows from the UNet being frozen: a linear layer keeps
+nothing, since only its input's gradient is asked for, and layers before the first cross-attention keep nothing at all.
+Left are the inputs of convolutions, normalisations and activations, and queries, keys, values and outputs of
+attention. `tests/training/test_estimate.py` compares the sum with what autograd really keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from infid_export.model.identity import IdentityModules
+from infid_export.model.processors import identity_blocks, install_processors
+from infid_export.model.sources import ModelSource
+from infid_training.loss import identity_loss
+from infid_training.options import TrainOptions
+
+_FP32 = 4
+_NETWORK = {"fp32": 4, "bf16": 2, "fp16": 2}
+_OPTIMIZER = {"adamw": 8, "adamw8bit": 2}  # bytes per trained parameter: two moments
+# CUDA's context, cuBLAS's and cuDNN's workspaces: an assumption, no GPU has been measured.
+_CONTEXT = 2_000_000_000
+# Share of what is reserved beyond what is used, by fragmentation: an assumption, likewise.
+_FRAGMENTATION = 0.1
+# Forward and backward: as many operations again for the gradients of the activations, none for frozen weights; with
+# checkpointing the forward pass is made twice.
+_PASSES, _PASSES_CHECKPOINTED = 2, 3
+_PIXELS_PER_LATENT = 8
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """What a run needs; bytes are per GPU.
+
+    Args:
+        parameters: trained.
+        frozen_parameters: of the UNet.
+        memory: bytes by what they are for.
+        flops_per_photo: of one forward pass.
+        flops_per_step: per GPU, forward and backward.
+        seconds: of the whole run at the assumed speed.
+        checkpoint_bytes: of one checkpoint on disk.
+        cache_bytes_per_photo: of the frozen networks' outputs on disk.
+    """
+
+    parameters: int
+    frozen_parameters: int
+    memory: dict[str, int]
+    flops_per_photo: float
+    flops_per_step: float
+    seconds: float
+    checkpoint_bytes: int
+    cache_bytes_per_photo: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Sum of the memory."""
+        return sum(self.memory.values())
+
+
+def estimate(source: ModelSource, options: TrainOptions, size: int, processes: int, tflops: float) -> RunEstimate:
+    """Estimate a run.
+
+    Args:
+        source: the model; only its configuration is read.
+        options: of the run.
+        size: of the photos in pixels.
+        processes: GPUs.
+        tflops: 10¹² operations a GPU makes in a second of such work: an assumption of the caller's.
+    """
+    unet: Any = source.empty("unet")
+    identity: Any = source.empty("identity")
+    kept, kept_checkpointed, flops = _measure(unet, identity, options, size // _PIXELS_PER_LATENT)
+    trained = sum(parameter.numel() for parameter in identity.parameters())
+    frozen = sum(parameter.numel() for parameter in unet.parameters())
+    activations = options.batch_size * (kept_checkpointed if options.gradient_checkpointing else kept)
+    memory = {
+        "frozen UNet": frozen * _NETWORK[options.precision],
+        "trained weights": trained * _FP32,
+        "gradients": trained * _FP32 * (2 if processes > 1 else 1),  # and the buckets they are averaged in
+        "optimizer": trained * _OPTIMIZER[options.optimizer],
+        "moving average": trained * _FP32 if options.ema_decay else 0,
+        # IdentityModules.project lays the weights of all blocks side by side, in the network's type
+        "stacked projections": trained * _NETWORK[options.precision],
+        "activations": activations,
+    }
+    memory["fragmentation (assumed)"] = round(_FRAGMENTATION * sum(memory.values()))
+    memory["CUDA context (assumed)"] = _CONTEXT
+    passes = _PASSES_CHECKPOINTED if options.gradient_checkpointing else _PASSES
+    per_step = flops * passes * options.batch_size * options.accumulation
+    config, latent = identity.config, size // _PIXELS_PER_LATENT
+    return RunEstimate(
+        parameters=trained,
+        frozen_parameters=frozen,
+        memory=memory,
+        flops_per_photo=flops,
+        flops_per_step=per_step,
+        seconds=options.steps * per_step / (tflops * 1e12),
+        checkpoint_bytes=trained * (_FP32 * (2 if options.ema_decay else 1) + _OPTIMIZER[options.optimizer]),
+        cache_bytes_per_photo=4 * latent**2 * _FP32 + config.clip_tokens * config.clip_width * 2,
+    )
+
+
+def _measure(unet: Any, identity: IdentityModules, options: TrainOptions, latent: int) -> tuple[int, int, float]:
+    """Return the bytes kept per photo, plainly and with checkpointing, and the operations of a forward pass."""
+    install_processors(unet, identity.config)
+    with _watch(unet, _NETWORK[options.precision]) as kept, FlopCounterMode(display=False) as counter, torch.no_grad():
+        _forward(unet, identity, latent)
+    return kept.plain, kept.checkpointed, float(counter.get_total_flops())
+
+
+def _forward(unet: Any, identity: IdentityModules, latent: int) -> None:
+    """Run the loss on tensors without values."""
+    config, shape = identity.config, (1, 4, latent, latent)
+    texts: list[Tensor] = []
+    if config.trained_with_text:
+        pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+        texts = [torch.empty(1, 77, unet.config.cross_attention_dim, device="meta"),
+                 torch.empty(1, pooled, device="meta")]  # fmt: skip
+    identity_loss(
+        unet.to("meta"), identity, torch.empty(shape, device="meta"), torch.empty(shape, device="meta"),
+        torch.empty(1, device="meta"), torch.empty(1, config.clip_tokens, config.clip_width, device="meta"),
+        torch.empty(1, config.face_width, device="meta"), torch.empty(1, 6, device="meta"), *texts,
+    )  # fmt: skip
+
+
+@dataclass
+class _Kept:
+    """Bytes that autograd keeps per photo; `checkpointed` when resnets and transformer blocks are made again."""
+
+    plain: int = 0
+    inputs: int = 0
+    largest_unit: int = 0
+    outside: int = 0
+
+    @property
+    def checkpointed(self) -> int:
+        return self.inputs + self.outside + self.largest_unit
+
+
+@contextmanager
+def _watch(unet: nn.Module, width: int) -> Iterator[_Kept]:
+    """Count while the block runs the UNet.
+
+    Args:
+        unet: to run.
+        width: bytes of a value within the network. Normalisations keep theirs in fp32 at any precision.
+    """
+    kept = _Kept()
+    begun = False
+    units: list[tuple[nn.Module, int]] = []  # the checkpointed unit under way, and what was kept before it
+    first = unet.get_submodule(next(iter(identity_blocks(unet))))
+
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal begun
+        begun = begun or module is first
+        if begun and isinstance(module, ResnetBlock2D | BasicTransformerBlock):
+            units.append((module, kept.plain))
+            kept.inputs += inputs[0].numel() * width
+
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if not begun:
+            return
+        size = _kept_by(module, inputs, width)
+        kept.plain += size
+        if not units:
+            kept.outside += size
+        elif units[-1][0] is module:
+            kept.largest_unit = max(kept.largest_unit, kept.plain - units.pop()[1])
+
+    with ExitStack() as stack:
+        for module in unet.modules():
+            for handle in (module.register_forward_pre_hook(before), module.register_forward_hook(after)):
+                stack.callback(handle.remove)
+        yield kept
+
+
+def _kept_by(module: nn.Module, inputs: tuple[Any, ...], width: int) -> int:
+    """Return the bytes one layer keeps."""
+    if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.SiLU):
+        return int(inputs[0].numel()) * _FP32
+    if isinstance(module, nn.Conv2d):  # torch keeps a convolution's input even if its weights are frozen
+        return int(inputs[0].numel()) * width
+    if isinstance(module, GEGLU):  # both halves and the activated one
+        tokens = inputs[0].numel() // inputs[0].shape[-1]
+        return 3 * int(tokens) * (int(module.proj.out_features) // 2) * width
+    if isinstance(module, Attention):
+        queries = int(inputs[0].numel() // inputs[0].shape[-1]) * int(module.to_q.out_features)
+        # query and output; a self-attention keeps keys and values as long as these, a cross-attention few
+        return (2 if module.is_cross_attention else 4) * queries * width
+    return 0

@@ -1,0 +1,80 @@
+"""What a run leaves to be read: `log.jsonl`, and TensorBoard's files where it is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from infid_training.durable import full_disk_explained, whole_file
+
+LOG, BOARD = "log.jsonl", "tensorboard"
+
+
+class RunLog:
+    """One line of JSON a record, each with its `step`.
+
+    Args:
+        folder: of the run.
+        step: that the run goes on from; what a stopped run wrote after it is taken back.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._path = folder / LOG
+        kept = [line for line in _lines(self._path) if _step(line) <= step]
+        with whole_file(self._path) as partial:
+            partial.write_text("".join(f"{line}\n" for line in kept))
+        self._board = _board(folder / BOARD, step)
+
+    @property
+    def has_board(self) -> bool:
+        """Whether TensorBoard is installed."""
+        return self._board is not None
+
+    def write(self, step: int, **values: float) -> None:
+        """Add a record.
+
+        Args:
+            step: steps made so far.
+            values: what was measured; a NaN is written as null.
+        """
+        record = {"step": step, **{name: value if value == value else None for name, value in values.items()}}
+        with full_disk_explained(self._path), self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Bring what was written to the disk."""
+        with self._path.open("a") as file:
+            os.fsync(file.fileno())
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Finish."""
+        self.flush()
+        if self._board is not None:
+            self._board.close()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _step(line: str) -> float:
+    """Return a line's step; one that was cut off is after all others."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -1,0 +1,53 @@
+"""The optimizer and the course of its learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from diffusers.optimization import get_scheduler
+from torch import nn
+
+from infid_engines.errors import BackendUnavailableError, InputError
+from infid_training.options import TrainOptions
+
+
+def make_optimizer(modules: nn.Module, options: TrainOptions, device: torch.device) -> torch.optim.Optimizer:
+    """Return AdamW over all parameters of a module.
+
+    Raises:
+        BackendUnavailableError: the 8-bit one was asked for and bitsandbytes is not installed.
+        InputError: it was asked for on a CPU.
+    """
+    rate, decay = options.learning_rate, options.weight_decay
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(modules.parameters(), lr=rate, weight_decay=decay)
+    if device.type == "cpu":
+        raise InputError("adamw8bit needs a GPU.", fix="Choose --optimizer adamw.")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "adamw8bit needs bitsandbytes, which is not installed.", fix="pip install bitsandbytes"
+        ) from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(modules.parameters(), lr=rate, weight_decay=decay)
+    return optimizer
+
+
+def learning_rate(options: TrainOptions, step: int) -> float:
+    """Return the learning rate of a step, counted from 0: a function of the step alone, so nothing has to be kept."""
+    if options.learning_rate == 0:
+        return 0.0
+    return _course(options)(step)
+
+
+@lru_cache
+def _course(options: TrainOptions) -> Callable[[int], float]:
+    """Return step → learning rate, as diffusers computes it."""
+    unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=options.learning_rate)
+    course = get_scheduler(
+        options.lr_schedule, unused, num_warmup_steps=options.warmup_steps, num_training_steps=options.steps
+    )
+    factor = course.lr_lambdas[0]
+    return lambda step: float(options.learning_rate * factor(step))

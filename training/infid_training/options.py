@@ -1,0 +1,100 @@
+"""The options of a training run. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from infid_engines.errors import InputError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Optimizer = Literal["adamw", "adamw8bit"]
+Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+SinglePhoto = Literal["refuse", "own-pair"]
+
+# How often is told, kept and looked at: free to change when a run is resumed.
+_WITHOUT_EFFECT = ("checkpoint_every", "keep", "log_every", "validate_every", "validation_pairs", "sample_every")
+_AT_LEAST = {
+    "steps": 1, "batch_size": 1, "accumulation": 1, "learning_rate": 0.0, "weight_decay": 0.0, "warmup_steps": 0,
+    "max_grad_norm": 0.0, "ema_decay": 0.0, "seed": 0, "checkpoint_every": 1, "keep": 1, "log_every": 1,
+    "validate_every": 0, "validation_pairs": 1, "sample_every": 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a run trains; the defaults are the paper's where it gives one (Infinite-ID, arXiv 2403.11781, section 4.1).
+
+    Args:
+        steps: optimizer steps.
+        batch_size: photos per process and pass.
+        accumulation: passes per optimizer step.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        lr_schedule: diffusers' name of the learning rate's course.
+        warmup_steps: in which the learning rate rises from 0; not with `constant`.
+        max_grad_norm: to which gradients are clipped; 0 does not clip.
+        ema_decay: of the moving average of the weights, which is then what the run gives; 0 keeps none.
+        precision: of the networks; the trained weights and the optimizer are always fp32.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        optimizer: `adamw`, or bitsandbytes' `adamw8bit`.
+        seed: of pairs, noise, timesteps and the initial weights.
+        single_photo: whether a person with one photo is refused or is reference and target of their own.
+        checkpoint_every: steps.
+        keep: how many checkpoints stay.
+        log_every: steps.
+        validate_every: steps; 0 never.
+        validation_pairs: fixed pairs that the validation loss is the mean of.
+        sample_every: steps; 0 never.
+    """
+
+    steps: int = 1_000_000
+    batch_size: int = 4
+    accumulation: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    lr_schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.0
+    precision: Precision = "fp32"
+    gradient_checkpointing: bool = False
+    optimizer: Optimizer = "adamw"
+    seed: int = 0
+    single_photo: SinglePhoto = "refuse"
+    checkpoint_every: int = 1000
+    keep: int = 3
+    log_every: int = 10
+    validate_every: int = 1000
+    validation_pairs: int = 64
+    sample_every: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        hints = get_type_hints(type(self))
+        for name, hint in hints.items():
+            value, allowed = getattr(self, name), get_args(hint)
+            if allowed and value not in allowed:
+                raise InputError(
+                    f"{name} must be one of {', '.join(allowed)}, not {value!r}.", fix=f"Choose one of them for {name}."
+                )
+            least = _AT_LEAST.get(name)
+            # not (value >= least), so that a NaN is refused as well
+            if least is not None and not value >= least:
+                raise InputError(f"{name} must be at least {least}, not {value}.", fix=f"Give another {name}.")
+        if self.ema_decay >= 1:
+            raise InputError(f"ema_decay must be below 1, not {self.ema_decay}.", fix="0.9999 is usual.")
+        if self.warmup_steps and self.lr_schedule == "constant":
+            raise InputError(
+                "warmup_steps has no effect with lr_schedule constant.", fix="Use constant_with_warmup instead."
+            )
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the options that decide the losses, which a resumed run must share.
+
+        With a constant learning rate the number of steps is not among them, so that a finished run can be prolonged.
+        """
+        values = {name: value for name, value in asdict(self).items() if name not in _WITHOUT_EFFECT}
+        if self.lr_schedule in ("constant", "constant_with_warmup"):
+            del values["steps"]
+        return values

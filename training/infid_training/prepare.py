@@ -1,0 +1,279 @@
+"""From a folder of people's photos to shards: detect, align, embed, scale, and say why a photo was left out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from infid_engines.errors import InputError
+from infid_engines.manifest import sha256_file
+from infid_engines.progress import Reporter, SilentReporter
+from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_template
+from infid_export.faces.detection import Face, FaceDetector, choose_face
+from infid_export.faces.photos import load_photo
+from infid_export.faces.recognition import SIZE, ArcFaceRecognizer
+from infid_training.durable import whole_folder
+from infid_training.shards import REPORT, SPLITS, PreparedPhoto, ShardIndex, ShardWriter
+
+# A second face at least this share of the largest one's area could be the person meant as well.
+_RIVAL = 0.5
+# A photo is enlarged at most so much: beyond it a target teaches blur.
+_ENLARGED = 2.0
+_NO_PHOTO = (".txt", ".json")
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """How photos are prepared.
+
+    Args:
+        size: of the targets in pixels; SDXL's is 1024.
+        crop_size: of the aligned faces; the image encoder's input.
+        face_width: length of the recogniser's embeddings.
+        single_photo: leave people with one usable photo out, or use it as their own pair.
+        validation: share of the people that is held out.
+        seed: with each person's name, decides who is.
+        photos_per_shard: most photos in one tar file.
+    """
+
+    size: int = 1024
+    crop_size: int = 224
+    face_width: int = 512
+    single_photo: Literal["refuse", "own-pair"] = "refuse"
+    validation: float = 0.05
+    seed: int = 0
+    photos_per_shard: int = 1000
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        if self.size < 64 or self.size % 8:
+            raise InputError(f"The size must be a multiple of 8 from 64 on, not {self.size}.", fix="SDXL's is 1024.")
+        if not 0 <= self.validation < 1:
+            raise InputError(
+                f"The share held out must be at least 0 and below 1, not {self.validation}.", fix="0.05 is usual."
+            )
+        if min(self.crop_size, self.photos_per_shard) < 1:
+            raise InputError("Sizes and counts must be at least 1.", fix="Give a positive number.")
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What became of the photos.
+
+    Args:
+        people: kept, by split.
+        photos: kept, by split.
+        dropped: reason by `person/photo`.
+        seconds: that it took.
+    """
+
+    people: dict[str, int]
+    photos: dict[str, int]
+    dropped: dict[str, str]
+    seconds: float
+
+
+def split_of(person: str, seed: int, validation: float) -> str:
+    """Return `train` or `validation`: a function of the person's name alone, so that it holds when photos are added."""
+    digest = hashlib.sha256(f"{seed}:{person}".encode()).digest()
+    return SPLITS[int.from_bytes(digest[:8], "big") / 2**64 < validation]
+
+
+def prepare(
+    folder: Path,
+    output: Path,
+    detector: FaceDetector,
+    recognizer: Path,
+    options: PrepareOptions,
+    reporter: Reporter | None = None,
+) -> PrepareReport:
+    """Write shards of a folder of people.
+
+    Args:
+        folder: one sub-folder per person, with photos, and captions in .txt files of the same name.
+        output: folder to write; must not exist. It appears when all of it is written.
+        detector: finds faces.
+        recognizer: ArcFace-type ONNX file.
+        options: see `PrepareOptions`.
+        reporter: shown the progress.
+
+    Returns:
+        What was kept and dropped; also in `report.json`.
+
+    Raises:
+        InputError: there are no people or nobody is left, the output exists, or the disk is full.
+    """
+    started = time.monotonic()
+    shown = reporter or SilentReporter()
+    if output.exists():
+        raise InputError(f"{output} exists already.", fix="Remove it, or give another folder with --output.")
+    embedder = ArcFaceRecognizer(recognizer, options.face_width)
+    people, dropped = find_people(folder)
+    counts = {"people": dict.fromkeys(SPLITS, 0), "photos": dict.fromkeys(SPLITS, 0)}
+    reader = _PhotoReader(detector, embedder, options)
+    shown.plan({"photos": 1.0})
+    total, seen = sum(map(len, people.values())), 0
+    with whole_folder(output) as partial, ExitStack() as stack, shown.stage("photos") as stage:
+        writers = {
+            split: stack.enter_context(ShardWriter(partial, split, options.photos_per_shard)) for split in SPLITS
+        }
+        for person, paths in people.items():
+            photos = []
+            for photo in reader.read(person, paths, dropped):
+                seen += 1
+                stage.update(seen / total, f"{seen} of {total}, {len(dropped)} dropped")
+                if photo is not None:
+                    photos.append(photo)
+            if len(photos) == 1 and options.single_photo == "refuse":
+                dropped[photos.pop().name] = "the person's only usable photo (--single-photo own-pair uses it)"
+            split = split_of(person, options.seed, options.validation)
+            counts["people"][split] += bool(photos)
+            counts["photos"][split] += len(photos)
+            for photo in photos:
+                writers[split].write(photo)
+        stack.close()  # finishes the shards
+        if not counts["photos"]["train"]:
+            raise _nobody_left(folder, counts["photos"]["validation"], dropped)
+        shards = tuple(shard for writer in writers.values() for shard in writer.shards)
+        ShardIndex(
+            options.size, options.crop_size, options.face_width, options.single_photo, sha256_file(recognizer),
+            options.seed, options.validation, shards,
+        ).write(partial)  # fmt: skip
+        report = PrepareReport(counts["people"], counts["photos"], dropped, time.monotonic() - started)
+        (partial / REPORT).write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False))
+    return report
+
+
+def find_people(folder: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
+    """Return the files of each person that may be photos, and what else lies there with a reason each.
+
+    Raises:
+        InputError: the folder is missing, or has no person's folder with a file in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}.", fix="Give a folder with one sub-folder per person.")
+    dropped = {}
+    people: dict[str, list[Path]] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            dropped[entry.name] = "lies beside the people's folders, not in one"
+            continue
+        paths = []
+        for path in sorted(entry.iterdir()):
+            if path.is_dir():
+                dropped[f"{entry.name}/{path.name}"] = "a folder within a person's folder"
+            elif not path.name.startswith(".") and path.suffix.lower() not in _NO_PHOTO:
+                paths.append(path)
+        if paths:
+            people[entry.name] = paths
+    if not people:
+        raise InputError(
+            f"{folder} has no people: no sub-folder has a file in it.",
+            fix="Make one sub-folder per person and put two or more photos into each.",
+        )
+    return people, dropped
+
+
+class _PhotoReader:
+    def __init__(self, detector: FaceDetector, recognizer: ArcFaceRecognizer, options: PrepareOptions) -> None:
+        self._detector, self._recognizer, self._options = detector, recognizer, options
+
+    def read(self, person: str, paths: Sequence[Path], dropped: dict[str, str]) -> Iterator[PreparedPhoto | None]:
+        """Yield one entry per path: the photo, or None if it was dropped."""
+        known: dict[bytes, str] = {}
+        for path in paths:
+            try:
+                pixels = load_photo(path)
+                digest = hashlib.sha256(pixels.tobytes()).digest()
+                if digest in known:
+                    raise InputError(f"The same picture as {known[digest]}.", fix="One is enough.")
+                photo = self._prepared(person, path, pixels)
+                known[digest] = path.name
+            except InputError as error:
+                dropped[f"{person}/{path.name}"] = error.problem
+                yield None
+                continue
+            yield photo
+
+    def _prepared(self, person: str, path: Path, pixels: Array) -> PreparedPhoto:
+        size, (height, width) = self._options.size, pixels.shape[:2]
+        if min(height, width) * _ENLARGED < size:
+            raise InputError(
+                f"Too small: {width} × {height}, of which {size} × {size} would be an enlargement by more than "
+                f"{_ENLARGED:.0f}.",
+                fix="Use a larger photo or a smaller --photo-size.",
+            )
+        faces = self._detector.detect(pixels)
+        face = choose_face(faces, photo_size=(width, height))
+        if len(faces) > 1 and faces[1].area > _RIVAL * face.area:
+            raise InputError("Two faces of about the same size: whose photo it is cannot be told.", fix="Crop it.")
+        target, crop = _target(pixels, face, size)
+        return PreparedPhoto(
+            person=person,
+            source=path.name,
+            target=target,
+            face=align(pixels, face.landmarks, portrait_template(), self._options.crop_size),
+            embedding=self._recognizer.embed(align(pixels, face.landmarks, ARCFACE_TEMPLATE, SIZE)),
+            original_size=(height, width),
+            crop=crop,
+            caption=_caption(path),
+        )
+
+
+def _target(pixels: Array, face: Face, size: int) -> tuple[Array, tuple[int, int]]:
+    """Scale the shorter side to `size` and cut a square, moved from the middle only as far as the face asks for."""
+    height, width = pixels.shape[:2]
+    scale = size / min(height, width)
+    scaled = Image.fromarray(pixels).resize(
+        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.LANCZOS
+    )
+    corner = []
+    for extent, low, high in ((scaled.height, face.box[1], face.box[3]), (scaled.width, face.box[0], face.box[2])):
+        start = (extent - size) / 2
+        start = min(start, low * scale)  # the face's near edge is inside,
+        start = max(start, high * scale - size) if (high - low) * scale <= size else start  # and its far edge
+        corner.append(int(np.clip(round(start), 0, extent - size)))
+    top, left = corner
+    return np.asarray(scaled.crop((left, top, left + size, top + size))), (top, left)
+
+
+def _caption(path: Path) -> str | None:
+    """Return the text beside a photo.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    beside = path.with_suffix(".txt")
+    if not beside.is_file():
+        return None
+    try:
+        return beside.read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The caption {beside.name} cannot be read ({error}).", fix="Save it as UTF-8.") from error
+
+
+def _nobody_left(folder: Path, held_out: int, dropped: dict[str, str]) -> InputError:
+    if held_out:
+        return InputError(
+            f"All {held_out} usable photos of {folder} fell to people who are held out, none to train on.",
+            fix="Give a smaller --validation, another --split-seed, or more people.",
+        )
+    reasons = [f"{name}: {reason}" for name, reason in list(dropped.items())[:3]]
+    more = f" (and {len(dropped) - 3} more)" if len(dropped) > 3 else ""
+    return InputError(
+        f"No photo of {folder} can be used. {' '.join(reasons)}{more}",
+        fix="Use sharp photos, each with one face seen from the front, two or more a person.",
+    )

@@ -1,0 +1,137 @@
+"""Identity-enhanced training of the demo model: the world's photos as the training loop takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from infid_engines.progress import Stage
+from infid_export.faces.alignment import ARCFACE_TEMPLATE, portrait_template
+from infid_export.faces.recognition import SIZE as FACE_SIZE
+from infid_export.model.architectures import WORLD
+from infid_export.model.encoders import ImageEncoder
+from infid_export.model.face_networks import RecognizerNetwork
+from infid_training.options import TrainOptions
+from infid_training.photos import References, Targets
+from infid_training.recipe.base import Texts
+from infid_training.recipe.crops import aligned, jittered
+from infid_training.recipe.fitting import write_tensors
+from infid_training.recipe.pictures import PICTURES, SIZE, Pictures, scene_of
+
+OPTIONS = TrainOptions(
+    steps=3000, batch_size=32, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=60, checkpoint_every=200, keep=1,
+    validate_every=0,
+)  # fmt: skip
+_ENCODED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class PhotosOfTheWorld:
+    """The pictures in the style of a photo, as the training loop's `Photos`.
+
+    Real people are known from photos, so identity is learned from them alone; styles are the text's business.
+
+    Args:
+        numbers: `[N]` int64, of the pictures.
+        latents: `[all pictures, 4, h, w]`, scaled.
+        clip_features: `[N, clip_tokens, clip_width]`.
+        face_embeddings: `[N, 512]`.
+        pictures: their captions.
+        texts: what encodes the captions, for training with text; None without.
+    """
+
+    numbers: Tensor
+    latents: Tensor
+    clip_features: Tensor
+    face_embeddings: Tensor
+    pictures: Pictures
+    texts: Texts | None = None
+
+    @property
+    def people(self) -> Tensor:
+        """Return the number of each photo's person."""
+        return self.numbers // PICTURES
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Return what messages call each photo."""
+        return [f"person {number // PICTURES}, picture {number % PICTURES}" for number in self.numbers.tolist()]
+
+    @property
+    def fingerprint(self) -> str:
+        """Return how many photos there are: the recipe's folder holds one making of each file."""
+        return f"{len(self.numbers)} photos of the world"
+
+    def targets(self, indices: Tensor) -> Targets:
+        """Return photos to be drawn."""
+        chosen = self.numbers[indices]
+        sizes = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * len(chosen), dtype=torch.float32)
+        if self.texts is None:
+            return Targets(self.latents[chosen], sizes)
+        captions = [self.pictures.caption(number, False) for number in chosen.tolist()]
+        return Targets(self.latents[chosen], sizes, *self.texts.encode(captions))
+
+    def references(self, indices: Tensor) -> References:
+        """Return photos that show who is meant."""
+        return References(self.clip_features[indices], self.face_embeddings[indices])
+
+
+@torch.no_grad()
+def encode_faces(
+    image_encoder: ImageEncoder, recognizer: RecognizerNetwork, pictures: Pictures, path: Path, stage: Stage
+) -> dict[str, Tensor]:
+    """Return `numbers`, `clip_features` and `face_embeddings` of the pictures in the style of a photo; kept in a file.
+
+    Args:
+        image_encoder: the taught image tower.
+        recognizer: the generator's recogniser.
+        pictures: of which the photos are encoded, with landmarks as far off as a detector's.
+        path: safetensors file.
+        stage: shown the progress.
+    """
+    if not path.is_file():
+        numbers = [number for number in range(len(pictures)) if scene_of(number).style == "photo"]
+        parts: dict[str, list[Tensor]] = {"clip_features": [], "face_embeddings": []}
+        random = np.random.default_rng(6)
+        for start in range(0, len(numbers), _ENCODED_AT_ONCE):
+            chosen = numbers[start : start + _ENCODED_AT_ONCE]
+            features, embeddings = read_faces(
+                image_encoder, recognizer, pictures.pixels[chosen], jittered(pictures.marks[chosen], random)
+            )
+            parts["clip_features"].append(features.half().cpu())
+            parts["face_embeddings"].append(embeddings.half().cpu())
+            stage.update(start / len(numbers), f"photo {start} of {len(numbers)}")
+        write_tensors(
+            {"numbers": torch.tensor(numbers), **{name: torch.cat(each) for name, each in parts.items()}}, path
+        )
+    return load_file(path)
+
+
+def read_faces(
+    image_encoder: ImageEncoder, recognizer: RecognizerNetwork, pixels: np.ndarray, marks: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """Return what the runtime's `FaceReader` and the identity encoder would read of faces.
+
+    Args:
+        image_encoder: `E_clip`.
+        recognizer: `E_face`.
+        pixels: `[B, S, S, 3]` uint8 RGB.
+        marks: `[B, 5, 2]` landmarks in shares of the side.
+
+    Returns:
+        `[B, clip_tokens, clip_width]` features and `[B, 512]` L2-normalised embeddings.
+    """
+    device = next(recognizer.parameters()).device
+    crops = aligned(pixels, marks, portrait_template(), WORLD.image_encoder["image_size"]).to(device)
+    faces = 2 * aligned(pixels, marks, ARCFACE_TEMPLATE, FACE_SIZE).to(device) - 1
+    embeddings: Tensor = normalize(recognizer(faces), dim=-1)
+    features: Any = image_encoder(crops)
+    return features, embeddings

@@ -1,0 +1,111 @@
+"""A whole run on prepared shards: cache, initial weights, training, sample pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from infid_engines.errors import InputError
+from infid_engines.manifest import sha256_file
+from infid_engines.progress import Reporter, SilentReporter
+from infid_training.base_model import FRESH, initial_identity, open_base
+from infid_training.cache import ShardedPhotos, fill_cache
+from infid_training.loop import TrainReport, train
+from infid_training.options import TrainOptions
+from infid_training.samples import PROMPTS, SampleGrid, fixed_people
+from infid_training.shards import SPLITS, ShardIndex
+from infid_training.stepper import DTYPES
+
+CACHE = "cache"
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What to train, on what, to where.
+
+    Args:
+        shards: folder that `prepare` wrote.
+        folder: of the run.
+        options: see `TrainOptions`; whether people with one photo are allowed is the shards' choice.
+        model: a built-in model or a checkpoint folder.
+        image_encoder: of a checkpoint folder.
+        model_seed: of a built-in random model.
+        initial: `fresh` or an identity file.
+        with_text: the ablation.
+        cache: folder of the frozen networks' outputs; None is `cache` within the shards.
+        resume: see `train`.
+        sample_prompts: of the sample pictures; none are the built-in ones.
+        sample_steps: of DDIM; None is the model's own number.
+    """
+
+    shards: Path
+    folder: Path
+    options: TrainOptions
+    model: str = "demo"
+    image_encoder: str | None = None
+    model_seed: int = 0
+    initial: str = FRESH
+    with_text: bool = False
+    cache: Path | None = None
+    resume: bool = True
+    sample_prompts: tuple[str, ...] = ()
+    sample_steps: int | None = None
+
+
+def train_on_shards(request: RunRequest, reporter: Reporter | None = None) -> TrainReport:
+    """Train on prepared shards.
+
+    Args:
+        request: see `RunRequest`.
+        reporter: shown the progress.
+
+    Returns:
+        See `train`.
+
+    Raises:
+        InputError: shards, model, options or run folder cannot be used, or the disk is full.
+        TrainingError: the loss is not finite.
+    """
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    shown = reporter if reporter is not None and state.is_main_process else SilentReporter()
+    index = ShardIndex.load(request.shards)
+    source = open_base(request.model, request.image_encoder, request.initial, request.model_seed, request.with_text)
+    cache = request.cache or request.shards / CACHE
+    shown.plan({"caching": float(sum(shard.photos for shard in index.shards))})
+    with shown.stage("caching") as stage:
+        fill_cache(request.shards, cache, source, stage, state.device, state.process_index, state.num_processes)
+    state.wait_for_everyone()
+    photos, held_out = (ShardedPhotos(request.shards, cache, source, split) for split in SPLITS)
+    unet: Any = source.load("unet", DTYPES[request.options.precision])
+    identity = initial_identity(unet, source.config, request.initial, request.options.seed)
+    sample = None
+    if request.options.sample_every:
+        split = SPLITS[1] if len(held_out.people) else SPLITS[0]
+        shown_photos = held_out if len(held_out.people) else photos
+        people = fixed_people(request.shards, shown_photos, split)
+        prompts = request.sample_prompts or PROMPTS
+        sample = SampleGrid(source, unet, shown_photos, people, prompts, request.sample_steps)
+    elif request.sample_prompts or request.sample_steps:
+        raise InputError("There are no sample pictures without --sample-every.", fix="Give --sample-every as well.")
+    if not len(held_out.people):
+        shown.note("nobody is held out, so there is no validation loss")
+    return train(
+        unet,
+        identity,
+        photos,
+        replace(request.options, single_photo=index.single_photo),  # type: ignore[arg-type]
+        request.folder,
+        shown,
+        validation=held_out,
+        sample=sample,
+        model=f"{request.model}, UNet {source.fingerprint('unet')[:12]}, from {_start(request.initial)}",
+        resume=request.resume,
+    )
+
+
+def _start(initial: str) -> str:
+    return initial if initial == FRESH else f"identity {sha256_file(Path(initial))[:12]}"

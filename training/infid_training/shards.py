@@ -1,0 +1,222 @@
+"""WebDataset shards of prepared photos: tar files in which the members of one photo share their name's first part.
+
+A photo is `00000007.target.jpg` (at the training size), `00000007.face.png` (aligned, as the image encoder takes it),
+`00000007.embedding.npy` (fp32, L2-normalised) and `00000007.json`. `index.json` beside the shards says what is in each.
+Format: https://github.com/webdataset/webdataset
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from infid_engines.errors import InputError
+from infid_engines.manifest import sha256_file
+
+INDEX, REPORT = "index.json", "report.json"
+SPLITS = ("train", "validation")
+_VERSION = 1
+_QUALITY = 95  # of the target's JPEG, colour at full resolution
+_AGAIN = "Prepare the photos again with `infid-export prepare`."
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class PreparedPhoto:
+    """One photo as training takes it.
+
+    Args:
+        person: name of the person's folder.
+        source: name of the photo's file.
+        target: `[size, size, 3]` uint8 RGB.
+        face: `[crop, crop, 3]` uint8 RGB, aligned.
+        embedding: `[face_width]` fp32.
+        original_size: height and width of the photo in pixels.
+        crop: top and left of the target in pixels, in the photo scaled so that its shorter side is the target's.
+        caption: text beside the photo; None if there was none.
+    """
+
+    person: str
+    source: str
+    target: Array
+    face: Array
+    embedding: Array
+    original_size: tuple[int, int]
+    crop: tuple[int, int]
+    caption: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call the photo."""
+        return f"{self.person}/{self.source}"
+
+    @property
+    def time_ids(self) -> list[int]:
+        """SDXL's size conditioning: original height and width, crop's top and left, target height and width."""
+        return [*self.original_size, *self.crop, *self.target.shape[:2]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the index says of one shard."""
+
+    file: str
+    split: str
+    photos: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What is in a folder of shards.
+
+    Args:
+        size: of the targets in pixels.
+        crop_size: of the aligned faces in pixels.
+        face_width: length of the embeddings.
+        single_photo: whether people with one photo were left out (`refuse`) or are their own pair (`own-pair`).
+        recognizer: sha256 of the recogniser's file.
+        split_seed: with the people's names it decides who is held out.
+        validation: share of the people held out.
+        shards: in order.
+    """
+
+    size: int
+    crop_size: int
+    face_width: int
+    single_photo: str
+    recognizer: str
+    split_seed: int
+    validation: float
+    shards: tuple[Shard, ...]
+
+    def of(self, split: str) -> tuple[Shard, ...]:
+        """Return the shards of a split."""
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    def write(self, folder: Path) -> None:
+        """Write `index.json`."""
+        (folder / INDEX).write_text(json.dumps({"version": _VERSION, **asdict(self)}, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> ShardIndex:
+        """Read the index.
+
+        Raises:
+            InputError: the folder has none, or one that cannot be read.
+        """
+        path = folder / INDEX
+        if not path.is_file():
+            raise InputError(f"{folder} holds no shards: it has no {INDEX}.", fix=_AGAIN)
+        try:
+            values = json.loads(path.read_text())
+            if values.pop("version") != _VERSION:
+                raise ValueError("another version")
+            shards = tuple(Shard(**shard) for shard in values.pop("shards"))
+            return cls(**values, shards=shards)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} cannot be read ({error}).", fix=_AGAIN) from error
+
+
+class ShardWriter:
+    """Writes the shards of one split, a new one every so many photos; a context manager.
+
+    Args:
+        folder: where to.
+        split: `train` or `validation`.
+        photos: per shard.
+    """
+
+    def __init__(self, folder: Path, split: str, photos: int) -> None:
+        self._folder, self._split, self._photos = folder, split, photos
+        self._tar: tarfile.TarFile | None = None
+        self._in_shard = self._written = 0
+        self.shards: list[Shard] = []
+
+    def __enter__(self) -> ShardWriter:
+        """Open nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Finish the last shard."""
+        self._finish()
+
+    def write(self, photo: PreparedPhoto) -> None:
+        """Add a photo."""
+        if self._tar is None or self._in_shard == self._photos:
+            self._finish()
+            self._tar = tarfile.open(self._folder / self._file, "w")  # noqa: SIM115 (closed by _finish)
+        key = f"{self._written:08d}"
+        facts = {"person": photo.person, "source": photo.source, "original_size": photo.original_size,
+                 "crop": photo.crop, "caption": photo.caption}  # fmt: skip
+        self._add(f"{key}.target.jpg", _encoded(photo.target, "JPEG", quality=_QUALITY, subsampling=0))
+        self._add(f"{key}.face.png", _encoded(photo.face, "PNG"))
+        embedding = io.BytesIO()
+        np.save(embedding, photo.embedding, allow_pickle=False)
+        self._add(f"{key}.embedding.npy", embedding.getvalue())
+        self._add(f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
+        self._in_shard += 1
+        self._written += 1
+
+    @property
+    def _file(self) -> str:
+        return f"{self._split}-{len(self.shards):05d}.tar"
+
+    def _add(self, name: str, content: bytes) -> None:
+        assert self._tar is not None
+        member = tarfile.TarInfo(name)  # no time and no owner: the same photos make the same bytes
+        member.size = len(content)
+        self._tar.addfile(member, io.BytesIO(content))
+
+    def _finish(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+            path = self._folder / self._file
+            self.shards.append(Shard(path.name, self._split, self._in_shard, sha256_file(path)))
+            self._tar, self._in_shard = None, 0
+
+
+def read_shard(path: Path) -> Iterator[PreparedPhoto]:
+    """Yield the photos of a shard, in order.
+
+    Raises:
+        InputError: it is missing, cut off, or not such a shard.
+    """
+    try:
+        with tarfile.open(path) as tar:
+            members: dict[str, bytes] = {}
+            current = ""
+            for member in tar:
+                key, _, kind = member.name.partition(".")
+                if members and key != current:
+                    yield _photo(members)
+                    members = {}
+                file = tar.extractfile(member)
+                members[kind], current = b"" if file is None else file.read(), key
+            if members:
+                yield _photo(members)
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise InputError(f"The shard {path} cannot be read ({type(error).__name__}: {error}).", fix=_AGAIN) from error
+
+
+def _photo(members: dict[str, bytes]) -> PreparedPhoto:
+    facts = json.loads(members["json"])
+    target, face = (np.asarray(Image.open(io.BytesIO(members[kind]))) for kind in ("target.jpg", "face.png"))
+    embedding = np.load(io.BytesIO(members["embedding.npy"]), allow_pickle=False)
+    sizes = {name: (int(facts[name][0]), int(facts[name][1])) for name in ("original_size", "crop")}
+    return PreparedPhoto(facts["person"], facts["source"], target, face, embedding, caption=facts["caption"], **sizes)
+
+
+def _encoded(pixels: Array, kind: str, **options: int) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, kind, **options)
+    return content.getvalue()

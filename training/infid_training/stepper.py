@@ -1,0 +1,214 @@
+"""One optimizer step: batch, loss, gradients, weights and their moving average; and the validation loss."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from infid_engines.errors import InputError, TrainingError
+from infid_export.model.config import IdentityConfig
+from infid_export.model.identity import IdentityModules
+from infid_export.model.processors import install_processors
+from infid_export.scheduler import SDXL_SCHEDULER
+from infid_training.checkpoint import Trained
+from infid_training.draws import Draw, Draws
+from infid_training.loss import identity_loss
+from infid_training.optimizers import learning_rate, make_optimizer
+from infid_training.options import TrainOptions
+from infid_training.photos import Photos
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Of the moving average, its decay after t steps being at most (1 + t) / (10 + t): it soon leaves the initial weights.
+_EMA_START = 10
+
+
+class _Loss(nn.Module):
+    """The loss as one module, so that gradients are averaged over processes; the frozen UNet is none of its parts."""
+
+    def __init__(self, unet: Any, identity: IdentityModules) -> None:
+        super().__init__()
+        self.identity = identity
+        self._unet = (unet,)
+
+    def forward(self, *tensors: Tensor | None) -> Tensor:
+        return identity_loss(self._unet[0], self.identity, *tensors)  # type: ignore[arg-type]
+
+
+class Stepper:
+    """Makes steps; holds the networks as training needs them until it is closed.
+
+    Args:
+        accelerator: device and processes.
+        unet: see `train`.
+        identity: see `train`.
+        photos: to train on.
+        options: see `TrainOptions`.
+        validation: other people's photos; None or empty if there are none.
+
+    Raises:
+        InputError: the options need another device, or the photos are not as the networks take them.
+        BackendUnavailableError: the optimizer's library is not installed.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        unet: Any,
+        identity: IdentityModules,
+        photos: Photos,
+        options: TrainOptions,
+        validation: Photos | None = None,
+    ) -> None:
+        self._accelerator, self._options = accelerator, options
+        self._unet, self._photos, self._validation = unet, photos, validation
+        self._device, self._dtype = accelerator.device, DTYPES[options.precision]
+        if options.precision == "fp16" and self._device.type == "cpu":
+            raise InputError("fp16 training needs a GPU.", fix="Choose bf16 or fp32.")
+        self._noising = DDIMScheduler(**SDXL_SCHEDULER)
+        self.draws = self._draws_of(photos)
+        self._fixed = self._draws_of(validation) if validation is not None and len(validation.people) else None
+        for each in (photos, validation):
+            if each is not None and len(each.people):
+                _check_shapes(each, identity.config)
+        install_processors(unet, identity.config)
+        # not diffusers' own `to`, which warns that a list of modules should stay fp32: for this UNet it is empty
+        nn.Module.to(unet, self._device, self._dtype).eval().requires_grad_(False)
+        if options.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        identity.to(self._device, torch.float32).train().requires_grad_(True)
+        average = deepcopy(identity).requires_grad_(False) if options.ema_decay else None
+        optimizer = make_optimizer(identity, options, self._device)
+        scaler = torch.amp.GradScaler(self._device.type, enabled=options.precision == "fp16")
+        self.trained = Trained(identity, average, optimizer, scaler)
+        self._loss: Any = accelerator.prepare_model(_Loss(unet, identity))
+
+    def close(self) -> None:
+        """Leave the networks as they are used elsewhere."""
+        self._unet.disable_gradient_checkpointing()
+        self.trained.identity.eval().requires_grad_(False)
+
+    def _draws_of(self, photos: Photos) -> Draws:
+        options = self._options
+        return Draws(
+            photos, options.seed, options.batch_size, self._accelerator.num_processes, options.accumulation,
+            self._noising.config.num_train_timesteps, options.single_photo == "own-pair",
+        )  # fmt: skip
+
+    def step(self, step: int) -> tuple[float, float, float]:
+        """Make one step.
+
+        Args:
+            step: counted from 0.
+
+        Returns:
+            The mean loss over all processes, the gradient's norm before clipping, the learning rate.
+
+        Raises:
+            TrainingError: loss or gradient are not finite; the weights are as before the step.
+        """
+        options, optimizer, scaler = self._options, self.trained.optimizer, self.trained.scaler
+        rate = learning_rate(options, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        total = 0.0
+        for part in range(options.accumulation):
+            draw = self.draws.batch(step, self._accelerator.process_index, part)
+            waits = part + 1 < options.accumulation  # gradients are averaged over processes in the last pass only
+            with self._accelerator.no_sync(self._loss) if waits else nullcontext():
+                loss = self.loss_of(self._loss, self._photos, draw)
+                losses = self._accelerator.gather(loss.detach().reshape(1)).tolist()
+                self._require_finite(losses, step, part)
+                scaler.scale(loss / options.accumulation).backward()  # type: ignore[no-untyped-call]
+            total += math.fsum(losses) / len(losses)
+        scaler.unscale_(optimizer)
+        parameters = self.trained.identity.parameters()
+        norm = float(nn.utils.clip_grad_norm_(parameters, options.max_grad_norm or math.inf))
+        if not math.isfinite(norm) and not scaler.is_enabled():  # with fp16 the scaler leaves the step out
+            self._stop("gradient", step, self._accelerator.process_index, 0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        if self.trained.ema is not None:
+            decay = min(options.ema_decay, (1 + step) / (_EMA_START + step))
+            with torch.no_grad():
+                pairs = zip(self.trained.ema.parameters(), self.trained.identity.parameters(), strict=True)
+                for average, value in pairs:
+                    average.lerp_(value, 1 - decay)
+        return total / options.accumulation, norm, rate
+
+    def loss_of(self, loss: Any, photos: Photos, draw: Draw) -> Tensor:
+        """Return a module's loss on a batch."""
+        targets, references = photos.targets(draw.targets), photos.references(draw.references)
+        latents = self._here(targets.latents)
+        noise, timesteps = draw.noise.to(self._device), draw.timesteps.to(self._device)
+        noisy = self._noising.add_noise(latents, noise, timesteps)
+        features, embeddings, sizes = map(
+            self._here, (references.clip_features, references.face_embeddings, targets.time_ids)
+        )
+        texts = [
+            None if each is None or not self.trained.identity.config.trained_with_text else self._here(each)
+            for each in (targets.prompt_embeds, targets.pooled_prompt_embeds)
+        ]
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            result: Tensor = loss(noisy, noise, timesteps, features, embeddings, sizes, *texts)
+        return result
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, torch.float32)
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """Return the mean loss over the fixed pairs, which are shared among the processes; None if there are none."""
+        if self._fixed is None or self._validation is None:
+            return None
+        loss = _Loss(self._unet, self.trained.result)
+        batches = self._fixed.validation(self._options.validation_pairs)
+        mine = batches[self._accelerator.process_index :: self._accelerator.num_processes]
+        total = torch.zeros(2, dtype=torch.float64, device=self._device)
+        for draw in mine:
+            total[0] += self.loss_of(loss, self._validation, draw).double() * len(draw.targets)
+            total[1] += len(draw.targets)
+        summed = self._accelerator.reduce(total, "sum")
+        return float(summed[0] / summed[1])
+
+    def _require_finite(self, losses: list[float], step: int, part: int) -> None:
+        for rank, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                self._stop(f"loss ({loss})", step, rank, part)
+
+    def _stop(self, what: str, step: int, rank: int, part: int) -> None:
+        names = self.draws.names(self.draws.batch(step, rank, part))
+        raise TrainingError(
+            f"The {what} of step {step + 1} is not finite. Its pairs were: {', '.join(names)}.",
+            fix="Look at these photos, lower the learning rate or choose another precision; "
+            "the same command resumes from the last checkpoint.",
+        )
+
+
+def _check_shapes(photos: Photos, config: IdentityConfig) -> None:
+    """Refuse photos whose tensors the identity modules do not take."""
+    first = torch.zeros(1, dtype=torch.int64)
+    targets, references = photos.targets(first), photos.references(first)
+    wanted = {
+        "clip_features": (references.clip_features, (config.clip_tokens, config.clip_width)),
+        "face_embeddings": (references.face_embeddings, (config.face_width,)),
+        "time_ids": (targets.time_ids, (6,)),
+    }
+    for name, (tensor, shape) in wanted.items():
+        if tuple(tensor.shape[1:]) != shape:
+            raise InputError(
+                f"The photos' {name} are {list(tensor.shape[1:])} each, the identity modules take {list(shape)}.",
+                fix="Encode the photos with the networks of this model.",
+            )
+    if config.trained_with_text and (targets.prompt_embeds is None or targets.pooled_prompt_embeds is None):
+        raise InputError(
+            "Training with text needs the captions' embeddings, and the photos have none.",
+            fix="Encode the captions, or train without text.",
+        )
