@@ -29,7 +29,7 @@ COMMANDS = {
     "verify": "check an engine folder's hashes and repeat its parity",
     "inspect": "show what an engine folder or an ONNX file holds",
     "tune": "measure the kernels' tile sizes on this GPU and write the fastest to a file",
-    "train-demo": "train the demo model's parts from drawn people",
+    "train-demo": "train a demo model from drawn people alone",
     "doctor": "check this machine and its libraries",
     "compile-kernels": "compile the fused kernels for GPUs, ahead of time and without one",
 }
