@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from infid_engines.errors import InputError
 from infid_engines.progress import SilentReporter
+from infid_export.model.encoders import IdentityEncoder
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import ModelSource
@@ -20,20 +21,21 @@ from infid_training.cache import ShardedPhotos, cached_file, fill_cache
 from infid_training.encode import PhotoEncoders
 from infid_training.options import TrainOptions
 from infid_training.run import RunRequest, train_on_shards
-from infid_training.shards import PreparedPhoto, ShardIndex, ShardWriter
+from infid_training.samples import SampleGrid, fixed_people
+from infid_training.shards import PreparedPhoto, ShardIndex, ShardWriter, read_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = 64
 
 
-def write_shards(folder: Path, crop: int, seed: int = 0, people: int = 3, held_out: int = 1) -> Path:
+def write_shards(folder: Path, crop: int, seed: int = 0, each: int = 2, single_photo: str = "refuse") -> Path:
     folder.mkdir()
     random = np.random.default_rng(seed)
     shards = []
-    for split, names in (("train", range(people)), ("validation", range(100, 100 + held_out))):
+    for split, names in (("train", range(3)), ("validation", range(100, 101))):
         with ShardWriter(folder, split, photos=4) as writer:
             for person in names:
-                for number in range(2):
+                for number in range(each):
                     target, face = (random.integers(0, 256, (side, side, 3)).astype(np.uint8) for side in (SIZE, crop))
                     embedding = random.standard_normal(512).astype(np.float32)
                     embedding /= np.linalg.norm(embedding)
@@ -43,7 +45,7 @@ def write_shards(folder: Path, crop: int, seed: int = 0, people: int = 3, held_o
                         )
                     )
         shards += writer.shards
-    ShardIndex(SIZE, crop, 512, "refuse", "", 0, 0.2, tuple(shards)).write(folder)
+    ShardIndex(SIZE, crop, 512, single_photo, "", 0, 0.2, tuple(shards)).write(folder)
     return folder
 
 
@@ -65,9 +67,7 @@ def fill(shards: Path, source: ModelSource) -> Path:
 
 def test_rows_are_the_frozen_networks_outputs(shards: Path, base: ModelSource) -> None:
     photos = ShardedPhotos(shards, fill(shards, base), base, "train")
-    prepared = [
-        photo for shard in ShardIndex.load(shards).of("train") for photo in module.read_shard(shards / shard.file)
-    ]
+    prepared = [photo for shard in ShardIndex.load(shards).of("train") for photo in read_shard(shards / shard.file)]
     assert list(photos.names) == [photo.name for photo in prepared] == [f"p{i // 2}/{i % 2}.jpg" for i in range(6)]
     assert photos.people.tolist() == [0, 0, 1, 1, 2, 2]
     order = torch.tensor([5, 0, 3])  # over both files, not rising
@@ -208,3 +208,33 @@ def test_a_run_on_shards_gives_weights_and_sample_grids(shards: Path, tmp_path: 
     assert report.resumed_from == 2
     with pytest.raises(InputError, match="no sample pictures without"):
         train_on_shards(RunRequest(shards, tmp_path / "other", TrainOptions(steps=1), sample_steps=3))
+
+
+def test_people_with_one_photo_are_the_shards_choice(tmp_path: Path, base: ModelSource) -> None:
+    crop = base.architecture.image_encoder["image_size"]
+    options = TrainOptions(steps=1, batch_size=1, validate_every=0)
+    for choice in ("refuse", "own-pair"):
+        folder = write_shards(tmp_path / choice, crop, each=1, single_photo=choice)
+        request = RunRequest(folder, tmp_path / f"run-{choice}", options)
+        if choice == "refuse":
+            with pytest.raises(InputError, match="3 people have one photo only"):
+                train_on_shards(request)
+        else:
+            assert train_on_shards(request).steps == 1
+
+
+def test_samples_show_the_identity_of_the_reference_photo(shards: Path, base: ModelSource) -> None:
+    photos = ShardedPhotos(shards, fill(shards, base), base, "train")
+    unet = base.load("unet", torch.float32)
+    identity = initial_identity(unet, base.config)
+    people = fixed_people(shards, photos, "train")
+    assert [person.index for person in people] == [0, 2, 4]
+    second = next(photo for photo in read_shard(shards / "train-00000.tar") if photo.name == photos.names[2])
+    assert np.array_equal(people[1].face, second.face)
+    found = SampleGrid(base, unet, photos, people)._keys_and_values(identity, 2)
+    encoder = IdentityEncoder(base.load("image_encoder", torch.float32), identity)
+    face = torch.from_numpy(second.face.copy()).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        _, *expected = encoder(face, torch.from_numpy(second.embedding)[None])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-2)  # features are kept in fp16

@@ -43,7 +43,8 @@ def test_the_formula_of_the_activations_is_what_autograd_keeps(checkpointing: bo
     if checkpointing:
         unet.enable_gradient_checkpointing()
     expected = counted.checkpointed - counted.largest_unit if checkpointing else counted.plain
-    assert expected == pytest.approx(kept_by_autograd(unet, *inputs), rel=0.12)
+    # measured: 1.5 % too little without, 7 % too much with checkpointing
+    assert expected == pytest.approx(kept_by_autograd(unet, *inputs), rel=0.1 if checkpointing else 0.03)
     assert 0 < counted.largest_unit < counted.checkpointed < counted.plain
 
 

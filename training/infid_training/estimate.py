@@ -192,7 +192,9 @@ def _kept_by(module: nn.Module, inputs: tuple[Any, ...], width: int) -> int:
     if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.SiLU):
         return int(inputs[0].numel()) * _FP32
     if isinstance(module, nn.Conv2d):  # torch keeps a convolution's input even if its weights are frozen
-        return int(inputs[0].numel()) * width
+        # in fp32 a resnet's shortcut, the one convolution of 1 × 1, keeps the tensor that its normalisation keeps
+        shared = width == _FP32 and module.kernel_size == (1, 1)
+        return 0 if shared else int(inputs[0].numel()) * width
     if isinstance(module, GEGLU):  # both halves and the activated one
         tokens = inputs[0].numel() // inputs[0].shape[-1]
         return 3 * int(tokens) * (int(module.proj.out_features) // 2) * width
