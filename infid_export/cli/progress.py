@@ -103,6 +103,7 @@ class TerminalReporter:
         self._estimate = Estimate(clock)
         self._name, self._detail = "starting", ""
         self._last_line: float | None = None
+        self._held_back = False
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(get_renderable=self._draw, console=console, transient=True, refresh_per_second=_REFRESHES)
@@ -128,6 +129,8 @@ class TerminalReporter:
         self._estimate.enter(name)
         self._tell(name, "")
         yield _Stage(self, name)
+        if self._held_back:
+            self._print_line()  # a log shows how each stage ended
         self._estimate.leave()
         self._tell(name, "")
 
@@ -144,12 +147,16 @@ class TerminalReporter:
         self._name, self._detail = name, detail
         if self._live is not None:
             return  # it draws by itself
-        now = self._clock()
-        if self._last_line is None or now - self._last_line >= _LINE_INTERVAL:
-            self._last_line = now
-            done, _ = self._estimate.read()
-            text = f"{done:4.0%} {self._what()} ({self._estimate.times()})"
-            self._console.print(Text(text), soft_wrap=True)
+        if self._last_line is None or self._clock() - self._last_line >= _LINE_INTERVAL:
+            self._print_line()
+        else:
+            self._held_back = bool(detail)
+
+    def _print_line(self) -> None:
+        self._last_line, self._held_back = self._clock(), False
+        done, _ = self._estimate.read()
+        text = f"{done:4.0%} {self._what()} ({self._estimate.times()})"
+        self._console.print(Text(text), soft_wrap=True)
 
     def _what(self) -> str:
         return f"{self._name} {self._detail}".strip()

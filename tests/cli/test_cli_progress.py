@@ -109,6 +109,21 @@ def test_plain_lines_are_rare(clock: Clock) -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+def test_a_log_shows_how_a_stage_ended(clock: Clock) -> None:
+    stream = io.StringIO()
+    with TerminalReporter(Console(file=stream, width=80), clock) as reporter:
+        reporter.plan({"caching": 1.0, "training": 1.0})
+        with reporter.stage("caching"):
+            clock.now += 0.1
+        with reporter.stage("training") as stage:
+            for step in (1, 2):
+                clock.now += 0.1
+                stage.update(step / 2, f"step {step} of 2")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    assert "training step 2 of 2" in lines[1]
+
+
 @pytest.mark.parametrize("width", [40, 200])
 def test_a_terminal_gets_one_bar_that_is_cleared(clock: Clock, width: int) -> None:
     stream = io.StringIO()
