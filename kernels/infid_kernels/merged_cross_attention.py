@@ -193,5 +193,7 @@ def merged_cross_attention_reference(
         torch.as_tensor(value, device=q.device).view(-1, 1, 1, 1) for value in (style_strength, identity_strength)
     )
     text = scaled_dot_product_attention(q, k_t, v_t, scale=scale)
+    if k_id.shape[2] == 0:
+        return text
     identity = scaled_dot_product_attention(q, k_id, v_id, scale=scale)
     return text + factor.to(q.dtype) * (identity + mean_shift(v_id, v_t, style))

@@ -71,6 +71,14 @@ def test_merged_cross_attention_equals_adain_on_keys_and_values(strength, factor
     assert relative(found, expected) < 1e-6
 
 
+def test_without_a_person_the_references_attend_to_the_text_alone():
+    q, k_id, v_id, k_t, v_t = make((2, 3, 9, 0, 77, 16), torch.float32)
+    text = torch.nn.functional.scaled_dot_product_attention(q, k_t, v_t)
+    s = torch.full((2,), 0.7)
+    assert torch.equal(merged_cross_attention_reference(q, k_t, v_t, k_id, v_id, s, s), text)
+    assert torch.equal(mixed_attention_reference(q, k_id, v_id, k_t, v_t, s), text)
+
+
 def test_standard_adain_takes_over_mean_and_deviation():
     x, y = torch.randn(1, 1, 500, 4), 3 * torch.randn(1, 1, 300, 4) + 5
     moved = adain(x, y, torch.ones(1, 1, 1, 1))
