@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,14 +15,16 @@ from triton.runtime.jit import JITFunction
 HEAD_SIZES = (32, 40, 64, 80, 96, 128)
 DTYPES = (torch.float16, torch.bfloat16)
 _MOST_HEADS = 65535  # CUDA's limit of a grid's second axis
+_FARTHEST = 2**24 - 1  # elements from token to token: offsets within a block of up to 128 tokens are 32-bit numbers
 
 
-def check_attention(q: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+def check_attention(q: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]], kernel: Any) -> None:
     """Check queries and segments of keys and values against each other.
 
     Args:
         q: `[B, H, N, d]`.
         segments: keys and values `[B, H, M, d]`, by the ending of their arguments' names (`"id"`, `"t"`).
+        kernel: what is to be launched; unless Triton interprets it, q has to be on a GPU.
 
     Raises:
         TypeError: a dtype is not supported, or differs from q's.
@@ -40,8 +43,8 @@ def check_attention(q: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]]) ->
         for name, tensor in ((f"k_{ending}", keys), (f"v_{ending}", values)):
             length = keys.shape[2] if keys.dim() == 4 else "M"
             if tensor.dim() != 4 or tuple(tensor.shape) != (rows, heads, length, d):
-                raise ValueError(f"{name} must be [{rows}, {heads}, {length}, {d}] as q and k_{ending} are, "
-                                 f"got {_shape(tensor)}")  # fmt: skip
+                like = "q is" if tensor is keys else f"q and k_{ending} are"
+                raise ValueError(f"{name} must be [{rows}, {heads}, {length}, {d}] as {like}, got {_shape(tensor)}")
             if tensor.dtype != q.dtype:
                 raise TypeError(f"{name} must be {q.dtype} as q is, got {tensor.dtype}")
             if tensor.device != q.device:
@@ -50,6 +53,11 @@ def check_attention(q: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]]) ->
     _check_layout("q", q)
     if segments["t"][0].shape[2] == 0:
         raise ValueError("k_t must have at least one token, got none")
+    if has_values(q) and q.device.type not in ("cuda", "meta") and isinstance(kernel, JITFunction):
+        raise ValueError(
+            f"q must be on a CUDA device, got {q.device}; CPU tensors are for Triton's interpreter (TRITON_INTERPRET=1 "
+            "before the first import of triton), and the plain PyTorch references run anywhere"
+        )
 
 
 def _check_layout(name: str, tensor: Tensor) -> None:
@@ -57,10 +65,15 @@ def _check_layout(name: str, tensor: Tensor) -> None:
         raise ValueError(
             f"{name} must have the channels of a head side by side (stride 1), got strides {tuple(tensor.stride())}"
         )
+    if tensor.shape[2] > 1 and tensor.stride(2) > _FARTHEST:
+        raise ValueError(
+            f"{name} must have tokens at most {_FARTHEST} elements apart, got strides {tuple(tensor.stride())}; "
+            "copy it with .contiguous()"
+        )
 
 
 def per_row(name: str, value: float | Tensor, q: Tensor) -> Tensor:
-    """Return a strength as one fp32 number a row.
+    """Return a strength as one fp32 number a row, side by side in memory.
 
     A tensor on a GPU is not read, since that would wait for the device; every other strength is checked.
 
@@ -80,10 +93,9 @@ def per_row(name: str, value: float | Tensor, q: Tensor) -> Tensor:
         raise ValueError(f"{name} must be a number or [{q.shape[0]}], one number a row of q, got {_shape(value)}")
     if value.device != q.device:
         raise ValueError(f"{name} must be on {q.device} as q is, got {value.device}")
-    real = type(value) is Tensor and not torch.compiler.is_compiling()  # while tracing there are no values
-    if real and value.device.type == "cpu" and not value.isfinite().all():
+    if has_values(value) and value.device.type == "cpu" and not value.isfinite().all():
         raise ValueError(f"{name} must be finite, got {value.tolist()}")
-    return value.float()
+    return value.float().contiguous()
 
 
 def logit_scale(scale: float | None, d: int) -> float:
@@ -97,6 +109,16 @@ def logit_scale(scale: float | None, d: int) -> float:
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be positive and finite, got {scale}")
     return scale
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Return whether a tensor has memory that can be looked at; while tracing there is none."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context whose current GPU is the tensor's: Triton launches on the current one, whatever it is given."""
+    return torch.cuda.device(tensor.device) if has_values(tensor) and tensor.is_cuda else nullcontext()
 
 
 def launchable(kernel: Any) -> Any:

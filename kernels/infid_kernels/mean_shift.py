@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from infid_kernels.arguments import launchable
+from infid_kernels.arguments import launchable, on_device
 from infid_kernels.tuning import Configuration
 
 # Chunks of the token axis: with 20 pairs of row and head and 4096 tokens, 320 programs on 132 multiprocessors.
@@ -80,12 +80,13 @@ def launch_mean_shift(k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, stre
     """
     rows, heads, length, d = k_id.shape
     shifts = [torch.empty(rows, heads, SPLITS, d, dtype=torch.float32, device=k_id.device) for _ in range(2)]
-    launchable(mean_shift_kernel)[(SPLITS, rows * heads)](
-        k_id, v_id, k_t, v_t, strength,
-        heads, length, k_t.shape[2],
-        *k_id.stride()[:3], *v_id.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3],
-        *shifts,
-        D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_N=CONFIGURATION.block_n, SPLITS=SPLITS,
-        **CONFIGURATION.launch_options(),
-    )  # fmt: skip
+    with on_device(k_id):
+        launchable(mean_shift_kernel)[(SPLITS, rows * heads)](
+            k_id, v_id, k_t, v_t, strength,
+            heads, length, k_t.shape[2],
+            *k_id.stride()[:3], *v_id.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3],
+            *shifts,
+            D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_N=CONFIGURATION.block_n, SPLITS=SPLITS,
+            **CONFIGURATION.launch_options(),
+        )  # fmt: skip
     return shifts[0], shifts[1]

@@ -18,7 +18,7 @@ from torch.library import triton_op
 from torch.nn.functional import scaled_dot_product_attention
 
 from infid_kernels.adain import mean_shift
-from infid_kernels.arguments import check_attention, empty_output, launchable, logit_scale, per_row
+from infid_kernels.arguments import check_attention, empty_output, launchable, logit_scale, on_device, per_row
 from infid_kernels.attend import attend
 from infid_kernels.tuning import Configuration, choose
 
@@ -91,16 +91,17 @@ def launch_merged_cross_attention(
         whole: whether its `block_n` divides L and T.
     """
     rows, heads, queries, d = q.shape
-    launchable(merged_cross_attention_kernel)[(triton.cdiv(queries, configuration.block_m), rows * heads)](
-        q, k_t, v_t, k_id, v_id, style_strength, identity_strength,
-        heads, queries, k_t.shape[2], k_id.shape[2],
-        *q.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3],
-        *out.stride()[:3],
-        scale,
-        out,
-        D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_M=configuration.block_m, BLOCK_N=configuration.block_n,
-        WHOLE=whole, **configuration.launch_options(),
-    )  # fmt: skip
+    with on_device(q):
+        launchable(merged_cross_attention_kernel)[(triton.cdiv(queries, configuration.block_m), rows * heads)](
+            q, k_t, v_t, k_id, v_id, style_strength, identity_strength,
+            heads, queries, k_t.shape[2], k_id.shape[2],
+            *q.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3],
+            *out.stride()[:3],
+            scale,
+            out,
+            D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_M=configuration.block_m, BLOCK_N=configuration.block_n,
+            WHOLE=whole, **configuration.launch_options(),
+        )  # fmt: skip
 
 
 @triton_op("infid::merged_cross_attention", mutates_args={})
@@ -167,7 +168,7 @@ def merged_cross_attention(
         TypeError: a dtype is not supported.
         ValueError: a shape, device, layout, strength or scale is not what is expected.
     """
-    check_attention(q, {"t": (k_t, v_t), "id": (k_id, v_id)})
+    check_attention(q, {"t": (k_t, v_t), "id": (k_id, v_id)}, merged_cross_attention_kernel)
     style, identity = (
         per_row(name, value, q)
         for name, value in (("style_strength", style_strength), ("identity_strength", identity_strength))

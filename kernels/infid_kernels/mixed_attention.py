@@ -20,7 +20,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from infid_kernels.adain import adain_mean
-from infid_kernels.arguments import check_attention, empty_output, launchable, logit_scale, per_row
+from infid_kernels.arguments import (
+    check_attention,
+    empty_output,
+    has_values,
+    launchable,
+    logit_scale,
+    on_device,
+    per_row,
+)
 from infid_kernels.attend import attend
 from infid_kernels.mean_shift import launch_mean_shift
 from infid_kernels.tuning import Configuration, choose
@@ -114,25 +122,26 @@ def launch_mixed_attention(
         # nothing is read of an empty segment, of which there is no descriptor
         read = (k_id, v_id, k_t, v_t) if k_id.shape[2] else (k_t, v_t, k_t, v_t)
         segments = [TensorDescriptor.from_tensor(each, [1, 1, configuration.block_n, block_d]) for each in read]
-    launchable(mixed_attention_kernel)[grid](
-        q, *segments, shift_k, shift_v,
-        rows, heads, queries, k_id.shape[2], k_t.shape[2],
-        *q.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3],
-        *out.stride()[:3],
-        scale,
-        out,
-        D=d, BLOCK_D=block_d, SPLITS=shift_k.shape[2],
-        BLOCK_M=configuration.block_m, BLOCK_N=configuration.block_n, WHOLE=whole,
-        PERSISTENT=configuration.persistent > 0, DESCRIPTORS=configuration.descriptors,
-        POLYNOMIAL=configuration.polynomial, **configuration.launch_options(),
-    )  # fmt: skip
+    with on_device(q):
+        launchable(mixed_attention_kernel)[grid](
+            q, *segments, shift_k, shift_v,
+            rows, heads, queries, k_id.shape[2], k_t.shape[2],
+            *q.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3],
+            *out.stride()[:3],
+            scale,
+            out,
+            D=d, BLOCK_D=block_d, SPLITS=shift_k.shape[2],
+            BLOCK_M=configuration.block_m, BLOCK_N=configuration.block_n, WHOLE=whole,
+            PERSISTENT=configuration.persistent > 0, DESCRIPTORS=configuration.descriptors,
+            POLYNOMIAL=configuration.polynomial, **configuration.launch_options(),
+        )  # fmt: skip
 
 
 def _describable(tensor: Tensor) -> bool:
     """Return whether a tensor descriptor can tell where the tokens lie: a multiple of 16 bytes apart."""
     elements = 16 // tensor.element_size()
     steps = tensor.stride()[:3]
-    return all(step > 0 and step % elements == 0 for step in steps) and not tensor.storage_offset() % elements
+    return all(step > 0 and step % elements == 0 for step in steps) and tensor.data_ptr() % 16 == 0
 
 
 @triton_op("infid::mixed_attention", mutates_args={})
@@ -142,7 +151,8 @@ def _mixed_attention(
     out = empty_output(q)
     shifts = launch_mean_shift(k_id, v_id, k_t, v_t, style_strength)
     chosen, whole = choose("mixed_attention", q.device, q.shape[3], q.shape[2], (k_id.shape[2], k_t.shape[2]))
-    if chosen.descriptors and not all(_describable(each) for each in (k_id, v_id, k_t, v_t)):
+    # what is traced is launched later on other memory, and tracing (torch 2.14) refuses descriptors in a `triton_op`
+    if chosen.descriptors and not (has_values(q) and all(_describable(each) for each in (k_id, v_id, k_t, v_t))):
         chosen = chosen.plain
     launch_mixed_attention(q, k_id, v_id, k_t, v_t, *shifts, scale, out, chosen, whole)
     return out
@@ -183,7 +193,7 @@ def mixed_attention(
         TypeError: a dtype is not supported.
         ValueError: a shape, device, layout, strength or scale is not what is expected.
     """
-    check_attention(q, {"id": (k_id, v_id), "t": (k_t, v_t)})
+    check_attention(q, {"id": (k_id, v_id), "t": (k_t, v_t)}, mixed_attention_kernel)
     strength = per_row("style_strength", style_strength, q)
     return _mixed_attention(q, k_id, v_id, k_t, v_t, strength, logit_scale(scale, q.shape[-1]))
 

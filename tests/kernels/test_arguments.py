@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import torch
 from attention_cases import Case
 from torch import Tensor
 
-from infid_kernels import merged_cross_attention, mixed_attention
+from infid_kernels import arguments, merged_cross_attention, mixed_attention
 
 OPS = {
     "mixed_attention": lambda q, k_id, v_id, k_t, v_t, s=1.0, scale=None: mixed_attention(
@@ -24,10 +27,13 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 BAD: dict[str, tuple[Change, type[Exception], str]] = {
     "heads": (
         lambda a: a | {"k_t": a["k_t"][:, :2]}, ValueError,
-        "must be [1, 3, 77, 64] as q and k_t are, got [1, 2, 77, 64]",
+        "k_t must be [1, 3, 77, 64] as q is, got [1, 2, 77, 64]",
     ),
     "rows": (lambda a: a | {"v_id": a["v_id"].repeat(2, 1, 1, 1)}, ValueError, "v_id must be [1, 3, 63, 64]"),
-    "lengths of one segment": (lambda a: a | {"v_t": a["v_t"][:, :, 1:]}, ValueError, "v_t must be [1, 3, 77, 64]"),
+    "lengths of one segment": (
+        lambda a: a | {"v_t": a["v_t"][:, :, 1:]}, ValueError,
+        "v_t must be [1, 3, 77, 64] as q and k_t are, got [1, 3, 76, 64]",
+    ),
     "dimensions": (lambda a: a | {"q": a["q"][0]}, ValueError, "q must be [B, H, N, d], got [3, 77, 64]"),
     "dtype": (
         lambda a: a | {"k_id": a["k_id"].float()}, TypeError, "k_id must be torch.float16 as q is, got torch.float32"
@@ -41,6 +47,11 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
     "layout": (
         lambda a: a | {"k_t": a["k_t"].transpose(2, 3).contiguous().transpose(2, 3)}, ValueError,
         "k_t must have the channels of a head side by side",
+    ),
+    "tokens too far apart": (
+        lambda a: {name: x.to("meta") for name, x in a.items()}
+        | {"v_id": torch.empty_strided((1, 3, 63, 64), (1, 64, 2**24, 1), dtype=torch.float16, device="meta")},
+        ValueError, "v_id must have tokens at most 16777215 elements apart, got strides (1, 64, 16777216, 1)",
     ),
     "too many heads": (
         lambda a: {name: x[:, :1, :1].expand(1, 65536, 1, 64) for name, x in a.items()}, ValueError,
@@ -61,12 +72,58 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("what", BAD)
-def test_a_bad_argument_is_named_with_what_was_wanted(op: str, what: str) -> None:
+def test_a_bad_argument_is_named_with_what_was_wanted(op: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "JITFunction", ())  # CPU tensors are right, also where a GPU is
     change, kind, message = BAD[what]
     names = ("q", "k_id", "v_id", "k_t", "v_t")
     good: dict[str, Any] = dict(zip(names, Case("good").tensors(0, torch.device("cpu")), strict=True))
     with pytest.raises(kind, match=re.escape(message)):
         OPS[op](**change(good))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cpu_tensors_are_for_the_interpreter_alone(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "JITFunction", object)  # nothing is interpreted
+    tensors = Case("compiled").tensors(0, torch.device("cpu"))
+    with pytest.raises(
+        ValueError, match="q must be on a CUDA device, got cpu; CPU tensors are for Triton's interpreter"
+    ):
+        OPS[op](*tensors)
+    assert OPS[op](*(x.to("meta") for x in tensors)).shape == (1, 3, 77, 64)
+
+
+def test_kernels_are_launched_on_the_tensors_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    second, entered = torch.device("cuda", 1), []
+    q = torch.empty(1)
+    monkeypatch.setattr(torch.cuda, "device", entered.append)
+    arguments.on_device(q)
+    assert entered == []
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True), raising=False)
+    monkeypatch.setattr(torch.Tensor, "device", property(lambda tensor: second), raising=False)
+    arguments.on_device(q)
+    assert entered == [second]
+
+
+def test_every_launch_is_on_the_tensors_own_gpu(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    inside: list[str] = []
+
+    @contextmanager
+    def on_device(tensor: Tensor) -> Iterator[None]:
+        assert tensor.device == device
+        inside.append("on")
+        yield
+        inside.append("off")
+
+    for name in ("mean_shift", "mixed_attention", "merged_cross_attention"):
+        module = import_module(f"infid_kernels.{name}")
+        monkeypatch.setattr(module, "on_device", on_device)
+        monkeypatch.setattr(
+            module, "launchable", lambda kernel: defaultdict(lambda: lambda *_, **__: inside.append("launch"))
+        )
+    for op, wanted in (("mixed_attention", 2), ("merged_cross_attention", 1)):
+        inside.clear()
+        OPS[op](*Case("small", (9, 7, 5)).tensors(0, device))
+        assert inside == wanted * ["on", "launch", "off"]
 
 
 def calls(device: torch.device) -> dict[str, tuple[Any, tuple[Tensor, ...]]]:

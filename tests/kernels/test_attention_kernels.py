@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from attention_cases import CASES, LIMITS, Case, merged_oracle, mixed_oracle, relative
+from torch import Tensor
 
 from infid_kernels import merged_cross_attention, mixed_attention
 from infid_kernels.arguments import empty_output
@@ -89,6 +91,32 @@ def test_what_descriptors_cannot_tell_is_computed_without(
     assert launched == [Configuration(32, 32, 4, 2, polynomial=True)]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs memory that is not torch's own, which here is the CPU's")
+def test_memory_that_is_not_16_bytes_aligned_is_computed_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins where the storage does, so only the address tells."""
+    launched = in_form(monkeypatch, FORMS["all of them"])
+    case, device = Case("foreign"), torch.device("cpu")
+    tensors, strength = case.tensors(6, device), case.strengths(device)
+    memory = bytearray(16 + 2 * tensors[1].numel())
+    start = (2 - torch.frombuffer(memory, dtype=torch.uint8).data_ptr()) % 16
+    foreign = torch.frombuffer(memory, dtype=case.dtype, count=tensors[1].numel(), offset=start)
+    tensors[1] = foreign.view(1, 63, case.heads, case.d).transpose(1, 2).copy_(tensors[1])
+    assert (tensors[1].storage_offset(), tensors[1].data_ptr() % 16) == (0, 2)
+    assert relative(mixed_attention(*tensors, strength), mixed_oracle(tensors, strength)) <= 1e-3
+    assert launched == [Configuration(32, 32, 4, 2, polynomial=True)]
+
+
+def test_while_tracing_descriptors_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = in_form(monkeypatch, FORMS["all of them"])
+    module = import_module("infid_kernels.mixed_attention")
+    shifts = torch.zeros(1, 3, 16, 64)
+    monkeypatch.setattr(module, "launch_mean_shift", lambda *_: (shifts, shifts))  # the interpreter has no traced form
+    monkeypatch.setattr(module, "launch_mixed_attention", lambda *arguments: launched.append(arguments[9]))
+    tensors = Case("traced").tensors(6, torch.device("cpu"))
+    torch.compile(mixed_attention, fullgraph=True, backend="aot_eager")(*tensors, torch.ones(1))
+    assert set(launched) == {Configuration(32, 32, 4, 2, polynomial=True)}  # traced once or more
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_merged_cross_attention(case: Case, device: torch.device) -> None:
     q, k_id, v_id, k_t, v_t = tensors = case.tensors(2, device)
@@ -97,6 +125,24 @@ def test_merged_cross_attention(case: Case, device: torch.device) -> None:
     error = relative(found, merged_oracle(tensors, strength, factor))
     assert error <= LIMITS[case.dtype], f"relative RMS {error:.1e}"
     assert found.dtype == case.dtype
+
+
+# Three rows' strengths that do not lie side by side in memory.
+STRENGTHS: dict[str, Callable[[torch.device], Tensor]] = {
+    "a column": lambda device: torch.arange(9.0, device=device).div(4).view(3, 3)[:, 0],
+    "every second": lambda device: torch.arange(6.0, device=device).div(4)[::2],
+    "one number expanded": lambda device: torch.tensor(0.7, device=device).expand(3),
+}
+
+
+@pytest.mark.parametrize("which", STRENGTHS)
+def test_strengths_lie_anyhow_in_memory(which: str, device: torch.device) -> None:
+    case = Case("strengths", (9, 7, 5), rows=3)
+    q, k_id, v_id, k_t, v_t = tensors = case.tensors(8, device)
+    strength = STRENGTHS[which](device)
+    assert relative(mixed_attention(*tensors, strength), mixed_oracle(tensors, strength)) <= LIMITS[case.dtype]
+    found = merged_cross_attention(q, k_t, v_t, k_id, v_id, strength, strength)
+    assert relative(found, merged_oracle(tensors, strength, strength)) <= LIMITS[case.dtype]
 
 
 @pytest.mark.parametrize("scale", [0.05, 0.5])
