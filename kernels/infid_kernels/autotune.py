@@ -138,8 +138,9 @@ def measure(
         progress(index / len(candidates), label(candidate))
         try:
             trials.append(_trial(level, candidate, inputs, expected, timer))
-        # Triton's own errors (too much shared memory, does not compile), and RuntimeError from its passes and CUDA
-        except (triton.TritonError, RuntimeError) as error:
+        # Triton's own errors (too much shared memory, does not compile), RuntimeError from its passes and CUDA, and
+        # AssertionError from its tensor descriptors
+        except (triton.TritonError, RuntimeError, AssertionError) as error:
             reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
             trials.append(Trial(candidate, None, None, reason.splitlines()[0]))
     return trials

@@ -89,13 +89,26 @@ def test_a_wrong_one_is_refused_however_fast(
     assert entry.evidence.endswith("0.431 ms median of 50, no other candidate was right")
 
 
-def test_one_that_does_not_fit_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            OutOfResources(263168, 232448, "shared memory"),
+            "OutOfResources: out of resource: shared memory, Required: 263168",
+        ),
+        (AssertionError("strides must be 16-byte aligned"), "AssertionError: strides must be 16-byte aligned"),
+    ],
+    ids=["shared memory", "descriptors"],
+)
+def test_one_that_cannot_run_is_refused_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
     def refuse(_: Tensor) -> None:
-        raise OutOfResources(263168, 232448, "shared memory")
+        raise error
 
     spoil(monkeypatch, SMALL, refuse)
     trials = tried(MIXED, times(0.5), SMALL, TALL)
-    assert "OutOfResources: out of resource: shared memory, Required: 263168" in trials[0].refusal
+    assert reason in trials[0].refusal
     assert chosen(MIXED, trials).configuration == TALL
 
 
