@@ -21,6 +21,7 @@ from infid_engines.expressions import evaluate
 
 NAMESPACE = "infid"
 SCHEMA_VERSION = 1
+_BUILD_AGAIN = "Build again with `infid-export build --kernels triton`."
 _TYPES = {"*fp16": "FP16", "*bf16": "BF16", "*fp32": "FP32"}
 
 
@@ -51,8 +52,10 @@ class Variant:
         """Its int32 arguments."""
         return [each for each in self.launch["arguments"] if each["type"] == "i32"]
 
-    def takes(self, lengths: Sequence[int]) -> bool:
-        """Return whether it computes segments of these lengths; -1 is a length that varies."""
+    def takes(self, lengths: Sequence[int], head_size: int) -> bool:
+        """Return whether it computes segments of these lengths with this head size; -1 is a length that varies."""
+        if head_size != self.launch["head_size"]:
+            return False
         constants = self.launch["constants"]
         return not constants.get("WHOLE") or all(
             length >= 0 and length % constants["BLOCK_N"] == 0 for length in lengths
@@ -74,9 +77,7 @@ def read_variants(path: Path) -> dict[str, list[Variant]]:
             variants.setdefault(each["launch"]["op"], []).append(Variant(each["launch"], each["ptx"]))
         return variants
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise EngineFolderError(
-            f"{path} does not hold kernels ({error}).", fix="Build again with `infid-export build --kernels triton`."
-        ) from error
+        raise EngineFolderError(f"{path} does not hold kernels ({error}).", fix=_BUILD_AGAIN) from error
 
 
 def register(trtp: Any, variants: Mapping[str, Sequence[Variant]]) -> None:
@@ -104,9 +105,15 @@ def _register(trtp: Any, plugin: str, variants: Sequence[Variant]) -> None:
         return found if several else found[0]
 
     def autotune(*given: Any) -> Any:
-        """Return the tactics that compute these shapes, numbered from 1."""
-        lengths = _lengths(given[: len(names)], names)
-        tactics = [number for number, each in enumerate(variants, 1) if each.takes(lengths)]
+        """Return the tactics that compute these shapes, numbered from 1; without any, TensorRT would choose for itself.
+
+        Raises:
+            EngineFolderError: there is none.
+        """
+        lengths, head_size = _lengths(given[: len(names)], names), given[0].shape[3]
+        tactics = [number for number, each in enumerate(variants, 1) if each.takes(lengths, head_size)]
+        if not tactics:
+            raise EngineFolderError(f"{plugin} has no kernel for a head size of {head_size}.", fix=_BUILD_AGAIN)
         types = ", ".join(_TYPES[each["type"]] for each in (*first.inputs, *first.outputs))
         return [trtp.AutoTuneCombination(types, "LINEAR", tactics)]
 

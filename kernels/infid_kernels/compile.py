@@ -3,7 +3,7 @@
 The description says all that a launch needs, so that the CUDA driver API, TensorRT and C++ can launch the kernel with
 neither Triton nor torch: argument order, the grid and every integer argument as expressions of shapes, block, dynamic
 shared memory, alignment. Pointers come as inputs, then int32, then outputs: the order TensorRT's ahead-of-time plugins
-ask for. Triton appends pointers to scratch memory, which these kernels do not use.
+ask for. Triton appends pointers to scratch memory, which these kernels do not read; `with_parameters` takes them away.
 """
 
 from __future__ import annotations
@@ -219,10 +219,31 @@ def _argument(spec: KernelSpec, name: str, dtype: str, head_size: int) -> dict[s
 
 def entry_parameters(ptx: str) -> list[str]:
     """Return the types of a PTX module's entry parameters, such as `u64`, in order."""
+    return re.findall(r"\.param\s+\.(\w+)", _entry(ptx)[1])
+
+
+def with_parameters(ptx: str, count: int) -> str:
+    """Return a PTX module whose entry takes the first `count` of its parameters alone.
+
+    A launch that passes fewer than the entry declares lets the driver read past the end of what was passed.
+
+    Raises:
+        ValueError: the code reads one of the others.
+    """
+    entry = _entry(ptx)
+    declared, code = entry[1].split(","), ptx[entry.end(1) :]
+    for name in (each.split()[-1] for each in declared[count:]):
+        if re.search(rf"\b{name}\b", code):
+            raise ValueError(f"the PTX reads its parameter {name}, which it is to be launched without")
+    return f"{ptx[: entry.start(1)]}{','.join(declared[:count]).rstrip()}\n{code}"
+
+
+def _entry(ptx: str) -> re.Match[str]:
+    """Return the entry of a PTX module, with its parameters as the first group."""
     found = re.search(r"\.entry\s+\w+\((.*?)\)", ptx, re.DOTALL)
     if found is None:
         raise ValueError("the PTX has no entry")
-    return re.findall(r"\.param\s+\.(\w+)", found[1])
+    return found
 
 
 def ptx_target(ptx: str) -> str:

@@ -7,14 +7,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from infid_kernels import mean_shift, tuning
-from infid_kernels.compile import KERNELS, CompiledKernel, compile_kernel
+from infid_kernels.compile import KERNELS, CompiledKernel, compile_kernel, with_parameters
 from infid_kernels.sass import read_machine_code
 from infid_kernels.tuning import Configuration
 
 # Bytes of shared memory that a block has without asking for more; TensorRT documents no way for a plugin to ask.
 DEFAULT_SHARED = 48 * 1024
+# Where every candidate spills or needs more. Any lengths, triton 3.8: at most 227 registers (sm_80, d = 128, merged),
+# 26 624 bytes and no spills for d = 40, 80 and 96 on every architecture and for d = 128 on sm_80.
+_SMALLEST = Configuration(32, 32, 8, 2)
 _SCHEMA_VERSION = 1
 
 
@@ -46,7 +50,7 @@ def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "f
         for configuration, queries in tuned.items():
             compiled = compile_kernel(op, architecture, head_size, configuration, dtype, whole)
             yield _chosen_for(compiled, queries)
-        others = [candidate for candidate in tuning.CANDIDATES if candidate not in tuned]
+        others = [candidate for candidate in (*tuning.CANDIDATES, _SMALLEST) if candidate not in tuned]
         yield _chosen_for(_within_default(op, architecture, head_size, dtype, whole, others), [])
 
 
@@ -78,6 +82,12 @@ def _within_default(
     raise RuntimeError(f"no candidate of {op} for {architecture} fits {DEFAULT_SHARED} bytes of shared memory")
 
 
+def _plugin(compiled: CompiledKernel) -> dict[str, Any]:
+    """Describe a kernel without the pointers that Triton appends, for which TensorRT passes nothing."""
+    ptx = with_parameters(compiled.ptx, len(compiled.launch["arguments"]))
+    return {"launch": {**compiled.launch, "scratch_pointers": 0}, "ptx": ptx}
+
+
 def write_plugins(
     path: Path,
     architecture: str,
@@ -95,6 +105,6 @@ def write_plugins(
     cases = [(op, d) for op in KERNELS for d in head_sizes]
     kernels = []
     for index, (op, d) in enumerate(cases):
-        kernels += [{"launch": dict(each.launch), "ptx": each.ptx} for each in compile_variants(op, architecture, d)]
+        kernels += [_plugin(each) for each in compile_variants(op, architecture, d)]
         on_progress((index + 1) / len(cases))
     path.write_text(json.dumps({"schema_version": _SCHEMA_VERSION, "kernels": kernels}, indent=1) + "\n")

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 from fake_tensorrt_plugin import Registry, SymInt32, TensorDesc
 
 from infid_engines.errors import EngineFolderError
 from infid_engines.expressions import evaluate
 from infid_engines.tensorrt_plugin import Variant, read_variants, register
 from infid_export.export.plugin_nodes import OPERATIONS
+from infid_kernels.compile import with_parameters
 
 PROGRAM = """
 import sys
@@ -68,19 +70,52 @@ def test_the_entry_takes_inputs_then_integers_then_outputs(variants: dict[str, l
                      for a in variant.launch["arguments"]]  # fmt: skip
             assert kinds == sorted(kinds, key=["input", "integer", "output"].index), op
             wanted = ["u32" if a["type"] == "i32" else "u64" for a in variant.launch["arguments"]]
-            scratch = ["u64"] * variant.launch["scratch_pointers"]
-            assert parameters(variant.ptx) == wanted + scratch
-            assert len(scratch) == 2  # Triton's own, see below
+            assert parameters(variant.ptx) == wanted  # TensorRT passes no more, and the driver reads all that are there
+            assert variant.launch["scratch_pointers"] == 0
             assert f".entry {variant.launch['entry']}(" in variant.ptx
 
 
-def test_no_kernel_reads_the_scratch_pointers_that_triton_appends(variants: dict[str, list[Variant]]) -> None:
-    # TensorRT passes nothing for them
+def test_without_the_pointers_that_triton_appends_the_code_still_assembles(
+    variants: dict[str, list[Variant]], tmp_path: Path
+) -> None:
+    ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     for compiled in variants.values():
-        for variant in compiled:
-            count = len(variant.launch["arguments"])
-            read = {int(index) for index in re.findall(r"ld\.param\.\w+\s+%\w+, \[\w+_param_(\d+)\]", variant.ptx)}
-            assert read and max(read) < count
+        source = tmp_path / "kernel.ptx"
+        source.write_text(compiled[-1].ptx)
+        command = [ptxas, "--gpu-name", compiled[-1].launch["ptx_target"], source, "-o", tmp_path / "kernel.cubin"]
+        subprocess.run(command, check=True)
+
+
+PTX = """.visible .entry kernel(
+	.param .u64 .ptr .global .align 1 kernel_param_0,
+	.param .u32 kernel_param_1,
+	.param .u64 .ptr .global .align 1 kernel_param_2
+)
+{
+	ld.param.b32 	%r1, [kernel_param_1];
+}
+"""
+
+
+def test_a_parameter_that_is_read_is_not_taken_away() -> None:
+    assert parameters(with_parameters(PTX, 2)) == ["u64", "u32"]
+    assert with_parameters(PTX, 3) == PTX
+    with pytest.raises(ValueError, match="the PTX reads its parameter kernel_param_1"):
+        with_parameters(PTX, 1)
+
+
+def test_tactics_are_of_the_tensors_head_size(variants: dict[str, list[Variant]]) -> None:
+    name = "merged_cross_attention"
+    wide = [Variant({**each.launch, "head_size": 128}, each.ptx) for each in variants[name]]
+    registry = Registry()
+    register(registry, {name: [*variants[name], *wide]})
+    plugin = registry.plugins[f"infid::{name}"]
+    assert plugin.autotune is not None
+    (narrow,), (other,) = (plugin.autotune(*described(plugin.inputs, 2, 10, 1024, 261, 77, d), ()) for d in (64, 128))
+    assert narrow.tactics
+    assert other.tactics == [tactic + len(wide) for tactic in narrow.tactics]
+    with pytest.raises(EngineFolderError, match="infid::merged_cross_attention has no kernel for a head size of 80"):
+        plugin.autotune(*described(plugin.inputs, 2, 10, 1024, 261, 77, 80), ())
 
 
 def test_two_tactics_for_any_shape_one_of_them_within_48_kb(registry: Registry, variants: dict[str, Any]) -> None:
@@ -98,12 +133,14 @@ def test_two_tactics_for_any_shape_one_of_them_within_48_kb(registry: Registry, 
             assert combination.types == ["FP16"] * 5 + ["FP32"] * 2 + ["FP16"]
 
 
-def described(names: list[str], rows: int, heads: int, queries: int, identity: int, text: int) -> list[TensorDesc]:
+def described(
+    names: list[str], rows: int, heads: int, queries: int, identity: int, text: int, d: int = 64
+) -> list[TensorDesc]:
     lengths = {"q": queries, "k_id": identity, "v_id": identity, "k_t": text, "v_t": text}
     return [
-        TensorDesc((rows, lengths[name], heads, 64), "fp16")
+        TensorDesc((rows, lengths[name], heads, d), "fp16")
         if name in lengths
-        else TensorDesc((rows, heads, 16, 64) if name.startswith("shift") else (rows,), "fp32")
+        else TensorDesc((rows, heads, 16, d) if name.startswith("shift") else (rows,), "fp32")
         for name in names
     ]
 
