@@ -3,114 +3,34 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import gpu_rivals
 import roofline
+from gpu_bench import DTYPES, Bench, Item, Result, public
+from gpu_checks import soundness
 from gpu_rivals import Rival
-from infid_kernels import merged_cross_attention, mixed_attention
 from infid_kernels.arguments import empty_output
 from infid_kernels.autotune import LEVELS, Level, tune
+from infid_kernels.compile import compile_code
 from infid_kernels.mean_shift import launch_mean_shift
-from infid_kernels.measure import LIMITS, SDXL_CALLS, Call, Inputs, Timing, input_sets, relative_rms, time_on_gpu
-from infid_kernels.tuning import OPS, architecture_of, choose
+from infid_kernels.measure import LIMITS, SDXL_CALLS, Call, Inputs, Timing, relative_rms
+from infid_kernels.sass import read_machine_code
+from infid_kernels.tuning import Configuration, architecture_of, choose
 from infid_kernels.tuning import candidates as worth_trying
 
-Result = dict[str, Any]
-DTYPES: Mapping[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 OURS, AGAIN = "infid_kernels", "infid_kernels again"  # the same version twice: their difference is the spread
-_RACES = 50  # runs on the same inputs
 _QUICK_CANDIDATES = 6
+_OWN_SECONDS = 15.0  # of a speed without its rivals: inputs, the result in float64, and ours three times
 _MATRIX = 8192  # side of the product that measures the matrix ceiling: 1.1 TFLOP, 400 MB
 _COPY = 2**30  # bytes of the copy that measures the memory ceiling
-
-
-@dataclass
-class Bench:
-    """The device, and what has been found out so far.
-
-    Args:
-        device: a CUDA device.
-        quick: fewer samples and candidates.
-        seconds_left: tells how long there is.
-        seed: of all inputs.
-        ceilings: FLOP/s of a matrix product and bytes/s of a copy, once they are measured.
-    """
-
-    device: torch.device
-    quick: bool
-    seconds_left: Callable[[], float]
-    seed: int
-    ceilings: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator(self.device)
-        self.generator.manual_seed(self.seed)
-
-    def time(self, calls: Sequence[Callable[[], object]]) -> Timing:
-        """Time calls that take turns, in a CUDA graph; what cannot be captured is timed by plain launches."""
-        samples = 10 if self.quick else 50
-        try:
-            return time_on_gpu(calls, samples)
-        except RuntimeError:
-            torch.cuda.synchronize()  # a fault of the kernel itself comes up here again
-            return time_on_gpu(calls, samples, capture=False)
-
-    def sets(self, bytes_per_set: int) -> range:
-        """Return one number for each set of inputs that it takes to read none from the L2 cache."""
-        return range(input_sets(bytes_per_set, self.device))
-
-
-@dataclass(frozen=True)
-class Item:
-    """One thing to measure.
-
-    Args:
-        name: in the results, and for --only.
-        seconds: expected; the item is skipped if there is less time.
-        measure: returns the result; `passed` in it says whether a check held.
-        op: if this operation is red, the item is skipped.
-        always: whether --only cannot leave it out.
-        decides: whether the exit code depends on it.
-    """
-
-    name: str
-    seconds: float
-    measure: Callable[[Bench], Result]
-    op: str | None = None
-    always: bool = False
-    decides: bool = False
-
-
-def public(call: Call, inputs: Inputs) -> Tensor:
-    """Call the operation as a user does."""
-    i = inputs
-    if call.op == "mixed_attention":
-        return mixed_attention(i.q, i.k_id, i.v_id, i.k_t, i.v_t, i.style_strength)
-    return merged_cross_attention(i.q, i.k_t, i.v_t, i.k_id, i.v_id, i.style_strength, i.identity_strength)
-
-
-def check(call: Call, dtype: torch.dtype, bench: Bench) -> Result:
-    """Compare a launch into a poisoned output with float64, and the public operation with the launch, bit by bit."""
-    inputs = call.inputs(dtype, bench.generator)
-    configuration, whole = choose(call.op, bench.device, call.d, call.queries, call.lengths)
-    launched = call.launched(inputs, configuration, whole)
-    error, limit = relative_rms(launched, call.reference(inputs)), LIMITS[dtype]
-    same = torch.equal(public(call, inputs), launched)
-    return {"relative_rms": error, "limit": limit, "public_is_the_same": same, "passed": error <= limit and same,
-            "configuration": asdict(configuration), "whole": whole}  # fmt: skip
 
 
 def ceilings(bench: Bench) -> Result:
@@ -127,9 +47,18 @@ def ceilings(bench: Bench) -> Result:
     return {**bench.ceilings, "product": asdict(product), "copy": asdict(copy)}
 
 
-def speed(name: str, dtype: torch.dtype, bench: Bench) -> Result:
+def resources(call: Call, configuration: Configuration, whole: bool, kind: str, device: torch.device) -> Result:
+    """Return what a form of the kernel uses, and how many tiles of it a Hopper multiprocessor holds at once."""
+    architecture = architecture_of(device)
+    compiled = compile_code(call.op, architecture, call.d, configuration, kind, whole)
+    registers = read_machine_code(compiled.asm["cubin"]).registers
+    used = {"configuration": asdict(configuration), "registers": registers, "shared_bytes": compiled.metadata.shared}
+    return used | ({"tiles_at_once": roofline.at_once(used)} if architecture == "sm_90" else {})
+
+
+def speed(name: str, kind: str, bench: Bench) -> Result:
     """Time ours and every rival on the same inputs; a rival that cannot run is kept with its error."""
-    call = SDXL_CALLS[name]
+    call, dtype = SDXL_CALLS[name], DTYPES[kind]
     sets = [call.inputs(dtype, bench.generator) for _ in bench.sets(roofline.least_bytes(call))]
     expected = call.reference(sets[0])
     ours = [partial(public, call, inputs) for inputs in sets]
@@ -145,8 +74,8 @@ def speed(name: str, dtype: torch.dtype, bench: Bench) -> Result:
         key=lambda name: found[name]["median"], default=None,
     )  # fmt: skip
     return {
-        "flops": roofline.flops(call), "bytes": roofline.least_bytes(call), "input_sets": len(sets),
-        "configuration": asdict(configuration), "whole": whole,
+        "flops": roofline.flops(call), "bytes": roofline.least_bytes(call), "input_sets": len(sets), "whole": whole,
+        **resources(call, configuration, whole, kind, bench.device),
         "contenders": found, "spread": abs(found[AGAIN]["median"] / found[OURS]["median"] - 1), "best_rival": best,
         "times_faster": found[best]["median"] / found[OURS]["median"] if best else None,
     }  # fmt: skip
@@ -272,46 +201,6 @@ def bundle(name: str, bench: Bench) -> Result:
     return right | {"driver": _rated(call, bench, bench.time(calls)), "torch": _rated(call, bench, ours)}
 
 
-def race(bench: Bench) -> Result:
-    """Run the same inputs again and again; an operation without races gives the same bits."""
-    differing = {}
-    for name, call in SDXL_CALLS.items():
-        inputs = call.inputs(torch.float16, bench.generator)
-        first = public(call, inputs)
-        differing[name] = sum(not torch.equal(public(call, inputs), first) for _ in range(_RACES - 1))
-    return {"runs": _RACES, "differing": differing, "passed": not any(differing.values())}
-
-
-def sanitize(tool: str, bench: Bench) -> Result:
-    """Run small calls under compute-sanitizer, in a process of their own."""
-    program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    if program is None:
-        return {"error": "compute-sanitizer is not on this machine"}
-    command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, __file__]
-    # without caching every tensor is an allocation of its own, so that a step over its end is seen
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        found = subprocess.run(
-            command, capture_output=True, text=True, env=environment, check=False,
-            timeout=max(bench.seconds_left() - 5, 1),
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        return {"error": f"it was stopped after {error.timeout:.0f} s"}
-    said = (found.stdout + found.stderr).strip().splitlines()
-    return {"exit_code": found.returncode, "clean": found.returncode == 0, "said": said[-20:]}
-
-
-def sanitized() -> None:
-    """What runs under compute-sanitizer: whole and ragged segments of both operations."""
-    device = torch.device("cuda")
-    generator = torch.Generator(device)
-    for op in OPS:
-        for lengths in ((128, 128, 128), (77, 261, 77)):
-            call = Call(op, 1, 2, *lengths)
-            public(call, call.inputs(torch.float16, generator))
-    torch.cuda.synchronize()
-
-
 def candidates(level: Level, bench: Bench) -> Result:
     """Check and time every candidate of the table, from which an entry can be filled."""
     tried = worth_trying(level.call.op, architecture_of(bench.device))[: _QUICK_CANDIDATES if bench.quick else None]
@@ -319,55 +208,26 @@ def candidates(level: Level, bench: Bench) -> Result:
     return {"entry": asdict(tuned.entry), "trials": [asdict(trial) for trial in tuned.trials]}
 
 
-# The true shapes, then odd ones: tails in every segment, one token, no person, head sizes that are padded.
-CORRECTNESS: Mapping[str, Call] = {
-    **SDXL_CALLS,
-    "mixed 3952 (832 × 1216)": Call("mixed_attention", 2, 10, 3952, 3952, 3952),
-    "mixed 988 (832 × 1216)": Call("mixed_attention", 2, 20, 988, 988, 988),
-    "mixed odd, 5 heads of 40": Call("mixed_attention", 3, 5, 261, 500, 77, 40),
-    "mixed odd, heads of 128": Call("mixed_attention", 1, 3, 1001, 63, 77, 128),
-    "mixed one token": Call("mixed_attention", 1, 1, 1, 1, 1),
-    "mixed no person": Call("mixed_attention", 2, 2, 500, 0, 500),
-    "merged two people": Call("merged_cross_attention", 2, 20, 1024, 522, 77),
-    "merged odd, 5 heads of 80": Call("merged_cross_attention", 3, 5, 63, 500, 77, 80),
-    "merged one token": Call("merged_cross_attention", 1, 1, 1, 1, 1, 32),
-    "merged no person": Call("merged_cross_attention", 2, 2, 500, 0, 77),
-}
-
-
-def correctness() -> list[Item]:
-    """Return the checks; every operation's come before anything of it is timed."""
-    return [
-        Item(f"correct {name} {kind}", 2.0, partial(check, call, dtype), call.op, always=True, decides=True)
-        for kind, dtype in DTYPES.items()
-        for name, call in CORRECTNESS.items()
-    ]
-
-
 def items(quick: bool) -> list[Item]:
     """Return what is measured after the checks, the most wanted first."""
-    found = [Item("ceilings", 5.0, ceilings, always=True), *_speeds("float16", torch.float16)]
+    found = [Item("ceilings", 5.0, ceilings, always=True), *_speeds("float16")]
     found += [
-        Item(f"mean-shift {name}", 15.0, partial(mean_shift, name), call.op)
+        Item(f"mean-shift {name}", 25.0, partial(mean_shift, name), call.op)
         for name, call in SDXL_CALLS.items()
         if call.op == "mixed_attention"
     ]
     found += [
         Item(f"bundle {name}", 15.0, partial(bundle, name), call.op, decides=True) for name, call in SDXL_CALLS.items()
     ]
-    found += [Item("race", 5.0, race, decides=True)]
+    found += soundness()
     for level in LEVELS:
         tried = _QUICK_CANDIDATES if quick else len(worth_trying(level.call.op, "sm_90"))  # which has the most
         found += [Item(f"candidates {level.name}", 3.0 * tried, partial(candidates, level), level.call.op)]
-    found += [Item(f"sanitizer {tool}", 30.0, partial(sanitize, tool)) for tool in ("memcheck", "racecheck")]
-    return found if quick else [*found, *_speeds("bfloat16", torch.bfloat16)]
+    return found if quick else [*found, *_speeds("bfloat16")]
 
 
-def _speeds(kind: str, dtype: torch.dtype) -> list[Item]:
+def _speeds(kind: str) -> list[Item]:
     return [
-        Item(f"speed {name} {kind}", 15.0, partial(speed, name, dtype), call.op) for name, call in SDXL_CALLS.items()
+        Item(f"speed {name} {kind}", _OWN_SECONDS + gpu_rivals.seconds(call.op), partial(speed, name, kind), call.op)
+        for name, call in SDXL_CALLS.items()
     ]
-
-
-if __name__ == "__main__":
-    sanitized()

@@ -135,6 +135,7 @@ def _ready_shift(inputs: Inputs) -> Callable[[], Tensor]:
 
 
 _MIXED, _MERGED = "mixed_attention", "merged_cross_attention"
+EAGER_PAIR = "two attentions, eager"
 _COMPILED = 40.0  # seconds; an estimate
 RIVALS: Sequence[Rival] = (
     Rival("concat + shift + flash", _MIXED, partial(_on, SDPBackend.FLASH_ATTENTION, concat)),
@@ -145,9 +146,14 @@ RIVALS: Sequence[Rival] = (
     Rival("two flash by log-sum-exp, compiled", _MIXED, partial(_compiled, two_flash), _COMPILED),
     Rival("flash, keys ready", _MIXED, partial(_ready_keys, SDPBackend.FLASH_ATTENTION), complete=False),
     Rival("cuDNN, keys ready", _MIXED, partial(_ready_keys, SDPBackend.CUDNN_ATTENTION), complete=False),
-    Rival("two attentions, eager", _MERGED, partial(_eager, pair)),
+    Rival(EAGER_PAIR, _MERGED, partial(_eager, pair)),
     Rival("two attentions, flash", _MERGED, partial(_on, SDPBackend.FLASH_ATTENTION, pair)),
     Rival("two attentions, cuDNN", _MERGED, partial(_on, SDPBackend.CUDNN_ATTENTION, pair)),
     Rival("two attentions, compiled", _MERGED, partial(_compiled, pair), _COMPILED),
     Rival("two attentions, shift ready", _MERGED, _ready_shift, complete=False),
 )
+
+
+def seconds(op: str) -> float:
+    """Return how long all rivals of an operation are expected to take."""
+    return sum(rival.seconds for rival in RIVALS if rival.op == op)

@@ -2,92 +2,30 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import math
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from suite_parts import MERGED, MIXED, FakeBench, spoil, timed
 from torch import Tensor
 
-import gpu_bundles
+import gpu_checks
 import gpu_items
 import gpu_rivals
 import gpu_suite
-from gpu_items import AGAIN, OURS, Bench, Item
+from gpu_bench import Bench, Item
+from gpu_items import AGAIN, OURS
 from gpu_rivals import RIVALS, Rival
 from gpu_suite import Suite
-from infid_engines import kernel_launch
-from infid_engines.errors import BackendUnavailableError
-from infid_engines.kernel_bundle import KernelBundle
-from infid_engines.kernel_launch import Kernel
-from infid_kernels import measure
 from infid_kernels.autotune import LEVELS, Trial, Tuned, select
-from infid_kernels.compile import CompiledKernel
-from infid_kernels.mean_shift import SPLITS, launch_mean_shift
-from infid_kernels.measure import Call, Inputs, Timing, relative_rms
-from infid_kernels.tuning import Configuration
-
-MIXED, MERGED = Call("mixed_attention", 2, 2, 40, 50, 30), Call("merged_cross_attention", 2, 2, 40, 50, 7)
-TINY = {"mixed-4096": MIXED, "merged-4096": MERGED}
-
-
-class FakeBench(Bench):
-    """Runs every call once and says that it took a millisecond, and the next one a millisecond longer."""
-
-    timed = 0
-
-    def time(self, calls: Sequence[Callable[[], object]]) -> Timing:
-        for call in calls:
-            call()
-        self.timed += 1
-        return Timing(float(self.timed), self.timed - 0.1, self.timed + 0.1, 50)
-
-    def sets(self, bytes_per_set: int) -> range:
-        return range(2)
-
-
-@pytest.fixture
-def bench() -> FakeBench:
-    return FakeBench(torch.device("cpu"), False, lambda: 100.0, 1)
-
-
-@pytest.fixture
-def suite(bench: FakeBench, tmp_path: Path) -> Suite:
-    return Suite(bench, tmp_path / "result.json", {"schema_version": 1}, quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_items, "SDXL_CALLS", TINY)
-    monkeypatch.setattr(gpu_items, "CORRECTNESS", TINY)
-    monkeypatch.setattr(gpu_items, "DTYPES", {"float16": torch.float16})
-    monkeypatch.setattr(gpu_suite, "SDXL_CALLS", TINY)
-    for name, value in (("_RACES", 3), ("_MATRIX", 64), ("_COPY", 1024)):
-        monkeypatch.setattr(gpu_items, name, value)
-
-
-def timed(name: str, op: str | None = None, seconds: float = 1.0) -> Item:
-    return Item(name, seconds, lambda bench: {"median": 1.0}, op)
-
-
-def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = measure.launch_mixed_attention
-
-    def spoiled(*arguments: Any) -> None:
-        launch(*arguments)
-        arguments[8][:, :, -1] = float("nan")  # the last query is not written
-
-    monkeypatch.setattr(measure, "launch_mixed_attention", spoiled)
+from infid_kernels.measure import Call, Inputs, relative_rms
 
 
 def test_what_is_right_is_timed_and_written(suite: Suite) -> None:
-    assert suite.run(gpu_items.correctness(), [timed("a", MIXED.op), timed("b", MERGED.op)])
+    assert suite.run(gpu_checks.correctness(), [timed("a", MIXED.op), timed("b", MERGED.op)])
     document = json.loads(suite.path.read_text())
     states = {name: item["state"] for name, item in document["items"].items()}
     assert states == {
@@ -99,20 +37,12 @@ def test_what_is_right_is_timed_and_written(suite: Suite) -> None:
 
 def test_a_red_operation_is_not_timed_and_the_other_is(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch)
-    assert not suite.run(gpu_items.correctness(), [timed("a", MIXED.op), timed("b", MERGED.op)])
+    assert not suite.run(gpu_checks.correctness(), [timed("a", MIXED.op), timed("b", MERGED.op)])
     items = json.loads(suite.path.read_text())["items"]
     assert items["correct mixed-4096 float16"]["state"] == "FAILED"
     assert items["correct mixed-4096 float16"]["result"]["relative_rms"] == "nan"  # JSON has no NaN
-    assert items["a"]["why"] == "mixed_attention is red: its checks did not all pass"
+    assert items["a"]["why"] == "mixed_attention with heads of 64 is red: its checks did not all pass"
     assert items["b"]["state"] == "measured"
-
-
-def test_the_public_operation_must_be_what_was_checked(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = gpu_items.mixed_attention
-    monkeypatch.setattr(gpu_items, "mixed_attention", lambda *arguments: right(*arguments) + 1e-3)
-    assert not suite.run(gpu_items.correctness(), [])
-    result = suite.document["items"]["correct mixed-4096 float16"]["result"]
-    assert (result["public_is_the_same"], result["passed"]) == (False, False)
 
 
 def test_a_check_that_breaks_is_red(suite: Suite) -> None:
@@ -122,6 +52,39 @@ def test_a_check_that_breaks_is_red(suite: Suite) -> None:
     assert not suite.run([Item("correct", 1.0, broken, MIXED.op)], [timed("a", MIXED.op)])
     assert suite.document["items"]["correct"]["why"] == "RuntimeError: out of shared memory"
     assert suite.document["items"]["a"]["state"] == "skipped"
+
+
+def test_a_red_head_size_is_not_another_ones(suite: Suite) -> None:
+    odd = Item("correct d = 128", 1.0, lambda bench: {"passed": False}, MIXED.op, 128, True, True)
+    wide = Item("speed d = 128", 1.0, lambda bench: {"median": 1.0}, MIXED.op, 128)
+    assert not suite.run([odd], [timed("a", MIXED.op), wide])
+    states = {name: item["state"] for name, item in suite.document["items"].items()}
+    assert states == {"correct d = 128": "FAILED", "a": "measured", "speed d = 128": "skipped"}
+
+
+def test_what_was_skipped_is_measured_when_resumed(suite: Suite, bench: FakeBench) -> None:
+    def once(name: str, result: dict[str, Any], seconds: float = 1.0, op: str | None = None) -> Item:
+        return Item(name, seconds, lambda bench: calls.append(name) or result, op)
+
+    calls: list[str] = []
+    checks = [once("correct", {"passed": False}, op=MIXED.op)]
+    ceilings = {"flops_per_second": 1e12, "bytes_per_second": 1e12}
+    items = [once("ceilings", ceilings), once("long", {}, seconds=200.0), once("red", {}, op=MIXED.op), once("b", {})]
+    assert not suite.run(checks, items)
+    assert calls == ["correct", "ceilings", "b"]
+    fresh = FakeBench(torch.device("cpu"), False, lambda: 300.0, 1)
+    again = Suite(fresh, suite.path, json.loads(suite.path.read_text()), quiet=True)
+    assert fresh.ceilings == ceilings
+    assert not again.run(checks, items)  # what was wrong is still wrong
+    assert calls == ["correct", "ceilings", "b", "long"]
+    states = {name: item["state"] for name, item in again.document["items"].items()}
+    assert states == {
+        "correct": "FAILED",
+        "ceilings": "measured",
+        "long": "measured",
+        "red": "skipped",
+        "b": "measured",
+    }
 
 
 def test_what_does_not_fit_is_skipped_and_said(suite: Suite) -> None:
@@ -134,20 +97,6 @@ def test_only_takes_what_begins_so_and_what_is_always_taken(suite: Suite) -> Non
     always = Item("ceilings", 1.0, lambda bench: {}, always=True)
     suite.run([], [always, timed("speed x"), timed("race")], only=["speed"])
     assert list(suite.document["items"]) == ["ceilings", "speed x"]
-
-
-def test_a_race_decides_the_exit_code(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    right, calls = gpu_items.mixed_attention, [0]
-
-    def moving(*arguments: Any) -> Tensor:
-        calls[0] += 1
-        return right(*arguments) * (1 + (calls[0] == 2) * 1e-2)
-
-    race = [item for item in gpu_items.items(quick=True) if item.name == "race"]
-    assert suite.run([], race)
-    monkeypatch.setattr(gpu_items, "mixed_attention", moving)
-    assert not suite.run([], race)
-    assert suite.document["items"]["race"]["result"]["differing"] == {"mixed-4096": 1, "merged-4096": 0}
 
 
 def dense_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,7 +138,7 @@ def test_rivals_that_cannot_run_or_are_wrong_are_kept(bench: FakeBench, monkeypa
     )
     monkeypatch.setattr(gpu_rivals, "RIVALS", rivals)
     bench.ceilings = {"flops_per_second": 1e12, "bytes_per_second": 1e12}
-    result = gpu_items.speed("mixed-4096", torch.float16, bench)
+    result = gpu_items.speed("mixed-4096", "float16", bench)
     found = result["contenders"]
     assert list(found) == [OURS, "attention kernel alone", *(rival.name for rival in rivals), AGAIN]
     assert not found["wrong"]["right"]
@@ -215,119 +164,6 @@ def test_the_mean_shift_is_right_both_ways(bench: FakeBench, monkeypatch: pytest
     assert result["ways"]["over keys and values"]["warm"]["samples"] == 50
 
 
-class Driver:
-    """Runs what is launched through the driver in the interpreter, from nothing but the addresses it is given."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-        self.launched: list[str] = []
-        self.wrong = False
-        driver = self
-
-        def launch(kernel: Kernel, stream: int, pointers: dict[str, int], sizes: dict[str, int]) -> None:
-            kernel.arguments(pointers, sizes)  # names, alignment and sizes
-            kernel.grid(sizes)
-            assert stream == 7
-            driver.run(kernel.description["op"], pointers, sizes)
-
-        monkeypatch.setattr(Kernel, "launch", launch)
-        monkeypatch.setattr(gpu_bundles, "bundle_of", lambda *_: KernelBundle.load(folder))
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
-
-    def run(self, op: str, pointers: dict[str, int], sizes: dict[str, int]) -> None:
-        self.launched.append(op)
-        rows, heads = sizes["rows"], sizes["heads"]
-
-        def at(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-            memory = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(pointers[name])
-            return torch.frombuffer(memory, dtype=dtype).view(shape)
-
-        def tokens(name: str, length: str) -> Tensor:
-            return at(name, (rows, sizes[length], heads, 64), torch.float16).transpose(1, 2)
-
-        identity = [tokens(name, "identity_length") for name in ("k_id", "v_id")]
-        text = [tokens(name, "text_length") for name in ("k_t", "v_t")]
-        if op == "mean_shift":
-            for name, shift in zip(
-                ("shift_k", "shift_v"), launch_mean_shift(*identity, *text, at("strength", (rows,))), strict=True
-            ):
-                at(name, tuple(shift.shape)).copy_(shift)
-            return
-        q, out, tiles = tokens("q", "queries"), tokens("out", "queries"), Configuration(32, 32, 4, 1)
-        if op == MIXED.op:
-            shifts = [at(name, (rows, heads, SPLITS, 64)) for name in ("shift_k", "shift_v")]
-            measure.launch_mixed_attention(q, *identity, *text, *shifts, 0.125, out, tiles, False)
-        else:
-            strengths = [at(name, (rows,)) for name in ("style_strength", "identity_strength")]
-            measure.launch_merged_cross_attention(q, *text, *identity, *strengths, 0.125, out, tiles, False)
-        if self.wrong:
-            out[:, :, -1] = float("nan")
-
-
-@pytest.mark.parametrize(("name", "ops"), [("mixed-4096", ["mean_shift", MIXED.op]), ("merged-4096", [MERGED.op])])
-def test_a_bundle_is_right_and_timed_next_to_torch(
-    bench: FakeBench, monkeypatch: pytest.MonkeyPatch, kernels_bundle: Path, name: str, ops: list[str]
-) -> None:
-    driver = Driver(monkeypatch, kernels_bundle)
-    result = gpu_items.bundle(name, bench)
-    assert result["passed"] and result["relative_rms"] <= 1e-3
-    assert driver.launched == ops * 3  # once to compare, then each of two sets
-    assert all("machine code of sm_90" in kernel for kernel in result["kernels"])
-    assert (result["torch"]["median"], result["driver"]["median"]) == (1.0, 2.0)
-
-
-def test_a_wrong_bundle_decides_and_is_not_timed(
-    suite: Suite, monkeypatch: pytest.MonkeyPatch, kernels_bundle: Path
-) -> None:
-    items = [item for item in gpu_items.items(quick=True) if item.name == "bundle merged-4096"]
-    driver = Driver(monkeypatch, kernels_bundle)
-    driver.wrong = True
-    assert not suite.run([], items)
-    outcome = suite.document["items"]["bundle merged-4096"]
-    assert outcome["state"] == "FAILED"
-    assert "driver" not in outcome["result"]
-
-
-def test_without_cuda_python_that_is_recorded(
-    suite: Suite, monkeypatch: pytest.MonkeyPatch, kernels_bundle: Path
-) -> None:
-    def missing() -> Any:
-        raise BackendUnavailableError("Launching kernels needs cuda-python.", fix="pip install it")
-
-    launch = Kernel.launch
-    Driver(monkeypatch, kernels_bundle)
-    monkeypatch.setattr(Kernel, "launch", launch)
-    monkeypatch.setattr(kernel_launch, "_driver", missing)
-    items = [item for item in gpu_items.items(quick=True) if item.name == "bundle merged-4096"]
-    assert suite.run([], items)
-    assert "needs cuda-python" in suite.document["items"]["bundle merged-4096"]["result"]["error"]
-
-
-def test_a_bundle_of_the_tables_own_configuration(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bench: FakeBench
-) -> None:
-    """With a form that a bundle cannot hold: its tiles are bundled in plain form."""
-    chosen = Configuration(64, 128, 4, 2, persistent=2, descriptors=True)
-    asked: dict[str, Any] = {}
-
-    def compile_kernel(op: str, architecture: str, d: int, tiles: Configuration, whole: bool) -> CompiledKernel:
-        asked[op] = (architecture, d, tiles, whole)
-        launch = {
-            "op": op, "architecture": architecture, "ptx_target": "sm_90a", "dtype": "float16", "head_size": d,
-            "configuration": tiles.told(), "constants": {"WHOLE": whole, "BLOCK_N": tiles.block_n}, "grid": [],
-            "arguments": [], "shared_bytes": 0,
-        }  # fmt: skip
-        return CompiledKernel("ptx", b"cubin", launch)
-
-    monkeypatch.setattr(gpu_bundles, "compile_kernel", compile_kernel)
-    monkeypatch.setattr(gpu_bundles, "choose", lambda *_: (chosen, True))
-    monkeypatch.setattr(gpu_bundles, "architecture_of", lambda device: "sm_90")
-    made = gpu_bundles.bundle_of(MIXED, bench.device, tmp_path / "bundle")
-    assert asked[MIXED.op] == ("sm_90", 64, chosen.plain, True)
-    assert made.find(MIXED.op, "sm_90", "float16", 64, (128, 256), 4096).description["queries"] == [0]
-    assert made.find("mean_shift", "sm_90", "float16", 64, (77, 77)).form == "cubin"
-
-
 def test_candidates_fill_an_entry(bench: FakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
     def fake(level: Any, device: Any, timer: Any, tried: Any) -> Tuned:
         trials = [Trial(candidate, 1e-4, timer([])) for candidate in tried]
@@ -338,25 +174,6 @@ def test_candidates_fill_an_entry(bench: FakeBench, monkeypatch: pytest.MonkeyPa
     result = gpu_items.candidates(LEVELS[0], bench)
     assert [trial["configuration"]["descriptors"] for trial in result["trials"]].count(True) > 1
     assert result["entry"]["evidence"] == "measured on H100: 1.000 ms median of 50, next best 2.000 ms"
-
-
-@pytest.mark.parametrize("code", [0, 9])
-def test_the_sanitizer_is_recorded(
-    bench: FakeBench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int
-) -> None:
-    program = tmp_path / "compute-sanitizer"
-    program.write_text(f'#!/bin/sh\necho "$@"\nexit {code}\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    result = gpu_items.sanitize("racecheck", bench)
-    assert (result["exit_code"], result["clean"]) == (code, code == 0)
-    assert result["said"][0].startswith("--tool racecheck --error-exitcode 9 ")
-    assert result["said"][0].endswith("gpu_items.py")
-
-
-def test_without_the_sanitizer_that_is_recorded(bench: FakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_items.shutil, "which", lambda *_, **__: None)
-    assert gpu_items.sanitize("memcheck", bench) == {"error": "compute-sanitizer is not on this machine"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -373,8 +190,13 @@ def test_a_dry_run_lists_everything(capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.undo()  # the true calls
     assert gpu_suite.main(["--dry-run"]) == 0
     said = capsys.readouterr().out
-    for item in (*gpu_items.correctness(), *gpu_items.items(quick=False)):
+    everything = (*gpu_checks.correctness(), *gpu_items.items(quick=False))
+    for item in everything:
         assert item.name in said
+    assert f"about {sum(item.seconds for item in everything):.0f} s; --resume goes on" in said
+    assert all(item.seconds <= 540 - gpu_suite._SLACK for item in everything)
+    names = [item.name for item in everything]
+    assert names.index("sanitizer memcheck") < names.index(f"candidates {LEVELS[0].name}")
     assert "mixed-4096     171.80   62.9  173.6, 173.6, 474.5, 1039.9" in said
     assert all(rival.name in said for rival in RIVALS)
 
@@ -390,14 +212,10 @@ def test_the_whole_run(
 ) -> None:
     if not right:
         spoil(monkeypatch)
-    card = {"gpu": {"name": "NVIDIA H100 80GB HBM3"}, "date": "2026-11-23T16:00:00+00:00"}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(gpu_suite, "machine", lambda device: dict(card))
-    monkeypatch.setattr(gpu_suite, "Bench", lambda device, *rest: FakeBench(torch.device("cpu"), *rest))
+    pretend(monkeypatch)
     rivals = [rival for rival in RIVALS if rival.name in ("two attentions, eager", "two flash by log-sum-exp")]
     monkeypatch.setattr(gpu_rivals, "RIVALS", rivals)
-    code = gpu_suite.main(["--output", str(tmp_path), "--only", "speed", "--quick"])
+    code = gpu_suite.main(["--output", str(tmp_path), "--only", "speed", "--quick", "--limit-s", "10000"])
     said = capsys.readouterr()
     document = json.loads((tmp_path / "gpu-nvidia-h100-80gb-hbm3-20261123T160000.json").read_text())
     assert code == (0 if right else 1)
@@ -408,4 +226,65 @@ def test_the_whole_run(
         assert "two flash by log-sum-exp: NotImplementedError" in said.out
         assert "TFLOP/s, missed by 100%" in said.out
     else:
-        assert "mixed-4096 float16       skipped: mixed_attention is red" in said.out
+        assert "mixed-4096 float16       skipped: mixed_attention with heads of 64 is red" in said.out
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, commit: str = "1234") -> None:
+    """Make the suite find an H100 on this machine."""
+    gpu = {"name": "NVIDIA H100 80GB HBM3", "multiprocessors": 132}
+    card = {"gpu": gpu, "date": "2026-11-23T16:00:00+00:00", "commit": commit} | dict.fromkeys(
+        ("torch", "triton", "cuda", "changed_files"), ""
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(gpu_suite, "machine", lambda device: dict(card))
+    monkeypatch.setattr(gpu_suite, "Bench", lambda device, *rest: FakeBench(torch.device("cpu"), *rest))
+
+
+def test_results_are_resumed_only_on_the_same_commit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    items = [timed("a")]
+    monkeypatch.setattr(gpu_checks, "correctness", list)
+    monkeypatch.setattr(gpu_items, "items", lambda quick: items)
+    pretend(monkeypatch)
+    assert gpu_suite.main(["--output", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    items.append(timed("b"))
+    assert gpu_suite.main(["--resume", str(path)]) == 0
+    assert list(json.loads(path.read_text())["items"]) == ["a", "b"]
+    capsys.readouterr()
+    pretend(monkeypatch, "5678")
+    assert gpu_suite.main(["--resume", str(path)]) == 1
+    assert "has another commit; start afresh without --resume" in capsys.readouterr().err
+
+
+def contenders(medians: dict[str, float]) -> dict[str, Any]:
+    return {name: {"median": median, "right": True, "teraflops": 300.0} for name, median in medians.items()}
+
+
+def test_merged_cross_attention_is_judged_by_the_eager_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the true calls
+    found = contenders({OURS: 1.0, "two attentions, eager": 1.6, "two attentions, compiled": 1.2})
+    result = {"contenders": found, "best_rival": "two attentions, compiled", "times_faster": 1.2}
+    card = {"name": "NVIDIA H200", "multiprocessors": 132}
+    assert gpu_suite._goals("merged-4096", result, card) == [
+        "    goal on an H200: 1.60 of 1.5 × two attentions, eager, met"
+    ]
+
+
+def test_a_missed_goal_comes_with_what_limits_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    found = contenders({OURS: 0.1, "attention kernel alone": 0.09, "flash": 0.13})
+    result = {
+        "contenders": found, "best_rival": "flash", "times_faster": 1.3, "tiles_at_once": 2,
+        "configuration": {"block_m": 128},
+    }  # fmt: skip
+    card = {"name": "NVIDIA H200", "multiprocessors": 132}
+    assert gpu_suite._goals("mixed-1024", result, card) == [
+        "    goal on an H200: 300 of 400 TFLOP/s, missed by 25%",
+        "    goal on an H200: 1.30 of 1.15 × the best rival, met",
+        "    limits: 320 tiles, 2 at once on a multiprocessor: 2 rounds, 61% filled",
+        "    limits: the attention kernel alone takes 90.0 µs; at least: products 21.7 µs, memory 6.6 µs, "
+        "exponentials 21.7 µs",
+    ]

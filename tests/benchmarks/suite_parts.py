@@ -1,0 +1,44 @@
+"""What the suite runs with where there is no GPU: tiny calls, and times that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from gpu_bench import Bench, Item
+from infid_kernels import measure
+from infid_kernels.measure import Call, Timing
+
+MIXED, MERGED = Call("mixed_attention", 2, 2, 40, 50, 30), Call("merged_cross_attention", 2, 2, 40, 50, 7)
+TINY = {"mixed-4096": MIXED, "merged-4096": MERGED}
+
+
+class FakeBench(Bench):
+    """Runs every call once and says that it took a millisecond, and the next one a millisecond longer."""
+
+    timed = 0
+
+    def time(self, calls: Sequence[Callable[[], object]]) -> Timing:
+        for call in calls:
+            call()
+        self.timed += 1
+        return Timing(float(self.timed), self.timed - 0.1, self.timed + 0.1, 50)
+
+    def sets(self, bytes_per_set: int) -> range:
+        return range(2)
+
+
+def timed(name: str, op: str | None = None, seconds: float = 1.0) -> Item:
+    return Item(name, seconds, lambda bench: {"median": 1.0}, op)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = measure.launch_mixed_attention
+
+    def spoiled(*arguments: Any) -> None:
+        launch(*arguments)
+        arguments[8][:, :, -1] = float("nan")  # the last query is not written
+
+    monkeypatch.setattr(measure, "launch_mixed_attention", spoiled)
