@@ -83,6 +83,13 @@ def add_targets(parser: argparse._ActionsContainer, choices: Sequence[str] | Non
     )  # fmt: skip
 
 
+def add_tuning(parser: argparse._ActionsContainer) -> None:
+    """Add the choice of the kernels' tile sizes."""
+    parser.add_argument(
+        "--tuning", type=Path, metavar="FILE", help="tile sizes of the Triton kernels, measured by tune (the table's)"
+    )
+
+
 def add_face_index(parser: argparse.ArgumentParser) -> None:
     """Add the choice among several faces."""
     parser.add_argument("--face-index", type=int, metavar="N", help="which face; 0 is the largest (0)")

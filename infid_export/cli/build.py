@@ -15,6 +15,7 @@ from infid_export.cli.arguments import (
     add_model,
     add_size,
     add_targets,
+    add_tuning,
     backend_help,
 )
 from infid_export.cli.output import Output, shown, size
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engines.add_argument(
         "--kernels", choices=("native", "triton"), default="native", help="attention inside tensorrt engines (native)"
     )
+    add_tuning(engines)
     engines.add_argument("--refit", action="store_true", help="engines whose weights can be replaced")
     engines.add_argument("--strip", action="store_true", help="engines without weights")
     engines.add_argument("--optimization-level", type=int, choices=range(6), help="TensorRT's (TensorRT's default)")

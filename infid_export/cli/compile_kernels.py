@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from infid_export.cli.arguments import add_targets
+from infid_export.cli.arguments import add_targets, add_tuning
 from infid_export.cli.output import Output, shown, size
 
 # Written here and not imported, because infid_kernels imports torch and help must not.
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--head-size", dest="head_sizes", nargs="+", type=int, choices=HEAD_SIZES, default=[64], metavar="N",
         help=f"channels of a head: {', '.join(map(str, HEAD_SIZES))} (64, SDXL's)",
     )  # fmt: skip
+    add_tuning(parser)
     default = Path("kernels-bundle")
     parser.add_argument("-o", "--output", type=Path, default=default, metavar="DIR", help=f"({default})")
 
@@ -36,7 +37,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
     folder: Path = arguments.output
     with output.progress() as reporter:
-        kernels = compile_bundle(folder, arguments.targets, arguments.dtypes, arguments.head_sizes, reporter)
+        kernels = compile_bundle(
+            folder, arguments.targets, arguments.dtypes, arguments.head_sizes, reporter, arguments.tuning
+        )
     sizes = {name: (folder / f"{name}.cubin").stat().st_size for name in kernels}
     rows = [
         (each["op"], each["architecture"], each["dtype"], str(each["head_size"]),

@@ -94,12 +94,14 @@ class Exporter:
 
     def write_plugins(self, name: str, path: Path, stage: Stage) -> None:
         """Compile the fused kernels for one GPU architecture; `name` is the file's, which says which."""
+        from infid_kernels.tuning import loaded
         from infid_kernels.variants import write_plugins
 
         unet: Any = self.source.empty("unet")
         attentions = [module for module in unet.modules() if isinstance(module, Attention)]
         head_sizes = sorted({module.to_q.out_features // module.heads for module in attentions})
-        write_plugins(path, Path(name).stem.removeprefix("plugins-"), head_sizes, stage.update)
+        with loaded(self.plan.options.tuning):
+            write_plugins(path, Path(name).stem.removeprefix("plugins-"), head_sizes, stage.update)
 
     def specs(self, graph: str, folder: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Return a graph's inputs and outputs, with [smallest, usual, largest] where a dimension varies."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ def compile_bundle(
     dtypes: Sequence[str] = ("float16",),
     head_sizes: Sequence[int] = (64,),
     reporter: Reporter | None = None,
+    tuning: Path | None = None,
 ) -> dict[str, Mapping[str, Any]]:
     """Compile every form of every operation, and write the bundle, whole or not at all.
 
@@ -35,6 +36,7 @@ def compile_bundle(
         dtypes: of queries, keys and values: `float16`, `bfloat16`.
         head_sizes: d.
         reporter: told of the progress.
+        tuning: a file that `infid-export tune` wrote, whose choices go before the table's.
 
     Returns:
         Every kernel's launch description by its name, with the registers and the spilled bytes of a thread.
@@ -42,23 +44,49 @@ def compile_bundle(
     Raises:
         BackendUnavailableError: Triton is missing.
         EngineFolderError: the folder is something else.
-        InputError: an architecture, type or head size is not known, or Triton is told to interpret.
+        InputError: an architecture, type or head size is not known, Triton is told to interpret, or the tuning file
+            cannot be used.
     """
     require_bundle_or_nothing(folder)
     _require_compiler()
     from infid_kernels.arguments import HEAD_SIZES
     from infid_kernels.compile import DTYPES
-    from infid_kernels.tuning import ARCHITECTURES
+    from infid_kernels.tuning import ARCHITECTURES, loaded
 
     _check("target", targets, ARCHITECTURES)
     _check("dtype", dtypes, tuple(DTYPES))
     _check("head size", head_sizes, HEAD_SIZES)
+    if tuning is not None:
+        require_measured(tuning, targets)
     cases = list(
         itertools.product(dict.fromkeys(targets), dict.fromkeys(dtypes), dict.fromkeys(head_sizes), tuple(_SECONDS))
     )
     reporter = reporter or SilentReporter()
     reporter.plan({_stage(*case): _SECONDS[case[-1]] for case in cases})
-    return write_bundle(folder, _compiled(cases, reporter))
+    with loaded(tuning):
+        return write_bundle(folder, _compiled(cases, reporter))
+
+
+def require_measured(tuning: Path, targets: Iterable[str]) -> None:
+    """Refuse a tuning file that has nothing for any of the targets.
+
+    Raises:
+        InputError: it is missing, of another form, or measured on other architectures.
+    """
+    from infid_kernels.tuning import nearest, read
+
+    try:
+        measured = {entry.architecture for entry in read(tuning)}
+    except ValueError as error:
+        raise InputError(
+            f"{tuning} holds no kernel configurations ({error.__cause__}).", fix="Write it with `infid-export tune`."
+        ) from error
+    if not measured & {nearest(target) for target in targets}:
+        raise InputError(
+            f"--tuning would have no effect: {tuning} was measured on {', '.join(sorted(measured)) or 'nothing'}, and "
+            f"kernels are compiled for {', '.join(targets) or 'nothing'}.",
+            fix="Measure with `infid-export tune` on such a GPU, or leave --tuning out.",
+        )
 
 
 def _compiled(cases: Sequence[tuple[str, str, int, str]], reporter: Reporter) -> Iterator[CompiledKernel]:

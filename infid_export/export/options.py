@@ -52,6 +52,7 @@ class BuildOptions:
         strip: leave the weights out of TensorRT engines.
         optimization_level: TensorRT's builder optimisation level (0 to 5); None is its default.
         kernels: what attends inside TensorRT engines: its `native` operators, or the `triton` kernels as plugins.
+        tuning: a file that `infid-export tune` wrote, whose choices the `triton` kernels take before the table's.
     """
 
     output: Path = Path("engines")
@@ -83,6 +84,7 @@ class BuildOptions:
     strip: bool = False
     optimization_level: int | None = None
     kernels: Literal["native", "triton"] = "native"
+    tuning: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse impossible values, each with a sentence that says what is possible."""
@@ -118,6 +120,10 @@ class BuildOptions:
             )
         if self.kernels == "triton" and self.precision != "fp16":
             raise InputError("The Triton kernels compute in fp16.", fix="Add --fp16, or use --kernels native.")
+        if self.tuning is not None and self.kernels != "triton":
+            raise InputError(
+                "--tuning concerns the Triton kernels alone.", fix="Add --kernels triton, or leave it out."
+            )
         if self.detector == "insightface" and self.face_models is None:
             raise InputError(
                 "The insightface detector needs your local InsightFace model folder.",

@@ -16,6 +16,7 @@ from infid_engines.backends import BuildRequest
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.manifest import canonical_key, sha256_file
 from infid_engines.registry import get_backend
+from infid_export.export.kernel_bundle import require_measured
 from infid_export.export.options import FUSED, FUSED_ENDING, GRAPHS, BuildOptions
 from infid_export.faces.detection import INSIGHTFACE_LICENCE, InsightFaceDetector, find_centerface
 from infid_export.faces.recognition import ArcFaceRecognizer
@@ -246,7 +247,9 @@ def make_plan(options: BuildOptions) -> Plan:
     _check_effects(options, source, backends)
     engines = [item for name in backends for item in _engines(name, options, graphs, weights)]
     plugins = {item.target for item in engines if item.onnx != item.graph}
-    files |= {plugins_file(target): _plugin_fields(target) for target in sorted(plugins)}
+    files |= {plugins_file(target): _plugin_fields(target, options.tuning) for target in sorted(plugins)}
+    if options.tuning is not None:
+        require_measured(options.tuning, sorted(plugins))
     if options.kernels == "triton" and not plugins:
         why += ("kernels triton: exported and compared, but built into no engine, since no tensorrt engine is built",)
     return Plan(options, source, model, weights, graphs, files, tuple(engines), (*notes, *why))
@@ -284,8 +287,11 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
             raise InputError(f"{what} would have no effect: {why}.", fix=f"Leave out {what}, or change the other.")
 
 
-def _plugin_fields(target: str) -> dict[str, Any]:
-    return {"plugins": target, "code": code_hash("plugins"), "triton": _version("triton")}
+def _plugin_fields(target: str, tuning: Path | None) -> dict[str, Any]:
+    chosen = (
+        "" if tuning is None or not tuning.is_file() else sha256_file(tuning)
+    )  # one that is missing is refused later
+    return {"plugins": target, "code": code_hash("plugins"), "triton": _version("triton"), "tuning": chosen}
 
 
 def _check_ranges(options: BuildOptions) -> None:
@@ -393,7 +399,7 @@ def _engines(
                 "target": target,
                 "versions": backend.versions(),
                 "flags": {} if name == "onnxruntime" else flags,
-                "plugins": "" if onnx == graph else canonical_key(_plugin_fields(target)),
+                "plugins": "" if onnx == graph else canonical_key(_plugin_fields(target, options.tuning)),
             }
             items.append(EngineItem(graph, onnx, name, target, made_from))
     return items

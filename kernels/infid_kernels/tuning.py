@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -217,6 +218,21 @@ def load(path: Path) -> None:
         ValueError: the file is missing or of another form.
     """
     _measured[:] = read(path)
+
+
+@contextmanager
+def loaded(path: Path | None) -> Iterator[None]:
+    """Use a file that `infid-export tune` wrote within a block, or the table alone.
+
+    Raises:
+        ValueError: the file is missing or of another form.
+    """
+    before = list(_measured)
+    _measured[:] = () if path is None else read(path)
+    try:
+        yield
+    finally:
+        _measured[:] = before
 
 
 def read(path: Path) -> tuple[Entry, ...]:

@@ -12,7 +12,7 @@ from cli_process import Cli, infid_export
 
 from infid_export.cli import compile_kernels
 from infid_export.export import kernel_bundle
-from infid_kernels import arguments, compile, tuning
+from infid_kernels import arguments, compile, tuning, variants
 
 Run = tuple[Path, subprocess.CompletedProcess[str]]
 
@@ -53,7 +53,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, kernels_bundle: Path) -> list[tuple[A
     calls: list[tuple[Any, ...]] = []
 
     def compile_bundle(folder: Path, *given: Any) -> dict[str, Any]:
-        calls.append((folder, *given[:3]))
+        calls.append((folder, *given[:3], given[4]))
         return {path.stem: json.loads(path.read_text()) for path in sorted(kernels_bundle.glob("mean*.json"))}
 
     monkeypatch.setattr(kernel_bundle, "compile_bundle", compile_bundle)
@@ -61,10 +61,12 @@ def asked(monkeypatch: pytest.MonkeyPatch, kernels_bundle: Path) -> list[tuple[A
 
 
 def test_json(cli: Cli, asked: list[tuple[Any, ...]], kernels_bundle: Path) -> None:
-    words = "--target sm_90 sm_80 --target sm_89 --dtype bfloat16 float16 --head-size 40 64 --json --quiet"
+    words = (
+        "--target sm_90 sm_80 --target sm_89 --dtype bfloat16 float16 --head-size 40 64 --tuning t.json --json --quiet"
+    )
     code, out, err = cli("compile-kernels", *words.split(), "-o", kernels_bundle)
     assert (code, err) == (0, "")
-    assert asked == [(kernels_bundle, ["sm_90", "sm_80", "sm_89"], ["bfloat16", "float16"], [40, 64])]
+    assert asked == [(kernels_bundle, ["sm_90", "sm_80", "sm_89"], ["bfloat16", "float16"], [40, 64], Path("t.json"))]
     document = json.loads(out)
     assert document["bundle"] == str(kernels_bundle)
     assert document["bytes"] == sum(path.stat().st_size for path in kernels_bundle.iterdir())
@@ -79,7 +81,7 @@ def test_defaults(cli: Cli, asked: list[tuple[Any, ...]], kernels_bundle: Path, 
     code, out, _ = cli("compile-kernels", "--target", "sm_90")
     assert code == 0
     assert out.splitlines()[-1].startswith("kernels-bundle: 1 kernels")
-    assert asked == [(Path("kernels-bundle"), ["sm_90"], ["float16"], [64])]
+    assert asked == [(Path("kernels-bundle"), ["sm_90"], ["float16"], [64], None)]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,44 @@ def test_the_function_refuses_the_same(
     monkeypatch.setattr(kernel_bundle, "_require_compiler", lambda: None)
     with pytest.raises(kernel_bundle.InputError, match=problem):
         kernel_bundle.compile_bundle(tmp_path / "bundle", *given)
+
+
+def test_a_tuning_file_decides_the_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def compile_variants(op: str, target: str, *_: Any) -> list[Any]:
+        seen.append([tuning.entry(each, target, 64, 4096, True) for each in tuning.OPS])
+        return []
+
+    measured = tuning.Configuration(64, 64, 4, 3)
+    entry = tuning.Entry("mixed_attention", "sm_90", 64, 0, True, measured, "measured on a GPU")
+    tuning.write(tmp_path / "tuning.json", [entry])
+    monkeypatch.setattr(kernel_bundle, "_require_compiler", lambda: None)
+    monkeypatch.setattr(variants, "compile_variants", compile_variants)
+    monkeypatch.setattr(kernel_bundle, "write_bundle", lambda folder, kernels: dict.fromkeys(kernels))
+    kernel_bundle.compile_bundle(tmp_path / "bundle", ["sm_90"], tuning=tmp_path / "tuning.json")
+    assert [each[0] for each in seen] == 3 * [entry]
+    assert all("compiled" in each[1].evidence for each in seen)  # the table's, where nothing was measured
+    kernel_bundle.compile_bundle(tmp_path / "bundle", ["sm_90"])
+    assert "compiled" in seen[-1][0].evidence
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, r"tuning\.json holds no kernel configurations \(.*No such file"),
+        ("[]", r"tuning\.json holds no kernel configurations"),
+        ('{"schema_version": 1, "entries": []}', "no effect: .*json was measured on nothing, and .* for sm_90"),
+    ],
+)
+def test_a_tuning_file_without_effect_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, problem: str
+) -> None:
+    monkeypatch.setattr(kernel_bundle, "_require_compiler", lambda: None)
+    if text is not None:
+        (tmp_path / "tuning.json").write_text(text)
+    with pytest.raises(kernel_bundle.InputError, match=problem):
+        kernel_bundle.compile_bundle(tmp_path / "bundle", ["sm_90"], tuning=tmp_path / "tuning.json")
 
 
 def test_an_interpreting_triton_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import Manifest
+from infid_engines.progress import SilentReporter
 from infid_engines.registry import get_backend
 from infid_export.export.build import BuildReport, build
 from infid_export.export.exporter import Exporter
@@ -28,7 +29,7 @@ from infid_export.export.parity import compare
 from infid_export.export.plan import make_plan, plugins_file
 from infid_export.export.plugin_nodes import DOMAIN, OPERATIONS, write_runnable
 from infid_export.export.reference import Reference
-from infid_kernels import merged_cross_attention, mixed_attention
+from infid_kernels import merged_cross_attention, mixed_attention, tuning, variants
 from infid_kernels.mean_shift import launch_mean_shift
 
 
@@ -206,3 +207,24 @@ def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypa
     native = make_plan(replace(options(tmp_path), backends=("onnxruntime", "tensorrt"), kernels="native"))
     assert {item.onnx for item in native.engines} == {"denoise_step", "identity_step"}
     assert not any(name.startswith("kernels/") for name in native.files)
+
+    entry = tuning.Entry("mixed_attention", "sm_90", 64, 0, True, tuning.CANDIDATES[0], "measured")
+    tuning.write(tmp_path / "tuning.json", [entry])
+    tuned = make_plan(replace(plan.options, tuning=tmp_path / "tuning.json"))
+    assert tuned.files[plugins_file("sm_90")] != plan.files[plugins_file("sm_90")]
+    changed = {item.graph for before, item in zip(plan.engines, tuned.engines, strict=True) if before != item}
+    assert changed == {"denoise_step", "identity_step"}  # with the plugins inside, and no other
+    used = []
+    call = ("mixed_attention", "sm_90", 64, 4096, True)
+    monkeypatch.setattr(variants, "write_plugins", lambda *_: used.append(tuning.entry(*call)))
+    for each in (tuned, plan):
+        with SilentReporter().stage("plugins") as stage:
+            Exporter(each).write_plugins(plugins_file("sm_90"), tmp_path / "plugins.json", stage)
+    assert used[0] == entry != used[1]
+    for problem, given in (
+        ("concerns the Triton kernels alone", {"kernels": "native"}),
+        ("kernels are compiled for nothing", {"backends": ("onnxruntime",)}),
+        ("holds no kernel configurations", {"tuning": tmp_path / "none.json"}),
+    ):
+        with pytest.raises(InputError, match=problem):
+            make_plan(replace(tuned.options, **given))
