@@ -151,8 +151,9 @@ def _mixed_attention(
     out = empty_output(q)
     shifts = launch_mean_shift(k_id, v_id, k_t, v_t, style_strength)
     chosen, whole = choose("mixed_attention", q.device, q.shape[3], q.shape[2], (k_id.shape[2], k_t.shape[2]))
-    # what is traced is launched later on other memory, and tracing (torch 2.14) refuses descriptors in a `triton_op`
-    if chosen.descriptors and not (has_values(q) and all(_describable(each) for each in (k_id, v_id, k_t, v_t))):
+    # what is traced is launched later, on other memory and maybe another card; torch 2.14 traces no descriptors here
+    traced = not has_values(q)
+    if traced or (chosen.descriptors and not all(_describable(each) for each in (k_id, v_id, k_t, v_t))):
         chosen = chosen.plain
     launch_mixed_attention(q, k_id, v_id, k_t, v_t, *shifts, scale, out, chosen, whole)
     return out
