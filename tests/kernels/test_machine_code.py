@@ -15,6 +15,7 @@ import pytest
 import triton
 
 from infid_kernels import sass
+from infid_kernels.compile import DTYPES
 from infid_kernels.mean_shift import SPLITS
 from infid_kernels.sass import MATRIX_INSTRUCTION, SHARED_LIMIT, load_bytes
 from infid_kernels.tuning import ARCHITECTURES, CANDIDATES, OPS, TABLE, Configuration, candidates, table
@@ -38,8 +39,10 @@ def resources(*words: str) -> list[Row]:
     return list(json.loads(found.stdout))
 
 
-def sizes() -> list[Any]:
-    return [d if d == 64 else pytest.param(d, marks=pytest.mark.slow) for d in TUNED_SIZES]
+def kinds() -> list[Any]:
+    """Return head sizes with types; bf16 runs with the same table."""
+    found = [(d, dtype) for dtype in DTYPES for d in TUNED_SIZES]
+    return [pytest.param(*each, marks=() if each == (64, "float16") else pytest.mark.slow) for each in found]
 
 
 def fp32_loads(row: Row) -> dict[str, int]:
@@ -74,9 +77,10 @@ def wrong(row: Row) -> list[str]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("d", sizes())
-def test_every_tuned_configuration_is_good_machine_code(d: int, architecture: str) -> None:
-    rows = [row for row in resources("--head-size", str(d)) if row["architecture"] == architecture]
+@pytest.mark.parametrize(("d", "dtype"), kinds())
+def test_every_tuned_configuration_is_good_machine_code(d: int, dtype: str, architecture: str) -> None:
+    found = resources("--head-size", str(d), "--dtype", dtype)
+    rows = [row for row in found if row["architecture"] == architecture]
     entries = [entry for entry in table() if (entry.architecture, entry.block_d) == (architecture, d)]
     assert len(rows) == len(entries) + 1  # and the mean shift
     faults = {(row["op"], row["whole"], row["queries"]): wrong(row) for row in rows}
