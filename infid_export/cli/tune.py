@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     _show(results, output)
     output.line(str(arguments.output))
     output.note(f"A process uses it after infid_kernels.tuning.load(Path({str(arguments.output)!r})).")
+    output.note("compile-kernels and build take it as --tuning.")
     output.document({"file": arguments.output, "levels": [_plain(result) for result in results]})
     return 0
 

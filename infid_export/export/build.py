@@ -469,5 +469,6 @@ def _options(manifest: Manifest, folder: Path) -> BuildOptions:
         values[name] = None if values[name] is None else tuple(values[name])
     for name in ("height", "width"):
         values[name] = None if values[f"{name}_range"] else values[name]
-    engines = {"backends": ("onnxruntime",), "targets": (), "refit": False, "strip": False, "optimization_level": None}
+    engines = {"backends": ("onnxruntime",), "targets": (), "refit": False, "strip": False, "optimization_level": None,
+               "tuning": None}  # fmt: skip
     return BuildOptions(**{**values, **engines, "output": folder})

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from infid_engines.errors import InputError
 from infid_engines.manifest import Manifest
 from infid_engines.progress import SilentReporter
 from infid_engines.registry import get_backend
-from infid_export.export.build import BuildReport, build
+from infid_export.export.build import BuildReport, _options, build
 from infid_export.export.exporter import Exporter
 from infid_export.export.graphs import Sizes
 from infid_export.export.options import BuildOptions
@@ -221,6 +222,8 @@ def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypa
         with SilentReporter().stage("plugins") as stage:
             Exporter(each).write_plugins(plugins_file("sm_90"), tmp_path / "plugins.json", stage)
     assert used[0] == entry != used[1]
+    stored = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(tuned.options).items()}
+    assert make_plan(_options(SimpleNamespace(options=stored), tmp_path)).files  # verified where the file is not
     for problem, given in (
         ("concerns the Triton kernels alone", {"kernels": "native"}),
         ("kernels are compiled for nothing", {"backends": ("onnxruntime",)}),
