@@ -17,6 +17,7 @@ from infid_engines.expressions import evaluate, names_in
 # (CUDA C++ Programming Guide, table of compute capabilities).
 _DEFAULT_SHARED = 48 * 1024
 _LARGEST_GRID = (2**31 - 1, 65535, 65535)
+_FARTHEST = 2**24 - 1  # elements from token to token: offsets within a block of up to 128 tokens are 32-bit numbers
 _INTEGER = "i32"
 
 
@@ -105,8 +106,9 @@ class Kernel:
             if each["type"] == _INTEGER:
                 value = strides[name] if name in strides else evaluate(each["value"], sizes)
                 self._check_multiple(name, value, each["multiple_of"], "elements")
-                if not 0 <= value < 2**31:
-                    raise InputError(f"{name} must be 0 to {2**31 - 1}, got {value}.", fix="Use smaller tensors.")
+                largest = _FARTHEST if name.startswith("stride_") and name.endswith("n") else 2**31 - 1
+                if not 0 <= value <= largest:
+                    raise InputError(f"{name} must be 0 to {largest}, got {value}.", fix="Use smaller tensors.")
                 values.append(ctypes.c_int32(value))
             else:
                 self._check_address(name, pointers[name], sizes)

@@ -53,7 +53,7 @@ def check_attention(q: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]], ke
     _check_layout("q", q)
     if segments["t"][0].shape[2] == 0:
         raise ValueError("k_t must have at least one token, got none")
-    if has_values(q) and q.device.type not in ("cuda", "meta") and isinstance(kernel, JITFunction):
+    if has_values(q) and not q.is_cuda and isinstance(kernel, JITFunction):
         raise ValueError(
             f"q must be on a CUDA device, got {q.device}; CPU tensors are for Triton's interpreter (TRITON_INTERPRET=1 "
             "before the first import of triton), and the plain PyTorch references run anywhere"
@@ -113,7 +113,8 @@ def logit_scale(scale: float | None, d: int) -> float:
 
 def has_values(tensor: Tensor) -> bool:
     """Return whether a tensor has memory that can be looked at; while tracing there is none."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    real = type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta
+    return real and not torch.compiler.is_compiling()
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
