@@ -1,8 +1,9 @@
 # The commands a day needs; `make demo` and `make test` do everything from an empty clone.
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 2
 BIN := $(CURDIR)/$(VENV)/bin
-PROMPT := an oil painting of a person in the rain
+PROMPT := an oil painting of a person wearing a blue suit and a crown, at the beach
 
 .PHONY: demo test lint format build-wheel clean
 
@@ -10,13 +11,13 @@ PROMPT := an oil painting of a person in the rain
 demo: $(VENV)/.demo-installed
 	mkdir -p demo
 	cd demo && "$(BIN)/infid-export" build --fp16
-	cd demo && "$(BIN)/python" -c "import PIL.Image, skimage.data; PIL.Image.fromarray(skimage.data.astronaut()).save('astronaut.png')"
-	cd demo && "$(BIN)/infid-export" generate "$(PROMPT)" --photo astronaut.png -o picture.png
+	cd demo && "$(BIN)/infid-export" evaluate --references world:heldout:3 --prompts world:heldout:4 --stylised 2 -o sheet
+	cd demo && "$(BIN)/infid-export" generate "$(PROMPT)" --photo sheet/references/0.png -o picture.png
 	"$(BIN)/infid-export" inspect demo/engines
-	@echo "picture: demo/picture.png   photo: demo/astronaut.png   engines: demo/engines"
+	@echo "contact sheet: demo/sheet/grid.png   picture: demo/picture.png   engines: demo/engines"
 
 test: lint
-	"$(BIN)/python" -m pytest
+	"$(BIN)/python" -m pytest --numprocesses $(WORKERS)
 
 lint: $(VENV)/.dev-installed
 	"$(BIN)/ruff" check .

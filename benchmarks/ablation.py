@@ -13,25 +13,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from infid_engines.errors import InfidError, InputError
 from infid_export.cli.output import Output
-from infid_export.model.identity import read_config
+from infid_export.model.config import read_config
 from infid_training.evaluation.ablation import VARIANTS, Variant, compare_rows, run_variants
 from infid_training.evaluation.generators import ReferenceGenerator, open_reference
 from infid_training.evaluation.scorer_choice import open_scorers
 from infid_training.evaluation.scorers import METRICS
 from infid_training.evaluation.set_sources import WORLD, open_set
+from provenance import RESULTS, ROOT, measured_on
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 _PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxruntime")
 
 
@@ -59,14 +55,10 @@ def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
 
     with output.progress() as reporter:
         found = run_variants(variants, open_generator, chosen, scorers, arguments.work, reporter)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     first = next(iter(found.values())).to_json()
     return {
         "kind": "ablation",
-        "machine": arguments.machine or platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
-        "commit": commit.stdout.strip(),
+        **measured_on(arguments.machine, _PACKAGES),
         "seconds": time.monotonic() - started,
         "set": first["set"],
         "scorers": first["scorers"],

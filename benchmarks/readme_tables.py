@@ -10,16 +10,13 @@ Usage::
 from __future__ import annotations
 
 import json
-import platform
 import re
-import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from provenance import RESULTS, ROOT, measured_on
+
 README = ROOT / "README.md"
 _PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13")
 
@@ -33,12 +30,8 @@ def keep(name: str, document: Path, machine: str) -> None:
         machine: what it ran on, in words.
     """
     build = json.loads(document.read_text())
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     result = {
-        "machine": machine,
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
-        "commit": commit.stdout.strip(),
+        **measured_on(machine, _PACKAGES),
         "seconds": build["seconds"],
         "parity": build["parity"],
         "notes": build["notes"],

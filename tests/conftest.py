@@ -5,21 +5,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+# several workers share the cores; processes that tests start inherit it
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.pop("COLUMNS", None)  # workers have one, and what commands print would be folded to it
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: kernels run on CPU tensors
 
 import numpy as np
 import pytest
 import skimage.data
-import torch
+from PIL import Image
 
 from infid_export.export.build import BuildReport, build
 from infid_export.export.options import BuildOptions
-from infid_export.model.sources import RandomSource, open_source
+from infid_export.model.sources import RandomSource
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
-
-torch.set_num_threads(2)
+from infid_training.world import people, scenes
+from infid_training.world.drawing import render
 
 
 @pytest.fixture(scope="session")
@@ -29,9 +32,8 @@ def astronaut() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def source() -> RandomSource:
-    found = open_source("demo")
-    assert isinstance(found, RandomSource)
-    return found
+    """Random weights of the demo model's architecture."""
+    return RandomSource("demo")
 
 
 @pytest.fixture(scope="session")
@@ -68,5 +70,11 @@ def pipe(demo_folder: Path) -> Pipeline:
 
 
 @pytest.fixture(scope="session")
-def person(pipe: Pipeline, astronaut: np.ndarray) -> Person:
-    return pipe.enroll(astronaut)
+def portrait() -> Image.Image:
+    """A photo of a drawn person whom the demo model was not trained on."""
+    return render(people.person(people.FIRST_HELD_OUT), scenes.portrait(people.FIRST_HELD_OUT), 128)
+
+
+@pytest.fixture(scope="session")
+def person(pipe: Pipeline, portrait: Image.Image) -> Person:
+    return pipe.enroll(portrait)

@@ -107,6 +107,7 @@ class Manifest:
     defaults: Mapping[str, Any]
     faces: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    vae_scale_factor: int = 8  # pixels of a side that one latent stands for
     schema_version: int = SCHEMA_VERSION
 
     def write(self, folder: Path) -> None:

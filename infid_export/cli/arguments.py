@@ -69,7 +69,9 @@ def add_model(model: argparse._ActionsContainer) -> None:
     model.add_argument("--identity", type=Path, metavar="FILE", help="identity weights (safetensors)")
     model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")
     model.add_argument("--recognizer", type=Path, metavar="FILE", help="ArcFace-type recogniser (ONNX)")
-    model.add_argument("--model-seed", dest="seed", type=int, default=0, metavar="N", help="of random weights (0)")
+    model.add_argument(
+        "--model-seed", dest="seed", type=int, default=0, metavar="N", help="of random-sdxl's weights (0)"
+    )
     for flag, (name, values) in METHOD_CHOICES.items():
         model.add_argument(flag, dest=name, choices=values, help="method variant; default: the identity file's")
 
@@ -97,5 +99,8 @@ def add_face_index(parser: argparse.ArgumentParser) -> None:
 
 def add_detector(parser: argparse._ActionsContainer) -> None:
     """Add the choice of what finds faces."""
-    parser.add_argument("--detector", choices=("centerface", "insightface"), default="centerface", help="(centerface)")
+    parser.add_argument(
+        "--detector", choices=("centerface", "drawn", "insightface"),
+        help="for photos centerface (the default) or insightface; drawn is the demo model's default, for its people",
+    )  # fmt: skip
     parser.add_argument("--face-models", type=Path, metavar="DIR", help="local InsightFace model folder")

@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--facenet-crop", choices=("aligned", "box"), default="aligned", help="what it is shown (aligned)"
     )
     scorers.add_argument(
-        "--face-detector", metavar="FILE",
-        help="centerface (for photos), an ONNX file of its kind, or an InsightFace folder",
+        "--face-detector", default="drawn", metavar="FILE",
+        help="drawn, centerface (for photos), an ONNX file of its kind, or an InsightFace folder (drawn)",
     )  # fmt: skip
     results = parser.add_argument_group("results")
     results.add_argument(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +43,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         size=arguments.size, crop_size=arguments.crop_size, single_photo=arguments.single_photo,
         validation=arguments.validation, seed=arguments.seed, photos_per_shard=arguments.photos_per_shard,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch, output.progress() as reporter:
-        detector = _detector(arguments, Path(scratch))
+    with output.progress() as reporter:
+        detector = _detector(arguments)
         report = prepare(arguments.people, arguments.output, detector, arguments.recognizer, options, reporter)
     output.table("Dropped, and why", ("photo", "why"), list(report.dropped.items()))
     rows = [(split, str(report.people[split]), str(report.photos[split])) for split in report.people]
@@ -65,18 +64,13 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _detector(arguments: argparse.Namespace, scratch: Path) -> FaceDetector:
+def _detector(arguments: argparse.Namespace) -> FaceDetector:
     """Open the chosen detector.
 
     Raises:
         InputError: its models are missing or not asked for.
     """
-    from infid_export.faces.detection import (
-        CenterFaceDetector,
-        InsightFaceDetector,
-        find_centerface,
-        make_dynamic_centerface,
-    )
+    from infid_export.export.face_models import open_detector
 
     if arguments.detector == "insightface":
         if arguments.face_models is None:
@@ -84,8 +78,8 @@ def _detector(arguments: argparse.Namespace, scratch: Path) -> FaceDetector:
                 "The insightface detector needs your local InsightFace model folder.",
                 fix="Give it with --face-models, or use --detector centerface.",
             )
-        return InsightFaceDetector(arguments.face_models)
+        return open_detector(str(arguments.face_models))[0]
+    detector = arguments.detector or "centerface"
     if arguments.face_models is not None:
-        raise InputError("--face-models has no effect with the detector centerface.", fix="Leave it out.")
-    make_dynamic_centerface(find_centerface(), scratch / "detector.onnx")
-    return CenterFaceDetector(scratch / "detector.onnx")
+        raise InputError(f"--face-models has no effect with the detector {detector}.", fix="Leave it out.")
+    return open_detector(detector)[0]

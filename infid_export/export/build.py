@@ -29,6 +29,7 @@ from infid_engines.manifest import (
 from infid_engines.progress import Reporter, SilentReporter, Stage
 from infid_engines.worker import build_in_subprocess
 from infid_export import __version__
+from infid_export.export.face_models import write_detector, write_random_recognizer, write_shipped
 from infid_export.export.inspection import read_graph
 from infid_export.export.options import BuildOptions
 from infid_export.export.parity import PARITY, ParityReport, ParityRow, stored_parity
@@ -45,7 +46,7 @@ from infid_export.export.plan import (
     plugins_file,
     weights_file,
 )
-from infid_export.faces.detection import INSIGHTFACE_LICENCE, find_centerface, make_dynamic_centerface
+from infid_export.faces.detection import INSIGHTFACE_LICENCE
 from infid_export.model.sources import BUILT_IN
 from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
 
@@ -253,11 +254,13 @@ class _Builder:
             if name in TOKENIZERS:
                 path.write_text(self.plan.source.tokenizers()[TOKENIZERS.index(name)], encoding="utf-8")
             elif name == DETECTOR:
-                make_dynamic_centerface(find_centerface(), path)
+                write_detector(str(self.plan.options.detector), path)
             elif name == RECOGNIZER and self.plan.options.recognizer is not None:
                 shutil.copyfile(self.plan.options.recognizer, path)
+            elif name == RECOGNIZER and self.plan.source.name == "demo":
+                write_shipped("recognizer", path)
             elif name == RECOGNIZER:
-                self.exporter.write_random_recognizer(path)
+                write_random_recognizer(path, self.plan.source.config.face_width, self.plan.options.seed)
             elif name == VAE_RANGE:
                 self.exporter.write_vae_range(path)
             else:
@@ -375,7 +378,7 @@ class _Builder:
             )
         faces = {
             "detector": options.detector,
-            "detector_path": DETECTOR if options.detector == "centerface" else str(options.face_models),
+            "detector_path": str(options.face_models) if options.detector == "insightface" else DETECTOR,
             "recognizer_path": RECOGNIZER,
             "licence": INSIGHTFACE_LICENCE if options.recognizer or options.face_models else "",
         }
@@ -409,6 +412,7 @@ class _Builder:
             },
             faces=faces,
             notes=tuple(self.notes),
+            vae_scale_factor=plan.source.architecture.vae_scale_factor,
         )
 
 

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
@@ -119,12 +117,13 @@ class Exporter:
         return inputs, tuple(replace(spec, shape=self._output_shape(spec, known)) for spec in facts.outputs)
 
     def _output_shape(self, spec: TensorSpec, inputs: dict[str, Any]) -> Any:
-        """Return an output's shape; the next latents have the latents', a picture eight times theirs."""
+        """Return an output's shape; the next latents have the latents', a picture as many pixels as they stand for."""
         if spec.name.startswith("next_"):
             return inputs[spec.name.removeprefix("next_")]
         if spec.name == "image":
             batch, _, height, width = inputs["latents"]
-            return (batch, 3, *(_eightfold(extent) for extent in (height, width)))
+            factor = self.source.architecture.vae_scale_factor
+            return (batch, 3, *(_times(factor, extent) for extent in (height, width)))
         if spec.name in ("hidden_states", "pooled"):
             return (inputs["input_ids"][0], *spec.shape[1:])
         ends = (self.plan.smallest, None, self.plan.largest)
@@ -157,26 +156,6 @@ class Exporter:
         safe = largest <= _FP16_SAFE
         why = f"activations reach {largest:.0f} on these weights, the limit for fp16 is {_FP16_SAFE:.0f}"
         path.write_text(json.dumps({"largest": largest, "precision": "fp16" if safe else "fp32", "why": why}))
-
-    def write_random_recognizer(self, path: Path) -> None:
-        """Write a stand-in recogniser for the built-in random models: a fixed random projection of the pixels."""
-        width = self.source.config.face_width
-        random = np.random.default_rng(self.plan.options.seed)
-        kernel = random.standard_normal((width, 3, 28, 28)).astype(np.float32) / 48
-        helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
-        graph = helper.make_graph(
-            [
-                helper.make_node("Conv", ["face", "kernel"], ["cells"], strides=[28, 28]),
-                helper.make_node("Tanh", ["cells"], ["bounded"]),
-                helper.make_node("GlobalAveragePool", ["bounded"], ["pooled"]),
-                helper.make_node("Flatten", ["pooled"], ["embedding"]),
-            ],
-            "random_recognizer",
-            [helper.make_tensor_value_info("face", float32, ["N", 3, 112, 112])],
-            [helper.make_tensor_value_info("embedding", float32, ["N", width])],
-            [onnx.numpy_helper.from_array(kernel, "kernel")],
-        )
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
 
     def compare(self, folder: Path, manifest: Manifest, graphs: list[str], stage: Stage) -> Iterator[ParityRow]:
         """Run graphs in ONNX Runtime and compare them with the reference, one component's graphs at a time.
@@ -254,7 +233,8 @@ class Exporter:
         from infid_export.model.pipeline import InfiniteIDPipeline
 
         face = parity_face(self.source.architecture.image_encoder["image_size"], self.source.config.face_width)
-        noise = seeded_noise([SEED], (4, self.plan.height // 8, self.plan.width // 8))
+        factor = self.source.architecture.vae_scale_factor
+        noise = seeded_noise([SEED], (4, self.plan.height // factor, self.plan.width // factor))
         threshold = PSNR_DB[manifest.precision]
         with Pipeline.load(folder, backend="onnxruntime") as runtime:
             person = runtime.encode(face)
@@ -306,9 +286,9 @@ def _flat(arguments: Mapping[str, Any]) -> list[Any]:
     return [tensor for value in arguments.values() for tensor in (value if isinstance(value, list) else [value])]
 
 
-def _eightfold(extent: Dimension) -> Dimension:
+def _times(factor: int, extent: Dimension) -> Dimension:
     """Return a latent extent in pixels."""
-    return [8 * end for end in extent] if isinstance(extent, list) else 8 * extent
+    return [factor * end for end in extent] if isinstance(extent, list) else factor * extent
 
 
 def _ranges(shapes: Sequence[tuple[int, ...]]) -> tuple[Dimension, ...]:

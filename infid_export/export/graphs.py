@@ -36,6 +36,11 @@ class Sizes:
     people: int
     dtype: torch.dtype
 
+    def latents(self, architecture: Architecture) -> tuple[int, int]:
+        """Return height and width of the latents."""
+        factor = architecture.vae_scale_factor
+        return self.height // factor, self.width // factor
+
 
 class PromptEncoder(nn.Module):
     """A CLIP text encoder as SDXL uses it: penultimate hidden states, and the pooled projection if it has one."""
@@ -59,7 +64,7 @@ class ImageDecoder(nn.Module):
         self.vae = vae
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Decode `[B, 4, h, w]` fp32 latents to `[B, 3, 8h, 8w]` fp32 RGB."""
+        """Decode `[B, 4, h, w]` fp32 latents to `[B, 3, H, W]` fp32 RGB."""
         scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         image: Tensor = self.vae.decode(scaled, return_dict=False)[0]
         return (image.float() / 2 + 0.5).clamp(0, 1)
@@ -97,7 +102,7 @@ def graph_inputs(
         blocks: cross-attention paths and channels of the UNet.
     """
     batch, rows, net = sizes.batch, 2 * sizes.batch, sizes.dtype
-    latents = (batch, 4, sizes.height // 8, sizes.width // 8)
+    latents = (batch, 4, *sizes.latents(architecture))
     if name in ("text_encoder", "text_encoder_2"):
         return {"input_ids": _meta(rows, PROMPT_TOKENS, dtype=torch.int32)}
     if name == "identity_encoder":
@@ -179,7 +184,8 @@ def _tokens(path: str, sizes: Sizes, architecture: Architecture) -> int:
     level = {"down_blocks": int(index) if index.isdigit() else 0, "mid_block": levels - 1}.get(part)
     if level is None:
         level = levels - 1 - int(index)
-    return (sizes.height // 8 >> level) * (sizes.width // 8 >> level)
+    height, width = sizes.latents(architecture)
+    return (height >> level) * (width >> level)
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -54,7 +54,7 @@ def export_onnx(
     _reserve(module)
     inputs = tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="cpu"), dict(inputs))
     shapes = None if dynamic is None else {name: _free(dynamic[name]) for name in inputs}
-    with torch.no_grad(), _plain_attention(), _quiet():
+    with torch.no_grad(), _plain_attention(), quiet():
         program = torch.export.export(module, (), kwargs=dict(inputs), dynamic_shapes=shapes, strict=False)
         exported = torch.onnx.export(
             program,
@@ -77,7 +77,7 @@ def export_onnx(
     for name, stored in external.items():
         if stored is not None:
             model.graph.initializers[name].const_value = None  # folding must not look for values
-    with _quiet():
+    with quiet():
         _tidy(model)
     plugin_nodes.finish(model)
     _attach(model, external, path.parent)
@@ -232,7 +232,7 @@ def _plain_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporter's remarks on values it cannot fold."""
     loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript", "torch.onnx")]
     levels = [logger.level for logger in loggers]

@@ -33,7 +33,8 @@ class BuildOptions:
         identity: identity weights (safetensors); built-in models have their own.
         image_encoder: OpenCLIP checkpoint for the `ViT-H-14` image encoder: a file, or a tag open_clip knows.
         recognizer: ArcFace-type ONNX file, `[N, 3, 112, 112]` to `[N, 512]`.
-        detector: which face detector the folder uses.
+        detector: which face detector the folder uses: `centerface` or `insightface` for photos, `drawn` for the people
+            of the demo model; None is what fits the model.
         face_models: local InsightFace model folder, for `detector="insightface"`.
         precision: type of the networks; latents and sampling arithmetic are fp32 in both.
         height: image height in pixels; None is the model's own. Likewise `width`.
@@ -47,7 +48,7 @@ class BuildOptions:
             `uncond_identity`.
         parity_size: height and width at which parity is measured; None is the size of the engines.
         parity_image: whether a whole image is compared: `auto` does it for the demo model.
-        seed: seed of the built-in random models.
+        seed: of `random-sdxl`'s weights.
         refit: build TensorRT engines whose weights can be replaced.
         strip: leave the weights out of TensorRT engines.
         optimization_level: TensorRT's builder optimisation level (0 to 5); None is its default.
@@ -60,7 +61,7 @@ class BuildOptions:
     identity: Path | None = None
     image_encoder: str | None = None
     recognizer: Path | None = None
-    detector: Literal["centerface", "insightface"] = "centerface"
+    detector: Literal["centerface", "drawn", "insightface"] | None = None
     face_models: Path | None = None
     precision: Literal["fp16", "fp32"] = "fp32"
     height: int | None = None

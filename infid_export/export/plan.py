@@ -16,10 +16,12 @@ from infid_engines.backends import BuildRequest
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.manifest import canonical_key, sha256_file
 from infid_engines.registry import get_backend
+from infid_export.export.face_models import detector_fingerprint
 from infid_export.export.kernel_bundle import require_measured
 from infid_export.export.options import FUSED, FUSED_ENDING, GRAPHS, BuildOptions
-from infid_export.faces.detection import INSIGHTFACE_LICENCE, InsightFaceDetector, find_centerface
+from infid_export.faces.detection import INSIGHTFACE_LICENCE, InsightFaceDetector
 from infid_export.faces.recognition import ArcFaceRecognizer
+from infid_export.model.shipped import fingerprint
 from infid_export.model.sources import BUILT_IN, ModelSource, open_source
 
 # Component prefix within a graph's module -> component. Graphs with the same component share its weights file.
@@ -41,13 +43,13 @@ TOKENIZERS = ("tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json")
 _PARTS = tuple(f"model/{name}.py" for name in ("architectures", "components", "config", "encoders", "identity"))
 _REFERENCES = tuple(f"kernels/{name}.py" for name in ("adain", "mixed_attention", "merged_cross_attention"))
 _CODE: Mapping[str, tuple[str, ...]] = {
-    "weights": (*_PARTS, "model/sources.py", "export/weights.py"),
+    "weights": (*_PARTS, "model/shipped.py", "model/sources.py", "export/weights.py"),
     "graph": (*_PARTS, *_REFERENCES, "model/processors.py", "model/step.py", "export/graphs.py", "export/onnx_graph.py",
               "export/weights.py"),
     "fused": ("export/plugin_nodes.py", "kernels/mean_shift.py"),
     "plugins": ("kernels/*.py", "kernels/configurations.json"),
     "tokenizer": ("model/tokenizers.py",),
-    "faces": ("export/exporter.py", "faces/model_files.py", "faces/detection.py"),
+    "faces": ("export/face_models.py", "faces/model_files.py", "faces/detection.py", "model/face_networks.py"),
     "vae_range": ("export/exporter.py",),
     "parity": ("export/reference.py", "export/parity.py", "export/tolerances.py", "export/exporter.py"),
 }  # fmt: skip
@@ -224,6 +226,7 @@ def make_plan(options: BuildOptions) -> Plan:
         width=options.width_range[1] if options.width_range else options.width or size,
         batch=options.batch_range[1] if options.batch_range else options.batch,
         graphs=tuple(name for name in GRAPHS if name in (options.graphs or GRAPHS)),
+        detector=options.detector or ("drawn" if source.name == "demo" else "centerface"),
     )
     components = sorted({name for graph in options.graphs for name in components_of(graph).values()})
     prints = {name: source.fingerprint(name) for name in components}
@@ -273,9 +276,10 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
     built_in, engines = source.name in BUILT_IN, set(backends) - {"onnxruntime"}
     needed = {"text_encoder", "text_encoder_2", "identity_encoder", "denoise_step", "vae_decoder"}
     for given, what, why in (
-        (options.identity and built_in, "--identity", f"the model {source.name} has identity weights of its own"),
+        (options.identity and source.name == "random-sdxl", "--identity", "the model random-sdxl has random ones"),
         (options.image_encoder and built_in, "--image-encoder", f"the model {source.name} has one of its own"),
-        (options.face_models and options.detector != "insightface", "--face-models", "the detector is centerface"),
+        (options.face_models and options.detector != "insightface", "--face-models",
+         f"the detector is {options.detector}"),
         (options.refit and not engines, "--refit", "no TensorRT backend is built"),
         (options.strip and not engines, "--strip", "no TensorRT backend is built"),
         (options.optimization_level is not None and not engines, "--optimization-level",
@@ -288,9 +292,8 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
 
 
 def _plugin_fields(target: str, tuning: Path | None) -> dict[str, Any]:
-    chosen = (
-        "" if tuning is None or not tuning.is_file() else sha256_file(tuning)
-    )  # one that is missing is refused later
+    # one that is missing is refused after this, by `require_measured`
+    chosen = sha256_file(tuning) if tuning is not None and tuning.is_file() else ""
     return {"plugins": target, "code": code_hash("plugins"), "triton": _version("triton"), "tuning": chosen}
 
 
@@ -331,6 +334,9 @@ def _face_fields(options: BuildOptions, source: ModelSource) -> tuple[dict[str, 
         ArcFaceRecognizer(options.recognizer, source.config.face_width)
         files[RECOGNIZER] = {"recognizer": sha256_file(options.recognizer)}
         notes += (f"face recogniser: {options.recognizer}. {INSIGHTFACE_LICENCE}",)
+    elif source.name == "demo":
+        files[RECOGNIZER] = {"recognizer": fingerprint("recognizer"), "code": code_hash("faces")}
+        notes += ("face recogniser: the demo model's own, which tells drawn people apart",)
     elif source.name in BUILT_IN:
         files[RECOGNIZER] = {"recognizer": "random", "seed": options.seed, "width": source.config.face_width}
         notes += ("face recogniser: random weights, as the model's; give a real one with --recognizer",)
@@ -344,7 +350,10 @@ def _face_fields(options: BuildOptions, source: ModelSource) -> tuple[dict[str, 
         InsightFaceDetector(options.face_models)
         notes += (f"face detector: insightface with {options.face_models}. {INSIGHTFACE_LICENCE}",)
     else:
-        files[DETECTOR] = {"detector": sha256_file(find_centerface()), "code": code_hash("faces")}
+        assert options.detector is not None
+        files[DETECTOR] = {"detector": detector_fingerprint(options.detector), "code": code_hash("faces")}
+        knows = "drawn people only; take centerface for photos" if options.detector == "drawn" else "photos"
+        notes += (f"face detector: {options.detector}, for {knows}",)
     return files, notes
 
 

@@ -92,7 +92,7 @@ class Reference:
         if graph == "identity_encoder":
             face = parity_face(self._source.architecture.image_encoder["image_size"], self._source.config.face_width)
             return {"face_crop": face.face_crop, "face_embedding": face.face_embedding}
-        latents = (4, self._sizes.height // 8, self._sizes.width // 8)
+        latents = (4, *self._sizes.latents(self._source.architecture))
         noise = seeded_noise([SEED + row for row in range(3 * batch)], latents)
         if graph == "vae_decoder":
             # decoded pictures start from latents of about this size

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from safetensors import SafetensorError, safe_open
+
 from infid_engines.errors import InputError
+
+CONFIG_KEY = "infid_config"  # of an identity file's header
 
 CrossAdaIN = Literal["kv", "output", "off"]
 UncondIdentity = Literal["zeros", "off"]
@@ -97,3 +102,26 @@ class IdentityConfig:
                 fix="Update infid-export, or remove the fields.",
             )
         return cls(**values)
+
+
+def read_config(path: str | Path) -> IdentityConfig:
+    """Read the configuration in an identity file's header without loading a tensor.
+
+    Raises:
+        InputError: the file is missing, truncated or not an identity file.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"There is no identity file at {path}.", fix="Give the path of a .safetensors file.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error}).", fix="Copy or download it again."
+        ) from error
+    if CONFIG_KEY not in metadata:
+        raise InputError(
+            f"{path} has no '{CONFIG_KEY}' in its header, so it is not an Infinite-ID identity file.",
+            fix="Save it with IdentityModules.save.",
+        )
+    return IdentityConfig.from_json(metadata[CONFIG_KEY])

@@ -6,6 +6,9 @@ brings for photos.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -90,3 +93,11 @@ class DetectorNetwork(nn.Module):
             x = layer(torch.cat([interpolate(x, scale_factor=2.0), shallow], 1))
         maps: Tensor = self.head(x)
         return maps
+
+
+# The generator's recogniser, the judge's, and what finds faces for both.
+FACE_NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
+    "recognizer": RecognizerNetwork,
+    "facenet": partial(RecognizerNetwork, (16, 40, 72, 112)),
+    "detector": DetectorNetwork,
+}

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from infid_engines.errors import InputError
-from infid_export.model.config import IdentityConfig
+from infid_export.model.config import CONFIG_KEY, IdentityConfig, read_config
 
-CONFIG_KEY = "infid_config"
 _KEY, _VALUE = "to_k_id", "to_v_id"
 
 
@@ -148,29 +147,6 @@ class IdentityModules(nn.Module):
                 tensors[name] = tensor.to(dtype)
         modules.load_state_dict(tensors, assign=True)
         return modules.eval().requires_grad_(False)
-
-
-def read_config(path: str | Path) -> IdentityConfig:
-    """Read the configuration in an identity file's header without loading a tensor.
-
-    Raises:
-        InputError: the file is missing, truncated or not an identity file.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"There is no identity file at {path}.", fix="Give the path of a .safetensors file.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is not a whole safetensors file ({error}).", fix="Copy or download it again."
-        ) from error
-    if CONFIG_KEY not in metadata:
-        raise InputError(
-            f"{path} has no '{CONFIG_KEY}' in its header, so it is not an Infinite-ID identity file.",
-            fix="Save it with IdentityModules.save.",
-        )
-    return IdentityConfig.from_json(metadata[CONFIG_KEY])
 
 
 def _file_key(name: str) -> str:

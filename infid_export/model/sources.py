@@ -1,4 +1,4 @@
-"""Where a model comes from: random weights of a known architecture, or a checkpoint in diffusers' format.
+"""Where a model comes from: the package, random weights of a known architecture, or a checkpoint of diffusers' format.
 
 A source hands out components (`text_encoder`, `text_encoder_2`, `unet`, `vae`, `image_encoder`, `identity`), each
 as an empty module on the meta device, as a loaded module, or as a stream of weights. Opening one reads
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file, write_json
 from infid_export.model.architectures import DEMO, SDXL, Architecture, identity_config
-from infid_export.model.config import IdentityConfig
+from infid_export.model.config import IdentityConfig, read_config
+from infid_export.model.shipped import ShippedSource
 from infid_export.scheduler import SDXL_SCHEDULER
 
 if TYPE_CHECKING:
@@ -108,13 +109,13 @@ class RandomSource:
         return torch.empty(shape).normal_(0, 1 / math.sqrt(math.prod(shape[1:])), generator=generator)
 
     def tokenizers(self) -> tuple[str, str]:
-        """Return the two CLIP tokenizers of SDXL, rebuilt from the vocabulary that open_clip carries."""
-        from infid_export.model.tokenizers import clip_tokenizer_json
+        """Return SDXL's two tokenizers."""
+        from infid_export.model.tokenizers import sdxl_tokenizers
 
-        return clip_tokenizer_json(pad="<|endoftext|>"), clip_tokenizer_json(pad="!")
+        return sdxl_tokenizers()
 
     def tokenizer_fingerprint(self) -> str:
-        """Return the vocabulary's name; it is CLIP's for every built-in model."""
+        """Return the vocabulary's name."""
         return "clip"
 
 
@@ -132,8 +133,6 @@ class CheckpointSource:
     """
 
     def __init__(self, folder: Path, identity: Path, image_encoder: str, config: IdentityConfig | None = None) -> None:
-        from infid_export.model.identity import read_config
-
         self.name = str(folder)
         self.folder, self.identity, self.image_encoder = folder, identity, image_encoder
         self.config = config or read_config(identity)
@@ -150,9 +149,7 @@ class CheckpointSource:
             )
         _check_schedule(folder)
         self.zero_negative = bool(_read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True))
-        self.architecture = Architecture(
-            size=8 * int(parts["unet"]["sample_size"]), image_encoder=_vision(self.config.image_encoder), **parts
-        )
+        self.architecture = Architecture(image_encoder=_vision(self.config.image_encoder), **parts)
 
     def fingerprint(self, component: str) -> str:
         """Return a hash of the component's files."""
@@ -251,15 +248,19 @@ def open_source(
 
     Args:
         model: `demo`, `random-sdxl`, a folder in diffusers' format, or a hub id.
-        identity: identity weights; needed for a checkpoint.
+        identity: identity weights; needed for a checkpoint, and in the place of the demo model's own.
         image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint.
-        seed: seed of a built-in random model.
+        seed: of `random-sdxl`'s weights.
         choices: method choices that replace the stored ones where they are not None.
 
     Raises:
-        InputError: the model cannot be found or lacks a part.
+        InputError: the model cannot be found or lacks a part, or has weights and a seed was given for them.
     """
     chosen = choices or {}
+    if seed and model != "random-sdxl":
+        raise InputError(f"A seed of random weights has no effect: {model} has trained ones.", fix="Leave it out.")
+    if model == "demo":
+        return ShippedSource(chosen, identity)
     if model in BUILT_IN:
         return RandomSource(model, seed, identity_config(BUILT_IN[model]).with_choices(**chosen))
     if identity is None or image_encoder is None:
@@ -267,8 +268,6 @@ def open_source(
             f"The checkpoint {model} needs identity weights and an image encoder.",
             fix="Give --identity weights.safetensors and --image-encoder open_clip_checkpoint.",
         )
-    from infid_export.model.identity import read_config
-
     return CheckpointSource(
         checkpoint_folder(model), identity, image_encoder, read_config(identity).with_choices(**chosen)
     )

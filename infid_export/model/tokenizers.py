@@ -37,6 +37,11 @@ def clip_tokenizer_json(pad: str) -> str:
     return _tokenizer_json({word: index for index, word in enumerate([*words, _START, _END])}, merges, pad)
 
 
+def sdxl_tokenizers() -> tuple[str, str]:
+    """Return SDXL's two tokenizers, which differ in what they pad with; see `clip_tokenizer_json`."""
+    return clip_tokenizer_json(pad=_END), clip_tokenizer_json(pad="!")
+
+
 def folder_tokenizer_json(folder: Path) -> str:
     """Read a tokenizer folder of an SDXL checkpoint.
 

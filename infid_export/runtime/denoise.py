@@ -75,7 +75,8 @@ def image_size(manifest: Manifest, height: int | None, width: int | None) -> tup
     latents = next(spec for spec in manifest.graph("denoise_step").inputs if spec.name == "identity_latents")
     chosen = (manifest.height if height is None else height, manifest.width if width is None else width)
     for name, pixels, extent in zip(("height", "width"), chosen, latents.shape[2:], strict=True):
-        smallest, largest = (8 * extent, 8 * extent) if isinstance(extent, int) else (8 * extent[0], 8 * extent[-1])
+        ends = [extent] if isinstance(extent, int) else extent
+        smallest, largest = (manifest.vae_scale_factor * end for end in (ends[0], ends[-1]))
         if not smallest <= pixels <= largest or pixels % 32:
             sizes = str(smallest) if smallest == largest else f"{smallest} to {largest} in steps of 32"
             raise InputError(

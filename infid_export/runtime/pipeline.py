@@ -223,7 +223,8 @@ class Pipeline:
         scalars = {key: scalar(key, value, float(defaults[key])) for key, value in strengths.items()}
         table = ddim_table(manifest.scheduler, defaults["steps"] if steps is None else steps)
         pixels = image_size(manifest, height, width)
-        shape = (4, pixels[0] // 8, pixels[1] // 8)
+        factor = manifest.vae_scale_factor
+        shape = (4, pixels[0] // factor, pixels[1] // factor)
         start = initial_noise("noise", noise, seed, count, shape)
         apart = text_noise is not None or text_seed is not None
         text_start = initial_noise("text_noise", text_noise, text_seed, count, shape) if apart else start

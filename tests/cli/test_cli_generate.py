@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import skimage.data
 from cli_process import Cli
 from PIL import Image
 
@@ -195,9 +194,9 @@ def test_enroll_checks_its_output_first(cli: Cli, pipeline: FakePipeline) -> Non
     assert pipeline.calls == []
 
 
-def test_photo_to_picture_on_real_engines(cli: Cli, demo_folder: Path, tmp_path: Path) -> None:
+def test_photo_to_picture_on_real_engines(cli: Cli, demo_folder: Path, tmp_path: Path, portrait: Image.Image) -> None:
     photo, person_file, picture = tmp_path / "a.png", tmp_path / "p.safetensors", tmp_path / "out.png"
-    Image.fromarray(skimage.data.astronaut()).save(photo)
+    portrait.save(photo)
     code, out, err = cli("enroll", photo, "-o", person_file, "--engines", demo_folder)
     assert (code, out) == (0, f"{person_file}\n"), err
     words = ("generate", "a knight", "--steps", "2", "--engines", demo_folder)

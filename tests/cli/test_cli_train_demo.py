@@ -17,7 +17,18 @@ def test_it_prints_the_files_of_the_recipe(
     assert main.run(["train-demo", "-o", str(tmp_path / "new" / "folder"), "--quiet"]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/new/folder/vae.safetensors\n"
     assert (seen[0].work, seen[0].device) == (tmp_path / "new" / "folder", "cpu")
-    assert seen[0].work.is_dir()
+    assert seen[0].work.is_dir() and seen[0].compiled
+    assert main.run(["train-demo", "-o", str(tmp_path), "--quiet", "--no-compile"]) == 0
+    assert not seen[1].compiled
+
+
+def test_a_missing_compiler_is_said_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main.run(["train-demo", "-o", str(tmp_path / "work")]) == 1
+    assert "no C++ compiler" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

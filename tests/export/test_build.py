@@ -25,6 +25,7 @@ from infid_export.export.options import GRAPHS, BuildOptions
 from infid_export.export.parity import compare, psnr
 from infid_export.export.plan import make_plan, weights_file
 from infid_export.export.weights import WeightsLayout
+from infid_export.runtime.pipeline import Pipeline
 
 SMALL = ("vae_decoder",)
 
@@ -36,11 +37,16 @@ def small(folder: Path, **options) -> BuildOptions:
     )
 
 
-@pytest.fixture
-def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small") / "engines"
     build(small(folder))
     return folder
+
+
+@pytest.fixture
+def small_folder(built_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(built_once, tmp_path_factory.mktemp("copy") / "engines")
 
 
 def test_demo_builds_every_graph_and_passes_parity(demo_build):
@@ -92,7 +98,7 @@ def test_a_change_rebuilds_what_depends_on_it_and_says_why(small_folder):
 @pytest.mark.parametrize(
     ("changes", "flag"),
     [
-        ({"identity": Path("i.safetensors")}, "--identity"),
+        ({"model": "random-sdxl", "identity": Path("i.safetensors")}, "--identity"),
         ({"image_encoder": "laion"}, "--image-encoder"),
         ({"face_models": Path("pack")}, "--face-models"),
         ({"refit": True}, "--refit"),
@@ -104,6 +110,21 @@ def test_a_change_rebuilds_what_depends_on_it_and_says_why(small_folder):
 def test_an_option_without_effect_is_refused(tmp_path, changes, flag):
     with pytest.raises(InputError, match=f"{flag} would have no effect"):
         make_plan(small(tmp_path / "engines", **changes))
+
+
+def test_another_detector_changes_only_the_detector_and_reads_real_photos(demo_folder, tmp_path, astronaut):
+    folder = shutil.copytree(demo_folder, tmp_path / "engines")
+    report = build(BuildOptions(folder, precision="fp16", backends=("onnxruntime",), detector="centerface"))
+    assert list(report.made) == ["faces/detector.onnx"]
+    assert "for photos" in " ".join(report.manifest.notes)
+    with Pipeline.load(folder) as pipe:
+        person = pipe.enroll(astronaut)
+    assert person.identity_tokens.shape[1] == report.manifest.identity_tokens
+
+
+def test_a_seed_of_random_weights_is_refused_where_weights_are_trained(tmp_path):
+    with pytest.raises(InputError, match="seed of random weights has no effect"):
+        make_plan(small(tmp_path / "engines", seed=1))
 
 
 def test_a_missing_or_cut_file_is_made_again(small_folder):
@@ -214,7 +235,7 @@ def scramble(path: Path, tensor: str) -> None:
     path.write_bytes(content)
 
 
-BLOCK = "mid_block.attentions.0.transformer_blocks.1"
+BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 
 
 @pytest.mark.parametrize(
@@ -296,7 +317,7 @@ def test_people_and_batch_shape_the_step(tmp_path):
     options = replace(small(tmp_path / "engines"), graphs=("denoise_step",), batch=2, people=2, height=64, width=96)
     report = build(options)
     shapes = {spec.name: spec.shape for spec in report.manifest.graphs["denoise_step"].inputs}
-    assert shapes["identity_latents"] == (2, 4, 8, 12)
+    assert shapes["identity_latents"] == (2, 4, 16, 24)
     assert shapes["identity_keys"][:2] == (4, 2 * 54)
     assert report.parity.passed
 
@@ -361,4 +382,4 @@ def test_folder_can_be_moved(demo_folder, tmp_path, person):
 
     moved = shutil.copytree(demo_folder, tmp_path / "elsewhere")
     with Pipeline.load(moved) as pipe:
-        assert pipe.generate("a portrait", person, seed=0, steps=1, output_type="np").shape == (1, 256, 256, 3)
+        assert pipe.generate("a portrait", person, seed=0, steps=1, output_type="np").shape == (1, 128, 128, 3)

@@ -35,7 +35,7 @@ def ranged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ranges_are_in_the_manifest(ranged):
     manifest = Manifest.load(ranged)
     step = {spec.name: spec.shape for spec in manifest.graphs["denoise_step"].inputs}
-    assert step["identity_latents"] == ([1, 1, 2], 4, [8, 12, 16], [8, 8, 16])
+    assert step["identity_latents"] == ([1, 1, 2], 4, [16, 24, 32], [16, 16, 32])
     assert step["identity_keys"][:2] == ([2, 2, 4], 54)
     assert step["timestep"] == (1,)
     assert manifest.graphs["vae_decoder"].outputs[0].shape == ([1, 1, 2], 3, [64, 96, 128], [64, 64, 128])

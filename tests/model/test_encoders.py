@@ -64,7 +64,7 @@ def check(encoder: ImageEncoder, heads: int) -> torch.Size:
 
 
 def test_demo_image_encoder_equals_transformers(source: RandomSource):
-    assert check(source.load("image_encoder", torch.float32), heads=2) == (2, 50, 64)
+    assert check(source.load("image_encoder", torch.float32), heads=4) == (2, 50, 128)
 
 
 @pytest.mark.slow

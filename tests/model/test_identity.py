@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from infid_engines.errors import InputError
-from infid_export.model.config import IdentityConfig
-from infid_export.model.identity import IdentityModules, read_config
+from infid_export.model.config import IdentityConfig, read_config
+from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks, install_processors
 from infid_export.model.sources import RandomSource
 from infid_training.loss import identity_loss
@@ -90,7 +90,7 @@ def test_training_loss_reaches_the_identity_modules_alone(source):
     identity = source.load("identity", torch.float32).requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
     latents, noise = (torch.randn(2, 4, 16, 16, generator=generator) for _ in range(2))
-    features, face = torch.randn(2, 50, 64, generator=generator), torch.randn(2, 512, generator=generator)
+    features, face = torch.randn(2, 50, 128, generator=generator), torch.randn(2, 512, generator=generator)
     loss = identity_loss(unet, identity, latents, noise, torch.tensor([10, 900]), features, face, torch.zeros(2, 6))
     loss.backward()
     assert 0.1 < loss.item() < 100
@@ -105,7 +105,7 @@ def test_training_with_text_on_is_another_loss_and_asks_for_captions(source):
     identity = source.load("identity", torch.float32)
     generator = torch.Generator().manual_seed(0)
     draws = {
-        "noisy_latents": (2, 4, 16, 16), "noise": (2, 4, 16, 16), "clip_features": (2, 50, 64),
+        "noisy_latents": (2, 4, 16, 16), "noise": (2, 4, 16, 16), "clip_features": (2, 50, 128),
         "face_embedding": (2, 512), "time_ids": (2, 6),
     }  # fmt: skip
     given = {name: torch.randn(*shape, generator=generator) for name, shape in draws.items()}

@@ -22,8 +22,8 @@ from infid_training.evaluation.sets import EvaluationSet, Prompt, Subject
 
 TINY_CLIP = "tiny-clip-of-the-tests"
 # The demo's blocks, narrow and at 64 pixels: a step takes hundredths of a second.
-_NARROW = {"sample_size": 8, "block_out_channels": [32, 64, 64], "attention_head_dim": [1, 1, 1]}
-SMALL = replace(DEMO, size=64, unet={**DEMO.unet, **_NARROW}, vae={**DEMO.vae, "sample_size": 64})
+_NARROW = {"sample_size": 16, "block_out_channels": [32, 64, 64], "attention_head_dim": [1, 1, 1]}
+SMALL = replace(DEMO, unet={**DEMO.unet, **_NARROW}, vae={**DEMO.vae, "sample_size": 64})
 
 
 def part_of(name: str) -> ModuleType:

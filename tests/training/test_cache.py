@@ -14,7 +14,7 @@ from infid_engines.progress import SilentReporter
 from infid_export.model.encoders import IdentityEncoder
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
-from infid_export.model.sources import ModelSource
+from infid_export.model.sources import ModelSource, RandomSource
 from infid_training import cache as module
 from infid_training.base_model import initial_identity, open_base
 from infid_training.cache import ShardedPhotos, cached_file, fill_cache
@@ -26,6 +26,7 @@ from infid_training.shards import PreparedPhoto, ShardIndex, ShardWriter, read_s
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = 64
+CAPTIONS = ("a photo of a person", "a pencil sketch of a person")
 
 
 def write_shards(folder: Path, crop: int, seed: int = 0, each: int = 2, single_photo: str = "refuse") -> Path:
@@ -41,7 +42,14 @@ def write_shards(folder: Path, crop: int, seed: int = 0, each: int = 2, single_p
                     embedding /= np.linalg.norm(embedding)
                     writer.write(
                         PreparedPhoto(
-                            f"p{person}", f"{number}.jpg", target, face, embedding, (90, 80), (3, 0), f"c {number}"
+                            f"p{person}",
+                            f"{number}.jpg",
+                            target,
+                            face,
+                            embedding,
+                            (90, 80),
+                            (3, 0),
+                            CAPTIONS[number % 2],
                         )
                     )
         shards += writer.shards
@@ -111,7 +119,7 @@ def test_what_is_there_is_not_made_again(shards: Path, base: ModelSource, monkey
         patch.setattr(module, "PhotoEncoders", never)
         fill(shards, base)
         with pytest.raises(AssertionError):
-            fill(shards, open_base("demo", seed=1))
+            fill(shards, RandomSource("demo"))
         with pytest.raises(AssertionError):
             fill(shards, open_base("demo", with_text=True))
     other = write_shards(shards.parent / "other", base.architecture.image_encoder["image_size"], seed=1)

@@ -71,7 +71,7 @@ def test_the_reference_makes_what_the_pytorch_pipeline_makes(reader: FaceReader,
     generator = ReferenceGenerator(source, reader, SHORT)
     pipe = InfiniteIDPipeline.from_source(source)
     pipe.set_progress_bar_config(disable=True)
-    side = source.architecture.size // 8
+    side = source.architecture.size // source.architecture.vae_scale_factor
     expected = pipe(
         PROMPTS[1],
         pipe.encode_identity(reader.read(dotted(90, size=128))),

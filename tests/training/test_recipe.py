@@ -13,10 +13,13 @@ from infid_engines.errors import TrainingError
 from infid_engines.progress import SilentReporter, Stage
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_template
 from infid_export.faces.detection import _decode
-from infid_export.model.architectures import WORLD, identity_config
+from infid_export.model import shipped
+from infid_export.model.architectures import DEMO, identity_config
 from infid_export.model.components import construct
-from infid_export.model.face_networks import DetectorNetwork, RecognizerNetwork
-from infid_export.model.identity import read_config
+from infid_export.model.config import read_config
+from infid_export.model.face_networks import FACE_NETWORKS, DetectorNetwork, RecognizerNetwork
+from infid_export.model.shipped import ROWS, ShippedSource
+from infid_export.model.sources import COMPONENTS
 from infid_training.options import TrainOptions
 from infid_training.recipe import autoencoder, base, contrast, detection, identity, recognition
 from infid_training.recipe.crops import aligned
@@ -47,7 +50,7 @@ def pictures(folder: Path, stage: Stage) -> Pictures:
 
 def new(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return construct(name, WORLD, identity_config(WORLD))
+    return construct(name, DEMO, identity_config(DEMO))
 
 
 def test_pictures_are_drawn_once_and_none_shows_a_held_out_combination(
@@ -201,7 +204,7 @@ def test_every_stage_learns_two_people_by_heart(
         module, loss = towers, lambda step: contrast.contrastive_loss(towers, words, pictures, step)
         if name == "base":
             unet = new("unet").requires_grad_(True)
-            latents = torch.randn(len(pictures), 4, 16, 16, generator=torch.Generator().manual_seed(0)).half()
+            latents = torch.randn(len(pictures), 4, 32, 32, generator=torch.Generator().manual_seed(0)).half()
             module, loss = unet, lambda step: base.base_loss(unet, base.Texts(words, *texts), latents, pictures, step)
     seen = []
 
@@ -221,17 +224,36 @@ def test_the_recipe_makes_every_file_and_then_nothing_more(
         monkeypatch.setattr(module, "FIT", Fit(1, 1e-3))
         monkeypatch.setattr(module, "_BATCH", 4)
     monkeypatch.setattr(identity, "OPTIONS", TrainOptions(steps=2, batch_size=2, learning_rate=1e-3, validate_every=0))
-    recipe = Recipe(folder, "cpu", SilentReporter(), people=FEW)
+    recipe = Recipe(folder, "cpu", SilentReporter(), people=FEW, compiled=False)
     files = recipe.run()
-    assert [file.stem for file in files] == [
-        "vae", "clip", "recognizer", "facenet", "detector", "base", "identity", "identity-with-text",
-    ]  # fmt: skip
-    assert [read_config(file).trained_with_text for file in files[-2:]] == [False, True]
-    written = {file: file.stat().st_mtime_ns for file in folder.glob("*")}
-    assert set(files) < set(written)
+    assert {file.stem for file in files} == {*COMPONENTS, *FACE_NETWORKS, "identity-with-text"}
+    written = {file: file.stat().st_mtime_ns for file in folder.glob("*.*")}
+    stages = {"vae", "clip", "recognizer", "facenet", "detector", "base", "identity", "identity-with-text"}
+    assert stages <= {file.stem for file in written}
     assert not list(folder.glob("*partial*"))
     assert recipe.run() == files
-    assert {file: file.stat().st_mtime_ns for file in folder.glob("*")} == written
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("*.*")} == written
+    _check_packed(folder, recipe.base(pictures, recipe.towers(pictures), torch.empty(0)), monkeypatch)
+
+
+def _check_packed(folder: Path, unet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was packed is what the package loads, but for fp16 and the words of no caption."""
+    packed = folder / "demo"
+    monkeypatch.setattr(shipped, "FILES", packed)
+    source = ShippedSource()
+    assert read_config(packed / "identity-with-text.safetensors").trained_with_text
+    assert not source.config.trained_with_text
+    for name, weight in source.load("unet", torch.float16).named_parameters():
+        assert torch.equal(weight, unet.get_parameter(name).half())
+    for name in COMPONENTS:
+        assert source.load(name, torch.float32)
+    towers, words = load_file(folder / "clip.safetensors"), load_file(packed / "text_encoder.safetensors")
+    key = "embeddings.token_embedding.weight"
+    rows = words[f"{key}{ROWS}"].long()
+    assert torch.equal(words[key], towers[f"text_encoder.{key}"][rows].half())
+    assert {49406, 49407} < set(rows.tolist()) and len(rows) < 80
+    for name, network in FACE_NETWORKS.items():
+        assert shipped.load_shipped(network(), name)
 
 
 def test_faces_are_read_as_the_runtime_reads_them(pictures: Pictures) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import canonical_key
-from infid_export.model.config import IdentityConfig
-from infid_export.model.identity import IdentityModules, read_config
+from infid_export.model.config import IdentityConfig, read_config
+from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import BUILT_IN, CheckpointSource, ModelSource, checkpoint_folder, open_source
 

@@ -79,7 +79,7 @@ class SampleGrid:
         pipe.set_progress_bar_config(disable=True)
         rows = []
         for number, person in enumerate(self._people):
-            size = 8 * pipe.unet.config.sample_size
+            size = self._source.architecture.size
             pictures = [Image.fromarray(person.face).resize((size, size), Image.Resampling.LANCZOS)]
             for prompt in self._prompts:
                 result = pipe(

@@ -10,16 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file
-from infid_export.model.architectures import Architecture, identity_config
-from infid_export.model.components import build_component
 from infid_export.model.encoders import ImageEncoder, normalized
-from infid_export.model.tokenizers import clip_tokenizer_json
+from infid_export.model.sources import ModelSource
 
 Array = np.ndarray[Any, Any]
 _BATCH = 16  # pictures at once; ViT-H/14 then takes 1 GB beside its weights
@@ -79,28 +74,23 @@ class OpenClipScorer:
 
 
 class TowerScorer:
-    """The demo model's own CLIP pair: its image encoder and its second text encoder; an `ImageTextScorer`.
+    """A model's own image encoder and second text encoder, taught together as the demo's are; an `ImageTextScorer`.
 
     Args:
-        architecture: of the model.
-        image_encoder: safetensors file of the image tower, norm and projection included.
-        text_encoder: safetensors file of `text_encoder_2`.
-
-    Raises:
-        InputError: a file is missing or holds another model.
+        source: the model.
     """
 
-    def __init__(self, architecture: Architecture, image_encoder: Path, text_encoder: Path) -> None:
+    def __init__(self, source: ModelSource) -> None:
         from tokenizers import Tokenizer
 
-        encoder = _loaded("image_encoder", architecture, image_encoder)
+        encoder = source.load("image_encoder", torch.float32)
         assert isinstance(encoder, ImageEncoder)
         self._visual: Any = encoder.visual
         self._size = encoder.size
-        self._text: Any = _loaded("text_encoder_2", architecture, text_encoder)
-        self._tokenizer = Tokenizer.from_str(clip_tokenizer_json(pad="!"))
-        files = sha256_file(image_encoder) + sha256_file(text_encoder)
-        self._described = {"name": "towers", "weights": hashlib.sha256(files.encode()).hexdigest()}
+        self._text: Any = source.load("text_encoder_2", torch.float32)
+        self._tokenizer = Tokenizer.from_str(source.tokenizers()[1])
+        weights = source.fingerprint("image_encoder") + source.fingerprint("text_encoder_2")
+        self._described = {"name": source.name, "weights": hashlib.sha256(weights.encode()).hexdigest()}
 
     def describe(self) -> dict[str, Any]:
         """Return the hash of the weights."""
@@ -130,29 +120,3 @@ class TowerScorer:
 
 def _as_array(embeddings: torch.Tensor) -> Array:
     return embeddings.float().numpy()
-
-
-def _loaded(component: str, architecture: Architecture, path: Path) -> nn.Module:
-    """Return a component in fp32 with the weights of a file."""
-    if not path.is_file():
-        raise InputError(
-            f"There is no {path}, the demo model's own scorer.",
-            fix="Give your own with --clip NAME FILE, or reinstall.",
-        )
-    module = build_component(component, architecture, identity_config(architecture))
-    try:
-        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-        module.load_state_dict(_named_as(module, tensors), assign=True)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise InputError(
-            f"{path} does not hold the {component} of this model ({str(error).splitlines()[-1].strip()}).",
-            fix="Use the files of one model and version.",
-        ) from error
-    return module.eval().requires_grad_(False)
-
-
-def _named_as(module: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors under the module's names: an image tower may be stored with or without `visual.` before them."""
-    if isinstance(module, ImageEncoder) and not any(name.startswith("visual.") for name in tensors):
-        return {f"visual.{name}": tensor for name, tensor in tensors.items()}
-    return tensors

@@ -54,6 +54,7 @@ class DetectedFaceScorer:
         crop: `aligned` warps eyes, nose and mouth to ArcFace's places; `box` cuts out the detector's box with a
             margin, which is what FaceNet's authors did.
         detector_name: of the detector, for `describe`.
+        model_name: of the recogniser, for `describe`; None is the file's hash.
 
     Raises:
         InputError: the model is missing or has other shapes, or there is no such scale or crop.
@@ -66,6 +67,7 @@ class DetectedFaceScorer:
         scale: Scale = "signed",
         crop: Crop = "aligned",
         detector_name: str = "",
+        model_name: str | None = None,
     ) -> None:
         for name, value, choices in (("scale", scale, get_args(Scale)), ("crop", crop, get_args(Crop))):
             if value not in choices:
@@ -80,7 +82,7 @@ class DetectedFaceScorer:
         if output.ndim != 2 or output.shape[0] != 1:
             raise InputError(f"{onnx_path} gives {list(output.shape)}, not [N, D].", fix="Use a face recogniser.")
         options = {"size": self._size, "scale": scale, "crop": crop, "detector": detector_name}
-        self._described = {"model": sha256_file(onnx_path), **options}
+        self._described = {"model": model_name or sha256_file(onnx_path), **options}
 
     def describe(self) -> dict[str, Any]:
         """Return the recogniser's hash and how faces are cropped and scaled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file
+from infid_export.export.face_models import open_detector, write_shipped
 from infid_export.faces.reader import FaceReader
 from infid_export.faces.recognition import ArcFaceRecognizer
-from infid_export.model.sources import BUILT_IN, COMPONENTS, ModelSource, open_source
+from infid_export.model.sources import COMPONENTS, ModelSource, open_source
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
-from infid_training.evaluation.scorer_choice import DEMO_FILES, open_detector, require_demo_file
 
 _REFERENCE_BATCH = 4  # prompts at once in PyTorch: on two cores more are no faster, and take more memory
 
@@ -118,7 +120,8 @@ class ReferenceGenerator:
         choices: Mapping[str, str] | None = None,
         identity: Path | None = None,
     ) -> None:
-        from infid_export.model.identity import IdentityModules, read_config
+        from infid_export.model.config import read_config
+        from infid_export.model.identity import IdentityModules
         from infid_export.model.pipeline import InfiniteIDPipeline
         from infid_export.model.processors import identity_blocks
 
@@ -135,6 +138,7 @@ class ReferenceGenerator:
         if identity is not None:
             weights["identity"] = sha256_file(identity)
         self._size = source.architecture.size
+        self._latents = (4, *[self._size // source.architecture.vae_scale_factor] * 2)
         self._described = {
             "kind": "pytorch",
             "backend": "torch",
@@ -162,7 +166,7 @@ class ReferenceGenerator:
             guidance_scale=self._settings.guidance,
             style_strength=self._settings.style_strength,
             identity_strength=self._settings.identity_strength,
-            latents=torch.from_numpy(seeded_noise(noise_seeds, (4, self._size // 8, self._size // 8))),
+            latents=torch.from_numpy(seeded_noise(noise_seeds, self._latents)),
         ).images
         return images
 
@@ -180,7 +184,7 @@ def open_reference(
     image_encoder: str | None = None,
     seed: int = 0,
     recognizer: Path | None = None,
-    face_detector: str | None = None,
+    face_detector: str = "drawn",
 ) -> ReferenceGenerator:
     """Open the PyTorch reference of a model.
 
@@ -191,21 +195,26 @@ def open_reference(
         identity: identity weights; of a built-in model they replace its own.
         image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint.
         seed: of random weights.
-        recognizer: the ArcFace-type recogniser that the identity weights were trained with; None is the demo's own.
+        recognizer: the ArcFace-type recogniser that the identity weights were trained with; None is the demo model's.
         face_detector: see `open_detector`.
 
     Raises:
-        InputError: the model cannot be found or lacks a part.
+        InputError: the model cannot be found or lacks a part, or needs a recogniser.
     """
     source = open_source(model, identity=identity, image_encoder=image_encoder, seed=seed)
-    if recognizer is None:
-        recognizer = require_demo_file(DEMO_FILES, "recognizer.onnx", "--recognizer FILE")
+    if recognizer is None and model != "demo":
+        raise InputError(
+            f"The model {model} has no face recogniser of its own.",
+            fix="Give an ArcFace-type one with --recognizer FILE.",
+        )
     detector, _ = open_detector(face_detector)
-    reader = FaceReader(
-        detector,
-        ArcFaceRecognizer(recognizer, source.config.face_width),
-        source.architecture.image_encoder["image_size"],
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        path = recognizer
+        if path is None:
+            path = Path(scratch) / "recognizer.onnx"
+            write_shipped("recognizer", path)
+        embedder = ArcFaceRecognizer(path, source.config.face_width)
+    reader = FaceReader(detector, embedder, source.architecture.image_encoder["image_size"])
     chosen = {name: value for name, value in (choices or {}).items() if value is not None}
-    # a checkpoint's source has read the identity weights already
-    return ReferenceGenerator(source, reader, settings, chosen, identity if model in BUILT_IN else None)
+    # other sources have read the identity weights already
+    return ReferenceGenerator(source, reader, settings, chosen, identity if model == "random-sdxl" else None)

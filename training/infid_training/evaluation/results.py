@@ -1,4 +1,4 @@
-"""The folder that an evaluation is kept in: its scores, its contact sheet and its pictures."""
+"""The folder that an evaluation is kept in: its scores, its contact sheet, its pictures and the reference photos."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infid_training.evaluation.evaluation import Evaluation
 from infid_training.evaluation.grid import Grid, save_png
 from infid_training.evaluation.sets import EvaluationSet, Request
 
-SCORES, GRID, PICTURES = "scores.json", "grid.png", "pictures"
+SCORES, GRID, PICTURES, REFERENCES = "scores.json", "grid.png", "pictures", "references"
 
 
 class ResultFolder:
@@ -23,7 +23,7 @@ class ResultFolder:
         chosen: the set.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written: the reference photos are at once.
     """
 
     def __init__(self, folder: Path | None, chosen: EvaluationSet) -> None:
@@ -33,15 +33,15 @@ class ResultFolder:
         self._grid = Grid(chosen)
         self._people = {subject.name: number for number, subject in enumerate(chosen.people)}
         self._prompts = {prompt.text: number for number, prompt in enumerate(chosen.prompts)}
-        probe = folder / PICTURES / ".partial"
         try:
-            (folder / PICTURES).mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"")
-            probe.unlink()
+            for name in (PICTURES, REFERENCES):
+                (folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
                 f"{folder} cannot be written ({error.strerror}).", fix="Choose another folder with -o."
             ) from error
+        for number, subject in enumerate(chosen.people):
+            save_png(subject.photo, folder / REFERENCES / f"{number}.png")
 
     def add(self, request: Request, image: Image.Image) -> None:
         """Keep a picture as `pictures/<person>-<prompt>-<seed>.png`, in numbers that count from 0 as in the scores.

@@ -1,4 +1,8 @@
-"""The demo model's VAE: 8 times smaller in both directions, 4 channels, as SDXL's."""
+"""The demo model's VAE: 4 channels as SDXL's, but 4 times smaller in both directions.
+
+With SDXL's 8 times a face of 70 pixels has too few latents for its features: 23.8 dB after 10,000 steps, against 27.4
+after 5,000.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,11 @@ from torch.nn.functional import l1_loss, mse_loss
 from infid_training.recipe.fitting import Fit
 from infid_training.recipe.pictures import SIZE, Pictures
 
-FIT = Fit(steps=10_000, learning_rate=2e-3, weight_decay=0.0)
+FIT = Fit(steps=5000, learning_rate=2e-3, weight_decay=0.0)
 _BATCH = 8
 _CROP = 64  # pixels
-# From this share of the steps on, a quarter as many whole pictures: the group norms see other statistics in them, and
-# after crops alone whole pictures came back 30 % worse than crops.
-_WHOLE_FROM = 0.25
+# From this share of the steps on, a quarter as many whole pictures: the group norms see other statistics in them.
+_WHOLE_FROM = 0.15
 # Of the divergence from a normal distribution, a mean over latents: it keeps them smooth enough to be denoised.
 _DIVERGENCE = 1e-5
 _MEASURED = 256  # pictures
@@ -69,7 +72,7 @@ def to_signal(pixels: np.ndarray) -> Tensor:
 
 @torch.no_grad()
 def encode(vae: Any, pixels: np.ndarray) -> Tensor:
-    """Return the means of the latents of `[B, H, W, 3]` uint8 pictures, `[B, 4, H / 8, W / 8]`, unscaled."""
+    """Return the means of the latents of `[B, H, W, 3]` uint8 pictures, `[B, 4, H / 4, W / 4]`, unscaled."""
     means: Tensor = vae.encode(to_signal(pixels).to(vae.device)).latent_dist.mean
     return means
 

@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from infid_engines.progress import Stage
 from infid_export.scheduler import SDXL_SCHEDULER
@@ -25,8 +26,8 @@ from infid_training.recipe.contrast import token_ids
 from infid_training.recipe.fitting import Fit, write_tensors
 from infid_training.recipe.pictures import SIZE, Pictures
 
-FIT = Fit(steps=4500, learning_rate=1e-3, weight_decay=0.01)
-_BATCH = 64
+FIT = Fit(steps=3600, learning_rate=1e-3, weight_decay=0.01)
+_BATCH = 32
 _WITHOUT_PROMPT = 0.1
 _DESCRIBED = 0.4
 # Steps with little noise count less, by 5 / SNR (Hang et al., arXiv 2303.09556): the face is decided before them.
@@ -58,7 +59,7 @@ class Texts:
 
 
 def encode_pictures(vae: Any, pictures: Pictures, path: Path, stage: Stage) -> Tensor:
-    """Return the scaled latents of all pictures `[N, 4, 16, 16]` fp16; kept in a safetensors file.
+    """Return the scaled latents of all pictures `[N, 4, 32, 32]` fp16; kept in a safetensors file.
 
     Args:
         vae: the taught VAE, after `scale_latents`.
@@ -69,8 +70,9 @@ def encode_pictures(vae: Any, pictures: Pictures, path: Path, stage: Stage) -> T
     if not path.is_file():
         parts = []
         for start in range(0, len(pictures), _ENCODED_AT_ONCE):
-            means = encode(vae, pictures.pixels[start : start + _ENCODED_AT_ONCE])
-            parts.append((vae.config.scaling_factor * means).half().cpu())
+            with torch.autocast(vae.device.type, torch.bfloat16):  # off by 0.3 % of the latents, in half the time
+                means = encode(vae, pictures.pixels[start : start + _ENCODED_AT_ONCE])
+            parts.append((vae.config.scaling_factor * means.float()).half().cpu())
             stage.update(start / len(pictures), f"picture {start} of {len(pictures)}")
         write_tensors({"latents": torch.cat(parts)}, path)
     return load_file(path)["latents"]
@@ -82,7 +84,7 @@ def base_loss(unet: Any, texts: Texts, latents: Tensor, pictures: Pictures, step
     Args:
         unet: diffusers' UNet2DConditionModel.
         texts: the frozen text side.
-        latents: `[N, 4, 16, 16]` of all pictures.
+        latents: `[N, 4, 32, 32]` of all pictures.
         pictures: their captions.
         step: decides pictures, noise and timesteps.
     """
@@ -96,16 +98,18 @@ def base_loss(unet: Any, texts: Texts, latents: Tensor, pictures: Pictures, step
     noise = torch.from_numpy(random.standard_normal(clean.shape, np.float32)).to(unet.device)
     steps = random.integers(scheduler.config.num_train_timesteps, size=_BATCH)
     timesteps = torch.from_numpy(steps).to(unet.device)
-    estimate = unet(
-        scheduler.add_noise(clean, noise, timesteps),
-        timesteps,
-        prompts * kept[:, None, None],
-        added_cond_kwargs={
-            "text_embeds": pooled * kept[:, None],
-            "time_ids": torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * _BATCH, device=unet.device),
-        },
-        return_dict=False,
-    )[0]
+    # on two CPU cores bf16, plain attention and a compiled UNet together nearly halve the time of a step
+    with torch.autocast(unet.device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        estimate = unet(
+            scheduler.add_noise(clean, noise, timesteps),
+            timesteps,
+            prompts * kept[:, None, None],
+            added_cond_kwargs={
+                "text_embeds": pooled * kept[:, None],
+                "time_ids": torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * _BATCH, device=unet.device),
+            },
+            return_dict=False,
+        )[0].float()
     cumulative = scheduler.alphas_cumprod[steps].to(unet.device)
     weight = (_GREATEST_SNR * (1 - cumulative) / cumulative).clamp(max=1.0)
     error = (estimate - noise).square().mean((1, 2, 3))

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, normalize
 
 from infid_export.faces.alignment import portrait_template
-from infid_export.model.architectures import WORLD
+from infid_export.model.architectures import DEMO
 from infid_export.model.encoders import normalized
-from infid_export.model.tokenizers import clip_tokenizer_json
+from infid_export.model.tokenizers import sdxl_tokenizers
 from infid_training.recipe.crops import aligned, jittered
 from infid_training.recipe.fitting import Fit
 from infid_training.recipe.pictures import Pictures
@@ -41,7 +41,7 @@ class ContrastiveTowers(nn.Module):
     def __init__(self, image: Any, text_encoder: Any, text_encoder_2: Any) -> None:
         super().__init__()
         self.image, self.text_encoder, self.text_encoder_2 = image, text_encoder, text_encoder_2
-        width = WORLD.image_encoder["embed_dim"]
+        width = DEMO.image_encoder["embed_dim"]
         self.projection = nn.Linear(text_encoder.config.hidden_size, width, bias=False)
         self.scale = nn.Parameter(torch.tensor(2.66))  # ln(1 / 0.07), CLIP's start
 
@@ -59,7 +59,7 @@ class ContrastiveTowers(nn.Module):
 
 def tokenizers() -> tuple[Tokenizer, Tokenizer]:
     """Return SDXL's two tokenizers."""
-    first, second = (Tokenizer.from_str(clip_tokenizer_json(pad=pad)) for pad in ("<|endoftext|>", "!"))
+    first, second = map(Tokenizer.from_str, sdxl_tokenizers())
     return first, second
 
 
@@ -76,7 +76,7 @@ def contrastive_loss(
     chosen = random.integers(len(pictures), size=_BATCH)
     captions = [pictures.caption(int(index), random.random() < _DESCRIBED) for index in chosen]
     pixels, marks = pictures.pixels[chosen], pictures.marks[chosen]
-    size = WORLD.image_encoder["image_size"]
+    size = DEMO.image_encoder["image_size"]
     faces = round(_FACES * _BATCH)
     shown = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     batch = interpolate(shown, (size, size), mode="bilinear")

@@ -64,7 +64,9 @@ def fit(
         load(module, done)
         return
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=how.learning_rate, weight_decay=how.weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        parameters, lr=how.learning_rate, weight_decay=how.weight_decay, betas=(0.9, 0.99), fused=True
+    )
     first = _continue(module, optimizer, partial) if partial.is_file() else 0
     module.train()
     saved = time.monotonic()

@@ -10,25 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from infid_engines.progress import Stage
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, portrait_template
 from infid_export.faces.recognition import SIZE as FACE_SIZE
-from infid_export.model.architectures import WORLD
+from infid_export.model.architectures import DEMO
 from infid_export.model.encoders import ImageEncoder
-from infid_export.model.face_networks import RecognizerNetwork
 from infid_training.options import TrainOptions
 from infid_training.photos import References, Targets
 from infid_training.recipe.base import Texts
-from infid_training.recipe.crops import aligned, jittered
+from infid_training.recipe.crops import DETECTED, aligned, jittered
 from infid_training.recipe.fitting import write_tensors
 from infid_training.recipe.pictures import PICTURES, SIZE, Pictures, scene_of
 
 OPTIONS = TrainOptions(
-    steps=3000, batch_size=32, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=60, checkpoint_every=200, keep=1,
-    validate_every=0,
+    steps=1200, batch_size=32, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=60, checkpoint_every=200, keep=1,
+    validate_every=0, precision="bf16",
 )  # fmt: skip
 _ENCODED_AT_ONCE = 64
 
@@ -86,7 +85,7 @@ class PhotosOfTheWorld:
 
 @torch.no_grad()
 def encode_faces(
-    image_encoder: ImageEncoder, recognizer: RecognizerNetwork, pictures: Pictures, path: Path, stage: Stage
+    image_encoder: ImageEncoder, recognizer: nn.Module, pictures: Pictures, path: Path, stage: Stage
 ) -> dict[str, Tensor]:
     """Return `numbers`, `clip_features` and `face_embeddings` of the pictures in the style of a photo; kept in a file.
 
@@ -104,7 +103,7 @@ def encode_faces(
         for start in range(0, len(numbers), _ENCODED_AT_ONCE):
             chosen = numbers[start : start + _ENCODED_AT_ONCE]
             features, embeddings = read_faces(
-                image_encoder, recognizer, pictures.pixels[chosen], jittered(pictures.marks[chosen], random)
+                image_encoder, recognizer, pictures.pixels[chosen], jittered(pictures.marks[chosen], random, DETECTED)
             )
             parts["clip_features"].append(features.half().cpu())
             parts["face_embeddings"].append(embeddings.half().cpu())
@@ -116,7 +115,7 @@ def encode_faces(
 
 
 def read_faces(
-    image_encoder: ImageEncoder, recognizer: RecognizerNetwork, pixels: np.ndarray, marks: np.ndarray
+    image_encoder: ImageEncoder, recognizer: nn.Module, pixels: np.ndarray, marks: np.ndarray
 ) -> tuple[Tensor, Tensor]:
     """Return what the runtime's `FaceReader` and the identity encoder would read of faces.
 
@@ -130,7 +129,7 @@ def read_faces(
         `[B, clip_tokens, clip_width]` features and `[B, 512]` L2-normalised embeddings.
     """
     device = next(recognizer.parameters()).device
-    crops = aligned(pixels, marks, portrait_template(), WORLD.image_encoder["image_size"]).to(device)
+    crops = aligned(pixels, marks, portrait_template(), DEMO.image_encoder["image_size"]).to(device)
     faces = 2 * aligned(pixels, marks, ARCFACE_TEMPLATE, FACE_SIZE).to(device) - 1
     embeddings: Tensor = normalize(recognizer(faces), dim=-1)
     features: Any = image_encoder(crops)

@@ -15,12 +15,12 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from infid_export.faces.alignment import ARCFACE_TEMPLATE
 from infid_export.faces.recognition import SIZE
-from infid_export.model.face_networks import RecognizerNetwork
-from infid_training.recipe.crops import aligned, jittered
+from infid_export.model.face_networks import FACE_NETWORKS
+from infid_training.recipe.crops import DETECTED, aligned, jittered
 from infid_training.recipe.fitting import Fit
 from infid_training.recipe.pictures import PICTURES, Pictures
 
-FIT = Fit(steps=2000, learning_rate=2e-3, weight_decay=5e-4)
+FIT = Fit(steps=1500, learning_rate=2e-3, weight_decay=5e-4)
 _BATCH = 96
 _SCALE, _MARGIN = 24.0, 0.3  # ArcFace's s and m; its 64 and 0.5 are for millions of photos
 
@@ -33,7 +33,7 @@ class ArcFaceLoss(nn.Module):
         people: the numbers of the people it is taught.
     """
 
-    def __init__(self, network: RecognizerNetwork, people: range, width: int = 512) -> None:
+    def __init__(self, network: nn.Module, people: range, width: int = 512) -> None:
         super().__init__()
         self.network, self.people = network, people
         self.directions = nn.Parameter(torch.randn(len(people), width) / width**0.5)
@@ -52,7 +52,7 @@ def recognizer_loss(arcface: ArcFaceLoss, pictures: Pictures, seed: int, step: i
     random = np.random.default_rng((seed, step))
     first, last = arcface.people.start * PICTURES, arcface.people.stop * PICTURES
     chosen = random.integers(first, last, size=_BATCH)
-    marks = jittered(pictures.marks[chosen], random)
+    marks = jittered(pictures.marks[chosen], random, DETECTED)
     faces = 2 * aligned(pictures.pixels[chosen], marks, ARCFACE_TEMPLATE, SIZE) - 1
     labels = torch.from_numpy(chosen // PICTURES - arcface.people.start)
     device = arcface.directions.device
@@ -63,6 +63,6 @@ def recognizers(people: int) -> dict[str, ArcFaceLoss]:
     """Return the generator's recogniser and the judge's, untaught; each gets half of the people."""
     half = people // 2
     return {
-        "recognizer": ArcFaceLoss(RecognizerNetwork(), range(half)),
-        "facenet": ArcFaceLoss(RecognizerNetwork((16, 40, 72, 112)), range(half, people)),
+        "recognizer": ArcFaceLoss(FACE_NETWORKS["recognizer"](), range(half)),
+        "facenet": ArcFaceLoss(FACE_NETWORKS["facenet"](), range(half, people)),
     }

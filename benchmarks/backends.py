@@ -1,0 +1,125 @@
+"""Whether exported engines keep the scores: PyTorch fp32 against ONNX Runtime in fp32 and fp16, on the same pictures.
+
+Usage::
+
+    python benchmarks/backends.py [--name backends] [--work DIR] [--machine WORDS]
+
+The engines are built into the work folder. Every backend's pictures and scores are kept there, and an interrupted run
+goes on there; the reference's are those of ablation.py where that has run. The document goes to
+benchmarks/results/<name>.json; nothing in it is typed in. Exit code 1 if a backend loses more than 0.5 % of a score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from infid_engines.errors import InfidError
+from infid_export.cli.output import Output
+from infid_export.export.build import build
+from infid_export.export.options import BuildOptions
+from infid_export.runtime.pipeline import Pipeline
+from infid_training.evaluation.ablation import FULL, METHOD, Variant, run_variants
+from infid_training.evaluation.gate import compare
+from infid_training.evaluation.generators import EngineGenerator, Generator, open_reference
+from infid_training.evaluation.scorer_choice import open_scorers
+from infid_training.evaluation.scorers import METRICS
+from infid_training.evaluation.set_sources import WORLD, open_set
+from provenance import RESULTS, ROOT, measured_on
+
+REFERENCE = "PyTorch fp32"
+ENGINES = {"ONNX Runtime fp32": "fp32", "ONNX Runtime fp16": "fp16"}
+_PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnx", "onnxruntime")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
+    """Build engines, evaluate all backends, and return the document."""
+    started = time.monotonic()
+    chosen, scorers = open_set(arguments.references, arguments.prompts), open_scorers()
+    with output.progress() as reporter:
+        for precision in ENGINES.values():
+            build(
+                BuildOptions(output=arguments.work / precision, precision=precision, backends=("onnxruntime",)),
+                reporter,
+            )
+
+    def open_generator(variant: Variant) -> Generator:
+        if variant.name == FULL:
+            return open_reference("demo", choices=METHOD)
+        return EngineGenerator(
+            opened.enter_context(Pipeline.load(arguments.work / ENGINES[variant.name], "onnxruntime"))
+        )
+
+    variants = [Variant(name) for name in (FULL, *ENGINES)]
+    with ExitStack() as opened, output.progress() as reporter:
+        found = run_variants(variants, open_generator, chosen, scorers, arguments.work, reporter)
+    gates = {name: compare(found[name], found[FULL]).to_json() for name in ENGINES}
+    first = found[FULL].to_json()
+    return {
+        "kind": "backends",
+        **measured_on(arguments.machine, _PACKAGES),
+        "seconds": time.monotonic() - started,
+        "set": first["set"],
+        "scorers": first["scorers"],
+        "bootstrap": first["bootstrap"],
+        "backends": {
+            (REFERENCE if name == FULL else name): {
+                "scores": each.to_json()["scores"],
+                "faces_missing": each.faces_missing,
+                "gate": gates.get(name),
+            }
+            for name, each in found.items()
+        },
+    }
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Return one row a backend, with its scores, what it loses of each, and the verdict."""
+    lines = [f"| backend | {' | '.join(f'{name} | lost' for name in METRICS.values())} | verdict |"]
+    lines.append("|---|" + "---|---|" * len(METRICS) + "---|")
+    for name, each in document["backends"].items():
+        gate = each["gate"]
+        losses = {row["metric"]: f"{row['loss']:+.2%}" for row in gate["rows"]} if gate else {}
+        cells = " | ".join(
+            f"{each['scores']['all'][metric]['mean']:.4f} | {losses.get(metric, '–')}" for metric in METRICS
+        )
+        verdict = "the reference" if gate is None else "PASSED" if gate["passed"] else "FAILED"
+        lines.append(f"| {name} | {cells} | {verdict} |")
+    chosen = document["set"]
+    limit = next(each["gate"]["limit"] for each in document["backends"].values() if each["gate"])
+    lines += [
+        "",
+        f"{len(chosen['people'])} people × {len(chosen['prompts'])} prompts, the same noise for all backends, on "
+        f"{document['machine']}; a backend may lose {limit:.1%} of a score, and a loss below nothing is a gain.",
+    ]
+    return "\n".join(lines)
+
+
+def main(words: list[str]) -> int:
+    """Run, write the document and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--references", default=WORLD)
+    parser.add_argument("--prompts", default=WORLD)
+    parser.add_argument("--machine", default="", help="what it runs on, in words")
+    parser.add_argument("--name", default="backends")
+    parser.add_argument("--work", type=Path, default=ROOT / "ablation")
+    arguments, output = parser.parse_args(words), Output()
+    try:
+        document = run(arguments, output)
+    except InfidError as error:
+        output.problem(error)
+        return 1
+    path = RESULTS / f"{arguments.name}.json"
+    path.write_text(json.dumps(document, indent=1, sort_keys=False) + "\n")
+    print(markdown(document))
+    print(f"\n{path}")
+    return 0 if all(each["gate"] is None or each["gate"]["passed"] for each in document["backends"].values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

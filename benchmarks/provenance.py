@@ -1,0 +1,29 @@
+"""What a measurement was made on: every document in benchmarks/results says it in the same words."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def measured_on(machine: str, packages: Sequence[str]) -> dict[str, Any]:
+    """Return machine, Python, versions of packages, and commit.
+
+    Args:
+        machine: what it ran on, in words; empty is what the system says of its processor.
+        packages: names of distributions.
+    """
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {
+        "machine": machine or platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in packages},
+        "commit": commit.stdout.strip(),
+    }
