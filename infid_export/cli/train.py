@@ -63,6 +63,8 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--warmup-steps", type=int, default=0, metavar="N", help="(0)")
     group.add_argument("--max-grad-norm", type=float, default=1.0, metavar="X", help="0 does not clip (1)")
     group.add_argument("--ema-decay", type=float, default=0.0, metavar="X", help="of the moving average; 0 is none (0)")
+    group.add_argument("--identity-dropout", type=float, default=0.05, metavar="X",
+                       help="share of references not seen, for guidance (0.05)")  # fmt: skip
     group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(fp32)")
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     group.add_argument("--optimizer", choices=("adamw", "adamw8bit"), default="adamw", help="(adamw)")

@@ -48,7 +48,7 @@ def test_a_batch_depends_on_seed_step_process_and_pass_alone() -> None:
     found = {key: one.batch(*key) for key in [(8, 0, 0), (8, 1, 0), (8, 0, 1), (2, 0, 0)]}
     again = {key: other.batch(*key) for key in reversed(found)}
     for key, draw in found.items():
-        for field in ("targets", "references", "timesteps", "noise"):
+        for field in ("targets", "references", "timesteps", "noise", "kept"):
             assert torch.equal(getattr(draw, field), getattr(again[key], field))
     noises = [draw.noise for draw in found.values()] + [Draws(photos, 8, 2, 2, 2).batch(8).noise]
     assert len({float(noise.sum()) for noise in noises}) == len(noises)
@@ -65,6 +65,14 @@ def test_noise_is_normal_and_timesteps_cover_the_schedule() -> None:
     assert timesteps.min() < 10
     assert timesteps.max() > 989
     assert len(set(torch.histc(timesteps.float(), 10, 0, 1000).gt(80).tolist())) == 1
+
+
+def test_a_share_of_the_references_is_not_seen() -> None:
+    draws = Draws(small_photos(), seed=0, rows=4, dropout=0.25)
+    kept = torch.cat([draws.batch(step).kept for step in range(300)])
+    assert abs(float(kept.float().mean()) - 0.75) < 0.04
+    assert all(bool(draw.kept.all()) for draw in draws.validation(40))
+    assert bool(Draws(small_photos(), seed=0, rows=4).batch(0).kept.all())
 
 
 def test_one_photo_is_refused_or_its_own_pair() -> None:
@@ -100,6 +108,7 @@ def test_validation_pairs_are_fixed_and_spread_over_the_timesteps() -> None:
         ({"learning_rate": float("nan")}, "learning_rate must be at least 0"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16"),
         ({"ema_decay": 1.0}, "ema_decay must be below 1"),
+        ({"identity_dropout": 1.0}, "identity_dropout must be below 1"),
         ({"warmup_steps": 5}, "warmup_steps has no effect"),
     ],
 )

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,10 @@ from small_run import OPTIONS, losses, small_identity, small_photos, small_run, 
 from infid_engines.errors import InputError, TrainingError
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
-from infid_training import checkpoint, loop
+from infid_training import checkpoint, loop, stepper
 from infid_training.draws import Draws
 from infid_training.loop import train
+from infid_training.loss import identity_loss
 from infid_training.stepper import Stepper
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,6 +123,22 @@ def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
         "identity.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
     }  # fmt: skip
     assert (tmp_path / "identity.safetensors").read_bytes() == (folders[1] / "ema.safetensors").read_bytes()
+
+
+def test_references_that_are_not_seen_are_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def watch(unet: Any, identity: Any, noisy: Any, noise: Any, steps: Any, *features: Any) -> torch.Tensor:
+        rows = [feature.flatten(1).abs().amax(1) > 0 for feature in features[:2]]
+        assert torch.equal(*rows)
+        seen.append(rows[0])
+        return identity_loss(unet, identity, noisy, noise, steps, *features)
+
+    monkeypatch.setattr(stepper, "identity_loss", watch)
+    small_run(tmp_path, steps=20, identity_dropout=0.5, validate_every=0)
+    draws = Draws(small_photos(), OPTIONS.seed, OPTIONS.batch_size, dropout=0.5)
+    assert [rows.tolist() for rows in seen] == [draws.batch(step).kept.tolist() for step in range(20)]
+    assert 0.2 < float(torch.cat(seen).float().mean()) < 0.8
 
 
 def test_the_moving_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -179,6 +180,17 @@ def test_the_detectors_maps_mean_what_the_runtime_reads_from_them(
         assert len(scores) == 1
         np.testing.assert_allclose(points[0], marks, atol=1e-2)
         np.testing.assert_allclose(boxes[0].reshape(2, 2), detection.box_of(marks), atol=1e-2)
+
+
+def test_where_the_face_is() -> None:
+    marks = np.array([[[0.4, 0.4], [0.6, 0.4], [0.5, 0.5], [0.42, 0.6], [0.58, 0.6]]])
+    area = base.face_area(marks, 32)
+    assert area.shape == (1, 1, 32, 32)
+    assert float(area.mean()) == pytest.approx(math.pi * 0.3**2, abs=0.01)
+    assert area[0, 0, 16, 16] > 0.99
+    assert area[0, 0, :3].max() < 0.01
+    right = base.face_area(marks + np.array([0.125, 0.0]), 32)
+    torch.testing.assert_close(right[..., 4:], area[..., :-4])
 
 
 @pytest.mark.parametrize("name", STEPS)

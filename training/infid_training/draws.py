@@ -28,12 +28,14 @@ class Draw:
         references: `[B]` int64, other photos of the same people.
         timesteps: `[B]` int64.
         noise: `[B, 4, h, w]` fp32.
+        kept: `[B]` bool, whether a reference is seen; not, for the identity of the unconditional estimate.
     """
 
     targets: Tensor
     references: Tensor
     timesteps: Tensor
     noise: Tensor
+    kept: Tensor
 
 
 class Draws:
@@ -47,6 +49,7 @@ class Draws:
         accumulation: passes per step.
         timesteps: of the noise schedule.
         own_pairs: whether a person's only photo may be reference and target at once.
+        dropout: share of the references that are not seen; all are in validation.
 
     Raises:
         InputError: there are no photos, or a person has one photo and `own_pairs` is off.
@@ -61,10 +64,11 @@ class Draws:
         accumulation: int = 1,
         timesteps: int = 1000,
         own_pairs: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         self._photos = photos
         self._seed, self._rows, self._timesteps = seed, rows, timesteps
-        self._processes, self._accumulation = processes, accumulation
+        self._processes, self._accumulation, self._dropout = processes, accumulation, dropout
         people = photos.people
         if not len(people):
             raise InputError("There are no photos to train on.", fix="Prepare a folder with photos of people.")
@@ -108,7 +112,10 @@ class Draws:
         drawn = self._draw(targets, random)
         spread = torch.from_numpy((np.arange(count) + 0.5) * self._timesteps / count).long()
         return [
-            Draw(drawn.targets[rows], drawn.references[rows], spread[rows], drawn.noise[rows])
+            Draw(
+                drawn.targets[rows], drawn.references[rows], spread[rows], drawn.noise[rows],
+                torch.ones_like(drawn.kept[rows]),
+            )  # fmt: skip
             for rows in (slice(start, start + self._rows) for start in range(0, count, self._rows))
         ]
 
@@ -132,5 +139,6 @@ class Draws:
         timesteps = random.integers(self._timesteps, size=len(targets))
         shape = (len(targets), *self._photos.targets(torch.from_numpy(targets[:1])).latents.shape[1:])
         noise = random.standard_normal(shape, np.float32)
-        arrays = (targets, self._sorted[places], timesteps, noise)
+        kept = random.random(len(targets)) >= self._dropout
+        arrays = (targets, self._sorted[places], timesteps, noise, kept)
         return Draw(*(torch.from_numpy(array) for array in arrays))

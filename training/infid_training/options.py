@@ -16,8 +16,8 @@ SinglePhoto = Literal["refuse", "own-pair"]
 _WITHOUT_EFFECT = ("checkpoint_every", "keep", "log_every", "validate_every", "validation_pairs", "sample_every")
 _AT_LEAST = {
     "steps": 1, "batch_size": 1, "accumulation": 1, "learning_rate": 0.0, "weight_decay": 0.0, "warmup_steps": 0,
-    "max_grad_norm": 0.0, "ema_decay": 0.0, "seed": 0, "checkpoint_every": 1, "keep": 1, "log_every": 1,
-    "validate_every": 0, "validation_pairs": 1, "sample_every": 0,
+    "max_grad_norm": 0.0, "ema_decay": 0.0, "identity_dropout": 0.0, "seed": 0, "checkpoint_every": 1, "keep": 1,
+    "log_every": 1, "validate_every": 0, "validation_pairs": 1, "sample_every": 0,
 }  # fmt: skip
 
 
@@ -35,6 +35,9 @@ class TrainOptions:
         warmup_steps: in which the learning rate rises from 0; not with `constant`.
         max_grad_norm: to which gradients are clipped; 0 does not clip.
         ema_decay: of the moving average of the weights, which is then what the run gives; 0 keeps none.
+        identity_dropout: share of the references whose encoder features are set to zero: guidance subtracts what the
+            model makes of them (`uncond_identity`), so it must have seen them. The paper is silent; the default is
+            IP-Adapter's (Ye et al., arXiv 2308.06721, section 4.1).
         precision: of the networks; the trained weights and the optimizer are always fp32.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         optimizer: `adamw`, or bitsandbytes' `adamw8bit`.
@@ -57,6 +60,7 @@ class TrainOptions:
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
     ema_decay: float = 0.0
+    identity_dropout: float = 0.05
     precision: Precision = "fp32"
     gradient_checkpointing: bool = False
     optimizer: Optimizer = "adamw"
@@ -82,8 +86,9 @@ class TrainOptions:
             # not (value >= least), so that a NaN is refused as well
             if least is not None and not value >= least:
                 raise InputError(f"{name} must be at least {least}, not {value}.", fix=f"Give another {name}.")
-        if self.ema_decay >= 1:
-            raise InputError(f"ema_decay must be below 1, not {self.ema_decay}.", fix="0.9999 is usual.")
+        for name, usual in (("ema_decay", "0.9999"), ("identity_dropout", "0.05")):
+            if getattr(self, name) >= 1:
+                raise InputError(f"{name} must be below 1, not {getattr(self, name)}.", fix=f"{usual} is usual.")
         if self.warmup_steps and self.lr_schedule == "constant":
             raise InputError(
                 "warmup_steps has no effect with lr_schedule constant.", fix="Use constant_with_warmup instead."

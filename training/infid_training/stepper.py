@@ -99,6 +99,7 @@ class Stepper:
         return Draws(
             photos, options.seed, options.batch_size, self._accelerator.num_processes, options.accumulation,
             self._noising.config.num_train_timesteps, options.single_photo == "own-pair",
+            options.identity_dropout,
         )  # fmt: skip
 
     def step(self, step: int) -> tuple[float, float, float]:
@@ -149,9 +150,10 @@ class Stepper:
         latents = self._here(targets.latents)
         noise, timesteps = draw.noise.to(self._device), draw.timesteps.to(self._device)
         noisy = self._noising.add_noise(latents, noise, timesteps)
-        features, embeddings, sizes = map(
-            self._here, (references.clip_features, references.face_embeddings, targets.time_ids)
+        features, embeddings, sizes, kept = map(
+            self._here, (references.clip_features, references.face_embeddings, targets.time_ids, draw.kept)
         )
+        features, embeddings = features * kept[:, None, None], embeddings * kept[:, None]
         texts = [
             None if each is None or not self.trained.identity.config.trained_with_text else self._here(each)
             for each in (targets.prompt_embeds, targets.pooled_prompt_embeds)
