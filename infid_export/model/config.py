@@ -36,6 +36,8 @@ class IdentityConfig:
         cross_adain: where AdaIN acts in cross-attention: on keys and values, on the output, or nowhere.
         uncond_identity: `zeros` maps zero encoder features for the unconditional rows; `off` gives them no
             identity term at all.
+        center_tokens: whether a person's tokens are brought to the mean 0. Without a bias their keys and values have it
+            too, so that AdaIN-mean in cross-attention adds the text's mean and takes nothing of the person away.
         trained_with_text: whether the text cross-attention was active in training (ablation; information
             about the weights, it changes nothing at inference).
     """
@@ -50,6 +52,7 @@ class IdentityConfig:
     adain: AdaIN = "mean"
     cross_adain: CrossAdaIN = "kv"
     uncond_identity: UncondIdentity = "zeros"
+    center_tokens: bool = False
     trained_with_text: bool = False
 
     def __post_init__(self) -> None:

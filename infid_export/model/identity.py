@@ -86,7 +86,8 @@ class IdentityModules(nn.Module):
         Returns:
             `[B, clip_tokens + face_tokens, D]`.
         """
-        return torch.cat([self.clip_mapper(clip_features), self.face_mapper(face_embedding)], dim=1)
+        tokens = torch.cat([self.clip_mapper(clip_features), self.face_mapper(face_embedding)], dim=1)
+        return tokens - tokens.mean(1, keepdim=True) if self.config.center_tokens else tokens
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Project identity tokens `[B, T, D]` to the keys and values of all blocks, each `[B, T, S]`.

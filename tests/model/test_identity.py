@@ -14,6 +14,7 @@ from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks, install_processors
 from infid_export.model.sources import RandomSource
+from infid_kernels import adain_mean
 from infid_training.loss import identity_loss
 
 
@@ -35,6 +36,21 @@ def test_file_has_the_published_names_and_loads_equal(saved, source):
     loaded, original = IdentityModules.load(saved, blocks), source.load("identity", torch.float32)
     for name, tensor in original.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_of_centered_tokens_adain_mean_takes_nothing(source: RandomSource) -> None:
+    blocks = identity_blocks(source.empty("unet"))
+    torch.manual_seed(0)
+    modules = IdentityModules(replace(source.config, center_tokens=True), blocks)
+    features = torch.randn(2, source.config.clip_tokens, source.config.clip_width), torch.randn(2, 512)
+    modules.requires_grad_(False)
+    tokens, keys, values = modules(*features)
+    for each in (tokens, keys, values):
+        assert float(each.mean(1).abs().max()) < 1e-6 < float(each.abs().max())
+    text = torch.randn(2, 77, values.shape[-1])
+    torch.testing.assert_close(adain_mean(values, text, torch.tensor(1.0)), values + text.mean(1, keepdim=True))
+    modules.config = replace(modules.config, center_tokens=False)
+    torch.testing.assert_close(modules(*features)[0] - modules(*features)[0].mean(1, keepdim=True), tokens)
 
 
 def test_sdxl_has_seventy_blocks():

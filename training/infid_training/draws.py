@@ -111,11 +111,9 @@ class Draws:
         targets = np.resize(order, count)
         drawn = self._draw(targets, random)
         spread = torch.from_numpy((np.arange(count) + 0.5) * self._timesteps / count).long()
+        kept = torch.ones(count, dtype=torch.bool)
         return [
-            Draw(
-                drawn.targets[rows], drawn.references[rows], spread[rows], drawn.noise[rows],
-                torch.ones_like(drawn.kept[rows]),
-            )  # fmt: skip
+            Draw(drawn.targets[rows], drawn.references[rows], spread[rows], drawn.noise[rows], kept[rows])
             for rows in (slice(start, start + self._rows) for start in range(0, count, self._rows))
         ]
 

@@ -26,7 +26,7 @@ from infid_training.recipe.contrast import token_ids
 from infid_training.recipe.fitting import Fit, write_tensors
 from infid_training.recipe.pictures import SIZE, Pictures
 
-FIT = Fit(steps=3600, learning_rate=1e-3, weight_decay=0.01)
+FIT = Fit(steps=8200, learning_rate=1e-3, weight_decay=0.01)
 _BATCH = 32
 _WITHOUT_PROMPT = 0.1
 _DESCRIBED = 0.4

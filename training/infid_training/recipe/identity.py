@@ -26,8 +26,8 @@ from infid_training.recipe.fitting import write_tensors
 from infid_training.recipe.pictures import PICTURES, SIZE, Pictures, scene_of
 
 OPTIONS = TrainOptions(
-    steps=1200, batch_size=32, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=60, checkpoint_every=200, keep=1,
-    validate_every=0, precision="bf16",
+    steps=2600, batch_size=32, learning_rate=2e-3, lr_schedule="cosine", warmup_steps=60, identity_dropout=0.1,
+    checkpoint_every=200, keep=1, validate_every=0, precision="bf16",
 )  # fmt: skip
 _ENCODED_AT_ONCE = 64
 

@@ -35,10 +35,10 @@ SECONDS = {
     "facenet": 700.0,
     "detector": 370.0,
     "latents": 540.0,
-    "base": 2200.0,
+    "base": 5000.0,
     "photos": 170.0,
-    "identity": 740.0,
-    "identity-with-text": 900.0,
+    "identity": 1150.0,
+    "identity-with-text": 1300.0,
     "demo": 30.0,
 }
 
@@ -158,13 +158,15 @@ class Recipe:
         if file.is_file():
             return file
         with_text = name == "identity-with-text"
-        config = replace(identity_config(DEMO), trained_with_text=with_text)
+        config = replace(identity_config(DEMO), center_tokens=True, trained_with_text=with_text)
         texts = base.Texts(contrast.tokenizers(), towers.text_encoder, towers.text_encoder_2) if with_text else None
         modules = fresh_identity(unet, config, self.seed)
         shown, seen = _Under(self.reporter, name), replace(photos, texts=texts)
         with sdpa_kernel(SDPBackend.MATH):  # as in `base_loss`
-            # a copy, since training brings the UNet to its precision
-            report = train(deepcopy(unet), modules, seen, identity.OPTIONS, self.work / name, shown)
+            copied = deepcopy(unet)  # since training brings the UNet to its precision
+            if self.compiled:
+                copied.compile()
+            report = train(copied, modules, seen, identity.OPTIONS, self.work / name, shown)
         report.identity.replace(file)
         return file
 
