@@ -3,7 +3,7 @@
 The reference is PyTorch in fp32 on the unrounded weights. Rounding weights and activations to fp16 (11 bits) moves
 each value by up to 4.9e-4 of itself; through a network's depth, and guidance, which multiplies a difference by five,
 this grows to what README's table shows (Parity): up to 2.2e-3 RMS and 8.2e-3 at the worst value in full-size random
-weights, 7.1e-4 and 7.9e-3 in the demo model. In fp32 the demo model measures 1.3e-6 and 6.4e-6. The limits leave a
+weights, 7.1e-4 and 7.9e-3 in the demo model. In fp32 the demo model measures 1.1e-6 and 6.5e-6. The limits leave a
 factor of four and more. What they have to catch: in the demo model's step, λ taken for 1 where 0.875 was asked for
 moves the output by 1.2e-2 RMS, s taken for 1 where 0.75 was asked for by 2.5e-2, and one of its 11 identity blocks
 without effect by 4.2e-3 to 3.1e-2. In fp16 six of the blocks would pass; in fp32 none, so that a graph is known whole
