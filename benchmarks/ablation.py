@@ -12,21 +12,21 @@ goes on there. The table goes to benchmarks/results/<name>.json; nothing in it i
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from infid_engines.errors import InfidError, InputError
+import scored
+from infid_engines.errors import InputError
 from infid_export.cli.output import Output
 from infid_export.model.config import read_config
 from infid_training.evaluation.ablation import VARIANTS, Variant, compare_rows, run_variants
 from infid_training.evaluation.generators import ReferenceGenerator, open_reference
 from infid_training.evaluation.scorer_choice import open_scorers
 from infid_training.evaluation.scorers import METRICS
-from infid_training.evaluation.set_sources import WORLD, open_set
-from provenance import RESULTS, ROOT, measured_on
+from infid_training.evaluation.set_sources import open_set
+from provenance import RESULTS, measured_on
 
 _PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxruntime")
 
@@ -109,29 +109,14 @@ def _cell(value: dict[str, float | None], form: str = ".3f") -> str:
 
 def main(words: list[str]) -> int:
     """Run, write the document and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scored.parser(__doc__, "ablation")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--identity", type=Path, help="identity weights; default: the model's own")
     parser.add_argument("--identity-with-text", type=Path)
-    parser.add_argument("--references", default=WORLD)
-    parser.add_argument("--prompts", default=WORLD)
     parser.add_argument("--stylised", type=int)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--machine", default="", help="what it runs on, in words")
-    parser.add_argument("--name", default="ablation")
-    parser.add_argument("--work", type=Path, default=ROOT / "ablation")
-    arguments, output = parser.parse_args(words), Output()
-    try:
-        document = run(arguments, output)
-    except InfidError as error:
-        output.problem(error)
-        return 1
-    path = RESULTS / f"{arguments.name}.json"
-    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-    print(markdown(document))
-    print(f"\n{path}")
-    return 0
+    return 1 if scored.publish(run, markdown, parser.parse_args(words), RESULTS) is None else 0
 
 
 if __name__ == "__main__":

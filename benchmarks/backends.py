@@ -12,14 +12,12 @@ benchmarks/results/<name>.json; nothing in it is typed in. Exit code 1 if a back
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-from infid_engines.errors import InfidError
+import scored
 from infid_export.cli.output import Output
 from infid_export.export.build import build
 from infid_export.export.options import BuildOptions
@@ -29,8 +27,8 @@ from infid_training.evaluation.gate import compare
 from infid_training.evaluation.generators import EngineGenerator, Generator, open_reference
 from infid_training.evaluation.scorer_choice import open_scorers
 from infid_training.evaluation.scorers import METRICS
-from infid_training.evaluation.set_sources import WORLD, open_set
-from provenance import RESULTS, ROOT, measured_on
+from infid_training.evaluation.set_sources import open_set
+from provenance import RESULTS, measured_on
 
 REFERENCE = "PyTorch fp32"
 ENGINES = {"ONNX Runtime fp32": "fp32", "ONNX Runtime fp16": "fp16"}
@@ -102,22 +100,9 @@ def markdown(document: dict[str, Any]) -> str:
 
 def main(words: list[str]) -> int:
     """Run, write the document and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--references", default=WORLD)
-    parser.add_argument("--prompts", default=WORLD)
-    parser.add_argument("--machine", default="", help="what it runs on, in words")
-    parser.add_argument("--name", default="backends")
-    parser.add_argument("--work", type=Path, default=ROOT / "ablation")
-    arguments, output = parser.parse_args(words), Output()
-    try:
-        document = run(arguments, output)
-    except InfidError as error:
-        output.problem(error)
+    document = scored.publish(run, markdown, scored.parser(__doc__, "backends").parse_args(words), RESULTS)
+    if document is None:
         return 1
-    path = RESULTS / f"{arguments.name}.json"
-    path.write_text(json.dumps(document, indent=1, sort_keys=False) + "\n")
-    print(markdown(document))
-    print(f"\n{path}")
     return 0 if all(each["gate"] is None or each["gate"]["passed"] for each in document["backends"].values()) else 1
 
 

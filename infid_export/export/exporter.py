@@ -233,8 +233,7 @@ class Exporter:
         from infid_export.model.pipeline import InfiniteIDPipeline
 
         face = parity_face(self.source.architecture.image_encoder["image_size"], self.source.config.face_width)
-        factor = self.source.architecture.vae_scale_factor
-        noise = seeded_noise([SEED], (4, self.plan.height // factor, self.plan.width // factor))
+        noise = seeded_noise([SEED], self.source.architecture.latents(self.plan.height, self.plan.width))
         threshold = PSNR_DB[manifest.precision]
         with Pipeline.load(folder, backend="onnxruntime") as runtime:
             person = runtime.encode(face)

@@ -36,11 +36,6 @@ class Sizes:
     people: int
     dtype: torch.dtype
 
-    def latents(self, architecture: Architecture) -> tuple[int, int]:
-        """Return height and width of the latents."""
-        factor = architecture.vae_scale_factor
-        return self.height // factor, self.width // factor
-
 
 class PromptEncoder(nn.Module):
     """A CLIP text encoder as SDXL uses it: penultimate hidden states, and the pooled projection if it has one."""
@@ -102,7 +97,7 @@ def graph_inputs(
         blocks: cross-attention paths and channels of the UNet.
     """
     batch, rows, net = sizes.batch, 2 * sizes.batch, sizes.dtype
-    latents = (batch, 4, *sizes.latents(architecture))
+    latents = (batch, *architecture.latents(sizes.height, sizes.width))
     if name in ("text_encoder", "text_encoder_2"):
         return {"input_ids": _meta(rows, PROMPT_TOKENS, dtype=torch.int32)}
     if name == "identity_encoder":
@@ -184,7 +179,7 @@ def _tokens(path: str, sizes: Sizes, architecture: Architecture) -> int:
     level = {"down_blocks": int(index) if index.isdigit() else 0, "mid_block": levels - 1}.get(part)
     if level is None:
         level = levels - 1 - int(index)
-    height, width = sizes.latents(architecture)
+    _, height, width = architecture.latents(sizes.height, sizes.width)
     return (height >> level) * (width >> level)
 
 

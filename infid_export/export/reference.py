@@ -92,7 +92,7 @@ class Reference:
         if graph == "identity_encoder":
             face = parity_face(self._source.architecture.image_encoder["image_size"], self._source.config.face_width)
             return {"face_crop": face.face_crop, "face_embedding": face.face_embedding}
-        latents = (4, *self._sizes.latents(self._source.architecture))
+        latents = self._source.architecture.latents(self._sizes.height, self._sizes.width)
         noise = seeded_noise([SEED + row for row in range(3 * batch)], latents)
         if graph == "vae_decoder":
             # decoded pictures start from latents of about this size

@@ -38,6 +38,11 @@ class Architecture:
         """Pixels of a side that one latent stands for; 8 in SDXL."""
         return int(2 ** (len(self.vae["block_out_channels"]) - 1))
 
+    def latents(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return channels, height and width of the latents of a picture of `height` by `width` pixels."""
+        factor = self.vae_scale_factor
+        return int(self.unet["in_channels"]), height // factor, width // factor
+
     def component(self, name: str) -> dict[str, Any]:
         """Return one component's configuration; identity modules depend on the UNet's."""
         configuration: dict[str, Any] = getattr(self, "unet" if name == "identity" else name)

@@ -138,7 +138,7 @@ class ReferenceGenerator:
         if identity is not None:
             weights["identity"] = sha256_file(identity)
         self._size = source.architecture.size
-        self._latents = (4, *[self._size // source.architecture.vae_scale_factor] * 2)
+        self._latents = source.architecture.latents(self._size, self._size)
         self._described = {
             "kind": "pytorch",
             "backend": "torch",
