@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
         **measured_on(arguments.machine, _PACKAGES),
         "seconds": time.monotonic() - started,
         "set": first["set"],
+        "settings": first["generator"]["settings"],
         "scorers": first["scorers"],
         "bootstrap": first["bootstrap"],
         "rows": compare_rows(found),
@@ -92,10 +93,12 @@ def markdown(document: dict[str, Any]) -> str:
         ]
         said = "<br>".join(orderings) or "–"
         lines.append(f"| {row['label']} | {row['pictures']} | {' | '.join(cells)} | {said} |")
-    chosen = document["set"]
+    chosen, sampling = document["set"], document["settings"]
     lines += [
         "",
         f"{len(chosen['people'])} people × {len(chosen['prompts'])} prompts × {len(chosen['seeds'])} seeds; "
+        f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, s = {sampling['style_strength']:g}, "
+        f"λ = {sampling['identity_strength']:g}; "
         f"{document['bootstrap']['level']:.0%} intervals over people; differences are full − this, picture by picture.",
     ]
     return "\n".join(lines)

@@ -1,10 +1,14 @@
-"""Draw README's tables from the JSON documents of `infid-export build --json` kept in benchmarks/results.
+"""Draw README's tables from the documents kept in benchmarks/results.
 
 Usage::
 
     infid-export build --fp16 --json > build.json
     python benchmarks/readme_tables.py keep demo-fp16 build.json "2 CPU cores"
+    python benchmarks/ablation.py --identity-with-text benchmarks/identity-with-text.safetensors
+    python benchmarks/backends.py
     python benchmarks/readme_tables.py draw
+
+`keep` takes what the tables need of a build; the other two write their documents themselves.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ablation
+import backends
 from provenance import RESULTS, ROOT, measured_on
 
 README = ROOT / "README.md"
@@ -111,8 +117,16 @@ def engine_table(result: dict[str, Any]) -> str:
 
 def drawn() -> str:
     """Return README with its tables drawn from the results."""
-    demo, full = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("demo-fp16", "random-sdxl-fp16"))
-    tables = {"parity": parity_table({"demo": demo, "random-sdxl": full}), "engines": engine_table(full)}
+    demo, full, variants, engines = (
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("demo-fp16", "random-sdxl-fp16", "ablation", "backends")
+    )
+    tables = {
+        "parity": parity_table({"demo": demo, "random-sdxl": full}),
+        "engines": engine_table(full),
+        "ablation": ablation.markdown(variants),
+        "backends": backends.markdown(engines),
+    }
     text = README.read_text()
     for name, table in tables.items():
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)

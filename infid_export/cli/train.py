@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--identity-init", default="fresh", metavar="fresh|FILE", help="start fresh, or from an identity file (fresh)"
     )
     model.add_argument("--with-text", action="store_true", help="train with text cross-attention on (ablation)")
+    model.add_argument(
+        "--center-tokens", action="store_true", help="take the mean off a person's tokens, for short trainings"
+    )
     model.add_argument("--cache", type=Path, metavar="DIR", help="frozen networks' outputs (SHARDS/cache)")
     _add_training(parser.add_argument_group("training"))
     _add_watching(parser.add_argument_group("watching"))
@@ -103,7 +106,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     request = RunRequest(
         shards=arguments.shards, folder=arguments.output, options=options, model=arguments.model,
         image_encoder=arguments.image_encoder, model_seed=arguments.model_seed, initial=arguments.identity_init,
-        with_text=arguments.with_text, cache=arguments.cache, resume=not arguments.no_resume,
+        with_text=arguments.with_text, center_tokens=arguments.center_tokens, cache=arguments.cache,
+        resume=not arguments.no_resume,
         sample_prompts=tuple(arguments.sample_prompt or ()), sample_steps=arguments.sample_steps,
     )  # fmt: skip
     first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate number the processes; one speaks for all

@@ -16,6 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("demo-training"), metavar="DIR",
         help="pictures and the weights of every stage, 4 GB; what lies there is gone on with (demo-training)",
     )  # fmt: skip
+    parser.add_argument(
+        "--base-steps", type=int, metavar="N",
+        help="of the UNet, which longer training helps most (as many as fit three hours on two CPU cores, 8200)",
+    )  # fmt: skip
     parser.add_argument("--gpu", action="store_true", help="train on an NVIDIA GPU instead of the CPU")
     parser.add_argument(
         "--no-compile", action="store_true",
@@ -28,6 +32,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     folder: Path = arguments.output
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder.", fix="Give another one with -o.")
+    if arguments.base_steps is not None and arguments.base_steps < 1:
+        raise InputError(
+            f"--base-steps must be at least 1, not {arguments.base_steps}.", fix="Give more, or leave it out."
+        )
     import torch
 
     if arguments.gpu and not torch.cuda.is_available():
@@ -43,7 +51,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
     folder.mkdir(parents=True, exist_ok=True)
     with output.progress() as reporter:
-        files = Recipe(folder, "cuda" if arguments.gpu else "cpu", reporter, compiled=compiled).run()
+        device = "cuda" if arguments.gpu else "cpu"
+        files = Recipe(folder, device, reporter, compiled=compiled, base_steps=arguments.base_steps).run()
     for file in files:
         output.line(shown(file))
     output.document({"files": files})

@@ -359,7 +359,7 @@ class _Builder:
 
     def _manifest(self, graphs: Mapping[str, GraphRecord], engines: tuple[EngineRecord, ...]) -> Manifest:
         plan, options = self.plan, self.plan.options
-        steps = plan.source.architecture.default_steps
+        sampling = plan.source.architecture.sampling
         if not engines:  # what parity runs on: the graphs themselves
             engines = tuple(
                 EngineRecord(
@@ -388,7 +388,7 @@ class _Builder:
                 values[name] = Path(values[name])
         # absolute: the folder may be verified from another working directory
         plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
-        table = [[float(value) for value in row] for row in ddim_table(SDXL_SCHEDULER, steps)]
+        table = [[float(value) for value in row] for row in ddim_table(SDXL_SCHEDULER, sampling.steps)]
         return Manifest(
             infid_export=__version__,
             model=dict(plan.model),
@@ -402,12 +402,9 @@ class _Builder:
             graphs=dict(graphs),
             engines=engines,
             files=dict(self.files),
-            scheduler={**SDXL_SCHEDULER, "steps": steps, "table": table},
+            scheduler={**SDXL_SCHEDULER, "steps": sampling.steps, "table": table},
             defaults={
-                "steps": steps,
-                "guidance": 5.0,
-                "style_strength": 1.0,
-                "identity_strength": 1.0,
+                **asdict(sampling),
                 "negative_prompt": None if plan.source.zero_negative else "",
             },
             faces=faces,

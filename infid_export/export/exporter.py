@@ -259,7 +259,7 @@ class Exporter:
             negative_prompt=NEGATIVE_PROMPT,
             height=self.plan.height,
             width=self.plan.width,
-            num_inference_steps=steps,
+            **replace(self.source.architecture.sampling, steps=steps).arguments(),
             latents=torch.from_numpy(noise),
             callback_on_step_end=advance,
             output_type="np",

@@ -170,7 +170,7 @@ class Plan:
         needed = {"text_encoder", "text_encoder_2", "identity_encoder", "denoise_step", "vae_decoder"}
         if wanted == "off" or (wanted == "auto" and self.source.name != "demo") or not needed <= set(self.graphs):
             return None
-        return self.source.architecture.default_steps
+        return self.source.architecture.sampling.steps
 
     def image_key(self) -> str:
         """Return the key of the whole-picture comparison."""

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from infid_export.model.config import IdentityConfig
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are sampled.
+
+    Args:
+        steps: DDIM steps.
+        guidance: classifier-free guidance scale.
+        style_strength: s of AdaIN-mean.
+        identity_strength: λ.
+    """
+
+    steps: int = 30
+    guidance: float = 5.0
+    style_strength: float = 1.0
+    identity_strength: float = 1.0
+
+    def arguments(self) -> dict[str, Any]:
+        """Return these as `InfiniteIDPipeline` takes them, with diffusers' names."""
+        return {
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "style_strength": self.style_strength,
+            "identity_strength": self.identity_strength,
+        }
 
 
 @dataclass(frozen=True)
@@ -18,7 +44,7 @@ class Architecture:
         text_encoder: of transformers' CLIPTextConfig.
         text_encoder_2: likewise, for CLIPTextModelWithProjection.
         image_encoder: of open_clip's CLIPVisionCfg, with `embed_dim`.
-        default_steps: DDIM steps.
+        sampling: the model's own, where nothing else is asked for.
     """
 
     unet: dict[str, Any]
@@ -26,7 +52,7 @@ class Architecture:
     text_encoder: dict[str, Any]
     text_encoder_2: dict[str, Any]
     image_encoder: dict[str, Any]
-    default_steps: int = 30
+    sampling: Sampling = field(default_factory=Sampling)
 
     @property
     def size(self) -> int:

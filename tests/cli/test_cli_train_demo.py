@@ -18,8 +18,9 @@ def test_it_prints_the_files_of_the_recipe(
     assert capsys.readouterr().out == f"{tmp_path}/new/folder/vae.safetensors\n"
     assert (seen[0].work, seen[0].device) == (tmp_path / "new" / "folder", "cpu")
     assert seen[0].work.is_dir() and seen[0].compiled
-    assert main.run(["train-demo", "-o", str(tmp_path), "--quiet", "--no-compile"]) == 0
+    assert main.run(["train-demo", "-o", str(tmp_path), "--quiet", "--no-compile", "--base-steps", "9"]) == 0
     assert not seen[1].compiled
+    assert [each.base_steps for each in seen] == [None, 9]
 
 
 def test_a_missing_compiler_is_said_before_anything_is_made(
@@ -35,6 +36,11 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: py
     (tmp_path / "file").write_text("")
     assert main.run(["train-demo", "-o", str(tmp_path / "file")]) == 1
     assert "file is not a folder" in capsys.readouterr().err
+
+
+def test_no_steps_at_all_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["train-demo", "-o", str(tmp_path / "work"), "--base-steps", "0"]) == 1
+    assert "--base-steps must be at least 1, not 0" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

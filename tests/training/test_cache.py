@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,17 @@ def test_fresh_weights_are_the_texts_projections(base: ModelSource, tmp_path: Pa
     source = open_base("demo", initial=str(tmp_path / "start.safetensors"))
     stored = initial_identity(unet, source.config, str(tmp_path / "start.safetensors"), seed=5)
     assert torch.equal(stored.face_mapper.proj[0].weight, one.face_mapper.proj[0].weight)
+
+
+def test_tokens_are_centred_where_asked_for_or_stored(base: ModelSource, tmp_path: Path) -> None:
+    assert not open_base("random-sdxl").config.center_tokens
+    assert open_base("random-sdxl", center_tokens=True).config.center_tokens
+    assert open_base("demo").config.center_tokens  # its own weights' configuration
+    unet = base.load("unet", torch.float32)
+    file = str(tmp_path / "plain.safetensors")
+    initial_identity(unet, replace(base.config, center_tokens=False)).save(Path(file))
+    assert not open_base("demo", initial=file).config.center_tokens
+    assert open_base("demo", initial=file, center_tokens=True).config.center_tokens
 
 
 @pytest.mark.parametrize(

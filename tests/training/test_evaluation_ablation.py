@@ -146,9 +146,10 @@ def test_the_script_prints_what_the_document_says() -> None:
     document = {
         "rows": rows,
         "set": {"people": [1] * 12, "prompts": [1, 2], "seeds": [0]},
+        "settings": {"steps": 30, "guidance": 2.5, "style_strength": 1.0, "identity_strength": 1.0},
         "bootstrap": {"level": 0.95},
     }
     text = script.markdown(document)
     assert "full > this in M_FaceNet: contradicted (-0.200 [-0.200, -0.200])" in text
     assert "full > this in CLIP-T: reproduced (+0.200 [+0.200, +0.200])" in text
-    assert "12 people × 2 prompts × 1 seeds; 95% intervals" in text
+    assert "12 people × 2 prompts × 1 seeds; 30 steps, guidance 2.5, s = 1, λ = 1; 95% intervals" in text

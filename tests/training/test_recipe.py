@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from infid_export.model.config import read_config
 from infid_export.model.face_networks import FACE_NETWORKS, DetectorNetwork, RecognizerNetwork
 from infid_export.model.shipped import ROWS, ShippedSource
 from infid_export.model.sources import COMPONENTS
+from infid_kernels import merged_cross_attention_reference
 from infid_training.options import TrainOptions
 from infid_training.recipe import autoencoder, base, contrast, detection, identity, recognition
 from infid_training.recipe.crops import aligned
@@ -193,6 +195,45 @@ def test_where_the_face_is() -> None:
     torch.testing.assert_close(right[..., 4:], area[..., :-4])
 
 
+def test_the_texts_mean_is_what_adain_mean_adds_beside_centred_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_BATCH", 2)
+    unet = new("unet").eval()
+    attention = unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    text_mean = base.TextMean(unet)
+    hidden, text = torch.randn(2, 16, 128), torch.randn(2, 77, 128)
+    with torch.no_grad():
+        text_mean.choose(np.array([True, False]))
+        found = attention(hidden, encoder_hidden_states=text)
+        # one identity token of the values' mean 0, by the formula of the merged cross-attention
+        q, k, v = attention.to_q(hidden), attention.to_k(text), attention.to_v(text)
+        heads = [each.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for each in (q, k, v)]
+        zeros = torch.zeros_like(heads[1][:, :, :1])
+        merged = merged_cross_attention_reference(*heads, zeros, zeros, torch.ones(2), torch.tensor([1.0, 0.0]))
+        torch.testing.assert_close(found, attention.to_out[0](merged.transpose(1, 2).flatten(2)))
+        text_mean.remove()
+        torch.testing.assert_close(attention(hidden, encoder_hidden_states=text)[1], found[1])
+
+
+def test_half_of_what_the_unet_learns_from_has_a_style(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_BATCH", 400)
+    seen: list[int] = []
+    monkeypatch.setattr(Pictures, "caption", lambda _, index, __: seen.append(index) or "a photo")
+    texts = base.Texts(contrast.tokenizers(), new("text_encoder"), new("text_encoder_2"))
+    monkeypatch.setattr(base.Texts, "encode", lambda _, captions: (torch.zeros(400, 1, 1), torch.zeros(400, 1)))
+    unet = _Still()
+    loss = base.BaseLoss(unet, texts, torch.zeros(len(pictures), 4, 32, 32), pictures, base.TextMean(unet))
+    loss(0)
+    assert np.mean([scene_of(index).style != "photo" for index in seen]) == pytest.approx(0.5, abs=0.08)
+    assert len(set(seen)) == len(pictures)
+
+
+class _Still(nn.Module):
+    device = torch.device("cpu")
+
+    def forward(self, latents: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
+        return (latents,)
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_every_stage_learns_two_people_by_heart(
     name: str, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: Stage
@@ -217,7 +258,8 @@ def test_every_stage_learns_two_people_by_heart(
         if name == "base":
             unet = new("unet").requires_grad_(True)
             latents = torch.randn(len(pictures), 4, 32, 32, generator=torch.Generator().manual_seed(0)).half()
-            module, loss = unet, lambda step: base.base_loss(unet, base.Texts(words, *texts), latents, pictures, step)
+            module = unet
+            loss = base.BaseLoss(unet, base.Texts(words, *texts), latents, pictures, base.TextMean(unet))
     seen = []
 
     def recorded(step: int) -> Mapping[str, Tensor]:

@@ -20,7 +20,12 @@ FRESH = "fresh"
 
 
 def open_base(
-    model: str, image_encoder: str | None = None, initial: str = FRESH, seed: int = 0, with_text: bool = False
+    model: str,
+    image_encoder: str | None = None,
+    initial: str = FRESH,
+    seed: int = 0,
+    with_text: bool = False,
+    center_tokens: bool = False,
 ) -> ModelSource:
     """Open a model to train on.
 
@@ -30,20 +35,25 @@ def open_base(
         initial: `fresh`, or an identity file, which then decides the sizes of the identity modules.
         seed: of a built-in random model.
         with_text: train with the text cross-attention on (the ablation).
+        center_tokens: see `IdentityConfig`; on as well where the model or the identity file has it on.
 
     Raises:
         InputError: the model or the identity file cannot be found or lacks a part.
     """
     stored = None if initial == FRESH else read_config(initial)
+
+    def chosen(config: IdentityConfig) -> IdentityConfig:
+        return replace(config, trained_with_text=with_text, center_tokens=center_tokens or config.center_tokens)
+
     if model in BUILT_IN:
         source = open_source(model, seed=seed)
-        source.config = replace(stored or source.config, trained_with_text=with_text)
+        source.config = chosen(stored or source.config)
         return source
     if image_encoder is None:
         raise InputError(
             f"The checkpoint {model} needs an image encoder.", fix="Give --image-encoder open_clip_checkpoint."
         )
-    config = replace(stored or IdentityConfig(), trained_with_text=with_text)
+    config = chosen(stored or IdentityConfig())
     # the identity file is read by nobody: the configuration is given, and the weights come from `initial_identity`
     return CheckpointSource(checkpoint_folder(model), Path(initial), image_encoder, config)
 

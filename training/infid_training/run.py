@@ -36,6 +36,7 @@ class RunRequest:
         model_seed: of a built-in random model.
         initial: `fresh` or an identity file.
         with_text: the ablation.
+        center_tokens: see `open_base`.
         cache: folder of the frozen networks' outputs; None is `cache` within the shards.
         resume: see `train`.
         sample_prompts: of the sample pictures; none are the built-in ones.
@@ -50,6 +51,7 @@ class RunRequest:
     model_seed: int = 0
     initial: str = FRESH
     with_text: bool = False
+    center_tokens: bool = False
     cache: Path | None = None
     resume: bool = True
     sample_prompts: tuple[str, ...] = ()
@@ -73,7 +75,10 @@ def train_on_shards(request: RunRequest, reporter: Reporter | None = None) -> Tr
     state = PartialState(cpu=not torch.accelerator.is_available())
     shown = reporter if reporter is not None and state.is_main_process else SilentReporter()
     index = ShardIndex.load(request.shards)
-    source = open_base(request.model, request.image_encoder, request.initial, request.model_seed, request.with_text)
+    source = open_base(
+        request.model, request.image_encoder, request.initial, request.model_seed, request.with_text,
+        request.center_tokens,
+    )  # fmt: skip
     cache = request.cache or request.shards / CACHE
     shown.plan({"caching": float(sum(shard.photos for shard in index.shards))})
     with shown.stage("caching") as stage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from infid_training.shards import ShardIndex, read_shard
 PROMPTS = ("a photo of a person", "a pencil sketch of a person", "an oil painting of a person in the rain")
 _PEOPLE = 4
 _GAP = 4  # pixels
-_GUIDANCE = 5.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ class SampleGrid:
     ) -> None:
         self._source, self._unet, self._photos = source, unet, photos
         self._people, self._prompts = people, list(prompts)
-        self._steps = steps or source.architecture.default_steps
+        own = source.architecture.sampling
+        self._sampling = own if steps is None else replace(own, steps=steps)
 
     @torch.no_grad()
     def __call__(self, step: int, identity: IdentityModules, folder: Path) -> None:
@@ -83,8 +83,8 @@ class SampleGrid:
             pictures = [Image.fromarray(person.face).resize((size, size), Image.Resampling.LANCZOS)]
             for prompt in self._prompts:
                 result = pipe(
-                    prompt, self._keys_and_values(identity, person.index), num_inference_steps=self._steps,
-                    guidance_scale=_GUIDANCE, generator=np.random.default_rng(number),
+                    prompt, self._keys_and_values(identity, person.index), generator=np.random.default_rng(number),
+                    **self._sampling.arguments(),
                 )  # fmt: skip
                 pictures += result.images
             rows.append(np.concatenate(list(_with_gaps(pictures)), axis=1))

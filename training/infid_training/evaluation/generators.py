@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,27 +15,11 @@ from infid_engines.manifest import sha256_file
 from infid_export.export.face_models import open_detector, write_shipped
 from infid_export.faces.reader import FaceReader
 from infid_export.faces.recognition import ArcFaceRecognizer
+from infid_export.model.architectures import Sampling
 from infid_export.model.sources import COMPONENTS, ModelSource, open_source
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
 
 _REFERENCE_BATCH = 4  # prompts at once in PyTorch: on two cores more are no faster, and take more memory
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How pictures are sampled.
-
-    Args:
-        steps: DDIM steps.
-        guidance: classifier-free guidance scale.
-        style_strength: s of AdaIN.
-        identity_strength: λ.
-    """
-
-    steps: int = 30
-    guidance: float = 5.0
-    style_strength: float = 1.0
-    identity_strength: float = 1.0
 
 
 class Generator(Protocol):
@@ -67,8 +51,8 @@ class EngineGenerator:
 
     def __init__(self, pipe: Pipeline, settings: Mapping[str, Any] | None = None) -> None:
         given = {name: value for name, value in (settings or {}).items() if value is not None}
-        own = {name: pipe.manifest.defaults[name] for name in asdict(Settings())}
-        self._pipe, self._settings = pipe, Settings(**{**own, **given})
+        own = {name: pipe.manifest.defaults[name] for name in asdict(Sampling())}
+        self._pipe, self._settings = pipe, Sampling(**{**own, **given})
         self.batch = pipe.manifest.batch
 
     def enroll(self, photo: Image.Image) -> Any:
@@ -126,7 +110,7 @@ class ReferenceGenerator:
         from infid_export.model.processors import identity_blocks
 
         given = {name: value for name, value in (settings or {}).items() if value is not None}
-        self._settings = Settings(**{"steps": source.architecture.default_steps, **given})
+        self._settings = replace(source.architecture.sampling, **given)
         # refused here, before the base model is loaded
         (source.config if identity is None else read_config(identity)).with_choices(**(choices or {}))
         self._reader = reader
@@ -162,10 +146,7 @@ class ReferenceGenerator:
             person,
             height=self._size,
             width=self._size,
-            num_inference_steps=self._settings.steps,
-            guidance_scale=self._settings.guidance,
-            style_strength=self._settings.style_strength,
-            identity_strength=self._settings.identity_strength,
+            **self._settings.arguments(),
             latents=torch.from_numpy(seeded_noise(noise_seeds, self._latents)),
         ).images
         return images
