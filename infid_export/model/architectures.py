@@ -160,6 +160,7 @@ DEMO = Architecture(
         "head_width": 32,
         "patch_size": 32,
     },
+    sampling=Sampling(guidance=3.0),  # at SDXL's 5 the styles of so small a UNet burn
 )
 
 
