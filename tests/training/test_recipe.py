@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from infid_engines.errors import TrainingError
+from infid_engines.errors import InputError, TrainingError
 from infid_engines.progress import SilentReporter, Stage
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_template
 from infid_export.faces.detection import _decode
@@ -118,6 +118,8 @@ def test_a_fit_that_was_stopped_gives_the_weights_of_one_that_was_not(
 
     with pytest.raises(KeyboardInterrupt):
         fit(stopped, interrupted, how, tmp_path, "other", stage)
+    with pytest.raises(InputError, match=r"other\.partial\.safetensors is of 30 steps, not of 40"):
+        fit(stopped, stopped.loss, Fit(40, 0.1), tmp_path, "other", stage)
     assert not (tmp_path / "other.safetensors").exists()
     fit(resumed, resumed.loss, how, tmp_path, "other", stage)
     for name, value in load_file(tmp_path / "whole.safetensors").items():
@@ -127,6 +129,8 @@ def test_a_fit_that_was_stopped_gives_the_weights_of_one_that_was_not(
     untouched = _Line()
     fit(untouched, lambda step: pytest.fail("it is done"), how, tmp_path, "whole", stage)
     assert torch.equal(untouched.layer.weight, whole.layer.weight)
+    with pytest.raises(InputError, match=r"whole\.safetensors is of 30 steps, not of 40"):
+        fit(untouched, untouched.loss, Fit(40, 0.1), tmp_path, "whole", stage)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_file(

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from infid_engines.errors import TrainingError
+from infid_engines.errors import InputError, TrainingError
 from infid_engines.progress import Stage
 
 _SAVED_EVERY = 60.0  # seconds
@@ -57,9 +57,13 @@ def fit(
         stage: shown the progress.
 
     Raises:
+        InputError: a file of an earlier run is of another number of steps.
         TrainingError: the loss is not finite; the last file on the way is kept.
     """
     done, partial = folder / f"{name}.safetensors", folder / f"{name}.partial.safetensors"
+    for path in (done, partial):
+        if path.is_file():
+            _require_steps(path, how.steps)
     if done.is_file():
         load(module, done)
         return
@@ -91,16 +95,17 @@ def fit(
         described = "  ".join(f"{term} {value:.4f}" for term, value in shown.items())
         stage.update((step + 1) / how.steps, f"step {step + 1} of {how.steps}  {described}")
         if time.monotonic() - saved > _SAVED_EVERY:
-            _save(module, optimizer, step + 1, partial)
+            _save(module, optimizer, step + 1, how.steps, partial)
             saved = time.monotonic()
-    save(module, done)
+    save(module, how.steps, done)
     partial.unlink(missing_ok=True)
     module.eval().requires_grad_(False)
 
 
-def save(module: nn.Module, path: Path) -> None:
-    """Write a module's state, whole or not at all."""
-    write_tensors({name: value.detach() for name, value in module.state_dict().items()}, path)
+def save(module: nn.Module, steps: int, path: Path) -> None:
+    """Write the state of a module that was fitted for so many steps, whole or not at all."""
+    state = {name: value.detach() for name, value in module.state_dict().items()}
+    write_tensors(state, path, {"steps": str(steps)})
 
 
 def load(module: nn.Module, path: Path) -> None:
@@ -110,11 +115,21 @@ def load(module: nn.Module, path: Path) -> None:
     module.eval().requires_grad_(False)
 
 
-def _save(module: nn.Module, optimizer: torch.optim.Optimizer, step: int, path: Path) -> None:
+def _require_steps(path: Path, steps: int) -> None:
+    with safe_open(path, framework="pt") as file:
+        found = (file.metadata() or {}).get("steps", "an unknown number of")
+    if found != str(steps):
+        raise InputError(
+            f"{path} is of {found} steps, not of {steps}.",
+            fix="Delete it to train this stage anew, or ask for as many.",
+        )
+
+
+def _save(module: nn.Module, optimizer: torch.optim.Optimizer, step: int, steps: int, path: Path) -> None:
     tensors = {f"module.{name}": value.detach() for name, value in module.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-    write_tensors(tensors, path, {"step": str(step)})
+    write_tensors(tensors, path, {"step": str(step), "steps": str(steps)})
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
