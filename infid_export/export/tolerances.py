@@ -6,7 +6,7 @@ this grows to what README's table shows (Parity): up to 2.2e-3 RMS and 8.2e-3 at
 weights, 6.7e-4 and 7.0e-3 in the demo model. In fp32 the demo model measures 1.1e-6 and 6.3e-6. What the limits have to
 catch: in the demo model's step, λ taken for 1 where 0.875 was asked for moves the output by 7.5e-3 RMS, s taken for 1
 where 0.75 was asked for by 1.3e-2, and one of its 11 identity blocks without effect by 4.5e-3 to 1.7e-2. The limit of
-fp16 lies between: nearly twice what full size measures, and below all of these.
+fp16 lies between: nearly twice what full size measures, and below all of these (tests/export/test_tolerances.py).
 """
 
 from __future__ import annotations
