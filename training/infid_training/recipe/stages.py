@@ -22,7 +22,7 @@ from infid_export.model.face_networks import DetectorNetwork
 from infid_training.base_model import fresh_identity
 from infid_training.loop import train
 from infid_training.recipe import autoencoder, base, contrast, detection, identity, recognition
-from infid_training.recipe.fitting import fit
+from infid_training.recipe.fitting import Fit, fit
 from infid_training.recipe.packing import pack, used_words
 from infid_training.recipe.pictures import PEOPLE, Pictures, draw_pictures
 
@@ -67,8 +67,7 @@ class Recipe:
 
     def run(self) -> list[Path]:
         """Make everything that is not made yet, and return the files that the package ships."""
-        steps = self.base_steps or base.FIT.steps
-        self.reporter.plan({**SECONDS, "base": SECONDS["base"] * steps / base.FIT.steps})
+        self.reporter.plan({**SECONDS, "base": SECONDS["base"] * self._base_fit.steps / base.FIT.steps})
         pictures = self.pictures()
         networks = self.faces(pictures)
         towers = self.towers(pictures)
@@ -139,8 +138,7 @@ class Recipe:
         texts = base.Texts(contrast.tokenizers(), towers.text_encoder, towers.text_encoder_2)
         text_mean = base.TextMean(unet)
         called = torch.compile(unet) if self.compiled else unet
-        how = replace(base.FIT, steps=self.base_steps or base.FIT.steps)
-        self._fit("base", unet, base.BaseLoss(called, texts, latents, pictures, text_mean), how)
+        self._fit("base", unet, base.BaseLoss(called, texts, latents, pictures, text_mean), self._base_fit)
         text_mean.remove()
         return unet
 
@@ -175,6 +173,10 @@ class Recipe:
             report = train(copied, modules, seen, identity.OPTIONS, self.work / name, shown)
         report.identity.replace(file)
         return file
+
+    @property
+    def _base_fit(self) -> Fit:
+        return base.FIT if self.base_steps is None else replace(base.FIT, steps=self.base_steps)
 
     def _new(self, name: str) -> Any:
         """Return a component of the demo model with its library's starting weights."""
