@@ -30,8 +30,9 @@ class IdentityConfig:
         face_width: length of the face embedding (512 for ArcFace).
         face_tokens: identity tokens made of one face embedding.
         cross_attention_dim: width of the identity tokens; the UNet's cross-attention width.
-        self_attention: `mixed` is the method; `mutual` puts K_id, V_id in the place of the text segment
-            K_t, V_t (ablation); `plain` has no interaction between the streams (ablation).
+        self_attention: of the identity rows. `mixed` is the method; `mutual` attends to the text rows' K_t, V_t alone
+            (ablation), as MasaCtrl's mutual self-attention does (Cao et al., arXiv 2304.08465); `plain` attends to
+            K_id, V_id alone (ablation).
         adain: `mean` is the method; `standard` also matches the deviation (ablation); `off` shifts nothing.
         cross_adain: where AdaIN acts in cross-attention: on keys and values, on the output, or nowhere.
         uncond_identity: `zeros` maps zero encoder features for the unconditional rows; `off` gives them no

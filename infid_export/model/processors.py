@@ -106,14 +106,13 @@ class SelfAttentionProcessor:
         self, q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, strength: Tensor | None
     ) -> Tensor:
         assert strength is not None
-        if self.config.self_attention == "mixed" and self.config.adain == "mean":
+        if self.config.self_attention == "mutual":
+            return scaled_dot_product_attention(q, k_t, v_t)
+        if self.config.adain == "mean":
             return self.ops.mixed_attention(q, k_id, v_id, k_t, v_t, strength)
         k_hat = _adain(self.config, k_id, k_t, strength)
         v_hat = _adain(self.config, v_id, v_t, strength)
-        second = (k_t, v_t) if self.config.self_attention == "mixed" else (k_id, v_id)
-        return scaled_dot_product_attention(
-            q, torch.cat([k_hat, second[0]], dim=2), torch.cat([v_hat, second[1]], dim=2)
-        )
+        return scaled_dot_product_attention(q, torch.cat([k_hat, k_t], dim=2), torch.cat([v_hat, v_t], dim=2))
 
 
 class CrossAttentionProcessor:

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from infid_engines.errors import InputError
 from infid_export.export.reference import parity_face
 from infid_export.model.pipeline import InfiniteIDPipeline
-from infid_export.model.processors import identity_blocks
+from infid_export.model.processors import Streams, identity_blocks, install_processors
 from infid_export.model.sources import RandomSource
 from infid_export.model.step import DenoiseStep, IdentityStep, TextStep
 from infid_export.scheduler import SDXL_SCHEDULER
@@ -112,6 +112,22 @@ def test_every_choice_changes_the_identity_stream_and_leaves_the_text_stream(sou
     other_text, other_identity = run(source, inputs, **choice)
     assert relative(other_text, text) < 1e-6
     assert relative(other_identity, identity) > 1e-5
+
+
+def test_mutual_attention_reads_the_text_rows_alone(source):
+    unet = source.load("unet", torch.float32)
+    install_processors(unet, replace(source.config, self_attention="mutual"))
+    attention = unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    hidden = torch.randn(4, 16, attention.to_q.in_features)
+    nobody = torch.zeros(2, 1, 1)
+    streams = Streams(True, nobody, nobody, torch.ones(2), torch.ones(2))
+    with torch.no_grad():
+        found = attention(hidden, streams=streams)[2:]
+        parts = attention.to_q(hidden[2:]), attention.to_k(hidden[:2]), attention.to_v(hidden[:2])
+        q, k, v = (part.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in parts)
+        read = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        expected = attention.to_out[0](read.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(found, expected)
 
 
 def test_style_strength_zero_is_adain_off(source):
