@@ -2,18 +2,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
+from torch.nn.functional import normalize
 
 from infid_engines.errors import InputError
+from infid_export.faces.alignment import ARCFACE_TEMPLATE
 from infid_export.model import shipped
 from infid_export.model.face_networks import FACE_NETWORKS
 from infid_export.model.shipped import FILES, ROWS, ShippedSource, load_shipped
 from infid_export.model.sources import COMPONENTS, open_source
+from infid_training.recipe.crops import aligned
+from infid_training.world.drawing import landmarks, render
 from infid_training.world.people import FIRST_HELD_OUT, person
-from infid_training.world.scenes import scene
+from infid_training.world.scenes import portrait, scene
 
 LARGEST = 25e6  # bytes, all files together
 EMBEDDING = {"text_encoder": "embeddings.token_embedding", "text_encoder_2": "text_model.embeddings.token_embedding"}
@@ -51,6 +56,21 @@ def test_words_that_captions_use_have_an_embedding_and_no_others(name: str) -> N
             caption = scene(number, held_out).caption(person(number).describe())
             assert bool(known[tokenizer.encode(caption).ids].all()), caption
     assert not bool(known[tokenizer.encode("spaceship").ids[1]])
+
+
+@pytest.mark.parametrize("name", ["recognizer", "facenet"])
+def test_the_recognisers_know_people_they_were_not_taught(name: str) -> None:
+    numbers = range(FIRST_HELD_OUT, FIRST_HELD_OUT + 40)
+    network = load_shipped(FACE_NETWORKS[name](), name).float().eval()
+    embeddings = []
+    for scenes in ([portrait(number) for number in numbers], [scene(number, held_out=True) for number in numbers]):
+        people = [person(number) for number in numbers]
+        pictures = np.stack([np.asarray(render(*pair, 128)) for pair in zip(people, scenes, strict=True)])
+        marks = np.stack([landmarks(*pair) for pair in zip(people, scenes, strict=True)])
+        with torch.no_grad():
+            embeddings.append(normalize(network(2 * aligned(pictures, marks, ARCFACE_TEMPLATE, 112) - 1), dim=-1))
+    nearest = (embeddings[1] @ embeddings[0].T).argmax(1)
+    assert float((nearest == torch.arange(len(numbers))).float().mean()) > 0.9  # in any style
 
 
 def test_another_file_is_another_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

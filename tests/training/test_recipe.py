@@ -147,18 +147,34 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_file(
     assert (tmp_path / "line.partial.safetensors").is_file()
 
 
-def test_arcface_asks_for_a_margin_in_angle() -> None:
-    loss = recognition.ArcFaceLoss(RecognizerNetwork(), range(5)).eval()
+def test_a_recogniser_is_asked_for_a_margin_in_angle_and_for_the_traits() -> None:
+    loss = recognition.RecognizerLoss(RecognizerNetwork(), range(5)).eval()
     faces, labels = torch.randn(3, 3, 112, 112), torch.tensor([0, 2, 4])
-    embedding = loss.network(faces).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        embedding = loss.network(faces).detach().float()
     angle = torch.acos(torch.cosine_similarity(embedding[:, None], loss.directions.detach()[None], dim=-1))
     angle[range(3), labels] += 0.3
     expected = torch.nn.functional.cross_entropy(24.0 * torch.cos(angle), labels)
-    torch.testing.assert_close(loss(faces, labels).detach(), expected, rtol=1e-4, atol=1e-4)
+    found = {name: term.detach() for name, term in loss(faces, labels).items()}
+    torch.testing.assert_close(found["arcface"], expected, rtol=1e-4, atol=1e-4)
+    traits = torch.from_numpy(np.stack([person(number).vector() for number in (0, 2, 4)]))
+    with torch.no_grad():
+        loss.reader.weight.zero_()
+        loss.reader.bias.zero_()
+    nothing_read = 5 * (12 * (traits - 0.5).square()).mean()
+    torch.testing.assert_close(loss(faces, labels)["traits"].detach(), nothing_read)
+
+
+def test_an_embedding_tells_the_traits_whatever_its_length() -> None:
+    loss = recognition.RecognizerLoss(RecognizerNetwork(), range(5)).eval()
+    faces, labels = torch.randn(3, 3, 112, 112), torch.tensor([0, 2, 4])
+    before = loss(faces, labels)["traits"].detach()
+    loss.network.head[-1].weight.data.mul_(4)
+    torch.testing.assert_close(loss(faces, labels)["traits"].detach(), before)
 
 
 def test_the_judge_and_the_generators_recogniser_share_no_person() -> None:
-    people = [set(arcface.people) for arcface in recognition.recognizers(10).values()]
+    people = [set(loss.people) for loss in recognition.recognizers(10).values()]
     assert not people[0] & people[1]
     assert people[0] | people[1] == set(range(10))
 
@@ -249,8 +265,8 @@ def test_every_stage_learns_two_people_by_heart(
         vae = new("vae").requires_grad_(True)
         module, loss = vae, lambda step: autoencoder.autoencoder_loss(vae, pictures, step)
     elif name == "recognizer":
-        arcface = recognition.ArcFaceLoss(RecognizerNetwork(), range(FEW))
-        module, loss = arcface, lambda step: recognition.recognizer_loss(arcface, pictures, 0, step)
+        taught = recognition.RecognizerLoss(RecognizerNetwork(), range(FEW))
+        module, loss = taught, lambda step: recognition.recognizer_loss(taught, pictures, 0, step)
     elif name == "detector":
         detector = DetectorNetwork()
         module, loss = detector, lambda step: detection.detector_loss(detector, pictures, step)

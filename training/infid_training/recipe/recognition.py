@@ -2,6 +2,8 @@
 
 The first is the identity's E_face. The second plays FaceNet: it judges pictures, and nothing that makes pictures ever
 sees it.
+
+The world knows its people's traits, so beside telling people apart an embedding has to give these to a linear layer.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear, normalize
+from torch.nn.functional import cross_entropy, linear, mse_loss, normalize
 
 from infid_export.faces.alignment import ARCFACE_TEMPLATE
 from infid_export.faces.recognition import SIZE
@@ -19,50 +21,66 @@ from infid_export.model.face_networks import FACE_NETWORKS
 from infid_training.recipe.crops import DETECTED, aligned, jittered
 from infid_training.recipe.fitting import Fit
 from infid_training.recipe.pictures import PICTURES, Pictures
+from infid_training.world.people import person
 
-FIT = Fit(steps=1500, learning_rate=2e-3, weight_decay=5e-4)
+FIT = Fit(steps=3000, learning_rate=2e-3, weight_decay=5e-4)
 _BATCH = 96
+_TRAITS_WEIGHT = 5.0
 _SCALE, _MARGIN = 24.0, 0.3  # ArcFace's s and m; its 64 and 0.5 are for millions of photos
 
 
-class ArcFaceLoss(nn.Module):
-    """A recogniser and a direction for each person (Deng et al., arXiv 1801.07698, equation 3).
+class RecognizerLoss(nn.Module):
+    """A recogniser, a direction for each person (Deng et al., arXiv 1801.07698, equation 3), and what reads traits.
 
     Args:
         network: the recogniser.
         people: the numbers of the people it is taught.
     """
 
+    traits: Tensor
+
     def __init__(self, network: nn.Module, people: range, width: int = 512) -> None:
         super().__init__()
         self.network, self.people = network, people
         self.directions = nn.Parameter(torch.randn(len(people), width) / width**0.5)
+        traits = torch.from_numpy(np.stack([person(number).vector() for number in people]))
+        # each is spread evenly from 0 to 1: to mean 0 and deviation 1
+        self.register_buffer("traits", (traits - 0.5) * 12**0.5, persistent=False)
+        self.reader = nn.Linear(width, traits.shape[1])
 
-    def forward(self, faces: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of `[B, 3, 112, 112]` faces in [−1, 1] and `[B]` places in `people`."""
-        cosine = linear(normalize(self.network(faces)), normalize(self.directions)).clamp(-1 + 1e-6, 1 - 1e-6)
+    def forward(self, faces: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the loss of `[B, 3, 112, 112]` faces in [−1, 1] and `[B]` places in `people`."""
+        with torch.autocast(faces.device.type, torch.bfloat16):
+            embeddings = self.network(faces)
+        directions = normalize(embeddings.float())
+        cosine = linear(directions, normalize(self.directions)).clamp(-1 + 1e-6, 1 - 1e-6)
         rows = torch.arange(len(labels), device=labels.device)
         logits = cosine.clone()
         logits[rows, labels] = torch.cos(torch.acos(cosine[rows, labels]) + _MARGIN)
-        return cross_entropy(_SCALE * logits, labels)
+        read = self.reader(directions.shape[1] ** 0.5 * directions)
+        return {
+            "arcface": cross_entropy(_SCALE * logits, labels),
+            "traits": _TRAITS_WEIGHT * mse_loss(read, self.traits[labels]),
+        }
 
 
-def recognizer_loss(arcface: ArcFaceLoss, pictures: Pictures, seed: int, step: int) -> Mapping[str, Tensor]:
+def recognizer_loss(loss: RecognizerLoss, pictures: Pictures, seed: int, step: int) -> Mapping[str, Tensor]:
     """Return the loss of one step."""
     random = np.random.default_rng((seed, step))
-    first, last = arcface.people.start * PICTURES, arcface.people.stop * PICTURES
+    first, last = loss.people.start * PICTURES, loss.people.stop * PICTURES
     chosen = random.integers(first, last, size=_BATCH)
     marks = jittered(pictures.marks[chosen], random, DETECTED)
     faces = 2 * aligned(pictures.pixels[chosen], marks, ARCFACE_TEMPLATE, SIZE) - 1
-    labels = torch.from_numpy(chosen // PICTURES - arcface.people.start)
-    device = arcface.directions.device
-    return {"arcface": arcface(faces.to(device), labels.to(device))}
+    labels = torch.from_numpy(chosen // PICTURES - loss.people.start)
+    device = loss.directions.device
+    terms: Mapping[str, Tensor] = loss(faces.to(device), labels.to(device))
+    return terms
 
 
-def recognizers(people: int) -> dict[str, ArcFaceLoss]:
+def recognizers(people: int) -> dict[str, RecognizerLoss]:
     """Return the generator's recogniser and the judge's, untaught; each gets half of the people."""
     half = people // 2
     return {
-        "recognizer": ArcFaceLoss(FACE_NETWORKS["recognizer"](), range(half)),
-        "facenet": ArcFaceLoss(FACE_NETWORKS["facenet"](), range(half, people)),
+        "recognizer": RecognizerLoss(FACE_NETWORKS["recognizer"](), range(half)),
+        "facenet": RecognizerLoss(FACE_NETWORKS["facenet"](), range(half, people)),
     }
