@@ -21,7 +21,13 @@ import scored
 from infid_engines.errors import InputError
 from infid_export.cli.output import Output
 from infid_export.model.config import read_config
-from infid_training.evaluation.ablation import VARIANTS, Variant, compare_rows, run_variants
+from infid_training.evaluation.ablation import (
+    VARIANTS,
+    Variant,
+    compare_rows,
+    run_variants,
+    text_stream_likeness,
+)
 from infid_training.evaluation.generators import ReferenceGenerator, open_reference
 from infid_training.evaluation.scorer_choice import open_scorers
 from infid_training.evaluation.scorers import METRICS
@@ -48,13 +54,14 @@ def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
         with_text = variant.training == "with text"
         return open_reference(
             arguments.model,
-            settings={"steps": arguments.steps},
+            settings={"steps": arguments.steps, **variant.settings},
             choices=variant.method(),
             identity=arguments.identity_with_text if with_text else arguments.identity,
         )
 
     with output.progress() as reporter:
         found = run_variants(variants, open_generator, chosen, scorers, arguments.work, reporter)
+    likeness = text_stream_likeness(list(found), chosen, scorers.face, arguments.work)
     first = next(iter(found.values())).to_json()
     return {
         "kind": "ablation",
@@ -64,7 +71,7 @@ def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
         "settings": first["generator"]["settings"],
         "scorers": first["scorers"],
         "bootstrap": first["bootstrap"],
-        "rows": compare_rows(found),
+        "rows": compare_rows(found, likeness),
         "variants": {name: each.to_json() for name, each in found.items()},
     }
 
@@ -82,8 +89,11 @@ def require_trained(path: Path, with_text: bool) -> None:
 
 def markdown(document: dict[str, Any]) -> str:
     """Return the table of a document, with each of the paper's orderings and whether it is reproduced."""
-    lines = [f"| variant | pictures | {' | '.join(METRICS.values())} | the paper's ordering |"]
-    lines.append("|---|---|" + "---|" * (len(METRICS) + 1))
+    lines = [
+        f"| variant | pictures | without a face | {' | '.join(METRICS.values())} | likeness to the text stream's face "
+        "| the paper's ordering |"
+    ]
+    lines.append("|---|---|---|" + "---|" * (len(METRICS) + 2))
     for row in document["rows"]:
         cells = [_cell(row["scores"][metric]) for metric in METRICS]
         orderings = [
@@ -92,14 +102,16 @@ def markdown(document: dict[str, Any]) -> str:
             for each in row["orderings"]
         ]
         said = "<br>".join(orderings) or "–"
-        lines.append(f"| {row['label']} | {row['pictures']} | {' | '.join(cells)} | {said} |")
+        cells = [str(row["pictures"]), str(row["faces_missing"]), *cells, _cell(row["text_stream"])]
+        lines.append(f"| {row['label']} | {' | '.join(cells)} | {said} |")
     chosen, sampling = document["set"], document["settings"]
     lines += [
         "",
         f"{len(chosen['people'])} people × {len(chosen['prompts'])} prompts × {len(chosen['seeds'])} seeds; "
-        f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, s = {sampling['style_strength']:g}, "
-        f"λ = {sampling['identity_strength']:g}; "
-        f"{document['bootstrap']['level']:.0%} intervals over people; differences are full − this, picture by picture.",
+        f"{sampling['steps']} steps, guidance {sampling['guidance']:g}, λ = {sampling['identity_strength']:g}, "
+        f"s = {sampling['style_strength']:g} for prompts with a style and {sampling['plain_style_strength']:g} for the "
+        f"others; {document['bootstrap']['level']:.0%} intervals over people; differences are full − this, picture by "
+        "picture.",
     ]
     return "\n".join(lines)
 

@@ -82,7 +82,7 @@ def markdown(document: dict[str, Any]) -> str:
     lines.append("|---|" + "---|---|" * len(METRICS) + "---|")
     for name, each in document["backends"].items():
         gate = each["gate"]
-        losses = {row["metric"]: f"{row['loss']:+.2%}" for row in gate["rows"]} if gate else {}
+        losses = {row["metric"]: f"{row['loss']:+.2%} {_difference(row)}" for row in gate["rows"]} if gate else {}
         cells = " | ".join(
             f"{each['scores']['all'][metric]['mean']:.4f} | {losses.get(metric, '–')}" for metric in METRICS
         )
@@ -93,9 +93,18 @@ def markdown(document: dict[str, Any]) -> str:
     lines += [
         "",
         f"{len(chosen['people'])} people × {len(chosen['prompts'])} prompts, the same noise for all backends, on "
-        f"{document['machine']}; a backend may lose {limit:.1%} of a score, and a loss below nothing is a gain.",
+        f"{document['machine']}; a backend may lose {limit:.1%} of a score, and a loss below nothing is a gain. "
+        f"In brackets the difference of a picture's score, backend − PyTorch, with its "
+        f"{document['bootstrap']['level']:.0%} interval over people.",
     ]
     return "\n".join(lines)
+
+
+def _difference(row: dict[str, Any]) -> str:
+    values = [row["difference"][name] for name in ("mean", "low", "high")]
+    if values[1] is None:
+        return f"({values[0]:+.4f})"
+    return "({:+.4f} [{:+.4f}, {:+.4f}])".format(*values)
 
 
 def main(words: list[str]) -> int:

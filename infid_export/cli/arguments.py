@@ -59,7 +59,10 @@ def add_sampling(parser: argparse._ActionsContainer) -> None:
     """Add how a picture is sampled."""
     parser.add_argument("--steps", type=int, metavar="N", help="DDIM steps (the folder's)")
     parser.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale (the folder's)")
-    parser.add_argument("--style-strength", type=float, metavar="S", help="AdaIN-mean; 1 is the paper's, 0 is off")
+    parser.add_argument(
+        "--style-strength", type=float, metavar="S",
+        help="AdaIN-mean; 1 is the paper's, for styles; 0 is off and keeps more of the person (the folder's)",
+    )  # fmt: skip
     parser.add_argument("--identity-strength", type=float, metavar="L", help="of the person; 1 is the paper's")
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from infid_training.evaluation.sets import EvaluationSet
 
 _WORLD = "world:heldout"
-_SETTINGS = ("steps", "guidance", "style_strength", "identity_strength")
+_SETTINGS = ("steps", "guidance", "style_strength", "plain_style_strength", "identity_strength")
 _SECONDS = 3.0  # a picture of the demo model takes on two cores; only shares of it are shown
 
 
@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--against", type=Path, metavar="FILE", help="scores.json of the reference; fails if a score loses over 0.5 %%"
     )
-    add_sampling(parser.add_argument_group("sampling"))
+    sampling = parser.add_argument_group("sampling; --style-strength is of prompts that ask for a style")
+    add_sampling(sampling)
+    sampling.add_argument("--plain-style-strength", type=float, metavar="S", help="AdaIN-mean of the other prompts (0)")
     add_running(parser.add_argument_group("engines"))
     reference = parser.add_argument_group("PyTorch reference in fp32, instead of engines; needs --model")
     add_model(reference)

@@ -81,13 +81,15 @@ class TableGenerator:
 
     def __init__(self, pictures: dict[str, Image.Image]) -> None:
         self.pictures = pictures
-        self.calls: list[tuple[Any, list[str], list[int]]] = []
+        self.calls: list[tuple[Any, list[str], list[int], bool]] = []
 
     def enroll(self, photo: Image.Image) -> Any:
         return photo
 
-    def generate(self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int]) -> list[Image.Image]:
-        self.calls.append((person, list(prompts), list(noise_seeds)))
+    def generate(
+        self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylised: bool
+    ) -> list[Image.Image]:
+        self.calls.append((person, list(prompts), list(noise_seeds), stylised))
         return [self.pictures[prompt] for prompt in prompts]
 
     def describe(self) -> dict[str, Any]:

@@ -14,15 +14,17 @@ from infid_training.evaluation.ablation import (
     FULL,
     METHOD,
     ROWS,
+    TEXT_STREAM,
     VARIANTS,
     Claim,
     Variant,
     compare_rows,
     run_variants,
+    text_stream_likeness,
     verdict,
 )
 from infid_training.evaluation.bootstrap import Interval
-from infid_training.evaluation.evaluation import Evaluation
+from infid_training.evaluation.evaluation import SUBSETS, Evaluation
 from infid_training.evaluation.scorers import METRICS
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
@@ -44,8 +46,8 @@ def test_every_variant_is_a_method_the_model_knows() -> None:
     methods = set()
     for variant in VARIANTS:
         IdentityConfig().with_choices(**variant.method())
-        methods.add((*variant.method().values(), variant.training))
-    assert len(methods) == len(VARIANTS) == len(BY_NAME) == 7
+        methods.add((*variant.method().values(), variant.training, *variant.settings.items()))
+    assert len(methods) == len(VARIANTS) == len(BY_NAME) == 9
     own = {name: getattr(IdentityConfig(), name) for name in METHOD}
     assert BY_NAME[FULL].method() == METHOD == own
     assert {row.variant for row in ROWS} == set(BY_NAME)
@@ -80,8 +82,15 @@ def test_a_verdict_needs_the_whole_interval(low, high, above: bool, expected: st
     assert verdict(Claim("clip_t", above), Interval(0.2, low, high)) == expected
 
 
+LIKENESS = {subset: Interval(0.3, 0.2, 0.4) for subset in SUBSETS}
+
+
+def rows_of(evaluations: dict[str, Evaluation]) -> list[dict]:
+    return compare_rows(evaluations, dict.fromkeys(evaluations, LIKENESS))
+
+
 def test_the_table_says_what_the_pictures_say() -> None:
-    table = compare_rows(
+    table = rows_of(
         {
             FULL: scored((0.0, 0.0, 0.0)),
             "without identity-enhanced training": scored((-0.1, 0.1, 0.0)),
@@ -104,7 +113,28 @@ def test_the_table_says_what_the_pictures_say() -> None:
 
 def test_rows_of_other_pictures_are_refused() -> None:
     with pytest.raises(InputError, match="different pictures"):
-        compare_rows({FULL: scored((0, 0, 0)), "mutual attention": scored((0, 0, 0), people=11)})
+        rows_of({FULL: scored((0, 0, 0)), "mutual attention": scored((0, 0, 0), people=11)})
+
+
+def test_the_text_streams_face_is_found_where_it_was_taken(tmp_path: Path) -> None:
+    """A picture without a face is like none; the reference photo does not matter."""
+    chosen = two_people()
+    made = {
+        FULL: {"1 0 0": plain(3, 0, 4), "0 3 4": plain(0, 1, 0)},
+        TEXT_STREAM: {"1 0 0": plain(4, 0, 3), "0 3 4": plain(0, 1, 1)},
+    }
+    variants = [BY_NAME[name] for name in made]
+    run_variants(
+        variants, lambda variant: TableGenerator(made[variant.name]), chosen, COLOURS, tmp_path, SilentReporter()
+    )
+    found = text_stream_likeness(list(made), chosen, COLOURS.face, tmp_path)
+    assert found[TEXT_STREAM]["all"].mean == pytest.approx(1.0)
+    assert found[FULL]["plain"].mean == pytest.approx(24 / 25)
+    assert found[FULL]["stylised"].mean == 0
+    assert found[FULL]["all"].mean == pytest.approx(12 / 25)
+    next((tmp_path / "full/pictures").iterdir()).unlink()
+    with pytest.raises(InputError, match=r"full/pictures/.*png cannot be read"):
+        text_stream_likeness(list(made), chosen, COLOURS.face, tmp_path)
 
 
 class Counting(TableGenerator):
@@ -142,14 +172,25 @@ def test_variants_are_run_once_and_again_only_when_something_changed(tmp_path: P
 
 
 def test_the_script_prints_what_the_document_says() -> None:
-    rows = compare_rows({FULL: scored((0, 0, 0)), "mutual attention": scored((-0.2, -0.2, 0.2))})
+    rows = rows_of({FULL: scored((0, 0, 0)), "mutual attention": scored((-0.2, -0.2, 0.2))})
     document = {
         "rows": rows,
         "set": {"people": [1] * 12, "prompts": [1, 2], "seeds": [0]},
-        "settings": {"steps": 30, "guidance": 2.5, "style_strength": 1.0, "identity_strength": 1.0},
+        "settings": {
+            "steps": 30,
+            "guidance": 2.5,
+            "style_strength": 1.0,
+            "plain_style_strength": 0.0,
+            "identity_strength": 1.0,
+        },
         "bootstrap": {"level": 0.95},
     }
     text = script.markdown(document)
     assert "full > this in M_FaceNet: contradicted (-0.200 [-0.200, -0.200])" in text
     assert "full > this in CLIP-T: reproduced (+0.200 [+0.200, +0.200])" in text
-    assert "12 people × 2 prompts × 1 seeds; 30 steps, guidance 2.5, s = 1, λ = 1; 95% intervals" in text
+    assert "| Infinite-ID | 24 | 0 | " in text
+    assert text.count("| 0.300 [0.200, 0.400] |") == len(rows)
+    assert (
+        "12 people × 2 prompts × 1 seeds; 30 steps, guidance 2.5, λ = 1, s = 1 for prompts with a style and 0 for"
+        in text
+    )

@@ -48,21 +48,26 @@ def reader(tmp_path_factory: pytest.TempPathFactory, source: RandomSource) -> Fa
     return FaceReader(detector, recognizer, source.architecture.image_encoder["image_size"])
 
 
-def drawn(generator, prompts: list[str] = PROMPTS[:1], seeds: list[int] = SEEDS[:1]) -> list[np.ndarray]:
-    images = generator.generate(generator.enroll(dotted(90, size=128)), prompts, seeds)
+def drawn(
+    generator, prompts: list[str] = PROMPTS[:1], seeds: list[int] = SEEDS[:1], stylised: bool = True
+) -> list[np.ndarray]:
+    images = generator.generate(generator.enroll(dotted(90, size=128)), prompts, seeds, stylised)
     return [np.asarray(image).astype(int) for image in images]
 
 
-def test_engines_make_what_the_pipeline_makes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stylised", [True, False])
+def test_engines_make_what_the_pipeline_makes(tmp_path: Path, stylised: bool) -> None:
     with Pipeline.load(ENGINES.write_folder(tmp_path / "engines"), backend="onnxruntime") as pipe:
         generator = EngineGenerator(pipe, {"steps": 3, "guidance": None, "style_strength": 0.5})
         assert generator.batch == ENGINES.BATCH
-        found = generator.generate(generator.enroll(dotted(90)), PROMPTS, SEEDS)
-        settings = {"steps": 3, "style_strength": 0.5}
+        found = generator.generate(generator.enroll(dotted(90)), PROMPTS, SEEDS, stylised)
+        settings = {"steps": 3, "style_strength": 0.5 if stylised else 0.0}
         expected = pipe.generate(PROMPTS, pipe.enroll(dotted(90)), seed=SEEDS, **settings)
         assert [np.asarray(a).tolist() for a in found] == [np.asarray(b).tolist() for b in expected]
         described = generator.describe()
-    assert described["settings"] == {"steps": 3, "guidance": 5.0, "style_strength": 0.5, "identity_strength": 1.0}
+    assert described["settings"] == {
+        "steps": 3, "guidance": 5.0, "style_strength": 0.5, "identity_strength": 1.0, "plain_style_strength": 0.0,
+    }  # fmt: skip
     assert (described["backend"], described["precision"]) == ("onnxruntime", "fp32")
     assert described["model"]["id"] == ENGINES.MODEL
 
@@ -85,6 +90,17 @@ def test_the_reference_makes_what_the_pytorch_pipeline_makes(reader: FaceReader,
     described = generator.describe()
     assert described["settings"]["steps"] == 2
     assert described["precision"] == "fp32"
+
+
+def test_prompts_without_a_style_are_drawn_without_adain_mean(reader: FaceReader, source: RandomSource) -> None:
+    generator, asked = (
+        ReferenceGenerator(source, reader, {**SHORT, **more}) for more in ({}, {"plain_style_strength": 1.0})
+    )
+    off = ReferenceGenerator(source, reader, {**SHORT, "style_strength": 0.0})
+    plain_one = drawn(generator, stylised=False)[0]
+    assert np.array_equal(plain_one, drawn(off)[0])
+    assert np.abs(plain_one - drawn(generator)[0]).max() > 3
+    assert np.array_equal(drawn(asked, stylised=False)[0], drawn(generator)[0])
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,11 @@ def test_prompts_go_in_batches_with_noise_of_their_own() -> None:
     chosen = two_people(seeds=(0, 1, 2))
     generator = TableGenerator(PICTURES)
     found = run(chosen, generator)
-    assert [len(prompts) for _, prompts, _ in generator.calls] == [2, 2, 2] * 2
-    seeds = [seed for _, _, several in generator.calls for seed in several]
+    # three seeds of a prompt without a style, then three of one with it; never both at once
+    assert [(len(prompts), styled) for _, prompts, _, styled in generator.calls] == [
+        (2, False), (1, False), (2, True), (1, True),
+    ] * 2  # fmt: skip
+    seeds = [seed for _, _, several, _ in generator.calls for seed in several]
     assert len(set(seeds)) == len(chosen) == 12
     assert seeds == [picture.noise_seed for picture in found.pictures]
     fewer = run(two_people())

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infid_engines.progress import Reporter
-from infid_training.evaluation.bootstrap import Interval
-from infid_training.evaluation.evaluation import Evaluation, evaluate
+from infid_training.evaluation.bootstrap import Interval, mean_interval
+from infid_training.evaluation.evaluation import SUBSETS, Evaluation, evaluate
 from infid_training.evaluation.gate import paired
 from infid_training.evaluation.generators import Generator
-from infid_training.evaluation.results import SCORES, ResultFolder
-from infid_training.evaluation.scorers import Scorers
+from infid_training.evaluation.results import SCORES, ResultFolder, kept_pictures
+from infid_training.evaluation.scorers import FaceScorer, Scorers, cosine
 from infid_training.evaluation.sets import EvaluationSet
 
 Training = Literal["without text", "with text"]
@@ -35,11 +35,13 @@ class Variant:
         name: unique.
         choices: where the method differs from `METHOD`.
         training: which identity weights: of identity-enhanced training (without text), or trained with text on.
+        settings: where the sampling differs from the model's own.
     """
 
     name: str
     choices: Mapping[str, str] = field(default_factory=dict)
     training: Training = "without text"
+    settings: Mapping[str, float] = field(default_factory=dict)
 
     def method(self) -> dict[str, str]:
         """Return all choices."""
@@ -85,7 +87,8 @@ class Row:
         return figures + self.claims
 
 
-FULL = "full"
+FULL, TEXT_STREAM = "full", "text stream"
+_NO_INTERACTION = {"self_attention": "plain", "adain": "off", "cross_adain": "off"}
 VARIANTS = (
     Variant(FULL),
     Variant("without identity-enhanced training", training="with text"),
@@ -93,9 +96,9 @@ VARIANTS = (
     Variant("mutual attention", {"self_attention": "mutual"}),
     Variant("AdaIN", {"adain": "standard"}),
     Variant("without AdaIN-mean", {"adain": "off", "cross_adain": "off"}),
-    Variant(
-        "IP-Adapter style", {"self_attention": "plain", "adain": "off", "cross_adain": "off"}, training="with text"
-    ),
+    Variant("IP-Adapter style", _NO_INTERACTION, training="with text"),
+    Variant("AdaIN-mean for every prompt", settings={"plain_style_strength": 1.0}),
+    Variant(TEXT_STREAM, _NO_INTERACTION, settings={"identity_strength": 0.0}),
 )
 ROWS = (
     Row("Infinite-ID", FULL, published={"clip_t": 0.340, "clip_i": 0.913, "m_facenet": 0.689}),
@@ -123,6 +126,9 @@ ROWS = (
         "IP-Adapter style",
         published={"clip_t": 0.274, "clip_i": 0.905, "m_facenet": 0.474},
     ),
+    Row("Infinite-ID, prompts without a style", FULL, "plain"),
+    Row("AdaIN-mean for photos too, prompts without a style", "AdaIN-mean for every prompt", "plain"),
+    Row("the text stream alone: nobody's picture", TEXT_STREAM),
 )
 
 
@@ -150,7 +156,7 @@ def run_variants(
     found = {}
     reporter.plan({variant.name: float(len(chosen)) for variant in variants})
     for variant in variants:
-        place = folder / variant.name.replace(" ", "-")
+        place = place_of(folder, variant.name)
         generator = open_generator(variant)
         with reporter.stage(variant.name) as stage:
             parts = {"set": chosen.to_json(), "generator": generator.describe(), "scorers": scorers.describe()}
@@ -163,6 +169,53 @@ def run_variants(
             found[variant.name] = evaluate(generator, chosen, scorers, stage, results.add)
             results.finish(found[variant.name])
     return found
+
+
+def text_stream_likeness(
+    variants: Sequence[str], chosen: EvaluationSet, face: FaceScorer, folder: Path
+) -> dict[str, dict[str, Interval]]:
+    """Return how much each variant's faces are those that the text stream draws of the same noise and prompt.
+
+    M_FaceNet again, with the text stream's picture in the place of the reference photo. Pose, light and all else that
+    the noise decides are shared, so a method that takes nothing of that face is not at 0: what is above the variant
+    without interaction between the streams comes from it.
+
+    Args:
+        variants: names of those that `run_variants` has finished, the text stream among them.
+        chosen: its set.
+        face: finds and tells faces.
+        folder: where it kept the pictures.
+
+    Returns:
+        Intervals over people by variant and subset. A pair in which one picture has no face counts as 0.
+
+    Raises:
+        InputError: a picture is missing there.
+    """
+    requests = [request for subject in chosen.people for request in chosen.requests(subject)]
+    faces = {name: face.embed_faces(kept_pictures(place_of(folder, name), chosen)) for name in variants}
+    found: dict[str, dict[str, Interval]] = {}
+    for name in variants:
+        likeness = [
+            0.0 if own is None or theirs is None else cosine(own, theirs)
+            for own, theirs in zip(faces[name], faces[TEXT_STREAM], strict=True)
+        ]
+        found[name] = {}
+        for subset in SUBSETS:
+            among = [
+                index
+                for index, request in enumerate(requests)
+                if subset == "all" or request.prompt.stylised == (subset == "stylised")
+            ]
+            if among:
+                people = [requests[index].person.name for index in among]
+                found[name][subset] = mean_interval([likeness[index] for index in among], people)
+    return found
+
+
+def place_of(folder: Path, variant: str) -> Path:
+    """Return where `run_variants` keeps a variant's pictures and scores."""
+    return folder / variant.replace(" ", "-")
 
 
 def _same(parts: Mapping[str, Any], kept: Evaluation) -> bool:
@@ -189,11 +242,16 @@ def verdict(claim: Claim, difference: Interval) -> Verdict:
     return "reproduced" if (difference.low > 0) == claim.above else "contradicted"
 
 
-def compare_rows(evaluations: Mapping[str, Evaluation], rows: tuple[Row, ...] = ROWS) -> list[dict[str, Any]]:
+def compare_rows(
+    evaluations: Mapping[str, Evaluation],
+    likeness: Mapping[str, Mapping[str, Interval]],
+    rows: tuple[Row, ...] = ROWS,
+) -> list[dict[str, Any]]:
     """Return the table: scores of every row with intervals, and each ordering of the paper with its verdict.
 
     Args:
         evaluations: by name of the variant, all on one set; the full method among them.
+        likeness: of the same variants, see `text_stream_likeness`.
         rows: of the table; the first is the full method's. Rows of missing variants, and of prompts that the set does
             not have, are left out.
 
@@ -219,6 +277,7 @@ def compare_rows(evaluations: Mapping[str, Evaluation], rows: tuple[Row, ...] = 
             "pictures": len(pictures),
             "faces_missing": sum(not picture.face_found for picture in pictures),
             "scores": {metric: value.to_json() for metric, value in found.scores()[row.subset].items()},
+            "text_stream": likeness[row.variant][row.subset].to_json(),
             "published": dict(row.published),
             "orderings": orderings,
         })  # fmt: skip

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,9 @@ def evaluate(
     for subject, face in zip(chosen.people, faces, strict=True):
         person = _enrolled(generator, subject)
         reference = scorers.image_text.embed_images([subject.photo])[0]
-        for requests in _chunks(list(chosen.requests(subject)), generator.batch):
+        for requests in _chunks(chosen.requests(subject), generator.batch):
             prompts, seeds = [each.prompt.text for each in requests], [each.noise_seed for each in requests]
-            images = generator.generate(person, prompts, seeds)
+            images = generator.generate(person, prompts, seeds, requests[0].prompt.stylised)
             pictures += _scored(scorers, requests, images, texts, reference, face)
             stage.update(len(pictures) / len(chosen), f"{len(pictures)} of {len(chosen)}")
             if on_picture is not None:
@@ -226,5 +227,8 @@ def _scored(
         )
 
 
-def _chunks(requests: list[Request], size: int) -> Iterable[list[Request]]:
-    return (requests[start : start + size] for start in range(0, len(requests), size))
+def _chunks(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
+    """Yield requests that are drawn at once: in order, at most `size`, and all with a style or all without."""
+    for _, alike in groupby(requests, key=lambda request: request.prompt.stylised):
+        while chunk := list(islice(alike, size)):
+            yield chunk

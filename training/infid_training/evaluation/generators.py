@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,11 +34,51 @@ class Generator(Protocol):
             InputError: the photo shows no usable face.
         """
 
-    def generate(self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int]) -> list[Image.Image]:
-        """Return one picture a prompt, each from the noise of its own seed (`seeded_noise`)."""
+    def generate(
+        self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylised: bool
+    ) -> list[Image.Image]:
+        """Return one picture a prompt, each from the noise of its own seed (`seeded_noise`).
+
+        Args:
+            person: of `enroll`.
+            prompts: at most `batch`.
+            noise_seeds: one a prompt.
+            stylised: whether these prompts ask for a style.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Return what a document says of the generator."""
+
+
+@dataclass(frozen=True)
+class PromptSampling:
+    """How pictures are sampled, by whether their prompt asks for a style.
+
+    AdaIN-mean is the method's means of style (Infinite-ID, arXiv 2403.11781) and costs some of the person; the other
+    prompts do without it, unless they are asked to.
+
+    Args:
+        sampling: of prompts that ask for a style, and of all others but for s.
+        plain_style_strength: s of those others.
+    """
+
+    sampling: Sampling
+    plain_style_strength: float = 0.0
+
+    @classmethod
+    def chosen(cls, own: Sampling, settings: Mapping[str, Any] | None) -> PromptSampling:
+        """Return a model's own sampling, with the settings that are not None in its place."""
+        given = {name: value for name, value in (settings or {}).items() if value is not None}
+        plain = given.pop("plain_style_strength", 0.0)
+        return cls(replace(own, **given), plain)
+
+    def of(self, stylised: bool) -> Sampling:
+        """Return how to sample prompts that do, or do not, ask for a style."""
+        return self.sampling if stylised else replace(self.sampling, style_strength=self.plain_style_strength)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a document says of it."""
+        return {**asdict(self.sampling), "plain_style_strength": self.plain_style_strength}
 
 
 class EngineGenerator:
@@ -46,23 +86,24 @@ class EngineGenerator:
 
     Args:
         pipe: the engines.
-        settings: how to sample; what is not in it is the folder's own.
+        settings: how to sample, fields of `Sampling` and `plain_style_strength`; what is not in it is the folder's own.
     """
 
     def __init__(self, pipe: Pipeline, settings: Mapping[str, Any] | None = None) -> None:
-        given = {name: value for name, value in (settings or {}).items() if value is not None}
-        own = {name: pipe.manifest.defaults[name] for name in asdict(Sampling())}
-        self._pipe, self._settings = pipe, Sampling(**{**own, **given})
+        own = Sampling(**{name: pipe.manifest.defaults[name] for name in asdict(Sampling())})
+        self._pipe, self._settings = pipe, PromptSampling.chosen(own, settings)
         self.batch = pipe.manifest.batch
 
     def enroll(self, photo: Image.Image) -> Any:
         """Return the `Person` of a photo."""
         return self._pipe.enroll(photo)
 
-    def generate(self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int]) -> list[Image.Image]:
+    def generate(
+        self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylised: bool
+    ) -> list[Image.Image]:
         """Return one picture a prompt."""
         images: list[Image.Image] = self._pipe.generate(
-            list(prompts), person, seed=list(noise_seeds), **asdict(self._settings)
+            list(prompts), person, seed=list(noise_seeds), **asdict(self._settings.of(stylised))
         )
         return images
 
@@ -76,7 +117,7 @@ class EngineGenerator:
             "precision": manifest.precision,
             "size": [manifest.height, manifest.width],
             "model": dict(manifest.model),
-            "settings": asdict(self._settings),
+            "settings": self._settings.to_json(),
         }
 
 
@@ -86,7 +127,7 @@ class ReferenceGenerator:
     Args:
         source: the model.
         reader: finds and encodes the face of a reference photo.
-        settings: how to sample; what is not in it is the model's own.
+        settings: how to sample, fields of `Sampling` and `plain_style_strength`; what is not in it is the model's own.
         choices: fields of `IdentityConfig` in which the method differs from the weights' own.
         identity: identity weights of another training of the same model; None is the source's own.
 
@@ -109,8 +150,7 @@ class ReferenceGenerator:
         from infid_export.model.pipeline import InfiniteIDPipeline
         from infid_export.model.processors import identity_blocks
 
-        given = {name: value for name, value in (settings or {}).items() if value is not None}
-        self._settings = replace(source.architecture.sampling, **given)
+        self._settings = PromptSampling.chosen(source.architecture.sampling, settings)
         # refused here, before the base model is loaded
         (source.config if identity is None else read_config(identity)).with_choices(**(choices or {}))
         self._reader = reader
@@ -130,14 +170,16 @@ class ReferenceGenerator:
             "precision": "fp32",
             "size": [self._size, self._size],
             "model": {"name": source.name, "files": weights, "config": self._pipe.identity_config.to_dict()},
-            "settings": asdict(self._settings),
+            "settings": self._settings.to_json(),
         }
 
     def enroll(self, photo: Image.Image) -> Any:
         """Return the keys and values of a photo."""
         return self._pipe.encode_identity(self._reader.read(photo))
 
-    def generate(self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int]) -> list[Image.Image]:
+    def generate(
+        self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylised: bool
+    ) -> list[Image.Image]:
         """Return one picture a prompt."""
         import torch
 
@@ -146,7 +188,7 @@ class ReferenceGenerator:
             person,
             height=self._size,
             width=self._size,
-            **self._settings.arguments(),
+            **self._settings.of(stylised).arguments(),
             latents=torch.from_numpy(seeded_noise(noise_seeds, self._latents)),
         ).images
         return images

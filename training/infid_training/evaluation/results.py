@@ -31,8 +31,7 @@ class ResultFolder:
         if folder is None:
             return
         self._grid = Grid(chosen)
-        self._people = {subject.name: number for number, subject in enumerate(chosen.people)}
-        self._prompts = {prompt.text: number for number, prompt in enumerate(chosen.prompts)}
+        self._chosen = chosen
         try:
             for name in (PICTURES, REFERENCES):
                 (folder / name).mkdir(parents=True, exist_ok=True)
@@ -51,8 +50,7 @@ class ResultFolder:
         """
         if self._folder is None:
             return
-        name = f"{self._people[request.person.name]}-{self._prompts[request.prompt.text]}-{request.seed}.png"
-        save_png(image, self._folder / PICTURES / name)
+        save_png(image, self._folder / PICTURES / _name(request, self._chosen))
         self._grid.add(request, image)
 
     def finish(self, found: Evaluation) -> list[Path]:
@@ -67,3 +65,27 @@ class ResultFolder:
         write_json(paths[0], found.to_json())
         save_png(self._grid.draw(), paths[1])
         return paths
+
+
+def kept_pictures(folder: Path, chosen: EvaluationSet) -> list[Image.Image]:
+    """Return the pictures of a finished `ResultFolder` in the set's order.
+
+    Raises:
+        InputError: one is missing or broken.
+    """
+    found = []
+    for subject in chosen.people:
+        for request in chosen.requests(subject):
+            path = folder / PICTURES / _name(request, chosen)
+            try:
+                with Image.open(path) as image:
+                    found.append(image.convert("RGB"))
+            except OSError as error:
+                raise InputError(
+                    f"{path} cannot be read ({error}).", fix=f"Delete {folder} to make its pictures again."
+                ) from error
+    return found
+
+
+def _name(request: Request, chosen: EvaluationSet) -> str:
+    return f"{chosen.people.index(request.person)}-{chosen.prompts.index(request.prompt)}-{request.seed}.png"
