@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
 
     with output.progress() as reporter:
         found = run_variants(variants, open_generator, chosen, scorers, arguments.work, reporter)
-    likeness = text_stream_likeness(list(found), chosen, scorers.face, arguments.work)
+    likeness = text_stream_likeness(found, chosen, scorers.face, arguments.work)
     first = next(iter(found.values())).to_json()
     return {
         "kind": "ablation",
@@ -95,14 +95,14 @@ def markdown(document: dict[str, Any]) -> str:
     ]
     lines.append("|---|---|---|" + "---|" * (len(METRICS) + 2))
     for row in document["rows"]:
-        cells = [_cell(row["scores"][metric]) for metric in METRICS]
+        cells = [scored.cell(row["scores"][metric]) for metric in METRICS]
         orderings = [
             f"full {'>' if each['above'] else '<'} this in {METRICS[each['metric']]}: {each['verdict']} "
-            f"({_cell(each['difference'], '+.3f')})"
+            f"({scored.cell(each['difference'], '+.3f')})"
             for each in row["orderings"]
         ]
         said = "<br>".join(orderings) or "–"
-        cells = [str(row["pictures"]), str(row["faces_missing"]), *cells, _cell(row["text_stream"])]
+        cells = [str(row["pictures"]), str(row["faces_missing"]), *cells, scored.cell(row["text_stream"])]
         lines.append(f"| {row['label']} | {' | '.join(cells)} | {said} |")
     chosen, sampling = document["set"], document["settings"]
     lines += [
@@ -114,12 +114,6 @@ def markdown(document: dict[str, Any]) -> str:
         "picture.",
     ]
     return "\n".join(lines)
-
-
-def _cell(value: dict[str, float | None], form: str = ".3f") -> str:
-    if value["low"] is None:
-        return f"{value['mean']:{form}}"
-    return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
 
 def main(words: list[str]) -> int:

@@ -82,7 +82,10 @@ def markdown(document: dict[str, Any]) -> str:
     lines.append("|---|" + "---|---|" * len(METRICS) + "---|")
     for name, each in document["backends"].items():
         gate = each["gate"]
-        losses = {row["metric"]: f"{row['loss']:+.2%} {_difference(row)}" for row in gate["rows"]} if gate else {}
+        losses = {
+            row["metric"]: f"{row['loss']:+.2%} ({scored.cell(row['difference'], '+.4f')})"
+            for row in (gate["rows"] if gate else ())
+        }
         cells = " | ".join(
             f"{each['scores']['all'][metric]['mean']:.4f} | {losses.get(metric, '–')}" for metric in METRICS
         )
@@ -98,13 +101,6 @@ def markdown(document: dict[str, Any]) -> str:
         f"{document['bootstrap']['level']:.0%} interval over people.",
     ]
     return "\n".join(lines)
-
-
-def _difference(row: dict[str, Any]) -> str:
-    values = [row["difference"][name] for name in ("mean", "low", "high")]
-    if values[1] is None:
-        return f"({values[0]:+.4f})"
-    return "({:+.4f} [{:+.4f}, {:+.4f}])".format(*values)
 
 
 def main(words: list[str]) -> int:

@@ -124,17 +124,17 @@ def test_the_text_streams_face_is_found_where_it_was_taken(tmp_path: Path) -> No
         TEXT_STREAM: {"1 0 0": plain(4, 0, 3), "0 3 4": plain(0, 1, 1)},
     }
     variants = [BY_NAME[name] for name in made]
-    run_variants(
+    evaluations = run_variants(
         variants, lambda variant: TableGenerator(made[variant.name]), chosen, COLOURS, tmp_path, SilentReporter()
     )
-    found = text_stream_likeness(list(made), chosen, COLOURS.face, tmp_path)
+    found = text_stream_likeness(evaluations, chosen, COLOURS.face, tmp_path)
     assert found[TEXT_STREAM]["all"].mean == pytest.approx(1.0)
     assert found[FULL]["plain"].mean == pytest.approx(24 / 25)
     assert found[FULL]["stylised"].mean == 0
     assert found[FULL]["all"].mean == pytest.approx(12 / 25)
     next((tmp_path / "full/pictures").iterdir()).unlink()
     with pytest.raises(InputError, match=r"full/pictures/.*png cannot be read"):
-        text_stream_likeness(list(made), chosen, COLOURS.face, tmp_path)
+        text_stream_likeness(evaluations, chosen, COLOURS.face, tmp_path)
 
 
 class Counting(TableGenerator):

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from infid_engines.progress import Reporter
-from infid_training.evaluation.bootstrap import Interval, mean_interval
+from infid_training.evaluation.bootstrap import Interval
 from infid_training.evaluation.evaluation import SUBSETS, Evaluation, evaluate
 from infid_training.evaluation.gate import paired
 from infid_training.evaluation.generators import Generator
 from infid_training.evaluation.results import SCORES, ResultFolder, kept_pictures
-from infid_training.evaluation.scorers import FaceScorer, Scorers, cosine
+from infid_training.evaluation.scorers import FaceScorer, Scorers, face_similarity
 from infid_training.evaluation.sets import EvaluationSet
 
 Training = Literal["without text", "with text"]
@@ -172,7 +172,7 @@ def run_variants(
 
 
 def text_stream_likeness(
-    variants: Sequence[str], chosen: EvaluationSet, face: FaceScorer, folder: Path
+    evaluations: Mapping[str, Evaluation], chosen: EvaluationSet, face: FaceScorer, folder: Path
 ) -> dict[str, dict[str, Interval]]:
     """Return how much each variant's faces are those that the text stream draws of the same noise and prompt.
 
@@ -181,7 +181,7 @@ def text_stream_likeness(
     without interaction between the streams comes from it.
 
     Args:
-        variants: names of those that `run_variants` has finished, the text stream among them.
+        evaluations: of `run_variants`, the text stream among them.
         chosen: its set.
         face: finds and tells faces.
         folder: where it kept the pictures.
@@ -192,24 +192,16 @@ def text_stream_likeness(
     Raises:
         InputError: a picture is missing there.
     """
-    requests = [request for subject in chosen.people for request in chosen.requests(subject)]
-    faces = {name: face.embed_faces(kept_pictures(place_of(folder, name), chosen)) for name in variants}
-    found: dict[str, dict[str, Interval]] = {}
-    for name in variants:
+    faces = {name: face.embed_faces(kept_pictures(place_of(folder, name), chosen)) for name in evaluations}
+    found = {}
+    for name, evaluation in evaluations.items():
         likeness = [
-            0.0 if own is None or theirs is None else cosine(own, theirs)
+            0.0 if theirs is None else face_similarity(own, theirs)
             for own, theirs in zip(faces[name], faces[TEXT_STREAM], strict=True)
         ]
-        found[name] = {}
-        for subset in SUBSETS:
-            among = [
-                index
-                for index, request in enumerate(requests)
-                if subset == "all" or request.prompt.stylised == (subset == "stylised")
-            ]
-            if among:
-                people = [requests[index].person.name for index in among]
-                found[name][subset] = mean_interval([likeness[index] for index in among], people)
+        pairs = zip(evaluation.pictures, likeness, strict=True)
+        judged = replace(evaluation, pictures=tuple(replace(picture, m_facenet=value) for picture, value in pairs))
+        found[name] = {subset: judged.interval("m_facenet", subset) for subset in SUBSETS if judged.subset(subset)}
     return found
 
 
