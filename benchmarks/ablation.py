@@ -28,6 +28,7 @@ from infid_training.evaluation.ablation import (
     run_variants,
     text_stream_likeness,
 )
+from infid_training.evaluation.bootstrap import Interval
 from infid_training.evaluation.generators import ReferenceGenerator, open_reference
 from infid_training.evaluation.scorer_choice import open_scorers
 from infid_training.evaluation.scorers import METRICS
@@ -95,14 +96,14 @@ def markdown(document: dict[str, Any]) -> str:
     ]
     lines.append("|---|---|---|" + "---|" * (len(METRICS) + 2))
     for row in document["rows"]:
-        cells = [scored.cell(row["scores"][metric]) for metric in METRICS]
+        cells = [f"{Interval(**row['scores'][metric]):.3f}" for metric in METRICS]
         orderings = [
             f"full {'>' if each['above'] else '<'} this in {METRICS[each['metric']]}: {each['verdict']} "
-            f"({scored.cell(each['difference'], '+.3f')})"
+            f"({Interval(**each['difference']):+.3f})"
             for each in row["orderings"]
         ]
         said = "<br>".join(orderings) or "–"
-        cells = [str(row["pictures"]), str(row["faces_missing"]), *cells, scored.cell(row["text_stream"])]
+        cells = [str(row["pictures"]), str(row["faces_missing"]), *cells, f"{Interval(**row['text_stream']):.3f}"]
         lines.append(f"| {row['label']} | {' | '.join(cells)} | {said} |")
     chosen, sampling = document["set"], document["settings"]
     lines += [

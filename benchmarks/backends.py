@@ -23,6 +23,7 @@ from infid_export.export.build import build
 from infid_export.export.options import BuildOptions
 from infid_export.runtime.pipeline import Pipeline
 from infid_training.evaluation.ablation import FULL, METHOD, Variant, run_variants
+from infid_training.evaluation.bootstrap import Interval
 from infid_training.evaluation.gate import compare
 from infid_training.evaluation.generators import EngineGenerator, Generator, open_reference
 from infid_training.evaluation.scorer_choice import open_scorers
@@ -83,7 +84,7 @@ def markdown(document: dict[str, Any]) -> str:
     for name, each in document["backends"].items():
         gate = each["gate"]
         losses = {
-            row["metric"]: f"{row['loss']:+.2%} ({scored.cell(row['difference'], '+.4f')})"
+            row["metric"]: f"{row['loss']:+.2%} ({Interval(**row['difference']):+.4f})"
             for row in (gate["rows"] if gate else ())
         }
         cells = " | ".join(
@@ -92,11 +93,12 @@ def markdown(document: dict[str, Any]) -> str:
         verdict = "the reference" if gate is None else "PASSED" if gate["passed"] else "FAILED"
         lines.append(f"| {name} | {cells} | {verdict} |")
     chosen = document["set"]
-    limit = next(each["gate"]["limit"] for each in document["backends"].values() if each["gate"])
+    gate = next(each["gate"] for each in document["backends"].values() if each["gate"])
     lines += [
         "",
         f"{len(chosen['people'])} people × {len(chosen['prompts'])} prompts, the same noise for all backends, on "
-        f"{document['machine']}; a backend may lose {limit:.1%} of a score, and a loss below nothing is a gain. "
+        f"{document['machine']}; a backend may lose {gate['limit']:.1%} of a score (of {gate['least']} where the "
+        "score is nearer to 0), and a loss below nothing is a gain. "
         f"In brackets the difference of a picture's score, backend − PyTorch, with its "
         f"{document['bootstrap']['level']:.0%} interval over people.",
     ]

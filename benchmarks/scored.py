@@ -58,10 +58,3 @@ def publish(
     print(markdown(document))
     print(f"\n{path}")
     return document
-
-
-def cell(value: dict[str, float | None], form: str = ".3f") -> str:
-    """Return a mean and its interval as a table shows them; the mean alone where there is no interval."""
-    if value["low"] is None:
-        return f"{value['mean']:{form}}"
-    return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"

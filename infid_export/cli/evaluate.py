@@ -22,7 +22,6 @@ from infid_export.cli.output import Output, shown
 
 if TYPE_CHECKING:
     from infid_engines.progress import Reporter
-    from infid_training.evaluation.bootstrap import Interval
     from infid_training.evaluation.evaluation import Evaluation
     from infid_training.evaluation.gate import Gate
     from infid_training.evaluation.generators import Generator
@@ -210,7 +209,7 @@ def _judge(found: Evaluation, against: Evaluation | None, output: Output) -> Gat
     gate = compare(found, against)
     rows = [
         ("PASSED" if row.passed else "FAILED", METRICS[row.metric], f"{row.score:.4f}", f"{row.against:.4f}",
-         _interval(row.difference, "+.4f"), f"{row.loss:+.2%}", f"{gate.limit:.1%}")
+         f"{row.difference:+.4f}", f"{row.loss:+.2%}", f"{gate.limit:.1%}")
         for row in gate.rows
     ]  # fmt: skip
     columns = ("verdict", "score", "here", "there", "difference", "lost", "lost ≤")
@@ -223,7 +222,7 @@ def _show(found: Evaluation, output: Output) -> None:
     from infid_training.evaluation.scorers import METRICS
 
     rows = [
-        (subset, str(len(found.subset(subset))), *(_interval(interval) for interval in scores.values()))
+        (subset, str(len(found.subset(subset))), *(f"{interval:.3f}" for interval in scores.values()))
         for subset, scores in found.scores().items()
     ]
     columns = ("prompts", "pictures", *METRICS.values())
@@ -231,10 +230,3 @@ def _show(found: Evaluation, output: Output) -> None:
     title = f"Cosine similarities of {people} people × {prompts} prompts, with 95 % intervals over people"
     output.table(title, columns, rows, numbers=columns[1:])
     output.line(f"{found.faces_missing} of {len(found.pictures)} pictures show no face and count as 0 in M_FaceNet")
-
-
-def _interval(interval: Interval, form: str = ".3f") -> str:
-    """Return a mean and its interval; a dash where there is none."""
-    if interval.low is None or interval.high is None:
-        return f"{interval.mean:{form}} [–]"
-    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"

@@ -204,10 +204,10 @@ def test_the_gate_fails_on_one_corrupted_score() -> None:
     assert not gate.to_json()["passed"]
 
 
-def test_of_a_score_of_zero_nothing_may_be_lost() -> None:
-    nothing = evaluation(dict.fromkeys(SAME, 0.0))
-    assert compare(nothing, nothing).passed
-    assert not compare(evaluation(dict.fromkeys(SAME, -1e-6)), nothing).passed
+@pytest.mark.parametrize(("score", "passed"), [(0.0, True), (-4e-4, True), (-6e-4, False)])
+def test_of_a_score_near_zero_shares_of_a_tenth_are_taken(score: float, passed: bool) -> None:
+    for other in (0.0, 1e-9):
+        assert compare(evaluation(dict.fromkeys(SAME, score)), evaluation(dict.fromkeys(SAME, other))).passed is passed
 
 
 @pytest.mark.parametrize(

@@ -247,10 +247,53 @@ def test_half_of_what_the_unet_learns_from_has_a_style(pictures: Pictures, monke
     assert len(set(seen)) == len(pictures)
 
 
+def test_every_other_step_sees_faces_alone(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base.Texts, "encode", lambda _, captions: (torch.zeros(96, 1, 1), torch.zeros(96, 1)))
+    monkeypatch.setattr(base.DDIMScheduler, "add_noise", lambda _, clean, *__: clean)
+    chosen: list[int] = []
+    monkeypatch.setattr(Pictures, "caption", lambda _, index, __: chosen.append(index) or "a photo")
+    unet = _Still()
+    texts = base.Texts(contrast.tokenizers(), new("text_encoder"), new("text_encoder_2"))
+    base.BaseLoss(unet, texts, _places(len(pictures)), pictures, base.TextMean(unet))(1)
+    faces, sizes = unet.latents, unet.sizes
+    assert faces.shape == (96, 4, 16, 16)
+    assert len(faces[:, :2, 0, 0].unique(dim=0)) > 10  # the squares move
+    corners = faces[:, :2, 0, 0]
+    torch.testing.assert_close(faces[:, :2, -1, -1], corners + 15)
+    assert sizes[:, [0, 1]].unique().tolist() == [128]
+    torch.testing.assert_close(sizes[:, [3, 2]], 4 * corners)  # top before left
+    assert sizes[:, [4, 5]].unique().tolist() == [64]
+    middles = torch.from_numpy(32 * pictures.marks[chosen].mean(1)) - corners
+    assert ((middles > 4) & (middles < 12)).all()
+
+
+def test_identity_is_learned_from_whole_photos_and_from_faces_alone(pictures: Pictures) -> None:
+    numbers, unused = torch.arange(len(pictures)), torch.empty(0)
+    photos = identity.PhotosOfTheWorld(numbers, _places(len(pictures)), unused, unused, pictures)
+    whole, faces = (photos.targets(torch.tensor([first, 5, 6])) for first in (4, 7))
+    assert whole.latents.shape == (3, 4, 32, 32)
+    assert whole.time_ids.tolist() == 3 * [[128, 128, 0, 0, 128, 128]]
+    assert faces.latents.shape == (3, 4, 16, 16)
+    for row, number in enumerate((7, 5, 6)):
+        left, top = faces.latents[row, :2, 0, 0].tolist()
+        assert faces.time_ids[row].tolist() == [128, 128, 4 * top, 4 * left, 64, 64]
+        middle = 32 * pictures.marks[number].mean(0) - [left, top]
+        assert np.all((middle > 4) & (middle < 12))
+    again = photos.targets(torch.tensor([7, 5, 6]))
+    assert torch.equal(again.latents, faces.latents)  # so that training resumes exactly
+
+
+def _places(count: int) -> Tensor:
+    """Latents of which each says where it lies: left and top, twice."""
+    lines = torch.arange(32.0)
+    return torch.stack(torch.meshgrid(lines, lines, indexing="xy")).repeat(2, 1, 1).expand(count, 4, 32, 32)
+
+
 class _Still(nn.Module):
     device = torch.device("cpu")
 
-    def forward(self, latents: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
+    def forward(self, latents: Tensor, *_: Any, added_cond_kwargs: dict[str, Tensor], **__: Any) -> tuple[Tensor]:
+        self.latents, self.sizes = latents, added_cond_kwargs["time_ids"]
         return (latents,)
 
 
@@ -261,6 +304,7 @@ def test_every_stage_learns_two_people_by_heart(
     modules = (autoencoder, contrast, recognition, detection, base)
     for module, batch in zip(modules, (4, 6, 8, 4, 4), strict=True):
         monkeypatch.setattr(module, "_BATCH", batch)
+    monkeypatch.setattr(base, "_FACES", 8)
     if name == "vae":
         vae = new("vae").requires_grad_(True)
         module, loss = vae, lambda step: autoencoder.autoencoder_loss(vae, pictures, step)
@@ -288,7 +332,7 @@ def test_every_stage_learns_two_people_by_heart(
         return terms
 
     fit(module, recorded, Fit(STEPS[name], learning_rate=2e-3), tmp_path, name, stage)
-    assert np.mean(seen[-3:]) < 0.9 * np.mean(seen[:3])
+    assert np.mean(seen[-4:]) < 0.9 * np.mean(seen[:4])
 
 
 def test_the_recipe_makes_every_file_and_then_nothing_more(

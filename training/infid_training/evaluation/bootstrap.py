@@ -26,6 +26,12 @@ class Interval:
     low: float | None
     high: float | None
 
+    def __format__(self, form: str) -> str:
+        """Return `mean [low, high]` with every number in that form, and a dash where there is no interval."""
+        if self.low is None or self.high is None:
+            return f"{self.mean:{form}} [–]"
+        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
     def to_json(self) -> dict[str, float | None]:
         """Return JSON-ready values."""
         return {"mean": self.mean, "low": self.low, "high": self.high}

@@ -11,6 +11,8 @@ from infid_training.evaluation.evaluation import Evaluation
 from infid_training.evaluation.scorers import METRICS
 
 LIMIT = 0.005  # of the other's score: what a backend may lose, and what people would not see
+# A mean cosine near 0 has no shares that mean anything, rounding alone would be many: those of this are taken instead.
+LEAST = 0.1
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class GateRow:
         score: mean of the generator that is judged.
         against: mean of the other one.
         difference: of the pictures' pairs, with its interval over people.
-        loss: share of the other's score that is lost; negative where it is gained.
+        loss: share of the other's score, or of `LEAST` if that is more, that is lost; negative where it is gained.
         passed: whether the loss is within the limit.
     """
 
@@ -53,7 +55,8 @@ class Gate:
 
     def to_json(self) -> dict[str, Any]:
         """Return the document."""
-        return {"passed": self.passed, "limit": self.limit, "rows": [asdict(row) for row in self.rows]}
+        rows = [asdict(row) for row in self.rows]
+        return {"passed": self.passed, "limit": self.limit, "least": LEAST, "rows": rows}
 
 
 def paired(first: Evaluation, second: Evaluation, metric: str, subset: str = "all") -> Interval:
@@ -79,8 +82,9 @@ def paired(first: Evaluation, second: Evaluation, metric: str, subset: str = "al
 def compare(judged: Evaluation, against: Evaluation, limit: float = LIMIT) -> Gate:
     """Judge an evaluation against another of the same set.
 
-    A score fails that loses more than `limit` of the other's mean over the same pictures. The mean decides and not the
-    interval: the pictures are the same, so their difference is the backend's and no sample of it.
+    A score fails that loses more than `limit` of the other's mean over the same pictures, or of `LEAST` if that is
+    more. The mean decides and not the interval: the pictures are the same, so their difference is the backend's and no
+    sample of it.
 
     Args:
         judged: of the backend in question.
@@ -103,8 +107,6 @@ def compare(judged: Evaluation, against: Evaluation, limit: float = LIMIT) -> Ga
     rows = []
     for metric in METRICS:
         score, other = (each.interval(metric).mean for each in (judged, against))
-        lost = other - score
-        # a score of 0 has no shares: then nothing may be lost at all
-        loss = lost / abs(other) if other else float(lost > 0)
+        loss = (other - score) / max(abs(other), LEAST)
         rows.append(GateRow(metric, score, other, paired(judged, against, metric), loss, loss <= limit))
     return Gate(tuple(rows), limit)

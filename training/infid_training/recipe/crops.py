@@ -1,4 +1,4 @@
-"""Faces cut out in batches, where `infid_export.faces.align` takes one photo at a time."""
+"""Faces cut out in batches: of pixels, as `infid_export.faces.align` does one photo at a time, and of latents."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from infid_export.faces.alignment import similarity
+from infid_training.recipe.pictures import SIZE
 
 # Deviation of the taught detector's landmarks, in shares of the picture's side; a tenth of the distance of the eyes.
 DETECTED = 0.012
+# Half of a picture's side, in latents: most of a head.
+FACE_SIDE = 16
+_FACE_OFF = 3.0  # latents, from the middle of what is cut out to the middle of the face
 
 
 def aligned(pixels: np.ndarray, marks: np.ndarray, template: np.ndarray, size: int) -> Tensor:
@@ -44,3 +48,37 @@ def jittered(marks: np.ndarray, random: np.random.Generator, deviation: float = 
     """Move landmarks as a detector's errors do; `deviation` is in shares of the picture's side."""
     moved: np.ndarray = marks + random.normal(0, deviation, marks.shape).astype(np.float32)
     return moved
+
+
+def face_corners(marks: np.ndarray, size: int, side: int, random: np.random.Generator) -> np.ndarray:
+    """Return left and top of squares with the faces somewhere in their middle, `[B, 2]` int64.
+
+    Args:
+        marks: `[B, 5, 2]` landmarks in shares of the picture's side.
+        size: of the whole latents.
+        side: of the squares; as large as the latents, all corners are 0.
+        random: moves the squares.
+    """
+    middle = size * marks.mean(1) + random.uniform(-_FACE_OFF, _FACE_OFF, (len(marks), 2))
+    corners: np.ndarray = np.clip(np.rint(middle - side / 2), 0, size - side).astype(np.int64)
+    return corners
+
+
+def cut(values: Tensor, corners: np.ndarray, side: int) -> Tensor:
+    """Return a square of each row: of `[B, C, h, w]`, at left and top `[B, 2]`, `[B, C, side, side]`."""
+    rows = zip(values, corners, strict=True)
+    return torch.stack([row[:, top : top + side, left : left + side] for row, (left, top) in rows])
+
+
+def crop_sizes(corners: np.ndarray, side: int, size: int) -> Tensor:
+    """Return SDXL's original size, crop's top left and target size in pixels, `[B, 6]` fp32.
+
+    Args:
+        corners: `[B, 2]` left and top of the squares, in latents.
+        side: of the squares, in latents.
+        size: of the whole latents.
+    """
+    pixels = SIZE // size
+    left_top = pixels * torch.from_numpy(corners).float()
+    original, target = (torch.full((len(corners), 2), float(pixels * each)) for each in (size, side))
+    return torch.cat([original, left_top.flip(1), target], dim=1)
