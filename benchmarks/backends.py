@@ -99,7 +99,7 @@ def markdown(document: dict[str, Any]) -> str:
         f"{len(chosen['people'])} people × {len(chosen['prompts'])} prompts, the same noise for all backends, on "
         f"{document['machine']}; a backend may lose {gate['limit']:.1%} of a score (of {gate['least']} where the "
         "score is nearer to 0), and a loss below nothing is a gain. "
-        f"In brackets the difference of a picture's score, backend − PyTorch, with its "
+        "In brackets the difference of a picture's score, backend − PyTorch, with its "
         f"{document['bootstrap']['level']:.0%} interval over people.",
     ]
     return "\n".join(lines)

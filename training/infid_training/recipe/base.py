@@ -25,7 +25,7 @@ from infid_engines.progress import Stage
 from infid_export.scheduler import SDXL_SCHEDULER
 from infid_training.recipe.autoencoder import encode
 from infid_training.recipe.contrast import token_ids
-from infid_training.recipe.crops import FACE_SIDE, crop_sizes, cut, face_corners
+from infid_training.recipe.crops import FACE_SIDE, Squares
 from infid_training.recipe.fitting import Fit, write_tensors
 from infid_training.recipe.pictures import Pictures, scene_of
 
@@ -173,8 +173,8 @@ class BaseLoss:
         kept = torch.from_numpy((random.random(rows) >= _WITHOUT_PROMPT).astype(np.float32)).to(device)
         self.text_mean.choose(random.random(rows) < _WITH_TEXT_MEAN)
         marks = self.pictures.marks[chosen]
-        corners = face_corners(marks, whole, side, random)
-        clean = cut(self.latents[torch.from_numpy(chosen)].float(), corners, side).to(device)
+        squares = Squares.around(marks, whole, side, random)
+        clean = squares.cut(self.latents[torch.from_numpy(chosen)].float()).to(device)
         noise = torch.from_numpy(random.standard_normal(clean.shape, np.float32)).to(device)
         steps = random.integers(scheduler.config.num_train_timesteps, size=rows)
         timesteps = torch.from_numpy(steps).to(device)
@@ -186,13 +186,13 @@ class BaseLoss:
                 prompts * kept[:, None, None],
                 added_cond_kwargs={
                     "text_embeds": pooled * kept[:, None],
-                    "time_ids": crop_sizes(corners, side, whole).to(device),
+                    "time_ids": squares.time_ids().to(device),
                 },
                 return_dict=False,
             )[0].float()
         cumulative = scheduler.alphas_cumprod[steps].to(device)
         weight = (_GREATEST_SNR * (1 - cumulative) / cumulative).clamp(max=1.0)
-        share = 1 + (_FACE_WEIGHT - 1) * cut(face_area(marks, whole), corners, side).to(device)
+        share = 1 + (_FACE_WEIGHT - 1) * squares.cut(face_area(marks, whole)).to(device)
         error = weight[:, None, None, None] * (estimate - noise).square()
         return {"epsilon": (share * error).mean() / share.mean()}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -50,35 +52,41 @@ def jittered(marks: np.ndarray, random: np.random.Generator, deviation: float = 
     return moved
 
 
-def face_corners(marks: np.ndarray, size: int, side: int, random: np.random.Generator) -> np.ndarray:
-    """Return left and top of squares with the faces somewhere in their middle, `[B, 2]` int64.
+@dataclass(frozen=True)
+class Squares:
+    """A square of each picture of a batch, in latents; as large as the picture, it is the picture.
 
     Args:
-        marks: `[B, 5, 2]` landmarks in shares of the picture's side.
-        size: of the whole latents.
-        side: of the squares; as large as the latents, all corners are 0.
-        random: moves the squares.
+        corners: `[B, 2]` int64, left and top.
+        side: of the squares.
+        size: of the whole pictures.
     """
-    middle = size * marks.mean(1) + random.uniform(-_FACE_OFF, _FACE_OFF, (len(marks), 2))
-    corners: np.ndarray = np.clip(np.rint(middle - side / 2), 0, size - side).astype(np.int64)
-    return corners
 
+    corners: np.ndarray
+    side: int
+    size: int
 
-def cut(values: Tensor, corners: np.ndarray, side: int) -> Tensor:
-    """Return a square of each row: of `[B, C, h, w]`, at left and top `[B, 2]`, `[B, C, side, side]`."""
-    rows = zip(values, corners, strict=True)
-    return torch.stack([row[:, top : top + side, left : left + side] for row, (left, top) in rows])
+    @classmethod
+    def around(cls, marks: np.ndarray, size: int, side: int, random: np.random.Generator) -> Squares:
+        """Return squares with the faces somewhere in their middle.
 
+        Args:
+            marks: `[B, 5, 2]` landmarks in shares of the picture's side.
+            size: of the whole pictures.
+            side: of the squares.
+            random: moves the squares.
+        """
+        middle = size * marks.mean(1) + random.uniform(-_FACE_OFF, _FACE_OFF, (len(marks), 2))
+        return cls(np.clip(np.rint(middle - side / 2), 0, size - side).astype(np.int64), side, size)
 
-def crop_sizes(corners: np.ndarray, side: int, size: int) -> Tensor:
-    """Return SDXL's original size, crop's top left and target size in pixels, `[B, 6]` fp32.
+    def cut(self, values: Tensor) -> Tensor:
+        """Return what lies in the squares: of `[B, C, size, size]`, `[B, C, side, side]`."""
+        rows = zip(values, self.corners, strict=True)
+        return torch.stack([row[:, top : top + self.side, left : left + self.side] for row, (left, top) in rows])
 
-    Args:
-        corners: `[B, 2]` left and top of the squares, in latents.
-        side: of the squares, in latents.
-        size: of the whole latents.
-    """
-    pixels = SIZE // size
-    left_top = pixels * torch.from_numpy(corners).float()
-    original, target = (torch.full((len(corners), 2), float(pixels * each)) for each in (size, side))
-    return torch.cat([original, left_top.flip(1), target], dim=1)
+    def time_ids(self) -> Tensor:
+        """Return SDXL's original size, crop's top left and target size in pixels, `[B, 6]` fp32."""
+        pixels = SIZE // self.size
+        left_top = pixels * torch.from_numpy(self.corners).float()
+        original, target = (torch.full_like(left_top, pixels * each) for each in (self.size, self.side))
+        return torch.cat([original, left_top.flip(1), target], dim=1)
