@@ -94,7 +94,7 @@ def _unet(
     channels: list[int],
     heads: list[int],
     depths: list[int],
-    layers: int,
+    layers: int | list[int],
     context: int,
     pooled: int,
     sample_size: int,
@@ -147,8 +147,9 @@ SDXL = Architecture(
 
 # Small enough to be trained on two CPU cores, with the drawn people of `infid_training.world`. Groups of norms have
 # several channels even where there are few of them: a norm over one channel alone takes a flat picture's colour away.
+# The UNet has most residual blocks at the finest level, where an eye is two latents wide.
 DEMO = Architecture(
-    unet={**_unet([32, 64, 128], [1, 1, 2], [1, 1, 2], 1, 128, 64, 32), "norm_num_groups": 8},
+    unet={**_unet([32, 64, 128], [1, 1, 2], [1, 1, 2], [3, 1, 1], 128, 64, 32), "norm_num_groups": 8},
     vae={**_vae([16, 32, 64], 1, 128), "norm_num_groups": 2},
     text_encoder=_clip_text(64, 2, 1, "quick_gelu", 64),
     text_encoder_2=_clip_text(64, 2, 1, "gelu", 64),

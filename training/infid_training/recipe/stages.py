@@ -35,10 +35,10 @@ SECONDS = {
     "facenet": 860.0,
     "detector": 370.0,
     "latents": 540.0,
-    "base": 3700.0,
+    "base": 3400.0,
     "photos": 170.0,
-    "identity": 1050.0,
-    "identity-with-text": 1250.0,
+    "identity": 1260.0,
+    "identity-with-text": 1460.0,
     "demo": 30.0,
 }
 
