@@ -23,6 +23,7 @@ CONFIG = IdentityConfig(clip_tokens=5, clip_width=16, face_width=8, face_tokens=
 UNET = DEMO.unet | {
     "sample_size": 8,
     "block_out_channels": [32, 32, 64],
+    "layers_per_block": 1,
     "transformer_layers_per_block": [1, 1, 1],
     "attention_head_dim": [1, 1, 2],
     "cross_attention_dim": 32,
