@@ -22,6 +22,7 @@ from infid_engines.errors import InputError
 from infid_export.cli.output import Output
 from infid_export.model.config import read_config
 from infid_training.evaluation.ablation import (
+    CEILING,
     VARIANTS,
     Variant,
     compare_rows,
@@ -29,10 +30,11 @@ from infid_training.evaluation.ablation import (
     text_stream_likeness,
 )
 from infid_training.evaluation.bootstrap import Interval
-from infid_training.evaluation.generators import ReferenceGenerator, open_reference
+from infid_training.evaluation.generators import Generator, open_reference
 from infid_training.evaluation.scorer_choice import open_scorers
 from infid_training.evaluation.scorers import METRICS
 from infid_training.evaluation.set_sources import open_set
+from infid_training.evaluation.world_pictures import WorldGenerator
 from provenance import RESULTS, measured_on
 
 _PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxruntime")
@@ -51,7 +53,12 @@ def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
     if arguments.identity is not None:
         require_trained(arguments.identity, with_text=False)
 
-    def open_generator(variant: Variant) -> ReferenceGenerator:
+    if arguments.references.startswith("world:") and arguments.prompts.startswith("world:"):
+        variants.append(CEILING)
+
+    def open_generator(variant: Variant) -> Generator:
+        if variant is CEILING:
+            return WorldGenerator(len(chosen.people))
         with_text = variant.training == "with text"
         return open_reference(
             arguments.model,

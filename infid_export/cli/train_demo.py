@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--base-steps", type=int, metavar="N",
-        help="of the UNet, which longer training helps most (as many as fit three hours on two CPU cores, 4800)",
+        help="of the UNet, which longer training helps most (as many as fit three hours on two CPU cores)",
     )  # fmt: skip
     parser.add_argument("--gpu", action="store_true", help="train on an NVIDIA GPU instead of the CPU")
     parser.add_argument(

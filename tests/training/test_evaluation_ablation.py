@@ -11,6 +11,7 @@ from infid_engines.errors import InputError
 from infid_engines.progress import SilentReporter
 from infid_export.model.config import IdentityConfig
 from infid_training.evaluation.ablation import (
+    CEILING,
     FULL,
     METHOD,
     ROWS,
@@ -47,11 +48,11 @@ def test_every_variant_is_a_method_the_model_knows() -> None:
     for variant in VARIANTS:
         IdentityConfig().with_choices(**variant.method())
         methods.add((*variant.method().values(), variant.training, *variant.settings.items()))
-    assert len(methods) == len(VARIANTS) == len(BY_NAME) == 9
+    assert len(methods) == len(VARIANTS) == len(BY_NAME) == 10
     own = {name: getattr(IdentityConfig(), name) for name in METHOD}
     assert BY_NAME[FULL].method() == METHOD == own
-    assert {row.variant for row in ROWS} == set(BY_NAME)
-    assert {BY_NAME[row.variant].training for row in ROWS if "trained" in row.label} == {"with text"}
+    assert {row.variant for row in ROWS} == {*BY_NAME, CEILING.name}
+    assert {BY_NAME[row.variant].training for row in ROWS if "trained with text" in row.label} == {"with text"}
 
 
 def test_the_orderings_follow_from_the_published_figures() -> None:

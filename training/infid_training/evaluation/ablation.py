@@ -87,7 +87,7 @@ class Row:
         return figures + self.claims
 
 
-FULL, TEXT_STREAM = "full", "text stream"
+FULL, TEXT_STREAM, WORLD_ITSELF = "full", "text stream", "the world itself"
 _NO_INTERACTION = {"self_attention": "plain", "adain": "off", "cross_adain": "off"}
 VARIANTS = (
     Variant(FULL),
@@ -97,9 +97,12 @@ VARIANTS = (
     Variant("AdaIN", {"adain": "standard"}),
     Variant("without AdaIN-mean", {"adain": "off", "cross_adain": "off"}),
     Variant("IP-Adapter style", _NO_INTERACTION, training="with text"),
+    Variant("without interaction", _NO_INTERACTION),
     Variant("AdaIN-mean for every prompt", settings={"plain_style_strength": 1.0}),
     Variant(TEXT_STREAM, _NO_INTERACTION, settings={"identity_strength": 0.0}),
 )
+# Drawn by no model; where the set is the world's.
+CEILING = Variant(WORLD_ITSELF)
 ROWS = (
     Row("Infinite-ID", FULL, published={"clip_t": 0.340, "clip_i": 0.913, "m_facenet": 0.689}),
     Row(
@@ -126,9 +129,11 @@ ROWS = (
         "IP-Adapter style",
         published={"clip_t": 0.274, "clip_i": 0.905, "m_facenet": 0.474},
     ),
+    Row("IP-Adapter style, but with identity-enhanced training", "without interaction"),
     Row("Infinite-ID, prompts without a style", FULL, "plain"),
     Row("AdaIN-mean for photos too, prompts without a style", "AdaIN-mean for every prompt", "plain"),
     Row("the text stream alone: nobody's picture", TEXT_STREAM),
+    Row("no model, the world's own drawings: the ceiling", WORLD_ITSELF),
 )
 
 

@@ -29,7 +29,7 @@ from infid_training.recipe.crops import FACE_SIDE, Squares
 from infid_training.recipe.fitting import Fit, write_tensors
 from infid_training.recipe.pictures import Pictures, scene_of
 
-FIT = Fit(steps=4800, learning_rate=1e-3, weight_decay=0.01)
+FIT = Fit(steps=3600, learning_rate=1e-3, weight_decay=0.01)
 _BATCH = 32
 # Every other step sees faces alone, cut out of the latents: three times as many in the time of a step.
 _FACES = 96

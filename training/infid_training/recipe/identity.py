@@ -26,7 +26,7 @@ from infid_training.recipe.fitting import write_tensors
 from infid_training.recipe.pictures import PICTURES, Pictures, scene_of
 
 OPTIONS = TrainOptions(
-    steps=5000, batch_size=32, learning_rate=2e-3, lr_schedule="cosine", warmup_steps=60, identity_dropout=0.1,
+    steps=3600, batch_size=32, learning_rate=2e-3, lr_schedule="cosine", warmup_steps=60, identity_dropout=0.1,
     checkpoint_every=200, keep=1, validate_every=0, precision="bf16",
 )  # fmt: skip
 # Three of four batches see faces alone: most of a person in a quarter of the latents.

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
 
 import numpy as np
+
+from infid_engines.errors import InputError
 
 STYLES = ("photo", "pencil sketch", "flat poster", "oil painting", "pixel art")
 PLACES = ("at the beach", "in a forest", "in the city", "in a room", "in the snow", "at night")
@@ -98,6 +102,31 @@ def scene(seed: int, held_out: bool = False) -> Scene:
         found = _draw(random)
         if found.held_out == held_out:
             return found
+
+
+def captioned(caption: str, seed: int) -> Scene:
+    """Draw a scene that a caption of `Scene.caption` describes, with `who` left as it is.
+
+    Args:
+        caption: says style, place, clothes, colour, hat and action.
+        seed: of all that it does not say.
+
+    Raises:
+        InputError: the world has no such caption.
+    """
+    said = _said_by_captions().get(caption)
+    if said is None:
+        raise InputError(f"'{caption}' is no caption of the world.", fix="Give one of its own, as world:heldout does.")
+    return replace(scene(seed), **said)
+
+
+@cache
+def _said_by_captions() -> dict[str, dict[str, str]]:
+    """Return what each caption says, by field of `Scene`."""
+    names = ("style", "place", "clothes", "colour", "hat", "action")
+    choices = product(STYLES, PLACES, CLOTHES, COLOURS, HATS, ACTIONS)
+    said = (dict(zip(names, chosen, strict=True)) for chosen in choices)
+    return {Scene(**each).caption(): each for each in said}
 
 
 def portrait(seed: int) -> Scene:
