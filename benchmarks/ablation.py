@@ -22,7 +22,7 @@ from infid_engines.errors import InputError
 from infid_export.cli.output import Output
 from infid_export.model.config import read_config
 from infid_training.evaluation.ablation import (
-    CEILING,
+    THE_WORLD,
     VARIANTS,
     Variant,
     compare_rows,
@@ -54,10 +54,10 @@ def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
         require_trained(arguments.identity, with_text=False)
 
     if arguments.references.startswith("world:") and arguments.prompts.startswith("world:"):
-        variants.append(CEILING)
+        variants.append(THE_WORLD)
 
     def open_generator(variant: Variant) -> Generator:
-        if variant is CEILING:
+        if variant is THE_WORLD:
             return WorldGenerator(len(chosen.people))
         with_text = variant.training == "with text"
         return open_reference(

@@ -11,11 +11,11 @@ from infid_engines.errors import InputError
 from infid_engines.progress import SilentReporter
 from infid_export.model.config import IdentityConfig
 from infid_training.evaluation.ablation import (
-    CEILING,
     FULL,
     METHOD,
     ROWS,
     TEXT_STREAM,
+    THE_WORLD,
     VARIANTS,
     Claim,
     Variant,
@@ -51,7 +51,7 @@ def test_every_variant_is_a_method_the_model_knows() -> None:
     assert len(methods) == len(VARIANTS) == len(BY_NAME) == 10
     own = {name: getattr(IdentityConfig(), name) for name in METHOD}
     assert BY_NAME[FULL].method() == METHOD == own
-    assert {row.variant for row in ROWS} == {*BY_NAME, CEILING.name}
+    assert {row.variant for row in ROWS} == {*BY_NAME, THE_WORLD.name}
     assert {BY_NAME[row.variant].training for row in ROWS if "trained with text" in row.label} == {"with text"}
 
 
