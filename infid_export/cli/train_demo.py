@@ -20,6 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base-steps", type=int, metavar="N",
         help="of the UNet, which longer training helps most (as many as fit three hours on two CPU cores)",
     )  # fmt: skip
+    parser.add_argument(
+        "--ablation", action="store_true",
+        help="also train the identity weights with text on, for benchmarks/ablation.py (half an hour more)",
+    )  # fmt: skip
     parser.add_argument("--gpu", action="store_true", help="train on an NVIDIA GPU instead of the CPU")
     parser.add_argument(
         "--no-compile", action="store_true",
@@ -52,7 +56,11 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with output.progress() as reporter:
         device = "cuda" if arguments.gpu else "cpu"
-        files = Recipe(folder, device, reporter, compiled=compiled, base_steps=arguments.base_steps).run()
+        recipe = Recipe(
+            folder, device, reporter,
+            compiled=compiled, base_steps=arguments.base_steps, ablation=arguments.ablation,
+        )  # fmt: skip
+        files = recipe.run()
     for file in files:
         output.line(shown(file))
     output.document({"files": files})

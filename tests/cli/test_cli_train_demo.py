@@ -18,9 +18,10 @@ def test_it_prints_the_files_of_the_recipe(
     assert capsys.readouterr().out == f"{tmp_path}/new/folder/vae.safetensors\n"
     assert (seen[0].work, seen[0].device) == (tmp_path / "new" / "folder", "cpu")
     assert seen[0].work.is_dir() and seen[0].compiled
-    assert main.run(["train-demo", "-o", str(tmp_path), "--quiet", "--no-compile", "--base-steps", "9"]) == 0
+    more = ["--no-compile", "--base-steps", "9", "--ablation"]
+    assert main.run(["train-demo", "-o", str(tmp_path), "--quiet", *more]) == 0
     assert not seen[1].compiled
-    assert [each.base_steps for each in seen] == [None, 9]
+    assert [(each.base_steps, each.ablation) for each in seen] == [(None, False), (9, True)]
 
 
 def test_a_missing_compiler_is_said_before_anything_is_made(

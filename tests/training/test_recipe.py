@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,8 @@ def test_the_recipe_makes_every_file_and_then_nothing_more(
         monkeypatch.setattr(module, "_BATCH", 4)
     monkeypatch.setattr(identity, "OPTIONS", TrainOptions(steps=2, batch_size=2, learning_rate=1e-3, validate_every=0))
     recipe = Recipe(folder, "cpu", SilentReporter(), people=FEW, compiled=False)
+    assert {file.stem for file in recipe.run()} == {*COMPONENTS, *FACE_NETWORKS}
+    recipe = replace(recipe, ablation=True)
     files = recipe.run()
     assert {file.stem for file in files} == {*COMPONENTS, *FACE_NETWORKS, "identity-with-text"}
     written = {file: file.stat().st_mtime_ns for file in folder.glob("*.*")}
