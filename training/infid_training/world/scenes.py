@@ -114,19 +114,20 @@ def captioned(caption: str, seed: int) -> Scene:
     Raises:
         InputError: the world has no such caption.
     """
-    said = _said_by_captions().get(caption)
+    said = _plain_scenes().get(caption)
     if said is None:
         raise InputError(f"'{caption}' is no caption of the world.", fix="Give one of its own, as world:heldout does.")
-    return replace(scene(seed), **said)
+    return replace(
+        scene(seed), style=said.style, place=said.place, clothes=said.clothes, colour=said.colour, hat=said.hat,
+        action=said.action,
+    )  # fmt: skip
 
 
 @cache
-def _said_by_captions() -> dict[str, dict[str, str]]:
-    """Return what each caption says, by field of `Scene`."""
-    names = ("style", "place", "clothes", "colour", "hat", "action")
-    choices = product(STYLES, PLACES, CLOTHES, COLOURS, HATS, ACTIONS)
-    said = (dict(zip(names, chosen, strict=True)) for chosen in choices)
-    return {Scene(**each).caption(): each for each in said}
+def _plain_scenes() -> dict[str, Scene]:
+    """Return a scene of every caption."""
+    chosen = product(STYLES, PLACES, CLOTHES, COLOURS, HATS, ACTIONS)
+    return {each.caption(): each for each in (Scene(*choices) for choices in chosen)}
 
 
 def portrait(seed: int) -> Scene:
