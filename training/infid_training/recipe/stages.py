@@ -29,18 +29,18 @@ from infid_training.recipe.pictures import PEOPLE, Pictures, draw_pictures
 WITH_TEXT = "identity-with-text"  # of the ablation alone
 # Stages and their seconds on two CPU cores, for the time left.
 SECONDS = {
-    "pictures": 130.0,
-    "vae": 840.0,
-    "clip": 950.0,
-    "recognizer": 660.0,
-    "facenet": 860.0,
-    "detector": 370.0,
-    "latents": 540.0,
-    "base": 3400.0,
-    "photos": 170.0,
-    "identity": 1260.0,
-    WITH_TEXT: 1460.0,
-    "demo": 30.0,
+    "pictures": 120.0,
+    "vae": 950.0,
+    "clip": 1100.0,
+    "recognizer": 790.0,
+    "facenet": 920.0,
+    "detector": 340.0,
+    "latents": 590.0,
+    "base": 3220.0,
+    "photos": 200.0,
+    "identity": 1265.0,
+    WITH_TEXT: 1500.0,
+    "demo": 40.0,
 }
 
 
