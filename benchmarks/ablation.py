@@ -33,7 +33,7 @@ from infid_training.evaluation.bootstrap import Interval
 from infid_training.evaluation.generators import Generator, open_reference
 from infid_training.evaluation.scorer_choice import open_scorers
 from infid_training.evaluation.scorers import METRICS
-from infid_training.evaluation.set_sources import open_set
+from infid_training.evaluation.set_sources import of_world, open_set
 from infid_training.evaluation.world_pictures import WorldGenerator
 from provenance import RESULTS, measured_on
 
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
     if arguments.identity is not None:
         require_trained(arguments.identity, with_text=False)
 
-    if arguments.references.startswith("world:") and arguments.prompts.startswith("world:"):
+    if of_world(arguments.references) and of_world(arguments.prompts):
         variants.append(THE_WORLD)
 
     def open_generator(variant: Variant) -> Generator:

@@ -44,11 +44,8 @@ def open_set(
     """
     if seeds < 1:
         raise InputError(f"There cannot be {seeds} seeds.", fix="Give at least 1.")
-    if references.startswith("world:"):
-        people = world_people(_count(references, PEOPLE))
-    else:
-        people = folder_people(Path(references))
-    if prompts.startswith("world:"):
+    people = world_people(_count(references, PEOPLE)) if of_world(references) else folder_people(Path(references))
+    if of_world(prompts):
         count = _count(prompts, PROMPTS)
         asked = world_prompts(count, count // 2 if stylised is None else stylised)
     elif stylised is not None:
@@ -58,6 +55,11 @@ def open_set(
     else:
         asked = file_prompts(Path(prompts))
     return EvaluationSet(f"{references} × {prompts}", people, asked, tuple(range(seeds)))
+
+
+def of_world(source: str) -> bool:
+    """Return whether people or prompts are asked of the world, and not of a file."""
+    return source.startswith("world:")
 
 
 def _count(text: str, default: int) -> int:

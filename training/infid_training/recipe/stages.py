@@ -27,7 +27,7 @@ from infid_training.recipe.packing import pack, used_words
 from infid_training.recipe.pictures import PEOPLE, Pictures, draw_pictures
 
 WITH_TEXT = "identity-with-text"  # of the ablation alone
-# Stages and their seconds on two CPU cores, for the time left.
+# Stages and their seconds on two CPU cores, for the time left; of one run, but for the ablation's, which is a guess.
 SECONDS = {
     "pictures": 120.0,
     "vae": 950.0,
