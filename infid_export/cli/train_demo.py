@@ -53,7 +53,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         )
     from infid_training.recipe.stages import Recipe
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}).", fix="Give another one with -o.") from error
     with output.progress() as reporter:
         device = "cuda" if arguments.gpu else "cpu"
         recipe = Recipe(

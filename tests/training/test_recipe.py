@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from infid_engines.errors import InputError, TrainingError
@@ -25,7 +28,7 @@ from infid_export.model.shipped import ROWS, ShippedSource
 from infid_export.model.sources import COMPONENTS
 from infid_kernels import merged_cross_attention_reference
 from infid_training.options import TrainOptions
-from infid_training.recipe import autoencoder, base, contrast, detection, identity, recognition
+from infid_training.recipe import autoencoder, base, contrast, detection, files, identity, recognition
 from infid_training.recipe.crops import aligned
 from infid_training.recipe.fitting import Fit, fit
 from infid_training.recipe.pictures import PICTURES, SIZE, Pictures, draw_pictures, scene_of
@@ -65,8 +68,28 @@ def test_pictures_are_drawn_once_and_none_shows_a_held_out_combination(
     written = (folder / "pixels.npy").stat().st_mtime_ns
     np.testing.assert_array_equal(draw_pictures(folder, stage, people=FEW).pixels, pictures.pixels)
     assert (folder / "pixels.npy").stat().st_mtime_ns == written
-    assert not any(scene_of(index).held_out for index in range(3, 200) if index % PICTURES > 2)
+    assert not any(scene_of(index).held_out for index in range(1200))
     assert pictures.caption(0, True) == scene_of(0).caption(person(0).describe())
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "landmarks.npy"])
+def test_broken_pictures_are_named(name: str, folder: Path, pictures: Pictures, stage: Stage, tmp_path: Path) -> None:
+    for kept in ("pixels.npy", "landmarks.npy"):
+        (tmp_path / kept).write_bytes((folder / kept).read_bytes()[: 50 if kept == name else None])
+    with pytest.raises(InputError, match=rf"{name} is broken.*Delete it"):
+        draw_pictures(tmp_path, stage, people=FEW)
+
+
+def test_a_disk_too_small_for_the_pictures_is_told_before_they_are_drawn(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match="is full"):
+        draw_pictures(tmp_path, stage, people=FEW)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("template", "size"), [(portrait_template(), 224), (ARCFACE_TEMPLATE, 112)])
@@ -146,6 +169,31 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_file(
     with pytest.raises(TrainingError, match="loss of line is nan at step 4"):
         fit(line, broken, Fit(9, 0.1), tmp_path, "line", stage)
     assert (tmp_path / "line.partial.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.partial.safetensors"])
+@pytest.mark.parametrize("left", ["cut short", "another network's"])
+def test_a_stages_file_that_cannot_be_used_is_named(name: str, left: str, tmp_path: Path, stage: Stage) -> None:
+    path = tmp_path / name
+    save_file({"module.other": torch.zeros(1)}, path, {"steps": "3", "step": "1"})
+    if left == "cut short":
+        path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(InputError, match=rf"{name} is broken.*Delete it"):
+        fit(nn.Linear(1, 1), lambda step: {}, Fit(3, 1e-3), tmp_path, "net", stage)
+
+
+def test_a_full_disk_leaves_no_half_of_a_stages_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage
+) -> None:
+    def full(tensors: Mapping[str, Tensor], path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(files, "save_file", full)
+    network = nn.Linear(1, 1)
+    with pytest.raises(InputError, match="is full"):
+        fit(network, lambda step: {"loss": network.weight.sum()}, Fit(1, 1e-3), tmp_path, "net", stage)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_recogniser_is_asked_for_a_margin_in_angle_and_for_the_traits() -> None:
@@ -268,7 +316,10 @@ def test_every_other_step_sees_faces_alone(pictures: Pictures, monkeypatch: pyte
     assert ((middles > 4) & (middles < 12)).all()
 
 
-def test_identity_is_learned_from_whole_photos_and_from_faces_alone(pictures: Pictures) -> None:
+def test_identity_is_learned_from_whole_photos_and_from_faces_alone(
+    pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "_STYLED", 0.0)
     numbers, unused = torch.arange(len(pictures)), torch.empty(0)
     photos = identity.PhotosOfTheWorld(numbers, _places(len(pictures)), unused, unused, pictures)
     whole, faces = (photos.targets(torch.tensor([first, 5, 6])) for first in (4, 7))
@@ -282,6 +333,19 @@ def test_identity_is_learned_from_whole_photos_and_from_faces_alone(pictures: Pi
         assert np.all((middle > 4) & (middle < 12))
     again = photos.targets(torch.tensor([7, 5, 6]))
     assert torch.equal(again.latents, faces.latents)  # so that training resumes exactly
+
+
+def test_half_of_the_targets_show_the_references_person_in_a_style(pictures: Pictures) -> None:
+    numbers = torch.from_numpy(np.flatnonzero(pictures.are_photos))
+    latents = torch.arange(float(len(pictures))).view(-1, 1, 1, 1).expand(-1, 4, 32, 32)  # each says whose it is
+    photos = identity.PhotosOfTheWorld(numbers, latents, torch.empty(0), torch.empty(0), pictures)
+    rows = torch.arange(400) % len(numbers)
+    shown = photos.targets(rows).latents[:, 0, 0, 0].long()
+    assert torch.equal(shown // PICTURES, photos.people[rows])
+    styled = ~torch.from_numpy(pictures.are_photos)[shown]
+    assert torch.equal(shown[~styled], numbers[rows][~styled])
+    assert 0.4 < styled.float().mean() < 0.6
+    assert set(shown[styled].tolist()) == set(np.flatnonzero(~pictures.are_photos).tolist())
 
 
 def _places(count: int) -> Tensor:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -26,8 +24,9 @@ from infid_export.scheduler import SDXL_SCHEDULER
 from infid_training.recipe.autoencoder import encode
 from infid_training.recipe.contrast import token_ids
 from infid_training.recipe.crops import FACE_SIDE, Squares
-from infid_training.recipe.fitting import Fit, write_tensors
-from infid_training.recipe.pictures import Pictures, scene_of
+from infid_training.recipe.files import read_tensors, write_tensors
+from infid_training.recipe.fitting import Fit
+from infid_training.recipe.pictures import Pictures
 
 FIT = Fit(steps=3600, learning_rate=1e-3, weight_decay=0.01)
 _BATCH = 32
@@ -87,7 +86,7 @@ def encode_pictures(vae: Any, pictures: Pictures, path: Path, stage: Stage) -> T
             parts.append((vae.config.scaling_factor * means.float()).half().cpu())
             stage.update(start / len(pictures), f"picture {start} of {len(pictures)}")
         write_tensors({"latents": torch.cat(parts)}, path)
-    return load_file(path)["latents"]
+    return read_tensors(path)["latents"]
 
 
 def face_area(marks: np.ndarray, size: int) -> Tensor:
@@ -163,8 +162,9 @@ class BaseLoss:
         random = np.random.default_rng((5, step))
         whole = self.latents.shape[-1]
         rows, side = (_FACES, FACE_SIDE) if step % 2 else (_BATCH, whole)
+        by_style = (np.flatnonzero(which) for which in (self.pictures.are_photos, ~self.pictures.are_photos))
         styled = random.random(rows) < _STYLED
-        plain, stylised = (each[random.integers(len(each), size=rows)] for each in self._by_style)
+        plain, stylised = (each[random.integers(len(each), size=rows)] for each in by_style)
         chosen = np.where(styled, stylised, plain)
         captions = [self.pictures.caption(int(index), random.random() < _DESCRIBED) for index in chosen]
         prompts, pooled = self.texts.encode(captions)
@@ -195,9 +195,3 @@ class BaseLoss:
         share = 1 + (_FACE_WEIGHT - 1) * squares.cut(face_area(marks, whole)).to(device)
         error = weight[:, None, None, None] * (estimate - noise).square()
         return {"epsilon": (share * error).mean() / share.mean()}
-
-    @cached_property
-    def _by_style(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers of the photos, and those of the pictures in another style."""
-        photo = np.array([scene_of(number).style == "photo" for number in range(len(self.pictures))])
-        return np.flatnonzero(photo), np.flatnonzero(~photo)

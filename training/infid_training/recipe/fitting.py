@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from infid_engines.errors import InputError, TrainingError
 from infid_engines.progress import Stage
+from infid_training.recipe.files import readable, write_tensors
 
 _SAVED_EVERY = 60.0  # seconds
 _WARM_UP = 0.02  # share of the steps
@@ -57,7 +58,7 @@ def fit(
         stage: shown the progress.
 
     Raises:
-        InputError: a file of an earlier run is of another number of steps.
+        InputError: a file of an earlier run is broken or of another number of steps, or the disk is full.
         TrainingError: the loss is not finite; the last file on the way is kept.
     """
     done, partial = folder / f"{name}.safetensors", folder / f"{name}.partial.safetensors"
@@ -110,13 +111,13 @@ def save(module: nn.Module, steps: int, path: Path) -> None:
 
 def load(module: nn.Module, path: Path) -> None:
     """Read what `save` wrote, and freeze the module."""
-    with safe_open(path, framework="pt") as file:
-        module.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118, no dictionary
+    with readable(path):
+        module.load_state_dict(load_file(path))
     module.eval().requires_grad_(False)
 
 
 def _require_steps(path: Path, steps: int) -> None:
-    with safe_open(path, framework="pt") as file:
+    with readable(path), safe_open(path, framework="pt") as file:
         found = (file.metadata() or {}).get("steps", "an unknown number of")
     if found != str(steps):
         raise InputError(
@@ -132,18 +133,10 @@ def _save(module: nn.Module, optimizer: torch.optim.Optimizer, step: int, steps:
     write_tensors(tensors, path, {"step": str(step), "steps": str(steps)})
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    laid = {name: value.contiguous() for name, value in tensors.items()}
-    save_file(laid, unfinished, None if metadata is None else dict(metadata))
-    unfinished.replace(path)
-
-
 def _continue(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> int:
     moments: dict[int, dict[str, Tensor]] = {}
     state: dict[str, Tensor] = {}
-    with safe_open(path, framework="pt") as file:
+    with readable(path), safe_open(path, framework="pt") as file:
         step = int(file.metadata()["step"])
         for key in file.keys():  # noqa: SIM118, not a dictionary
             if key.startswith("module."):
@@ -151,6 +144,6 @@ def _continue(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -
             else:
                 _, index, name = key.split(".")
                 moments.setdefault(int(index), {})[name] = file.get_tensor(key)
-    module.load_state_dict(state)
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        module.load_state_dict(state)
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return step

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -22,8 +21,8 @@ from infid_training.options import TrainOptions
 from infid_training.photos import References, Targets
 from infid_training.recipe.base import Texts
 from infid_training.recipe.crops import DETECTED, FACE_SIDE, Squares, aligned, jittered
-from infid_training.recipe.fitting import write_tensors
-from infid_training.recipe.pictures import PICTURES, Pictures, scene_of
+from infid_training.recipe.files import read_tensors, write_tensors
+from infid_training.recipe.pictures import PICTURES, Pictures
 
 OPTIONS = TrainOptions(
     steps=3600, batch_size=32, learning_rate=2e-3, lr_schedule="cosine", warmup_steps=60, identity_dropout=0.1,
@@ -31,6 +30,8 @@ OPTIONS = TrainOptions(
 )  # fmt: skip
 # Three of four batches see faces alone: most of a person in a quarter of the latents.
 _WHOLE_EVERY = 4
+# Half of the targets show the person in a style, so that the keys also answer queries that come from one.
+_STYLED = 0.5
 _ENCODED_AT_ONCE = 64
 
 
@@ -38,8 +39,9 @@ _ENCODED_AT_ONCE = 64
 class PhotosOfTheWorld:
     """The pictures in the style of a photo, as the training loop's `Photos`.
 
-    Real people are known from photos, so identity is learned from them alone; styles are the text's business. The first
-    photo of a batch decides whether all are seen whole or cut to their faces, so they cannot validate.
+    Real people are known from photos, so every reference is one; as a target, half of them are replaced by pictures of
+    the same person in a style. The first photo of a batch decides whether all are seen whole or cut to their faces, so
+    they cannot validate.
 
     Args:
         numbers: `[N]` int64, of the pictures.
@@ -75,20 +77,26 @@ class PhotosOfTheWorld:
 
     def targets(self, indices: Tensor) -> Targets:
         """Return photos to be drawn."""
-        chosen = self.numbers[indices]
+        random = np.random.default_rng(indices.tolist())
+        chosen = [self._drawn(number, random) for number in self.numbers[indices].tolist()]
         whole = self.latents.shape[-1]
         side = FACE_SIDE if indices[0] % _WHOLE_EVERY else whole
-        random = np.random.default_rng(indices.tolist())
-        squares = Squares.around(self.pictures.marks[chosen.numpy()], whole, side, random)
+        squares = Squares.around(self.pictures.marks[chosen], whole, side, random)
         latents, sizes = squares.cut(self.latents[chosen]), squares.time_ids()
         if self.texts is None:
             return Targets(latents, sizes)
-        captions = [self.pictures.caption(number, True) for number in chosen.tolist()]
+        captions = [self.pictures.caption(number, True) for number in chosen]
         return Targets(latents, sizes, *self.texts.encode(captions))
 
     def references(self, indices: Tensor) -> References:
         """Return photos that show who is meant."""
         return References(self.clip_features[indices], self.face_embeddings[indices])
+
+    def _drawn(self, number: int, random: np.random.Generator) -> int:
+        """Return the picture that stands for a photo as a target: the photo, or its person in a style."""
+        first = number - number % PICTURES
+        styled = first + np.flatnonzero(~self.pictures.are_photos[first : first + PICTURES])
+        return int(random.choice(styled)) if len(styled) and random.random() < _STYLED else number
 
 
 @torch.no_grad()
@@ -105,7 +113,7 @@ def encode_faces(
         stage: shown the progress.
     """
     if not path.is_file():
-        numbers = [number for number in range(len(pictures)) if scene_of(number).style == "photo"]
+        numbers = np.flatnonzero(pictures.are_photos)
         parts: dict[str, list[Tensor]] = {"clip_features": [], "face_embeddings": []}
         random = np.random.default_rng(6)
         for start in range(0, len(numbers), _ENCODED_AT_ONCE):
@@ -117,9 +125,9 @@ def encode_faces(
             parts["face_embeddings"].append(embeddings.half().cpu())
             stage.update(start / len(numbers), f"photo {start} of {len(numbers)}")
         write_tensors(
-            {"numbers": torch.tensor(numbers), **{name: torch.cat(each) for name, each in parts.items()}}, path
+            {"numbers": torch.from_numpy(numbers), **{name: torch.cat(each) for name, each in parts.items()}}, path
         )
-    return load_file(path)
+    return read_tensors(path)
 
 
 def read_faces(

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from infid_engines.errors import TrainingError
 from infid_export.model.shipped import ROWS
 from infid_training.recipe.contrast import token_ids, tokenizers
-from infid_training.recipe.fitting import write_tensors
+from infid_training.recipe.files import read_tensors, write_tensors
 from infid_training.recipe.pictures import Pictures
 
 _EMBEDDING = "token_embedding.weight"
@@ -47,7 +46,7 @@ def pack(modules: Mapping[str, nn.Module], identity: Mapping[str, Path], words: 
         with safe_open(path, framework="pt") as file:
             header = file.metadata()
         files.append(folder / f"{name}.safetensors")
-        write_tensors({key: _halved(value, key) for key, value in load_file(path).items()}, files[-1], header)
+        write_tensors({key: _halved(value, key) for key, value in read_tensors(path).items()}, files[-1], header)
     return files
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from infid_engines.errors import InputError
 from infid_engines.progress import Stage
+from infid_training.durable import full_disk_explained, whole_file
+from infid_training.recipe.files import readable
 from infid_training.world.drawing import landmarks, render
 from infid_training.world.people import person
 from infid_training.world.scenes import Scene, portrait, scene
@@ -35,6 +40,11 @@ class Pictures:
         """Return the number of pictures."""
         return len(self.pixels)
 
+    @cached_property
+    def are_photos(self) -> np.ndarray:
+        """Return which pictures are in the style of a photo, `[N]` bool."""
+        return np.array([scene_of(index).style == "photo" for index in range(len(self))], bool)
+
     def caption(self, index: int, described: bool) -> str:
         """Return a picture's caption; `described` also says what the person looks like."""
         who = person(index // PICTURES).describe() if described else "a person"
@@ -55,12 +65,12 @@ def draw_pictures(folder: Path, stage: Stage, people: int) -> Pictures:
         people: number of people.
 
     Raises:
-        OSError: the disk is full; they take 590 kB a person.
+        InputError: the disk is full, they take 590 kB a person; or what was drawn before is broken.
     """
     pixels, marks = folder / "pixels.npy", folder / "landmarks.npy"
     count = people * PICTURES
     if not marks.is_file():
-        canvas = np.lib.format.open_memmap(pixels, "w+", np.uint8, (count, SIZE, SIZE, 3))
+        canvas = _canvas(pixels, count)
         found = np.zeros((count, 5, 2), np.float32)
         with multiprocessing.get_context("spawn").Pool() as pool:
             for index, (picture, points) in enumerate(pool.imap(_draw, range(count), chunksize=64)):
@@ -68,9 +78,26 @@ def draw_pictures(folder: Path, stage: Stage, people: int) -> Pictures:
                 if index % 500 == 0:
                     stage.update(index / count, f"picture {index} of {count}")
         canvas.flush()
-        np.save(folder / "landmarks.partial.npy", found)
-        (folder / "landmarks.partial.npy").replace(marks)
-    return Pictures(np.load(pixels), np.load(marks))
+        with whole_file(marks) as partial, partial.open("wb") as file:
+            np.save(file, found)
+    loaded = []
+    for path in (pixels, marks):
+        with readable(path):
+            loaded.append(np.load(path))
+    return Pictures(*loaded)
+
+
+def _canvas(path: Path, count: int) -> np.memmap:
+    """Return a file for the pictures that has its place on the disk; a write to one without would kill the process."""
+    try:
+        with full_disk_explained(path):
+            canvas = np.lib.format.open_memmap(path, "w+", np.uint8, (count, SIZE, SIZE, 3))
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except InputError:
+        path.unlink(missing_ok=True)
+        raise
+    return canvas
 
 
 def _draw(index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,48 @@
+"""The files in which the recipe's stages leave what they made: written whole or not at all, refused where broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from infid_engines.errors import InputError
+from infid_training.durable import whole_file
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    laid = {name: value.contiguous() for name, value in tensors.items()}
+    with whole_file(path) as partial:
+        save_file(laid, partial, None if metadata is None else dict(metadata))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        InputError: it is broken.
+    """
+    with readable(path):
+        return load_file(path)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what reading a broken or foreign file raises into an `InputError` that says which it is."""
+    try:
+        yield
+    # numpy's and safetensors' own of a file, then what `load_state_dict` and missing tensors raise
+    except (ValueError, EOFError, SafetensorError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"{path} is broken, or was left by another version ({str(error).partition(chr(10))[0]}).",
+            fix="Delete it, and the same command makes it anew.",
+        ) from error
