@@ -316,10 +316,7 @@ def test_every_other_step_sees_faces_alone(pictures: Pictures, monkeypatch: pyte
     assert ((middles > 4) & (middles < 12)).all()
 
 
-def test_identity_is_learned_from_whole_photos_and_from_faces_alone(
-    pictures: Pictures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(identity, "_STYLED", 0.0)
+def test_identity_is_learned_from_whole_photos_and_from_faces_alone(pictures: Pictures) -> None:
     numbers, unused = torch.arange(len(pictures)), torch.empty(0)
     photos = identity.PhotosOfTheWorld(numbers, _places(len(pictures)), unused, unused, pictures)
     whole, faces = (photos.targets(torch.tensor([first, 5, 6])) for first in (4, 7))
@@ -333,19 +330,6 @@ def test_identity_is_learned_from_whole_photos_and_from_faces_alone(
         assert np.all((middle > 4) & (middle < 12))
     again = photos.targets(torch.tensor([7, 5, 6]))
     assert torch.equal(again.latents, faces.latents)  # so that training resumes exactly
-
-
-def test_half_of_the_targets_show_the_references_person_in_a_style(pictures: Pictures) -> None:
-    numbers = torch.from_numpy(np.flatnonzero(pictures.are_photos))
-    latents = torch.arange(float(len(pictures))).view(-1, 1, 1, 1).expand(-1, 4, 32, 32)  # each says whose it is
-    photos = identity.PhotosOfTheWorld(numbers, latents, torch.empty(0), torch.empty(0), pictures)
-    rows = torch.arange(400) % len(numbers)
-    shown = photos.targets(rows).latents[:, 0, 0, 0].long()
-    assert torch.equal(shown // PICTURES, photos.people[rows])
-    styled = ~torch.from_numpy(pictures.are_photos)[shown]
-    assert torch.equal(shown[~styled], numbers[rows][~styled])
-    assert 0.4 < styled.float().mean() < 0.6
-    assert set(shown[styled].tolist()) == set(np.flatnonzero(~pictures.are_photos).tolist())
 
 
 def _places(count: int) -> Tensor:

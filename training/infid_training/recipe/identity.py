@@ -30,8 +30,6 @@ OPTIONS = TrainOptions(
 )  # fmt: skip
 # Three of four batches see faces alone: most of a person in a quarter of the latents.
 _WHOLE_EVERY = 4
-# Half of the targets show the person in a style, so that the keys also answer queries that come from one.
-_STYLED = 0.5
 _ENCODED_AT_ONCE = 64
 
 
@@ -39,9 +37,8 @@ _ENCODED_AT_ONCE = 64
 class PhotosOfTheWorld:
     """The pictures in the style of a photo, as the training loop's `Photos`.
 
-    Real people are known from photos, so every reference is one; as a target, half of them are replaced by pictures of
-    the same person in a style. The first photo of a batch decides whether all are seen whole or cut to their faces, so
-    they cannot validate.
+    Real people are known from photos, so identity is learned from them alone; styles are the text's business. The first
+    photo of a batch decides whether all are seen whole or cut to their faces, so they cannot validate.
 
     Args:
         numbers: `[N]` int64, of the pictures.
@@ -77,26 +74,20 @@ class PhotosOfTheWorld:
 
     def targets(self, indices: Tensor) -> Targets:
         """Return photos to be drawn."""
-        random = np.random.default_rng(indices.tolist())
-        chosen = [self._drawn(number, random) for number in self.numbers[indices].tolist()]
+        chosen = self.numbers[indices]
         whole = self.latents.shape[-1]
         side = FACE_SIDE if indices[0] % _WHOLE_EVERY else whole
-        squares = Squares.around(self.pictures.marks[chosen], whole, side, random)
+        random = np.random.default_rng(indices.tolist())
+        squares = Squares.around(self.pictures.marks[chosen.numpy()], whole, side, random)
         latents, sizes = squares.cut(self.latents[chosen]), squares.time_ids()
         if self.texts is None:
             return Targets(latents, sizes)
-        captions = [self.pictures.caption(number, True) for number in chosen]
+        captions = [self.pictures.caption(number, True) for number in chosen.tolist()]
         return Targets(latents, sizes, *self.texts.encode(captions))
 
     def references(self, indices: Tensor) -> References:
         """Return photos that show who is meant."""
         return References(self.clip_features[indices], self.face_embeddings[indices])
-
-    def _drawn(self, number: int, random: np.random.Generator) -> int:
-        """Return the picture that stands for a photo as a target: the photo, or its person in a style."""
-        first = number - number % PICTURES
-        styled = first + np.flatnonzero(~self.pictures.are_photos[first : first + PICTURES])
-        return int(random.choice(styled)) if len(styled) and random.random() < _STYLED else number
 
 
 @torch.no_grad()
