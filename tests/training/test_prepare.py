@@ -199,6 +199,23 @@ def test_an_existing_folder_is_not_touched(people: Path, tmp_path: Path, recogni
     (tmp_path / "shards").mkdir()
     with pytest.raises(InputError, match="exists already"):
         run(people, tmp_path / "shards", recognizer)
+    assert list((tmp_path / "shards").iterdir()) == []
+
+
+def test_two_at_once_into_one_folder_are_refused(people: Path, tmp_path: Path, recognizer: Path) -> None:
+    refused = []
+
+    class Meanwhile(CornerDetector):
+        def detect(self, photo: np.ndarray) -> list[Face]:
+            if not refused:
+                with pytest.raises(InputError, match=r"Another process writes .*shards") as raised:
+                    run(people, tmp_path / "shards", recognizer)
+                refused.append(raised)
+            return super().detect(photo)
+
+    report = prepare(people, tmp_path / "shards", Meanwhile(), recognizer, OPTIONS)
+    assert report.photos["train"] == len(photos_of(tmp_path / "shards")) == 12
+    assert list(tmp_path.glob(".*")) == []
 
 
 @pytest.mark.parametrize("broken", ["addfile", "close"])

@@ -21,7 +21,7 @@ from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_templ
 from infid_export.faces.detection import Face, FaceDetector, choose_face
 from infid_export.faces.photos import load_photo
 from infid_export.faces.recognition import SIZE, ArcFaceRecognizer
-from infid_training.durable import whole_folder
+from infid_training.durable import locked, whole_folder
 from infid_training.shards import REPORT, SPLITS, PreparedPhoto, ShardIndex, ShardWriter
 
 # A second face at least this share of the largest one's area could be the person meant as well.
@@ -112,19 +112,19 @@ def prepare(
         What was kept and dropped; also in `report.json`.
 
     Raises:
-        InputError: there are no people or nobody is left, the output exists, or the disk is full.
+        InputError: there are no people or nobody is left, the output exists or another process writes it, or the disk
+            is full.
     """
     started = time.monotonic()
     shown = reporter or SilentReporter()
-    if output.exists():
-        raise InputError(f"{output} exists already.", fix="Remove it, or give another folder with --output.")
     embedder = ArcFaceRecognizer(recognizer, options.face_width)
     people, dropped = find_people(folder)
     counts = {"people": dict.fromkeys(SPLITS, 0), "photos": dict.fromkeys(SPLITS, 0)}
     reader = _PhotoReader(detector, embedder, options)
     shown.plan({"photos": 1.0})
     total, seen = sum(map(len, people.values())), 0
-    with whole_folder(output) as partial, ExitStack() as stack, shown.stage("photos") as stage:
+    lock = locked(output.parent / f".{output.name}.lock", f"Another process writes {output}.")
+    with lock, whole_folder(output) as partial, ExitStack() as stack, shown.stage("photos") as stage:
         writers = {
             split: stack.enter_context(ShardWriter(partial, split, options.photos_per_shard)) for split in SPLITS
         }
