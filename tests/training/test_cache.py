@@ -22,6 +22,7 @@ from infid_training import cache as module
 from infid_training.base_model import initial_identity, open_base
 from infid_training.cache import ShardedPhotos, cached_file, fill_cache
 from infid_training.encode import PhotoEncoders
+from infid_training.estimate import estimate
 from infid_training.options import TrainOptions
 from infid_training.run import RunRequest, train_on_shards
 from infid_training.samples import SampleGrid, fixed_people
@@ -108,6 +109,15 @@ def test_with_text_the_captions_are_there(shards: Path, base: ModelSource) -> No
     assert targets.pooled_prompt_embeds is not None
     assert torch.equal(targets.prompt_embeds[0], targets.prompt_embeds[2])  # the same caption
     assert not torch.equal(targets.prompt_embeds[0], targets.prompt_embeds[1])
+
+
+@pytest.mark.parametrize("with_text", [False, True], ids=["faces", "captions"])
+def test_the_estimate_is_the_size_of_the_cache(shards: Path, with_text: bool) -> None:
+    source = open_base("demo", with_text=with_text)
+    cache = fill(shards, source)
+    found = sum(path.stat().st_size for path in cache.iterdir())
+    header = sum(8 + int.from_bytes(path.read_bytes()[:8], "little") for path in cache.iterdir())
+    assert found - header == 8 * estimate(source, TrainOptions(), SIZE, 1, 100.0).cache_bytes_per_photo
 
 
 def test_what_is_there_is_not_made_again(shards: Path, base: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
