@@ -186,7 +186,7 @@ def find_people(folder: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
             dropped[name] = f"cannot be read ({error.strerror})"
     if not people:
         raise InputError(
-            f"{folder} has no people: no sub-folder has a file in it.",
+            f"{folder} has no people: no sub-folder has a file that can be used. {_reasons(dropped)}".rstrip(),
             fix="Make one sub-folder per person and put two or more photos into each.",
         )
     return people, dropped
@@ -295,9 +295,13 @@ def _nobody_left(folder: Path, held_out: int, dropped: dict[str, str]) -> InputE
             f"All {held_out} usable photos of {folder} fell to people who are held out, none to train on.",
             fix="Give a smaller --validation, another --split-seed, or more people.",
         )
-    reasons = [f"{name}: {reason}" for name, reason in list(dropped.items())[:3]]
-    more = f" (and {len(dropped) - 3} more)" if len(dropped) > 3 else ""
     return InputError(
-        f"No photo of {folder} can be used. {' '.join(reasons)}{more}",
+        f"No photo of {folder} can be used. {_reasons(dropped)}",
         fix="Use sharp photos, each with one face seen from the front, two or more a person.",
     )
+
+
+def _reasons(dropped: dict[str, str]) -> str:
+    reasons = [f"{name}: {reason}" for name, reason in list(dropped.items())[:3]]
+    more = f" (and {len(dropped) - 3} more)" if len(dropped) > 3 else ""
+    return f"{' '.join(reasons)}{more}"
