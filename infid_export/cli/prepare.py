@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("people", type=Path, metavar="PEOPLE", help="folder with one sub-folder of photos per person")
     default = Path("shards")
     parser.add_argument("-o", "--output", type=Path, default=default, metavar="DIR", help=f"({default})")
-    parser.add_argument("--recognizer", type=Path, required=True, metavar="FILE", help="ArcFace-type recogniser (ONNX)")
+    parser.add_argument(
+        "--recognizer", required=True, metavar="FILE|drawn",
+        help="ArcFace-type recogniser (ONNX), or drawn: the demo model's own, for its people; so is then the detector",
+    )  # fmt: skip
     add_detector(parser)
     parser.add_argument(
         "--photo-size", dest="size", type=int, default=1024, metavar="PX", help="of the targets (1024, SDXL's)"
@@ -37,15 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Prepare, and print what was dropped and why."""
+    from infid_export.export.face_models import recognizer_file
     from infid_training.prepare import PrepareOptions, prepare
 
     options = PrepareOptions(
         size=arguments.size, crop_size=arguments.crop_size, single_photo=arguments.single_photo,
         validation=arguments.validation, seed=arguments.seed, photos_per_shard=arguments.photos_per_shard,
     )  # fmt: skip
-    with output.progress() as reporter:
-        detector = _detector(arguments)
-        report = prepare(arguments.people, arguments.output, detector, arguments.recognizer, options, reporter)
+    drawn = arguments.recognizer == "drawn"
+    with output.progress() as reporter, recognizer_file(None if drawn else Path(arguments.recognizer)) as recognizer:
+        detector = _detector(arguments, "drawn" if drawn else "centerface")
+        report = prepare(arguments.people, arguments.output, detector, recognizer, options, reporter)
     output.table("Dropped, and why", ("photo", "why"), list(report.dropped.items()))
     rows = [(split, str(report.people[split]), str(report.photos[split])) for split in report.people]
     output.table("Kept", ("split", "people", "photos"), rows, numbers=("people", "photos"))
@@ -64,8 +69,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _detector(arguments: argparse.Namespace) -> FaceDetector:
-    """Open the chosen detector.
+def _detector(arguments: argparse.Namespace, default: str) -> FaceDetector:
+    """Open the chosen detector, or the default one.
 
     Raises:
         InputError: its models are missing or not asked for.
@@ -79,7 +84,7 @@ def _detector(arguments: argparse.Namespace) -> FaceDetector:
                 fix="Give it with --face-models, or use --detector centerface.",
             )
         return open_detector(str(arguments.face_models))[0]
-    detector = arguments.detector or "centerface"
+    detector = arguments.detector or default
     if arguments.face_models is not None:
         raise InputError(f"--face-models has no effect with the detector {detector}.", fix="Leave it out.")
     return open_detector(detector)[0]

@@ -144,8 +144,8 @@ def _dry_run(arguments: argparse.Namespace, options: TrainOptions, output: Outpu
     output.line(f"disk: {size(found.checkpoint_bytes * (options.keep + 1))} for checkpoints, "
                 f"{size(found.cache_bytes_per_photo)} per photo for the cache")  # fmt: skip
     verdict = "fits" if fits else "does not fit"
-    output.line(f"{'PASSED' if fits else 'FAILED'} {size(found.peak_bytes)} {verdict} into {size(limit)}; an estimate, "
-                "nothing was trained")  # fmt: skip
+    output.line(f"{'PASSED' if fits else 'FAILED'} {size(found.peak_bytes)} {verdict} into {size(limit)}; an estimate "
+                "of the steps, without caching and sample pictures; nothing was trained")  # fmt: skip
     if not fits:
         output.note("less: --precision bf16, --gradient-checkpointing, a smaller --batch-size with --accumulation, "
                     "--optimizer adamw8bit")  # fmt: skip

@@ -1,8 +1,10 @@
-"""ONNX files of the face models that a model without photos brings along, and the choice among face detectors."""
+"""ONNX files of the face models that a model without photos brings along, and the choice among face models."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,18 @@ def open_detector(choice: str) -> tuple[FaceDetector, str]:
             fix="Give centerface, drawn, an ONNX file of CenterFace's kind, or an InsightFace folder.",
         )
     return CenterFaceDetector(Path(choice)), sha256_file(Path(choice))
+
+
+@contextmanager
+def recognizer_file(chosen: Path | None) -> Iterator[Path]:
+    """Yield a recogniser's ONNX file: the chosen one, or for None the demo model's own, which is gone afterwards."""
+    if chosen is not None:
+        yield chosen
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recognizer.onnx"
+        write_shipped("recognizer", path)
+        yield path
 
 
 def detector_fingerprint(name: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -17,6 +18,9 @@ from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import RandomSource
 from infid_training.options import TrainOptions
+from infid_training.world.drawing import render
+from infid_training.world.people import person
+from infid_training.world.scenes import portrait
 
 
 @pytest.fixture
@@ -65,6 +69,38 @@ def test_from_a_folder_of_people_to_an_identity_file(
     code, _, err = cli("train", shards, "-o", run, *options, "--no-resume")
     assert code == 1
     assert "holds a run of 3 steps" in err
+
+
+def test_drawn_people_become_an_engine_folder_that_draws_them(cli: Cli, demo_folder: Path, tmp_path: Path) -> None:
+    """The walk that anyone can make, with the demo model alone; graphs that no training changes are built already."""
+    people, shards, run = tmp_path / "people", tmp_path / "shards", tmp_path / "run"
+    for who, name in enumerate(("anna", "bert", "cleo")):
+        (people / name).mkdir(parents=True)
+        for photo in range(3):
+            render(person(who), portrait(10 * who + photo)).save(people / name / f"{photo}.png")
+    words = ["prepare", people, "-o", shards, "--recognizer", "drawn", "--photo-size", 128, "--validation", 0.5]
+    code, out, err = cli(*words, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["people"], found["photos"], found["dropped"]) == (
+        {"train": 1, "validation": 2}, {"train": 3, "validation": 6}, {}
+    )  # fmt: skip
+    code, out, err = cli("train", shards, "-o", run, "--model", "demo", "--train-steps", 2, "--learning-rate", 1e-3)
+    assert code == 0, err
+    assert "validation loss" in out
+    engines = shutil.copytree(demo_folder, tmp_path / "engines")
+    words = ["--fp16", "--model", "demo", "--identity", run / "identity.safetensors", "--backend", "onnxruntime"]
+    code, out, err = cli("build", *words, "-o", engines)
+    assert code == 0, err
+    assert "PASSED   identity_encoder.identity_tokens" in out
+    assert "PASSED 30-step picture" in out
+    assert "FAILED" not in out
+    assert "onnx/identity.safetensors" in out.partition("Made now, and why")[2].partition("Already there")[0]
+    picture = tmp_path / "picture.png"
+    words = ["--photo", people / "anna/0.png", "--engines", engines, "--steps", 1, "-o", picture]
+    code, _, err = cli("generate", "a photo of a person wearing a red suit, at the beach", *words)
+    assert code == 0, err
+    assert Image.open(picture).size == (128, 128)
 
 
 def test_a_dry_run_says_whether_it_fits(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, Lock
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from infid_training import cache as module
 from infid_training.base_model import initial_identity, open_base
 from infid_training.cache import ShardedPhotos, cached_file, fill_cache
 from infid_training.encode import PhotoEncoders
+from infid_training.estimate import estimate
 from infid_training.options import TrainOptions
 from infid_training.run import RunRequest, train_on_shards
 from infid_training.samples import SampleGrid, fixed_people
@@ -108,6 +111,15 @@ def test_with_text_the_captions_are_there(shards: Path, base: ModelSource) -> No
     assert not torch.equal(targets.prompt_embeds[0], targets.prompt_embeds[1])
 
 
+@pytest.mark.parametrize("with_text", [False, True], ids=["faces", "captions"])
+def test_the_estimate_is_the_size_of_the_cache(shards: Path, with_text: bool) -> None:
+    source = open_base("demo", with_text=with_text)
+    cache = fill(shards, source)
+    found = sum(path.stat().st_size for path in cache.iterdir())
+    header = sum(8 + int.from_bytes(path.read_bytes()[:8], "little") for path in cache.iterdir())
+    assert found - header == 8 * estimate(source, TrainOptions(), SIZE, 1, 100.0).cache_bytes_per_photo
+
+
 def test_what_is_there_is_not_made_again(shards: Path, base: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = fill(shards, base)
     files = sorted(cache.iterdir())
@@ -147,6 +159,45 @@ def test_an_interrupted_cache_goes_on_and_never_shows_a_half(
     fill(shards, base)
     assert calls == [4, 2, 2, 2]
     assert len(list((shards / "cache").iterdir())) == 3
+
+
+def test_processes_that_look_at_different_times_make_every_file(shards: Path, base: ModelSource) -> None:
+    for rank in range(2):
+        with SilentReporter().stage("caching") as stage:
+            fill_cache(shards, shards / "cache", base, stage, torch.device("cpu"), rank, ranks=2)
+    assert len(list((shards / "cache").iterdir())) == 3
+
+
+def test_two_runs_at_once_share_the_work(shards: Path, base: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, loading, encoded = Barrier(2), Lock(), []
+
+    class Encoders(PhotoEncoders):
+        def __init__(self, *given: object) -> None:
+            both.wait(timeout=60)  # both have seen that every file is missing
+            with loading:  # which threads cannot do at once; processes can
+                super().__init__(*given)  # type: ignore[arg-type]
+
+        def encode(self, photos: list[PreparedPhoto]) -> dict[str, torch.Tensor]:
+            encoded.extend(photo.name for photo in photos)
+            return super().encode(photos)
+
+    monkeypatch.setattr(module, "PhotoEncoders", Encoders)
+    with ThreadPoolExecutor() as pool:
+        for filled in [pool.submit(fill, shards, base) for _ in range(2)]:
+            filled.result()
+    assert len(encoded) == len(set(encoded)) == 8
+    assert len(list((shards / "cache").iterdir())) == 3
+
+
+def test_a_shard_that_is_not_the_indexs_is_refused(shards: Path, base: ModelSource) -> None:
+    other = write_shards(shards.parent / "other", base.architecture.image_encoder["image_size"], seed=1)
+    (other / "train-00001.tar").replace(shards / "train-00001.tar")
+    with pytest.raises(InputError, match=r"train-00001.tar is damaged or another one"):
+        fill(shards, base)
+    assert len(list((shards / "cache").iterdir())) == 1
+    (shards / "train-00001.tar").unlink()
+    with pytest.raises(InputError, match=r"There is no shard .*train-00001.tar"):
+        fill(shards, base)
 
 
 def test_bad_caches_and_shards_are_named(shards: Path, base: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:

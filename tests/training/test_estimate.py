@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,20 @@ def test_sdxl_as_in_the_paper() -> None:
     assert found.seconds == pytest.approx(1e6 * found.flops_per_step / 100e12)
     assert found.memory["optimizer"] == 8 * found.parameters
     assert found.memory["frozen UNet"] == 2 * found.frozen_parameters
+
+
+def test_a_latent_stands_for_as_many_pixels_as_the_vae_makes_it() -> None:
+    """The demo model's VAE halves a side twice, not three times as SDXL's: 128 pixels are 32 latents."""
+    source = open_source("demo")
+    unet: Any = source.load("unet", torch.float32)
+    identity: Any = source.load("identity", torch.float32).requires_grad_(True)
+    install_processors(unet, source.config)
+    config = source.config
+    latents = torch.randn(1, 4, 32, 32)
+    face = (torch.randn(1, config.clip_tokens, config.clip_width), torch.randn(1, config.face_width), torch.ones(1, 6))
+    kept = kept_by_autograd(unet, identity, latents, latents, torch.tensor([5]), *face)
+    found = estimate(source, TrainOptions(batch_size=1), 128, 1, 100.0)
+    assert found.memory["activations"] + found.memory["stacked projections"] == pytest.approx(kept, rel=0.03)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_training import checkpoint, loop, stepper
 from infid_training.draws import Draws
+from infid_training.durable import locked
 from infid_training.loop import train
 from infid_training.loss import identity_loss
 from infid_training.stepper import Stepper
@@ -256,7 +257,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, fails: str, monk
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
-    with loop._locked(tmp_path), pytest.raises(InputError, match="Another process trains in"):
+    with locked(tmp_path / loop.LOCK), pytest.raises(InputError, match="Another process trains in"):
         small_run(tmp_path)
 
 

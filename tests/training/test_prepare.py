@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +143,44 @@ def test_what_cannot_be_used_is_dropped_with_a_reason(people: Path, tmp_path: Pa
     assert report.people["train"] == 4
 
 
+def test_names_that_are_not_utf8_and_what_cannot_be_opened(
+    people: Path, tmp_path: Path, recognizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latin = os.fsdecode("Zoë".encode("latin-1"))
+    (people / "dora/0.png").rename(people / "dora" / f"{latin}.png")
+    (people / "cleo").rename(people / latin)
+    closed, listed = people / "bert", Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    report = run(people, tmp_path / "shards", recognizer)
+    not_utf8 = "its name is not UTF-8"
+    assert report.dropped == {
+        "bert": "cannot be read (Permission denied)", r"Zo\xeb": not_utf8, r"dora/Zo\xeb.png": not_utf8
+    }  # fmt: skip
+    assert [photo.name for photo in photos_of(tmp_path / "shards")][3:] == ["dora/1.png", "dora/2.png"]
+
+
+def test_the_folder_of_people_may_have_any_name(people: Path, tmp_path: Path, recognizer: Path) -> None:
+    (people / "anna/cut.png").write_bytes(b"no photo")
+    latin = people.rename(tmp_path / os.fsdecode("Zoë".encode("latin-1")))
+    report = run(latin, tmp_path / "shards", recognizer)
+    assert json.loads((tmp_path / "shards/report.json").read_text())["dropped"] == report.dropped
+    assert list(report.dropped) == ["anna/cut.png"]
+
+
+def test_captions_may_end_in_capitals(people: Path, tmp_path: Path, recognizer: Path) -> None:
+    (people / "anna/0.TXT").write_text("Anna")
+    (people / "anna/2.Txt").write_text("")
+    run(people, tmp_path / "shards", recognizer)
+    captions = [photo.caption for photo in photos_of(tmp_path / "shards")[:3]]
+    assert captions == ["Anna", "Anna at the sea – grüezi", None]
+
+
 def test_one_photo_as_its_own_pair(tmp_path: Path, recognizer: Path) -> None:
     write_photo(tmp_path / "people/emil/only.png", 1)
     with pytest.raises(InputError, match=r"emil/only.png: the person's only usable photo"):
@@ -178,7 +218,7 @@ def test_who_is_held_out_is_a_matter_of_name_and_seed_alone() -> None:
         (lambda folder: None, "There is no folder"),
         (lambda folder: folder.mkdir(), "has no people"),
         (lambda folder: (folder / "anna").mkdir(parents=True), "has no people"),
-        (lambda folder: write_photo(folder / "0.png", 0), "has no people"),
+        (lambda folder: write_photo(folder / "0.png", 0), "has no people: .* 0.png: lies beside"),
         (lambda folder: write_photo(folder / "anna/0.png", 0, faces=0), "No photo .* anna/0.png: No face"),
     ],
 )
@@ -199,6 +239,23 @@ def test_an_existing_folder_is_not_touched(people: Path, tmp_path: Path, recogni
     (tmp_path / "shards").mkdir()
     with pytest.raises(InputError, match="exists already"):
         run(people, tmp_path / "shards", recognizer)
+    assert list((tmp_path / "shards").iterdir()) == []
+
+
+def test_two_at_once_into_one_folder_are_refused(people: Path, tmp_path: Path, recognizer: Path) -> None:
+    refused = []
+
+    class Meanwhile(CornerDetector):
+        def detect(self, photo: np.ndarray) -> list[Face]:
+            if not refused:
+                with pytest.raises(InputError, match=r"Another process writes .*shards") as raised:
+                    run(people, tmp_path / "shards", recognizer)
+                refused.append(raised)
+            return super().detect(photo)
+
+    report = prepare(people, tmp_path / "shards", Meanwhile(), recognizer, OPTIONS)
+    assert report.photos["train"] == len(photos_of(tmp_path / "shards")) == 12
+    assert list(tmp_path.glob(".*")) == []
 
 
 @pytest.mark.parametrize("broken", ["addfile", "close"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from infid_engines.manifest import canonical_key
 from infid_engines.progress import Stage
 from infid_export.model.sources import ModelSource
 from infid_training.base_model import encoder_fingerprint
-from infid_training.durable import whole_file
+from infid_training.durable import locked, whole_file
 from infid_training.encode import PhotoEncoders
 from infid_training.photos import References, Targets
-from infid_training.shards import Shard, ShardIndex, read_shard
+from infid_training.shards import Shard, ShardIndex, check_shard, read_shard
 
 _VERSION = 1
 _NAMES = "infid_photos"
@@ -58,37 +59,35 @@ def fill_cache(
         ranks: number of processes.
 
     Raises:
-        InputError: a shard cannot be read or is not of this model, or the disk is full.
+        InputError: a shard cannot be read, is not the one in the index or not of this model, or the disk is full.
     """
     index = ShardIndex.load(folder)
     _check(index, source)
     encoders = encoder_fingerprint(source)
-    missing = [shard for shard in index.shards if not cached_file(cache, shard, encoders).is_file()][rank::ranks]
+    # shared out before looking what is there, since another process may make a file while this one looks
+    files = {cached_file(cache, shard, encoders): shard for shard in index.shards[rank::ranks]}
+    missing = {path: shard for path, shard in files.items() if not path.is_file()}
     if not missing:
         return
-    cache.mkdir(parents=True, exist_ok=True)
     networks = PhotoEncoders(source, device)
-    done, total = 0, sum(shard.photos for shard in missing)
-    for shard in missing:
-        parts: list[dict[str, Tensor]] = []
-        names: list[tuple[str, str]] = []
-        waiting = []
-        for photo in read_shard(folder / shard.file):
-            waiting.append(photo)
-            names.append((photo.person, photo.source))
-            if len(waiting) == _BATCH or len(names) == shard.photos:
-                parts.append(networks.encode(waiting))
-                done += len(waiting)
-                waiting = []
+    done, total = 0, sum(shard.photos for shard in missing.values())
+    for path, shard in missing.items():
+        with locked(cache / f".{path.name}.lock"):
+            if path.is_file():  # another run has made it meanwhile
+                done += shard.photos
+                continue
+            check_shard(folder, shard)
+            parts: list[dict[str, Tensor]] = []
+            names: list[tuple[str, str]] = []
+            photos = read_shard(folder / shard.file)
+            while batch := list(islice(photos, _BATCH)):
+                parts.append(networks.encode(batch))
+                names += [(photo.person, photo.source) for photo in batch]
+                done += len(batch)
                 stage.update(done / total, f"photo {done} of {total}")
-        if len(names) != shard.photos:
-            raise InputError(
-                f"{folder / shard.file} has {len(names)} photos, not {shard.photos} as the index says.",
-                fix="Prepare the photos again with `infid-export prepare`.",
-            )
-        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        with whole_file(cached_file(cache, shard, encoders)) as partial:
-            save_file(tensors, partial, metadata={_NAMES: json.dumps(names)})
+            tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            with whole_file(path) as partial:
+                save_file(tensors, partial, metadata={_NAMES: json.dumps(names)})
 
 
 class ShardedPhotos:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,8 +28,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
         The temporary folder; what fails inside the block removes it.
 
     Raises:
-        InputError: the disk is full.
+        InputError: it exists, or the disk is full.
     """
+    if target.exists():
+        raise InputError(f"{target} exists already.", fix="Remove it, or give another folder.")
     partial = target.with_name(f".{target.name}.partial")
     try:
         with full_disk_explained(target):
@@ -57,6 +60,37 @@ def whole_file(target: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str = "") -> Iterator[None]:
+    """Hold a lock, which the process's end gives back; its file is gone afterwards.
+
+    Args:
+        path: of the lock's file; its folder is made.
+        busy: said if another process holds the lock; empty waits for it instead.
+
+    Raises:
+        InputError: another process holds it, or the folder cannot be written to.
+    """
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context(path.open("a"))
+                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            except BlockingIOError as error:
+                raise InputError(busy, fix="Wait for it, or give another folder.") from error
+            except OSError as error:
+                raise InputError(
+                    f"{path.parent} cannot be written to ({error.strerror}).", fix="Choose another folder."
+                ) from error
+            # whoever held it has removed its file: the lock is one only if it is of the file that is there now
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
+        held.callback(path.unlink)
+        yield
 
 
 def remove_folder(folder: Path) -> None:

@@ -3,7 +3,8 @@
 What stays in memory between the forward and the backward pass follows from the UNet being frozen: a linear layer keeps
 nothing, since only its input's gradient is asked for, and layers before the first cross-attention keep nothing at all.
 Left are the inputs of convolutions, normalisations and activations, and queries, keys, values and outputs of
-attention. `tests/training/test_estimate.py` compares the sum with what autograd really keeps.
+attention. `tests/training/test_estimate.py` compares the sum with what autograd really keeps. Memory is that of the
+steps; the VAE and the encoders, which fill the cache before them and draw sample pictures between them, are not in it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from infid_export.model.sources import ModelSource
 from infid_training.loss import identity_loss
 from infid_training.options import TrainOptions
 
-_FP32 = 4
+_FP32, _FP16 = 4, 2
 _NETWORK = {"fp32": 4, "bf16": 2, "fp16": 2}
 _OPTIMIZER = {"adamw": 8, "adamw8bit": 2}  # bytes per trained parameter: two moments
 # CUDA's context, cuBLAS's and cuDNN's workspaces: an assumption, no GPU has been measured.
@@ -37,7 +39,7 @@ _FRAGMENTATION = 0.1
 # Forward and backward: as many operations again for the gradients of the activations, none for frozen weights; with
 # checkpointing the forward pass is made twice.
 _PASSES, _PASSES_CHECKPOINTED = 2, 3
-_PIXELS_PER_LATENT = 8
+_TOKENS, _TIME_IDS = 77, 6  # of a prompt, and of SDXL's size conditioning
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def estimate(source: ModelSource, options: TrainOptions, size: int, processes: i
     """
     unet: Any = source.empty("unet")
     identity: Any = source.empty("identity")
-    kept, kept_checkpointed, flops = _measure(unet, identity, options, size // _PIXELS_PER_LATENT)
+    latents = source.architecture.latents(size, size)
+    kept, kept_checkpointed, flops = _measure(unet, identity, options, latents)
     trained = sum(parameter.numel() for parameter in identity.parameters())
     frozen = sum(parameter.numel() for parameter in unet.parameters())
     activations = options.batch_size * (kept_checkpointed if options.gradient_checkpointing else kept)
@@ -100,7 +103,6 @@ def estimate(source: ModelSource, options: TrainOptions, size: int, processes: i
     memory["CUDA context (assumed)"] = _CONTEXT
     passes = _PASSES_CHECKPOINTED if options.gradient_checkpointing else _PASSES
     per_step = flops * passes * options.batch_size * options.accumulation
-    config, latent = identity.config, size // _PIXELS_PER_LATENT
     return RunEstimate(
         parameters=trained,
         frozen_parameters=frozen,
@@ -109,30 +111,43 @@ def estimate(source: ModelSource, options: TrainOptions, size: int, processes: i
         flops_per_step=per_step,
         seconds=options.steps * per_step / (tflops * 1e12),
         checkpoint_bytes=trained * (_FP32 * (2 if options.ema_decay else 1) + _OPTIMIZER[options.optimizer]),
-        cache_bytes_per_photo=4 * latent**2 * _FP32 + config.clip_tokens * config.clip_width * 2,
+        cache_bytes_per_photo=_cached_bytes(unet, identity, latents),
     )
 
 
-def _measure(unet: Any, identity: IdentityModules, options: TrainOptions, latent: int) -> tuple[int, int, float]:
+def _cached_bytes(unet: Any, identity: IdentityModules, latents: tuple[int, int, int]) -> int:
+    """Return what `PhotoEncoders` gives for a photo."""
+    config = identity.config
+    texts = _TOKENS * unet.config.cross_attention_dim + _pooled_width(unet) if config.trained_with_text else 0
+    exact = prod(latents) + config.face_width + _TIME_IDS
+    return exact * _FP32 + (config.clip_tokens * config.clip_width + texts) * _FP16
+
+
+def _measure(
+    unet: Any, identity: IdentityModules, options: TrainOptions, latents: tuple[int, int, int]
+) -> tuple[int, int, float]:
     """Return the bytes kept per photo, plainly and with checkpointing, and the operations of a forward pass."""
     install_processors(unet, identity.config)
     with _watch(unet, _NETWORK[options.precision]) as kept, FlopCounterMode(display=False) as counter, torch.no_grad():
-        _forward(unet, identity, latent)
+        _forward(unet, identity, latents)
     return kept.plain, kept.checkpointed, float(counter.get_total_flops())
 
 
-def _forward(unet: Any, identity: IdentityModules, latent: int) -> None:
+def _pooled_width(unet: Any) -> int:
+    return int(unet.config.projection_class_embeddings_input_dim - _TIME_IDS * unet.config.addition_time_embed_dim)
+
+
+def _forward(unet: Any, identity: IdentityModules, latents: tuple[int, int, int]) -> None:
     """Run the loss on tensors without values."""
-    config, shape = identity.config, (1, 4, latent, latent)
+    config, shape = identity.config, (1, *latents)
     texts: list[Tensor] = []
     if config.trained_with_text:
-        pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-        texts = [torch.empty(1, 77, unet.config.cross_attention_dim, device="meta"),
-                 torch.empty(1, pooled, device="meta")]  # fmt: skip
+        texts = [torch.empty(1, _TOKENS, unet.config.cross_attention_dim, device="meta"),
+                 torch.empty(1, _pooled_width(unet), device="meta")]  # fmt: skip
     identity_loss(
         unet.to("meta"), identity, torch.empty(shape, device="meta"), torch.empty(shape, device="meta"),
         torch.empty(1, device="meta"), torch.empty(1, config.clip_tokens, config.clip_width, device="meta"),
-        torch.empty(1, config.face_width, device="meta"), torch.empty(1, 6, device="meta"), *texts,
+        torch.empty(1, config.face_width, device="meta"), torch.empty(1, _TIME_IDS, device="meta"), *texts,
     )  # fmt: skip
 
 

@@ -7,14 +7,13 @@ its kernels' order of summation varies.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,13 +22,13 @@ from infid_engines.errors import InputError
 from infid_engines.progress import Reporter, SilentReporter
 from infid_export.model.identity import IdentityModules
 from infid_training.checkpoint import Checkpoints
-from infid_training.durable import clear_leftovers, whole_file
+from infid_training.durable import clear_leftovers, locked, whole_file
 from infid_training.log import RunLog
 from infid_training.options import TrainOptions
 from infid_training.photos import Photos
 from infid_training.stepper import Stepper
 
-IDENTITY, CHECKPOINTS, SAMPLES = "identity.safetensors", "checkpoints", "samples"
+IDENTITY, CHECKPOINTS, SAMPLES, LOCK = "identity.safetensors", "checkpoints", "samples", ".lock"
 
 Sample = Callable[[int, IdentityModules, Path], None]
 
@@ -93,7 +92,7 @@ def train(
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
     main = accelerator.is_main_process
     shown = reporter if reporter is not None and main else SilentReporter()
-    with _locked(run_folder) if main else nullcontext():
+    with locked(run_folder / LOCK, f"Another process trains in {run_folder}.") if main else nullcontext():
         stepper = Stepper(accelerator, unet, identity, photos, options, validation)
         with closing(stepper):
             checkpoints = Checkpoints(
@@ -181,22 +180,3 @@ def _steps(
 def _due(made: int, every: int, last: int) -> bool:
     """Whether something that happens every so many steps, and at the end, is to happen now; every 0 is never."""
     return every > 0 and (made % every == 0 or made == last)
-
-
-def _locked(folder: Path) -> IO[str]:
-    """Return a lock on the run folder, which the process's end gives back.
-
-    Raises:
-        InputError: another process trains in it, or it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written to ({error.strerror}).", fix="Choose another folder.") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise InputError(f"Another process trains in {folder}.", fix="Wait for it, or give another folder.") from error
-    return file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -21,14 +22,16 @@ from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_templ
 from infid_export.faces.detection import Face, FaceDetector, choose_face
 from infid_export.faces.photos import load_photo
 from infid_export.faces.recognition import SIZE, ArcFaceRecognizer
-from infid_training.durable import whole_folder
+from infid_training.durable import locked, whole_folder
 from infid_training.shards import REPORT, SPLITS, PreparedPhoto, ShardIndex, ShardWriter
 
 # A second face at least this share of the largest one's area could be the person meant as well.
 _RIVAL = 0.5
+_NOT_UTF8 = "its name is not UTF-8"
 # A photo is enlarged at most so much: beyond it a target teaches blur.
 _ENLARGED = 2.0
-_NO_PHOTO = (".txt", ".json")
+_CAPTION = ".txt"
+_NO_PHOTO = (_CAPTION, ".json")
 
 Array = np.ndarray[Any, Any]
 
@@ -112,19 +115,19 @@ def prepare(
         What was kept and dropped; also in `report.json`.
 
     Raises:
-        InputError: there are no people or nobody is left, the output exists, or the disk is full.
+        InputError: there are no people or nobody is left, the output exists or another process writes it, or the disk
+            is full.
     """
     started = time.monotonic()
     shown = reporter or SilentReporter()
-    if output.exists():
-        raise InputError(f"{output} exists already.", fix="Remove it, or give another folder with --output.")
     embedder = ArcFaceRecognizer(recognizer, options.face_width)
     people, dropped = find_people(folder)
     counts = {"people": dict.fromkeys(SPLITS, 0), "photos": dict.fromkeys(SPLITS, 0)}
     reader = _PhotoReader(detector, embedder, options)
     shown.plan({"photos": 1.0})
     total, seen = sum(map(len, people.values())), 0
-    with whole_folder(output) as partial, ExitStack() as stack, shown.stage("photos") as stage:
+    lock = locked(output.parent / f".{output.name}.lock", f"Another process writes {output}.")
+    with lock, whole_folder(output) as partial, ExitStack() as stack, shown.stage("photos") as stage:
         writers = {
             split: stack.enter_context(ShardWriter(partial, split, options.photos_per_shard)) for split in SPLITS
         }
@@ -151,7 +154,9 @@ def prepare(
             options.seed, options.validation, shards,
         ).write(partial)  # fmt: skip
         report = PrepareReport(counts["people"], counts["photos"], dropped, time.monotonic() - started)
-        (partial / REPORT).write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False))
+        written = json.dumps(asdict(report), indent=1, ensure_ascii=False)
+        # a reason may name the folder of people, whose name need not be UTF-8; JSON knows the escapes that are written
+        (partial / REPORT).write_text(written, encoding="utf-8", errors="backslashreplace")
     return report
 
 
@@ -163,28 +168,48 @@ def find_people(folder: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.", fix="Give a folder with one sub-folder per person.")
-    dropped = {}
+    dropped: dict[str, str] = {}
     people: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
-            dropped[entry.name] = "lies beside the people's folders, not in one"
+        name = _readable(entry.name)
+        if name != entry.name:
+            dropped[name] = _NOT_UTF8
             continue
-        paths = []
-        for path in sorted(entry.iterdir()):
-            if path.is_dir():
-                dropped[f"{entry.name}/{path.name}"] = "a folder within a person's folder"
-            elif not path.name.startswith(".") and path.suffix.lower() not in _NO_PHOTO:
-                paths.append(path)
-        if paths:
-            people[entry.name] = paths
+        try:
+            if not entry.is_dir():
+                dropped[name] = "lies beside the people's folders, not in one"
+            elif paths := _possible_photos(entry, dropped):
+                people[name] = paths
+        except OSError as error:
+            dropped[name] = f"cannot be read ({error.strerror})"
     if not people:
         raise InputError(
-            f"{folder} has no people: no sub-folder has a file in it.",
+            f"{folder} has no people: no sub-folder has a file that can be used. {_reasons(dropped)}".rstrip(),
             fix="Make one sub-folder per person and put two or more photos into each.",
         )
     return people, dropped
+
+
+def _possible_photos(folder: Path, dropped: dict[str, str]) -> list[Path]:
+    found = []
+    for path in sorted(folder.iterdir()):
+        name = _readable(path.name)
+        if path.is_dir():
+            dropped[f"{folder.name}/{name}"] = "a folder within a person's folder"
+        elif name.startswith(".") or path.suffix.lower() in _NO_PHOTO:
+            continue
+        elif name != path.name:
+            dropped[f"{folder.name}/{name}"] = _NOT_UTF8
+        else:
+            found.append(path)
+    return found
+
+
+def _readable(name: str) -> str:
+    """Return a file's name with escapes for the bytes that are not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 class _PhotoReader:
@@ -194,13 +219,15 @@ class _PhotoReader:
     def read(self, person: str, paths: Sequence[Path], dropped: dict[str, str]) -> Iterator[PreparedPhoto | None]:
         """Yield one entry per path: the photo, or None if it was dropped."""
         known: dict[bytes, str] = {}
+        beside = [path for path in sorted(paths[0].parent.iterdir()) if path.suffix.lower() == _CAPTION]
+        captions = {path.stem: path for path in beside if path.is_file()}
         for path in paths:
             try:
                 pixels = load_photo(path)
                 digest = hashlib.sha256(pixels.tobytes()).digest()
                 if digest in known:
                     raise InputError(f"The same picture as {known[digest]}.", fix="One is enough.")
-                photo = self._prepared(person, path, pixels)
+                photo = self._prepared(person, path, pixels, captions.get(path.stem))
                 known[digest] = path.name
             except InputError as error:
                 dropped[f"{person}/{path.name}"] = error.problem
@@ -208,7 +235,7 @@ class _PhotoReader:
                 continue
             yield photo
 
-    def _prepared(self, person: str, path: Path, pixels: Array) -> PreparedPhoto:
+    def _prepared(self, person: str, path: Path, pixels: Array, caption: Path | None) -> PreparedPhoto:
         size, (height, width) = self._options.size, pixels.shape[:2]
         if min(height, width) * _ENLARGED < size:
             raise InputError(
@@ -229,7 +256,7 @@ class _PhotoReader:
             embedding=self._recognizer.embed(align(pixels, face.landmarks, ARCFACE_TEMPLATE, SIZE)),
             original_size=(height, width),
             crop=crop,
-            caption=_caption(path),
+            caption=None if caption is None else _text(caption),
         )
 
 
@@ -250,19 +277,16 @@ def _target(pixels: Array, face: Face, size: int) -> tuple[Array, tuple[int, int
     return np.asarray(scaled.crop((left, top, left + size, top + size))), (top, left)
 
 
-def _caption(path: Path) -> str | None:
-    """Return the text beside a photo.
+def _text(caption: Path) -> str | None:
+    """Return what a caption says, None if nothing.
 
     Raises:
         InputError: it is not UTF-8.
     """
-    beside = path.with_suffix(".txt")
-    if not beside.is_file():
-        return None
     try:
-        return beside.read_text(encoding="utf-8").strip() or None
+        return caption.read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The caption {beside.name} cannot be read ({error}).", fix="Save it as UTF-8.") from error
+        raise InputError(f"The caption {caption.name} cannot be read ({error}).", fix="Save it as UTF-8.") from error
 
 
 def _nobody_left(folder: Path, held_out: int, dropped: dict[str, str]) -> InputError:
@@ -271,9 +295,13 @@ def _nobody_left(folder: Path, held_out: int, dropped: dict[str, str]) -> InputE
             f"All {held_out} usable photos of {folder} fell to people who are held out, none to train on.",
             fix="Give a smaller --validation, another --split-seed, or more people.",
         )
-    reasons = [f"{name}: {reason}" for name, reason in list(dropped.items())[:3]]
-    more = f" (and {len(dropped) - 3} more)" if len(dropped) > 3 else ""
     return InputError(
-        f"No photo of {folder} can be used. {' '.join(reasons)}{more}",
+        f"No photo of {folder} can be used. {_reasons(dropped)}",
         fix="Use sharp photos, each with one face seen from the front, two or more a person.",
     )
+
+
+def _reasons(dropped: dict[str, str]) -> str:
+    reasons = [f"{name}: {reason}" for name, reason in list(dropped.items())[:3]]
+    more = f" (and {len(dropped) - 3} more)" if len(dropped) > 3 else ""
+    return f"{' '.join(reasons)}{more}"

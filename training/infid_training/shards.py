@@ -185,6 +185,19 @@ class ShardWriter:
             self._tar, self._in_shard = None, 0
 
 
+def check_shard(folder: Path, shard: Shard) -> None:
+    """Hash a shard's file.
+
+    Raises:
+        InputError: it is missing, or not the one that the index describes.
+    """
+    path = folder / shard.file
+    if not path.is_file():
+        raise InputError(f"There is no shard {path}.", fix=_AGAIN)
+    if sha256_file(path) != shard.sha256:
+        raise InputError(f"The shard {path} is damaged or another one: its hash is not that of {INDEX}.", fix=_AGAIN)
+
+
 def read_shard(path: Path) -> Iterator[PreparedPhoto]:
     """Yield the photos of a shard, in order.
 

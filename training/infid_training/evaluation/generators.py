@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file
-from infid_export.export.face_models import open_detector, write_shipped
+from infid_export.export.face_models import open_detector, recognizer_file
 from infid_export.faces.reader import FaceReader
 from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.model.architectures import Sampling
@@ -231,11 +230,7 @@ def open_reference(
             fix="Give an ArcFace-type one with --recognizer FILE.",
         )
     detector, _ = open_detector(face_detector)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = recognizer
-        if path is None:
-            path = Path(scratch) / "recognizer.onnx"
-            write_shipped("recognizer", path)
+    with recognizer_file(recognizer) as path:
         embedder = ArcFaceRecognizer(path, source.config.face_width)
     reader = FaceReader(detector, embedder, source.architecture.image_encoder["image_size"])
     chosen = {name: value for name, value in (choices or {}).items() if value is not None}

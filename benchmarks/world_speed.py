@@ -1,0 +1,81 @@
+"""How fast the world draws: pictures a second of one size, on all cores.
+
+Usage::
+
+    python benchmarks/world_speed.py [--pictures N] [--size PX] [--name world-speed] [--machine WORDS]
+
+People and scenes are those that the demo model learns from, portraits among them. Starting the processes is not timed.
+The document goes to benchmarks/results/<name>.json; nothing in it is typed in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from functools import partial
+from typing import Any
+
+from infid_training.recipe.pictures import PICTURES, SIZE, scene_of
+from infid_training.world.drawing import render
+from infid_training.world.people import person
+from provenance import RESULTS, measured_on
+
+_PACKAGES = ("numpy", "pillow")
+_CHUNK = 32
+
+
+def draw(size: int, index: int) -> int:
+    """Draw a picture of `size` pixels a side; returns how many bytes it has."""
+    return len(render(person(index // PICTURES), scene_of(index), size).tobytes())
+
+
+def measure(pictures: int, size: int, machine: str) -> dict[str, Any]:
+    """Draw pictures and return the document.
+
+    Args:
+        pictures: how many.
+        size: pixels of a side.
+        machine: what it runs on, in words.
+    """
+    processes = len(os.sched_getaffinity(0))
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        pool.map(partial(draw, size), range(processes * _CHUNK), chunksize=_CHUNK)  # imports, and what is made once
+        started = time.perf_counter()
+        drawn = sum(pool.imap_unordered(partial(draw, size), range(pictures), chunksize=_CHUNK))
+        seconds = time.perf_counter() - started
+    assert drawn == pictures * size * size * 3
+    return {
+        "kind": "world speed",
+        **measured_on(machine, _PACKAGES),
+        "pictures": pictures,
+        "size": size,
+        "processes": processes,
+        "seconds": seconds,
+        "pictures_per_second": pictures / seconds,
+    }
+
+
+def main(words: list[str]) -> int:
+    """Measure, write the document and print the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=10_000, metavar="N", help="(10000)")
+    parser.add_argument("--size", type=int, default=SIZE, metavar="PX", help=f"of a side ({SIZE})")
+    parser.add_argument("--name", default="world-speed", help="of the document")
+    parser.add_argument("--machine", default="", help="what it runs on, in words")
+    arguments = parser.parse_args(words)
+    document = measure(arguments.pictures, arguments.size, arguments.machine)
+    path = RESULTS / f"{arguments.name}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    print(
+        f"{document['pictures_per_second']:.0f} pictures of {document['size']} × {document['size']} a second in "
+        f"{document['processes']} processes: {path}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
