@@ -89,7 +89,7 @@ def locked(path: Path, busy: str = "") -> Iterator[None]:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
-        held.callback(path.unlink)
+        held.callback(path.unlink, missing_ok=True)
         yield
 
 
