@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from infid_engines.errors import InputError, TrainingError
+from infid_export.model.components import brought
 from infid_export.model.config import IdentityConfig
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import install_processors
@@ -78,8 +79,7 @@ class Stepper:
             if each is not None and len(each.people):
                 _check_shapes(each, identity.config)
         install_processors(unet, identity.config)
-        # not diffusers' own `to`, which warns that a list of modules should stay fp32: for this UNet it is empty
-        nn.Module.to(unet, self._device, self._dtype).eval().requires_grad_(False)
+        brought(unet, self._device, self._dtype).eval().requires_grad_(False)
         if options.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         identity.to(self._device, torch.float32).train().requires_grad_(True)
