@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small_run import OPTIONS, losses, small_identity, small_photos, small_run, small_unet
 
 from infid_engines.errors import InputError, TrainingError
@@ -234,8 +236,50 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
     small_run(tmp_path, steps=2)
     path = tmp_path / "checkpoints/step-00000002" / name
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(InputError, match=f"{name}.*(cannot be read|not a whole)"):
+    with pytest.raises(InputError, match=f"{name} cannot be read .*Remove this checkpoint's folder, {path.parent}"):
         small_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "tensor", "reason"),
+    [
+        (checkpoint.OPTIMIZER, "face_mapper.norm.bias.exp_avg", torch.zeros(3), r"exp_avg is \[3\], not \[32\]"),
+        (checkpoint.OPTIMIZER, "face_mapper.norm.bias.exp_avg_sq", None, "face_mapper.norm.bias lacks exp_avg_sq"),
+        (checkpoint.OPTIMIZER, "other.exp_avg", torch.zeros(3), "other"),
+        (checkpoint.WEIGHTS, "face_mapper.norm.bias", torch.zeros(3), r"has shape \[3\]"),
+        (checkpoint.WEIGHTS, "face_mapper.norm.bias", None, "lacks tensors: face_mapper.norm.bias"),
+    ],
+)
+def test_another_runs_tensors_are_damage(
+    tmp_path: Path, name: str, key: str, tensor: torch.Tensor | None, reason: str
+) -> None:
+    small_run(tmp_path, steps=4)
+    path = tmp_path / "checkpoints/step-00000004" / name
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors.pop(key, None)
+    save_file(tensors if tensor is None else {**tensors, key: tensor}, path, metadata)
+    with pytest.raises(InputError, match=f"{name} cannot be read .*{reason}.*Remove this checkpoint's folder"):
+        small_run(tmp_path)
+    shutil.rmtree(path.parent)
+    assert small_run(tmp_path).resumed_from == 2
+
+
+def test_weights_of_another_configuration_are_damage(tmp_path: Path) -> None:
+    small_run(tmp_path, steps=2)
+    path = tmp_path / "checkpoints/step-00000002" / checkpoint.WEIGHTS
+    small_identity(small_unet(), center_tokens=True).save(path)
+    with pytest.raises(InputError, match=r"cannot be read .*center_tokens: true -> false.*Remove this checkpoint's"):
+        small_run(tmp_path)
+
+
+def test_folders_that_only_look_like_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    small_run(tmp_path, steps=2)
+    for name in ("step-backup", "step-00000004 copy", "step-4", "step-"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    assert small_run(tmp_path, keep=1).resumed_from == 2
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 5
 
 
 @pytest.mark.parametrize("fails", ["save_file", "mkdir"])
