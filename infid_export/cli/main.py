@@ -203,7 +203,7 @@ class _Interrupted(InfidError):
     def __init__(self, command: str) -> None:
         kept = {
             "build": "Finished parts are kept; the same command resumes there.",
-            "train": "The checkpoints are kept; the same command resumes from the last one.",
+            "train": "The cache and the last checkpoint, if there is one yet, are kept; the same command resumes.",
         }.get(command)
         super().__init__("Interrupted.", fix=kept or "Nothing was left half-written; run the same command again.")
 

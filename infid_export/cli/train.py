@@ -115,8 +115,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         report = train_on_shards(request, reporter)
     if not first:
         return 0
+    done = ", none of them left to make" if report.resumed_from == report.steps else ""
+    loss = "" if report.loss is None else f", loss {report.loss:.4f}"
     validation = "" if report.validation_loss is None else f", validation loss {report.validation_loss:.4f}"
-    output.line(f"{shown(report.identity)}: {report.steps} steps, loss {report.loss:.4f}{validation}")
+    output.line(f"{shown(report.identity)}: {report.steps} steps{done}{loss}{validation}")
     output.document(asdict(report))
     return 0
 

@@ -34,6 +34,7 @@ from infid_export.export.plugin_nodes import write_runnable
 from infid_export.export.reference import NEGATIVE_PROMPT, PROMPT, SEED, Reference, parity_face
 from infid_export.export.tolerances import PSNR_DB
 from infid_export.export.weights import WeightsLayout
+from infid_export.model.components import brought
 from infid_export.model.processors import identity_blocks
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
 
@@ -76,7 +77,7 @@ class Exporter:
             if self.plan.smallest[0] == self.plan.largest[0]:
                 traced = self.inputs(graph, dtype)
         components = components_of(graph)
-        parts = {name: self.source.empty(name).to(dtype) for name in components.values()}
+        parts = {name: brought(self.source.empty(name), dtype) for name in components.values()}
         export_onnx(
             graph_module(plain(graph), parts, self.source.config, "torch" if graph == plain(graph) else "triton"),
             traced,

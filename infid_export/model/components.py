@@ -53,3 +53,13 @@ def construct(name: str, architecture: Architecture, config: IdentityConfig) -> 
     with torch.device("meta"):
         unet = construct("unet", architecture, config)
     return IdentityModules(config, identity_blocks(unet))
+
+
+def brought(module: nn.Module, *to: torch.dtype | torch.device) -> nn.Module:
+    """Bring a module to a type, a device or both, and return it.
+
+    Not by diffusers' own `to`, which warns of modules that should stay fp32: SDXL's networks have none.
+    """
+    for each in to:
+        nn.Module.to(module, each)
+    return module

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from infid_engines.errors import InputError
 from infid_export.faces.reader import FaceInputs
+from infid_export.model.components import brought
 from infid_export.model.config import IdentityConfig
 from infid_export.model.encoders import IdentityEncoder, ImageEncoder
 from infid_export.model.identity import IdentityModules
@@ -226,12 +227,12 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         """Decode to `[B, 3, 8h, 8w]` fp32; a VAE that says it overflows in fp16 decodes in fp32, as in diffusers."""
         held = self.vae.dtype
         if held == torch.float16 and self.vae.config.force_upcast:
-            self.vae.to(torch.float32)
+            brought(self.vae, torch.float32)
         try:
             scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
             return self.vae.decode(scaled, return_dict=False)[0].float()
         finally:
-            self.vae.to(held)
+            brought(self.vae, held)
 
 
 def _noise(shape: tuple[int, ...], generator: np.random.Generator | torch.Generator | None) -> Tensor:

@@ -59,6 +59,8 @@ class ShippedSource:
 
     def load(self, component: str, dtype: torch.dtype) -> nn.Module:
         """Return the component with its weights, in evaluation mode."""
+        from infid_export.model.components import brought
+
         if component == "identity":
             from infid_export.model.identity import IdentityModules
             from infid_export.model.processors import identity_blocks
@@ -66,7 +68,7 @@ class ShippedSource:
             modules = IdentityModules.load(self.identity, identity_blocks(self.empty("unet")), dtype)
             modules.config = self.config  # the caller's choices go before the file's
             return modules
-        return load_shipped(self.empty(component), component).to(dtype)
+        return brought(load_shipped(self.empty(component), component), dtype)
 
     def weights(self, component: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Yield the component's parameters."""

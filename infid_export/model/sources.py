@@ -90,9 +90,11 @@ class RandomSource:
 
     def load(self, component: str, dtype: torch.dtype) -> nn.Module:
         """Return the component with its random weights."""
+        from infid_export.model.components import brought
+
         module = self.empty(component)
         module.load_state_dict(dict(self.weights(component, dtype)), strict=False, assign=True)
-        return module.to(dtype).eval().requires_grad_(False)
+        return brought(module, dtype).eval().requires_grad_(False)
 
     def weights(self, component: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Yield random parameters one at a time: unit norms, zero biases, weights that keep activations near 1."""
@@ -182,8 +184,10 @@ class CheckpointSource:
         Raises:
             InputError: the weights are cut off or do not fit the configuration.
         """
+        from infid_export.model.components import brought
+
         try:
-            return self._load(component, dtype).to(dtype).eval().requires_grad_(False)
+            return brought(self._load(component, dtype), dtype).eval().requires_grad_(False)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise InputError(
                 f"The {component} weights of {self.name} cannot be loaded ({error}).",

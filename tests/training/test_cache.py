@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from small_shards import SIZE, write_shards
 
 from infid_engines.errors import InputError
 from infid_engines.progress import SilentReporter
@@ -26,39 +27,9 @@ from infid_training.estimate import estimate
 from infid_training.options import TrainOptions
 from infid_training.run import RunRequest, train_on_shards
 from infid_training.samples import SampleGrid, fixed_people
-from infid_training.shards import PreparedPhoto, ShardIndex, ShardWriter, read_shard
+from infid_training.shards import PreparedPhoto, ShardIndex, read_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SIZE = 64
-CAPTIONS = ("a photo of a person", "a pencil sketch of a person")
-
-
-def write_shards(folder: Path, crop: int, seed: int = 0, each: int = 2, single_photo: str = "refuse") -> Path:
-    folder.mkdir()
-    random = np.random.default_rng(seed)
-    shards = []
-    for split, names in (("train", range(3)), ("validation", range(100, 101))):
-        with ShardWriter(folder, split, photos=4) as writer:
-            for person in names:
-                for number in range(each):
-                    target, face = (random.integers(0, 256, (side, side, 3)).astype(np.uint8) for side in (SIZE, crop))
-                    embedding = random.standard_normal(512).astype(np.float32)
-                    embedding /= np.linalg.norm(embedding)
-                    writer.write(
-                        PreparedPhoto(
-                            f"p{person}",
-                            f"{number}.jpg",
-                            target,
-                            face,
-                            embedding,
-                            (90, 80),
-                            (3, 0),
-                            CAPTIONS[number % 2],
-                        )
-                    )
-        shards += writer.shards
-    ShardIndex(SIZE, crop, 512, single_photo, "", 0, 0.2, tuple(shards)).write(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small_run import OPTIONS, losses, small_identity, small_photos, small_run, small_unet
 
 from infid_engines.errors import InputError, TrainingError
@@ -201,6 +203,49 @@ def test_what_is_not_finite_stops_the_run_and_names_the_photos(
     assert small_run(tmp_path, steps=8).resumed_from == 4
 
 
+def test_a_gradient_that_is_not_finite_may_be_of_any_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: torch.tensor(torch.inf))
+    with pytest.raises(TrainingError, match="gradient of step 1 is not finite") as error:
+        small_run(tmp_path, accumulation=3)
+    draws = Draws(small_photos(), OPTIONS.seed, OPTIONS.batch_size, accumulation=3, dropout=OPTIONS.identity_dropout)
+    pairs = [name for part in range(3) for name in draws.names(draws.batch(0, 0, part))]
+    assert error.value.problem.endswith(f"Its pairs were: {', '.join(pairs)}.")
+    assert "Give the same command again with `--learning-rate 5e-05`" in error.value.fix
+
+
+def test_a_scaler_that_leaves_out_every_step_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fp16 would on a GPU: the loss is finite, its gradient is not."""
+    scaler, loss_of = torch.amp.GradScaler, Stepper.loss_of
+
+    def steep(run: Stepper, *given: Any) -> torch.Tensor:
+        return loss_of(run, *given) + (0 * run.trained.identity.clip_mapper[0].bias.sum()).sqrt()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=True))
+        patch.setattr(Stepper, "loss_of", steep)
+        assert small_run(tmp_path, steps=4).loss is not None
+        with pytest.raises(TrainingError, match="After 20 others that were left out, the gradient of step 25 is not"):
+            small_run(tmp_path, steps=30)
+    records = [
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+        for line in (tmp_path / "log.jsonl").read_text().splitlines()
+    ]
+    assert {record["gradient_norm"] for record in records if "gradient_norm" in record} == {None}
+
+
+def test_full_memory_says_what_needs_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity of 9 GiB"
+        )
+
+    monkeypatch.setattr(Stepper, "loss_of", full)
+    with pytest.raises(TrainingError, match=r"^CUDA out of memory. Tried to allocate 2.00 MiB. Give") as error:
+        small_run(tmp_path)
+    for flag in ("--batch-size", "--gradient-checkpointing", "--accumulation"):
+        assert flag in error.value.fix
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -235,8 +280,50 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
     small_run(tmp_path, steps=2)
     path = tmp_path / "checkpoints/step-00000002" / name
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(InputError, match=f"{name}.*(cannot be read|not a whole)"):
+    with pytest.raises(InputError, match=f"{name} cannot be read .*Remove this checkpoint's folder, {path.parent}"):
         small_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "tensor", "reason"),
+    [
+        (checkpoint.OPTIMIZER, "face_mapper.norm.bias.exp_avg", torch.zeros(3), r"exp_avg is \[3\], not \[32\]"),
+        (checkpoint.OPTIMIZER, "face_mapper.norm.bias.exp_avg_sq", None, "face_mapper.norm.bias lacks exp_avg_sq"),
+        (checkpoint.OPTIMIZER, "other.exp_avg", torch.zeros(3), "other"),
+        (checkpoint.WEIGHTS, "face_mapper.norm.bias", torch.zeros(3), r"has shape \[3\]"),
+        (checkpoint.WEIGHTS, "face_mapper.norm.bias", None, "lacks tensors: face_mapper.norm.bias"),
+    ],
+)
+def test_another_runs_tensors_are_damage(
+    tmp_path: Path, name: str, key: str, tensor: torch.Tensor | None, reason: str
+) -> None:
+    small_run(tmp_path, steps=4)
+    path = tmp_path / "checkpoints/step-00000004" / name
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors.pop(key, None)
+    save_file(tensors if tensor is None else {**tensors, key: tensor}, path, metadata)
+    with pytest.raises(InputError, match=f"{name} cannot be read .*{reason}.*Remove this checkpoint's folder"):
+        small_run(tmp_path)
+    shutil.rmtree(path.parent)
+    assert small_run(tmp_path).resumed_from == 2
+
+
+def test_weights_of_another_configuration_are_damage(tmp_path: Path) -> None:
+    small_run(tmp_path, steps=2)
+    path = tmp_path / "checkpoints/step-00000002" / checkpoint.WEIGHTS
+    small_identity(small_unet(), center_tokens=True).save(path)
+    with pytest.raises(InputError, match=r"cannot be read .*center_tokens: true -> false.*Remove this checkpoint's"):
+        small_run(tmp_path)
+
+
+def test_folders_that_only_look_like_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    small_run(tmp_path, steps=2)
+    for name in ("step-backup", "step-00000004 copy", "step-4", "step-"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    assert small_run(tmp_path, keep=1).resumed_from == 2
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 5
 
 
 @pytest.mark.parametrize("fails", ["save_file", "mkdir"])
@@ -254,6 +341,36 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, fails: str, monk
     monkeypatch.undo()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
     assert small_run(tmp_path, steps=4).resumed_from == 2
+
+
+@pytest.mark.parametrize("name", ["identity.safetensors", "log.jsonl", "checkpoints/other.ckpt"])
+def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("of something else")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="holds files, but no run"):
+        small_run(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / name).read_text() == "of something else"
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".hidden").touch()
+    original = Stepper.step
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", lambda run, step: 1 / 0 if step else original(run, step))
+        with pytest.raises(ZeroDivisionError):
+            small_run(tmp_path)
+    assert (tmp_path / "log.jsonl").read_text()
+    assert small_run(tmp_path).resumed_from == 0
+
+
+def test_a_finished_run_has_the_losses_of_its_log(tmp_path: Path) -> None:
+    first, again = small_run(tmp_path), small_run(tmp_path)
+    assert again == replace(first, resumed_from=6)
+    assert again.loss == losses(tmp_path)[6]
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:

@@ -90,6 +90,11 @@ def fill_cache(
                 save_file(tensors, partial, metadata={_NAMES: json.dumps(names)})
 
 
+def photos_fingerprint(shards: Sequence[Shard], encoders: str) -> str:
+    """Return what changes when shards or the networks that encode them do; arguments as of `cached_file`."""
+    return canonical_key({"shards": [shard.sha256 for shard in shards], "encoders": encoders})
+
+
 class ShardedPhotos:
     """The cached photos of a split, read row by row from mapped files; see `Photos`.
 
@@ -127,7 +132,7 @@ class ShardedPhotos:
         numbers = {person: number for number, person in enumerate(dict.fromkeys(people))}
         self._people = torch.tensor([numbers[person] for person in people], dtype=torch.int64)
         self._names = names
-        self._fingerprint = canonical_key({"shards": [shard.sha256 for shard in shards], "encoders": encoders})
+        self._fingerprint = photos_fingerprint(shards, encoders)
 
     @property
     def people(self) -> Tensor:

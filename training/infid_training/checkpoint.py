@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from infid_engines.errors import InputError
+from infid_engines.errors import InfidError, InputError
 from infid_engines.manifest import differing_fields
 from infid_export.model.identity import IdentityModules
 from infid_training.durable import remove_folder, whole_folder
@@ -58,7 +59,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps there are checkpoints of, rising."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self._folder.glob("step-*"))
+        names = [path.name.removeprefix("step-") for path in self._folder.glob("step-*")]
+        return sorted(int(name) for name in names if re.fullmatch("[0-9]{8,}", name))
 
     def path(self, step: int) -> Path:
         """Return the folder of the checkpoint after so many steps."""
@@ -88,6 +90,29 @@ class Checkpoints:
         for old in self.steps()[: -self._keep]:
             remove_folder(self.path(old))
 
+    def state(self) -> dict[str, Any] | None:
+        """Return what the newest checkpoint's `state.json` says; None if there is no checkpoint.
+
+        Raises:
+            InputError: it is damaged, or of another model, other photos or other options.
+        """
+        if not self.steps():
+            return None
+        folder = self.path(self.steps()[-1])
+        try:
+            state: dict[str, Any] = json.loads((folder / STATE).read_text())
+            if state["version"] != _VERSION:
+                raise ValueError(f"version {state['version']}")
+            different = differing_fields(state["settings"], self._settings)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(folder / STATE, error) from error
+        if different:
+            raise InputError(
+                f"{folder} was made with other settings: {'; '.join(different)}.",
+                fix="Give the settings it was made with, or another run folder for a new run.",
+            )
+        return state
+
     def resume(self, trained: Trained) -> int:
         """Load the newest checkpoint.
 
@@ -98,34 +123,31 @@ class Checkpoints:
             Steps it has made; 0 if there is no checkpoint.
 
         Raises:
-            InputError: the checkpoint is damaged, or of another model, other photos or other options.
+            InputError: as `state`, or its weights or the optimizer's tensors are damaged.
         """
-        if not self.steps():
+        state = self.state()
+        if state is None:
             return 0
         folder = self.path(self.steps()[-1])
-        try:
-            state = json.loads((folder / STATE).read_text())
-            found = state["settings"]
-            if state["version"] != _VERSION:
-                raise ValueError(f"version {state['version']}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(folder / STATE, error) from error
-        different = differing_fields(found, self._settings)
-        if different:
-            raise InputError(
-                f"{folder} was made with other settings: {'; '.join(different)}.",
-                fix="Give the settings it was made with, or another run folder for a new run.",
-            )
         modules = [(trained.identity, WEIGHTS), *([(trained.ema, EMA)] if trained.ema is not None else [])]
         for module, name in modules:
-            loaded = IdentityModules.load(folder / name, module.blocks)
+            try:
+                loaded = IdentityModules.load(folder / name, module.blocks)
+                different = differing_fields(loaded.config.to_dict(), module.config.to_dict())
+                if different:
+                    raise ValueError(f"another configuration: {'; '.join(different)}")
+            except (InputError, ValueError) as error:
+                raise _damaged(folder / name, error) from error
             module.load_state_dict(loaded.state_dict())
         try:
             _load_optimizer(trained, load_file(folder / OPTIMIZER), state["optimizer"])
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise _damaged(folder / OPTIMIZER, error) from error
-        trained.scaler.load_state_dict(state["scaler"])
-        return int(state["step"])
+        try:
+            trained.scaler.load_state_dict(state["scaler"])
+            return int(state["step"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(folder / STATE, error) from error
 
 
 def _optimizer_state(trained: Trained) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
@@ -146,17 +168,37 @@ def _optimizer_state(trained: Trained) -> tuple[dict[str, torch.Tensor], dict[st
 def _load_optimizer(
     trained: Trained, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, dict[str, Any]]
 ) -> None:
-    indices = {name: index for index, (name, _) in enumerate(trained.identity.named_parameters())}
+    """Give the optimizer its state of a checkpoint.
+
+    Raises:
+        KeyError: an entry is of no parameter.
+        ValueError: a parameter lacks an entry, or has one of another shape.
+    """
+    parameters = dict(trained.identity.named_parameters())
+    indices = {name: index for index, name in enumerate(parameters)}
     state: dict[int, dict[str, Any]] = {indices[name]: dict(entries) for name, entries in numbers.items()}
     for key, tensor in tensors.items():
         name, _, entry = key.rpartition(".")
         state.setdefault(indices[name], {})[entry] = tensor
+    if not state and trained.scaler.is_enabled():
+        return  # it has left out every step so far, so the optimizer has no state yet
+    moments = ("exp_avg", "exp_avg_sq") if isinstance(trained.optimizer, torch.optim.AdamW) else ("state1", "state2")
+    for name, parameter in parameters.items():
+        entries = state.get(indices[name], {})
+        lacking = [entry for entry in ("step", *moments) if entry not in entries]
+        if lacking:
+            raise ValueError(f"{name} lacks {', '.join(lacking)}")
+        for entry in moments:
+            if entries[entry].shape != parameter.shape:
+                raise ValueError(f"{name}.{entry} is {list(entries[entry].shape)}, not {list(parameter.shape)}")
     groups = trained.optimizer.state_dict()["param_groups"]
     trained.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
+    reason = error.problem if isinstance(error, InfidError) else f"{type(error).__name__}: {error}"
     return InputError(
-        f"{path} cannot be read ({type(error).__name__}: {error}).",
-        fix="Remove this checkpoint's folder; the run then resumes from the one before.",
+        f"{path} cannot be read ({reason.removesuffix('.')}).",
+        fix=f"Remove this checkpoint's folder, {path.parent}; the run then goes on from the one before, "
+        "or from the start if there is none.",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,19 @@ class RunLog:
 
         Args:
             step: steps made so far.
-            values: what was measured; a NaN is written as null.
+            values: what was measured; what is not finite is written as null, for which alone JSON has a word.
         """
-        record = {"step": step, **{name: value if value == value else None for name, value in values.items()}}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with full_disk_explained(self._path), self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps({"step": step, **finite}) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+
+    def last(self, name: str) -> float | None:
+        """Return the value that was written last under a name; None if there is none."""
+        found = [record[name] for record in map(json.loads, _lines(self._path)) if name in record]
+        return found[-1] if found else None
 
     def flush(self) -> None:
         """Bring what was written to the disk."""

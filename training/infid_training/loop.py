@@ -7,10 +7,10 @@ its kernels' order of summation varies.
 
 from __future__ import annotations
 
-import math
+import shlex
 import time
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from infid_engines.errors import InputError
+from infid_engines.errors import InputError, TrainingError
 from infid_engines.progress import Reporter, SilentReporter
+from infid_export.model.config import IdentityConfig
 from infid_export.model.identity import IdentityModules
-from infid_training.checkpoint import Checkpoints
+from infid_training.checkpoint import STATE, WEIGHTS, Checkpoints
 from infid_training.durable import clear_leftovers, locked, whole_file
 from infid_training.log import RunLog
 from infid_training.options import TrainOptions
 from infid_training.photos import Photos
-from infid_training.stepper import Stepper
+from infid_training.stepper import NotFiniteError, Stepper
 
+_MARK = ".infid-train"  # an empty file that says that a folder is a run's, before there is a checkpoint
 IDENTITY, CHECKPOINTS, SAMPLES, LOCK = "identity.safetensors", "checkpoints", "samples", ".lock"
 
 Sample = Callable[[int, IdentityModules, Path], None]
@@ -41,15 +43,75 @@ class TrainReport:
         identity: the trained weights, for `infid-export build --identity`.
         steps: made in all.
         resumed_from: the step this call went on from.
-        loss: of the last step; NaN if none was left to make.
-        validation_loss: the last one; None if none was measured.
+        loss: of the last step; if none was left to make, as the log has it, and None if it has none.
+        validation_loss: the last one, from the same; None if none was measured.
     """
 
     identity: Path
     steps: int
     resumed_from: int
-    loss: float
+    loss: float | None
     validation_loss: float | None
+
+
+def run_settings(
+    options: TrainOptions, model: str, photos: str, config: IdentityConfig, blocks: Mapping[str, int], processes: int
+) -> dict[str, Any]:
+    """Return what decides a run's losses, and must be the same when it is resumed.
+
+    Args:
+        options: see `TrainOptions`.
+        model: see `train`.
+        photos: their fingerprint.
+        config: of the identity modules.
+        blocks: of the UNet, see `IdentityModules`.
+        processes: their number.
+    """
+    return {
+        **options.decisive(),
+        "model": model,
+        "photos": photos,
+        "identity": config.to_dict(),
+        "cross-attention blocks": f"{len(blocks)} of {sum(blocks.values())} channels",
+        "processes": processes,
+    }
+
+
+@contextmanager
+def opened_run(
+    folder: Path, options: TrainOptions, settings: Mapping[str, Any], resume: bool = True, main: bool = True
+) -> Iterator[Checkpoints]:
+    """Lock a run's folder while the block runs, after refusing what cannot begin or go on there.
+
+    Args:
+        folder: of the run; made if it is missing.
+        options: see `TrainOptions`.
+        settings: see `run_settings`.
+        resume: see `train`.
+        main: whether this is the first process, whose lock stands for all.
+
+    Yields:
+        The run's checkpoints.
+
+    Raises:
+        InputError: the folder is another process's, of something else or not writable, or the run in it is another one.
+    """
+    if main:
+        _refuse_foreign(folder)
+    with locked(folder / LOCK, f"Another process trains in {folder}.") if main else nullcontext():
+        checkpoints = Checkpoints(folder / CHECKPOINTS, settings, options.keep)
+        made = max(checkpoints.steps(), default=0)
+        if made and not resume:
+            raise InputError(f"{folder} holds a run of {made} steps.", fix="Give another folder, or let it resume.")
+        checkpoints.state()
+        if made > options.steps:
+            raise InputError(
+                f"{folder} has made {made} steps already, more than the {options.steps} asked for.",
+                fix="Ask for more steps, or give another folder.",
+            )
+        if main:
+            (folder / _MARK).touch()
+        yield checkpoints
 
 
 def train(
@@ -85,43 +147,24 @@ def train(
 
     Raises:
         InputError: the photos, the options or the run folder cannot be used.
-        TrainingError: the loss or the gradient is not finite; the last checkpoint is kept.
+        TrainingError: the loss or the gradient is not finite, or the GPU's memory is full; the last checkpoint is kept.
     """
     # precision is ours, since accelerate keeps one for the whole process; without being told, it leaves several
     # processes on CPUs alone
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
     main = accelerator.is_main_process
     shown = reporter if reporter is not None and main else SilentReporter()
-    with locked(run_folder / LOCK, f"Another process trains in {run_folder}.") if main else nullcontext():
+    settings = run_settings(
+        options, model, photos.fingerprint, identity.config, identity.blocks, accelerator.num_processes
+    )
+    with opened_run(run_folder, options, settings, resume, main) as checkpoints, _stops_explained(checkpoints, options):
         stepper = Stepper(accelerator, unet, identity, photos, options, validation)
         with closing(stepper):
-            checkpoints = Checkpoints(
-                run_folder / CHECKPOINTS,
-                {
-                    **options.decisive(),
-                    "model": model,
-                    "photos": photos.fingerprint,
-                    "identity": identity.config.to_dict(),
-                    "cross-attention blocks": f"{len(identity.blocks)} of {sum(identity.blocks.values())} channels",
-                    "processes": accelerator.num_processes,
-                },
-                options.keep,
-            )
-            if not resume and checkpoints.steps():
-                raise InputError(
-                    f"{run_folder} holds a run of {checkpoints.steps()[-1]} steps.",
-                    fix="Give another folder, or let it resume.",
-                )
             if main:
                 for folder in (run_folder, run_folder / CHECKPOINTS):
                     clear_leftovers(folder)
             accelerator.wait_for_everyone()
             first = checkpoints.resume(stepper.trained)
-            if first > options.steps:
-                raise InputError(
-                    f"{run_folder} has made {first} steps already, more than the {options.steps} asked for.",
-                    fix="Ask for more steps, or give another folder.",
-                )
             shown.note(
                 f"{'resuming at' if first else 'starting from'} step {first}; "
                 f"{sum(parameter.numel() for parameter in identity.parameters()) / 1e6:.1f} M parameters on "
@@ -148,9 +191,12 @@ def _steps(
     checkpoints: Checkpoints,
     log: RunLog | None,
     sample: Sample | None,
-) -> tuple[float, float | None]:
+) -> tuple[float | None, float | None]:
     """Make the steps; only the first process has a log, and with it the duty to write. Returns the last losses."""
-    loss, validated = math.nan, None
+    loss: float | None = None
+    validated: float | None = None
+    if first == options.steps and log is not None:
+        return log.last("loss"), log.last("validation_loss")
     reporter.plan({"training": 1.0})  # its pace is found out on the way
     with reporter.stage("training") as stage:
         started = time.monotonic()
@@ -180,3 +226,43 @@ def _steps(
 def _due(made: int, every: int, last: int) -> bool:
     """Whether something that happens every so many steps, and at the end, is to happen now; every 0 is never."""
     return every > 0 and (made % every == 0 or made == last)
+
+
+@contextmanager
+def _stops_explained(checkpoints: Checkpoints, options: TrainOptions) -> Iterator[None]:
+    """Turn what ends a run that must go on with other settings into an error that says how it can."""
+    try:
+        yield
+    except NotFiniteError as error:
+        precision = "" if options.precision == "fp32" else ", or `--precision fp32`"
+        changes = f"`--learning-rate {options.learning_rate / 2:g}`{precision}"
+        raise TrainingError(str(error), fix=f"Look at these photos. {_go_on(checkpoints, changes)}") from error
+    except torch.OutOfMemoryError as error:
+        changes = "`--gradient-checkpointing`, or a smaller `--batch-size` with more `--accumulation`"
+        raise memory_full(error, _go_on(checkpoints, changes)) from error
+
+
+def memory_full(error: torch.OutOfMemoryError, fix: str) -> TrainingError:
+    """Return the error of a GPU whose memory is full; of torch's sentences the first two say what was asked for."""
+    asked = ". ".join(str(error).split(". ")[:2])
+    return TrainingError(f"{asked.removesuffix('.')}.", fix=fix)
+
+
+def _go_on(checkpoints: Checkpoints, changes: str) -> str:
+    """Say how a run goes on with other settings, which its own checkpoints refuse."""
+    if not checkpoints.steps():
+        return f"Give the same command again with {changes}."
+    weights = shlex.quote(str(checkpoints.path(checkpoints.steps()[-1]) / WEIGHTS))
+    return (
+        "A run keeps its settings; with others a new one goes on from the last checkpoint's weights: the same command "
+        f"with `--identity-init {weights} -o another-folder` and {changes}."
+    )
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder with files that are no run's, which a run would write over or among; hidden ones are left out."""
+    begun = (folder / _MARK).exists() or any((folder / CHECKPOINTS).glob(f"*/{STATE}"))
+    if not begun and folder.is_dir() and not all(path.name.startswith(".") for path in folder.iterdir()):
+        raise InputError(
+            f"{folder} holds files, but no run that could go on.", fix="Give a new or an empty folder for the run."
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -14,15 +15,23 @@ from infid_training.options import TrainOptions
 
 
 def make_optimizer(modules: nn.Module, options: TrainOptions, device: torch.device) -> torch.optim.Optimizer:
-    """Return AdamW over all parameters of a module.
+    """Return AdamW over all parameters of a module; raises as `optimizer_class`."""
+    kind = optimizer_class(options, device)
+    optimizer: torch.optim.Optimizer = kind(
+        modules.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+    )
+    return optimizer
+
+
+def optimizer_class(options: TrainOptions, device: torch.device) -> Any:
+    """Return the kind of AdamW that is asked for.
 
     Raises:
         BackendUnavailableError: the 8-bit one was asked for and bitsandbytes is not installed.
         InputError: it was asked for on a CPU.
     """
-    rate, decay = options.learning_rate, options.weight_decay
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(modules.parameters(), lr=rate, weight_decay=decay)
+        return torch.optim.AdamW
     if device.type == "cpu":
         raise InputError("adamw8bit needs a GPU.", fix="Choose --optimizer adamw.")
     try:
@@ -31,8 +40,7 @@ def make_optimizer(modules: nn.Module, options: TrainOptions, device: torch.devi
         raise BackendUnavailableError(
             "adamw8bit needs bitsandbytes, which is not installed.", fix="pip install bitsandbytes"
         ) from error
-    optimizer: torch.optim.Optimizer = AdamW8bit(modules.parameters(), lr=rate, weight_decay=decay)
-    return optimizer
+    return AdamW8bit
 
 
 def learning_rate(options: TrainOptions, step: int) -> float:

@@ -12,13 +12,16 @@ from accelerate import PartialState
 from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file
 from infid_engines.progress import Reporter, SilentReporter
-from infid_training.base_model import FRESH, initial_identity, open_base
-from infid_training.cache import ShardedPhotos, fill_cache
-from infid_training.loop import TrainReport, train
+from infid_export.model.identity import IdentityModules
+from infid_export.model.processors import identity_blocks
+from infid_export.model.sources import ModelSource
+from infid_training.base_model import FRESH, encoder_fingerprint, initial_identity, open_base
+from infid_training.cache import ShardedPhotos, fill_cache, photos_fingerprint
+from infid_training.loop import TrainReport, memory_full, opened_run, run_settings, train
 from infid_training.options import TrainOptions
 from infid_training.samples import PROMPTS, SampleGrid, fixed_people
 from infid_training.shards import SPLITS, ShardIndex
-from infid_training.stepper import DTYPES
+from infid_training.stepper import DTYPES, check_device
 
 CACHE = "cache"
 
@@ -70,47 +73,73 @@ def train_on_shards(request: RunRequest, reporter: Reporter | None = None) -> Tr
 
     Raises:
         InputError: shards, model, options or run folder cannot be used, or the disk is full.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or the GPU's memory is full.
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
     shown = reporter if reporter is not None and state.is_main_process else SilentReporter()
     index = ShardIndex.load(request.shards)
+    options = replace(request.options, single_photo=index.single_photo)  # type: ignore[arg-type]
     source = open_base(
         request.model, request.image_encoder, request.initial, request.model_seed, request.with_text,
         request.center_tokens,
     )  # fmt: skip
+    model = f"UNet {source.fingerprint('unet')[:12]} from {_start(request.initial)}"
+    _refuse_early(request, options, index, source, model, state)
     cache = request.cache or request.shards / CACHE
     shown.plan({"caching": float(sum(shard.photos for shard in index.shards))})
-    with shown.stage("caching") as stage:
-        fill_cache(request.shards, cache, source, stage, state.device, state.process_index, state.num_processes)
+    try:
+        with shown.stage("caching") as stage:
+            fill_cache(request.shards, cache, source, stage, state.device, state.process_index, state.num_processes)
+    except torch.OutOfMemoryError as error:
+        advice = "Free the GPU of other work (`nvidia-smi` lists it), or prepare the photos at a smaller --photo-size."
+        raise memory_full(error, advice) from error
     state.wait_for_everyone()
     photos, held_out = (ShardedPhotos(request.shards, cache, source, split) for split in SPLITS)
-    unet: Any = source.load("unet", DTYPES[request.options.precision])
-    identity = initial_identity(unet, source.config, request.initial, request.options.seed)
+    unet: Any = source.load("unet", DTYPES[options.precision])
+    identity = initial_identity(unet, source.config, request.initial, options.seed)
     sample = None
-    if request.options.sample_every:
+    if options.sample_every:
         split = SPLITS[1] if len(held_out.people) else SPLITS[0]
         shown_photos = held_out if len(held_out.people) else photos
         people = fixed_people(request.shards, shown_photos, split)
         prompts = request.sample_prompts or PROMPTS
         sample = SampleGrid(source, unet, shown_photos, people, prompts, request.sample_steps)
-    elif request.sample_prompts or request.sample_steps:
-        raise InputError("There are no sample pictures without --sample-every.", fix="Give --sample-every as well.")
     if not len(held_out.people):
         shown.note("nobody is held out, so there is no validation loss")
     return train(
         unet,
         identity,
         photos,
-        replace(request.options, single_photo=index.single_photo),  # type: ignore[arg-type]
+        options,
         request.folder,
         shown,
         validation=held_out,
         sample=sample,
-        model=f"{request.model}, UNet {source.fingerprint('unet')[:12]}, from {_start(request.initial)}",
+        model=model,
         resume=request.resume,
     )
 
 
+def _refuse_early(
+    request: RunRequest, options: TrainOptions, index: ShardIndex, source: ModelSource, model: str, state: PartialState
+) -> None:
+    """Refuse before hours of caching what training would refuse after them."""
+    if (request.sample_prompts or request.sample_steps) and not options.sample_every:
+        raise InputError("There are no sample pictures without --sample-every.", fix="Give --sample-every as well.")
+    check_device(options, state.device)
+    blocks = identity_blocks(source.empty("unet"))
+    if request.initial != FRESH:
+        if Path(request.initial).resolve().is_relative_to(request.folder.resolve()):
+            raise InputError(
+                f"The run would start from {request.initial} and write into the same folder.",
+                fix="Give another folder for the run.",
+            )
+        IdentityModules.load(request.initial, blocks)
+    photos = photos_fingerprint(index.of(SPLITS[0]), encoder_fingerprint(source))
+    settings = run_settings(options, model, photos, source.config, blocks, state.num_processes)
+    with opened_run(request.folder, options, settings, request.resume, state.is_main_process):
+        pass
+
+
 def _start(initial: str) -> str:
-    return initial if initial == FRESH else f"identity {sha256_file(Path(initial))[:12]}"
+    return initial if initial == FRESH else sha256_file(Path(initial))[:12]

@@ -20,7 +20,7 @@ from infid_training.cache import ShardedPhotos
 from infid_training.durable import whole_file
 from infid_training.shards import ShardIndex, read_shard
 
-PROMPTS = ("a photo of a person", "a pencil sketch of a person", "an oil painting of a person in the rain")
+PROMPTS = ("a photo of a person", "a pencil sketch of a person", "an oil painting of a person, at the beach")
 _PEOPLE = 4
 _GAP = 4  # pixels
 

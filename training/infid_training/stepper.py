@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import nullcontext
 from copy import deepcopy
+from itertools import product
 from typing import Any
 
 import torch
@@ -12,7 +14,8 @@ from accelerate import Accelerator
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from infid_engines.errors import InputError, TrainingError
+from infid_engines.errors import InputError
+from infid_export.model.components import brought
 from infid_export.model.config import IdentityConfig
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import install_processors
@@ -20,13 +23,16 @@ from infid_export.scheduler import SDXL_SCHEDULER
 from infid_training.checkpoint import Trained
 from infid_training.draws import Draw, Draws
 from infid_training.loss import identity_loss
-from infid_training.optimizers import learning_rate, make_optimizer
+from infid_training.optimizers import learning_rate, make_optimizer, optimizer_class
 from infid_training.options import TrainOptions
 from infid_training.photos import Photos
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Of the moving average, its decay after t steps being at most (1 + t) / (10 + t): it soon leaves the initial weights.
 _EMA_START = 10
+# Steps in a row that fp16's scaler may leave out. It starts at 65536 and halves its scale each time: after 17 of them
+# there is nothing left to scale, and what still overflows is no matter of scale.
+_SKIPPED = 20
 
 
 class _Loss(nn.Module):
@@ -39,6 +45,22 @@ class _Loss(nn.Module):
 
     def forward(self, *tensors: Tensor | None) -> Tensor:
         return identity_loss(self._unet[0], self.identity, *tensors)  # type: ignore[arg-type]
+
+
+class NotFiniteError(Exception):
+    """A step gave no finite loss or gradient: which one, and on what photos, in one sentence or two."""
+
+
+def check_device(options: TrainOptions, device: torch.device) -> None:
+    """Refuse options that need another device than this one, or a library that is not installed.
+
+    Raises:
+        InputError: fp16 or the 8-bit optimizer was asked for on a CPU.
+        BackendUnavailableError: the optimizer's library is not installed.
+    """
+    if options.precision == "fp16" and device.type == "cpu":
+        raise InputError("fp16 training needs a GPU.", fix="Choose bf16 or fp32.")
+    optimizer_class(options, device)
 
 
 class Stepper:
@@ -69,8 +91,7 @@ class Stepper:
         self._accelerator, self._options = accelerator, options
         self._unet, self._photos, self._validation = unet, photos, validation
         self._device, self._dtype = accelerator.device, DTYPES[options.precision]
-        if options.precision == "fp16" and self._device.type == "cpu":
-            raise InputError("fp16 training needs a GPU.", fix="Choose bf16 or fp32.")
+        check_device(options, self._device)
         self._noising = DDIMScheduler(**SDXL_SCHEDULER)
         self.draws = self._draws_of(photos)
         self._fixed = self._draws_of(validation) if validation is not None and len(validation.people) else None
@@ -78,8 +99,7 @@ class Stepper:
             if each is not None and len(each.people):
                 _check_shapes(each, identity.config)
         install_processors(unet, identity.config)
-        # not diffusers' own `to`, which warns that a list of modules should stay fp32: for this UNet it is empty
-        nn.Module.to(unet, self._device, self._dtype).eval().requires_grad_(False)
+        brought(unet, self._device, self._dtype).eval().requires_grad_(False)
         if options.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         identity.to(self._device, torch.float32).train().requires_grad_(True)
@@ -87,6 +107,7 @@ class Stepper:
         optimizer = make_optimizer(identity, options, self._device)
         scaler = torch.amp.GradScaler(self._device.type, enabled=options.precision == "fp16")
         self.trained = Trained(identity, average, optimizer, scaler)
+        self._skipped = 0  # steps that the scaler has left out, one after the other
         self._loss: Any = accelerator.prepare_model(_Loss(unet, identity))
 
     def close(self) -> None:
@@ -112,7 +133,8 @@ class Stepper:
             The mean loss over all processes, the gradient's norm before clipping, the learning rate.
 
         Raises:
-            TrainingError: loss or gradient are not finite; the weights are as before the step.
+            NotFiniteError: loss or gradient are not finite, with fp16 the gradient for too many steps; the weights are
+                as before the step.
         """
         options, optimizer, scaler = self._options, self.trained.optimizer, self.trained.scaler
         rate = learning_rate(options, step)
@@ -125,14 +147,20 @@ class Stepper:
             with self._accelerator.no_sync(self._loss) if waits else nullcontext():
                 loss = self.loss_of(self._loss, self._photos, draw)
                 losses = self._accelerator.gather(loss.detach().reshape(1)).tolist()
-                self._require_finite(losses, step, part)
+                for rank, value in enumerate(losses):
+                    if not math.isfinite(value):
+                        raise self._not_finite(f"The loss ({value})", step, [(rank, part)])
                 scaler.scale(loss / options.accumulation).backward()  # type: ignore[no-untyped-call]
             total += math.fsum(losses) / len(losses)
         scaler.unscale_(optimizer)
         parameters = self.trained.identity.parameters()
         norm = float(nn.utils.clip_grad_norm_(parameters, options.max_grad_norm or math.inf))
-        if not math.isfinite(norm) and not scaler.is_enabled():  # with fp16 the scaler leaves the step out
-            self._stop("gradient", step, self._accelerator.process_index, 0)
+        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+        if self._skipped > (_SKIPPED if scaler.is_enabled() else 0):
+            # by now averaged over all processes and passes, so it may be any of their pairs
+            batches = product(range(self._accelerator.num_processes), range(options.accumulation))
+            many = f"After {self._skipped - 1} others that were left out, the" if self._skipped > 1 else "The"
+            raise self._not_finite(f"{many} gradient", step, batches)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -180,18 +208,10 @@ class Stepper:
         summed = self._accelerator.reduce(total, "sum")
         return float(summed[0] / summed[1])
 
-    def _require_finite(self, losses: list[float], step: int, part: int) -> None:
-        for rank, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                self._stop(f"loss ({loss})", step, rank, part)
-
-    def _stop(self, what: str, step: int, rank: int, part: int) -> None:
-        names = self.draws.names(self.draws.batch(step, rank, part))
-        raise TrainingError(
-            f"The {what} of step {step + 1} is not finite. Its pairs were: {', '.join(names)}.",
-            fix="Look at these photos, lower the learning rate or choose another precision; "
-            "the same command resumes from the last checkpoint.",
-        )
+    def _not_finite(self, what: str, step: int, batches: Iterable[tuple[int, int]]) -> NotFiniteError:
+        """Return the error of a step, which names the pairs of its batches, each given by process and pass."""
+        names = [name for batch in batches for name in self.draws.names(self.draws.batch(step, *batch))]
+        return NotFiniteError(f"{what} of step {step + 1} is not finite. Its pairs were: {', '.join(names)}.")
 
 
 def _check_shapes(photos: Photos, config: IdentityConfig) -> None:
