@@ -71,12 +71,17 @@ def add_model(model: argparse._ActionsContainer) -> None:
     model.add_argument("--model", default="demo", help=MODEL_HELP)
     model.add_argument("--identity", type=Path, metavar="FILE", help="identity weights (safetensors)")
     model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")
-    model.add_argument("--recognizer", type=Path, metavar="FILE", help="ArcFace-type recogniser (ONNX)")
+    add_recognizer(model)
     model.add_argument(
         "--model-seed", dest="seed", type=int, default=0, metavar="N", help="of random-sdxl's weights (0)"
     )
     for flag, (name, values) in METHOD_CHOICES.items():
         model.add_argument(flag, dest=name, choices=values, help="method variant; default: the identity file's")
+
+
+def add_recognizer(parser: argparse._ActionsContainer) -> None:
+    """Add the choice of what knows faces; without it, it is the demo model's own."""
+    parser.add_argument("--recognizer", type=Path, metavar="FILE", help="ArcFace-type recogniser (ONNX)")
 
 
 def add_targets(parser: argparse._ActionsContainer, choices: Sequence[str] | None = None) -> None:

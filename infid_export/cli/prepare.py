@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infid_engines.errors import InputError
-from infid_export.cli.arguments import add_detector
+from infid_export.cli.arguments import add_detector, add_recognizer
 from infid_export.cli.output import Output, shown
 
 if TYPE_CHECKING:
@@ -20,10 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("people", type=Path, metavar="PEOPLE", help="folder with one sub-folder of photos per person")
     default = Path("shards")
     parser.add_argument("-o", "--output", type=Path, default=default, metavar="DIR", help=f"({default})")
-    parser.add_argument(
-        "--recognizer", required=True, metavar="FILE|drawn",
-        help="ArcFace-type recogniser (ONNX), or drawn: the demo model's own, for its people; so is then the detector",
-    )  # fmt: skip
+    add_recognizer(parser)
     add_detector(parser)
     parser.add_argument(
         "--photo-size", dest="size", type=int, default=1024, metavar="PX", help="of the targets (1024, SDXL's)"
@@ -47,9 +44,13 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         size=arguments.size, crop_size=arguments.crop_size, single_photo=arguments.single_photo,
         validation=arguments.validation, seed=arguments.seed, photos_per_shard=arguments.photos_per_shard,
     )  # fmt: skip
-    drawn = arguments.recognizer == "drawn"
-    with output.progress() as reporter, recognizer_file(None if drawn else Path(arguments.recognizer)) as recognizer:
-        detector = _detector(arguments, "drawn" if drawn else "centerface")
+    if arguments.recognizer is None and arguments.detector != "drawn":
+        raise InputError(
+            "There is nothing to recognise faces in photos with.",
+            fix="Give an ArcFace-type recogniser with --recognizer FILE; for drawn people --detector drawn brings one.",
+        )
+    with output.progress() as reporter, recognizer_file(arguments.recognizer) as recognizer:
+        detector = _detector(arguments)
         report = prepare(arguments.people, arguments.output, detector, recognizer, options, reporter)
     output.table("Dropped, and why", ("photo", "why"), list(report.dropped.items()))
     rows = [(split, str(report.people[split]), str(report.photos[split])) for split in report.people]
@@ -69,8 +70,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _detector(arguments: argparse.Namespace, default: str) -> FaceDetector:
-    """Open the chosen detector, or the default one.
+def _detector(arguments: argparse.Namespace) -> FaceDetector:
+    """Open the chosen detector.
 
     Raises:
         InputError: its models are missing or not asked for.
@@ -84,7 +85,7 @@ def _detector(arguments: argparse.Namespace, default: str) -> FaceDetector:
                 fix="Give it with --face-models, or use --detector centerface.",
             )
         return open_detector(str(arguments.face_models))[0]
-    detector = arguments.detector or default
+    detector = arguments.detector or "centerface"
     if arguments.face_models is not None:
         raise InputError(f"--face-models has no effect with the detector {detector}.", fix="Leave it out.")
     return open_detector(detector)[0]

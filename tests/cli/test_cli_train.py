@@ -78,7 +78,7 @@ def test_drawn_people_become_an_engine_folder_that_draws_them(cli: Cli, demo_fol
         (people / name).mkdir(parents=True)
         for photo in range(3):
             render(person(who), portrait(10 * who + photo)).save(people / name / f"{photo}.png")
-    words = ["prepare", people, "-o", shards, "--recognizer", "drawn", "--photo-size", 128, "--validation", 0.5]
+    words = ["prepare", people, "-o", shards, "--detector", "drawn", "--photo-size", 128, "--validation", 0.5]
     code, out, err = cli(*words, "--json")
     assert code == 0, err
     found = json.loads(out)
