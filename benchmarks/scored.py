@@ -1,4 +1,4 @@
-"""What the scripts that score pictures share: their arguments, and how their document is kept and shown."""
+"""What scripts of one document share: those that score pictures their arguments, all how it is kept and shown."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ The document goes to benchmarks/results/<name>.json; nothing in it is typed in.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
@@ -19,6 +18,8 @@ import time
 from functools import partial
 from typing import Any
 
+import scored
+from infid_export.cli.output import Output
 from infid_training.recipe.pictures import PICTURES, SIZE, scene_of
 from infid_training.world.drawing import render
 from infid_training.world.people import person
@@ -33,14 +34,9 @@ def draw(size: int, index: int) -> int:
     return len(render(person(index // PICTURES), scene_of(index), size).tobytes())
 
 
-def measure(pictures: int, size: int, machine: str) -> dict[str, Any]:
-    """Draw pictures and return the document.
-
-    Args:
-        pictures: how many.
-        size: pixels of a side.
-        machine: what it runs on, in words.
-    """
+def measure(arguments: argparse.Namespace, _: Output) -> dict[str, Any]:
+    """Draw pictures and return the document."""
+    pictures, size = arguments.pictures, arguments.size
     processes = len(os.sched_getaffinity(0))
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pool.map(partial(draw, size), range(processes * _CHUNK), chunksize=_CHUNK)  # imports, and what is made once
@@ -50,13 +46,21 @@ def measure(pictures: int, size: int, machine: str) -> dict[str, Any]:
     assert drawn == pictures * size * size * 3
     return {
         "kind": "world speed",
-        **measured_on(machine, _PACKAGES),
+        **measured_on(arguments.machine, _PACKAGES),
         "pictures": pictures,
         "size": size,
         "processes": processes,
         "seconds": seconds,
         "pictures_per_second": pictures / seconds,
     }
+
+
+def sentence(document: dict[str, Any]) -> str:
+    """Return the result of a document."""
+    return (
+        f"{document['pictures_per_second']:.0f} pictures of {document['size']} × {document['size']} a second in "
+        f"{document['processes']} processes"
+    )
 
 
 def main(words: list[str]) -> int:
@@ -66,15 +70,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--size", type=int, default=SIZE, metavar="PX", help=f"of a side ({SIZE})")
     parser.add_argument("--name", default="world-speed", help="of the document")
     parser.add_argument("--machine", default="", help="what it runs on, in words")
-    arguments = parser.parse_args(words)
-    document = measure(arguments.pictures, arguments.size, arguments.machine)
-    path = RESULTS / f"{arguments.name}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    print(
-        f"{document['pictures_per_second']:.0f} pictures of {document['size']} × {document['size']} a second in "
-        f"{document['processes']} processes: {path}"
-    )
-    return 0
+    return 1 if scored.publish(measure, sentence, parser.parse_args(words), RESULTS) is None else 0
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def add_model(model: argparse._ActionsContainer) -> None:
 
 
 def add_recognizer(parser: argparse._ActionsContainer) -> None:
-    """Add the choice of what knows faces; without it, it is the demo model's own."""
+    """Add the choice of what knows faces."""
     parser.add_argument("--recognizer", type=Path, metavar="FILE", help="ArcFace-type recogniser (ONNX)")
 
 

@@ -62,6 +62,12 @@ class Checkpoints:
         names = [path.name.removeprefix("step-") for path in self._folder.glob("step-*")]
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{8,}", name))
 
+    @property
+    def newest(self) -> Path | None:
+        """Return the folder of the newest checkpoint; None if there is none."""
+        steps = self.steps()
+        return self.path(steps[-1]) if steps else None
+
     def path(self, step: int) -> Path:
         """Return the folder of the checkpoint after so many steps."""
         return self._folder / f"step-{step:08d}"
@@ -96,9 +102,9 @@ class Checkpoints:
         Raises:
             InputError: it is damaged, or of another model, other photos or other options.
         """
-        if not self.steps():
+        folder = self.newest
+        if folder is None:
             return None
-        folder = self.path(self.steps()[-1])
         try:
             state: dict[str, Any] = json.loads((folder / STATE).read_text())
             if state["version"] != _VERSION:
@@ -125,10 +131,9 @@ class Checkpoints:
         Raises:
             InputError: as `state`, or its weights or the optimizer's tensors are damaged.
         """
-        state = self.state()
-        if state is None:
+        state, folder = self.state(), self.newest
+        if state is None or folder is None:
             return 0
-        folder = self.path(self.steps()[-1])
         modules = [(trained.identity, WEIGHTS), *([(trained.ema, EMA)] if trained.ema is not None else [])]
         for module, name in modules:
             try:

@@ -250,9 +250,9 @@ def memory_full(error: torch.OutOfMemoryError, fix: str) -> TrainingError:
 
 def _go_on(checkpoints: Checkpoints, changes: str) -> str:
     """Say how a run goes on with other settings, which its own checkpoints refuse."""
-    if not checkpoints.steps():
+    if checkpoints.newest is None:
         return f"Give the same command again with {changes}."
-    weights = shlex.quote(str(checkpoints.path(checkpoints.steps()[-1]) / WEIGHTS))
+    weights = shlex.quote(str(checkpoints.newest / WEIGHTS))
     return (
         "A run keeps its settings; with others a new one goes on from the last checkpoint's weights: the same command "
         f"with `--identity-init {weights} -o another-folder` and {changes}."

@@ -162,9 +162,8 @@ class BaseLoss:
         random = np.random.default_rng((5, step))
         whole = self.latents.shape[-1]
         rows, side = (_FACES, FACE_SIDE) if step % 2 else (_BATCH, whole)
-        by_style = (np.flatnonzero(which) for which in (self.pictures.are_photos, ~self.pictures.are_photos))
         styled = random.random(rows) < _STYLED
-        plain, stylised = (each[random.integers(len(each), size=rows)] for each in by_style)
+        plain, stylised = (each[random.integers(len(each), size=rows)] for each in self.pictures.by_style)
         chosen = np.where(styled, stylised, plain)
         captions = [self.pictures.caption(int(index), random.random() < _DESCRIBED) for index in chosen]
         prompts, pooled = self.texts.encode(captions)

@@ -104,7 +104,7 @@ def encode_faces(
         stage: shown the progress.
     """
     if not path.is_file():
-        numbers = np.flatnonzero(pictures.are_photos)
+        numbers, _ = pictures.by_style
         parts: dict[str, list[Tensor]] = {"clip_features": [], "face_embeddings": []}
         random = np.random.default_rng(6)
         for start in range(0, len(numbers), _ENCODED_AT_ONCE):

@@ -41,9 +41,10 @@ class Pictures:
         return len(self.pixels)
 
     @cached_property
-    def are_photos(self) -> np.ndarray:
-        """Return which pictures are in the style of a photo, `[N]` bool."""
-        return np.array([scene_of(index).style == "photo" for index in range(len(self))], bool)
+    def by_style(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of the photos, and those of the pictures in another style."""
+        photo = np.array([scene_of(index).style == "photo" for index in range(len(self))], bool)
+        return np.flatnonzero(photo), np.flatnonzero(~photo)
 
     def caption(self, index: int, described: bool) -> str:
         """Return a picture's caption; `described` also says what the person looks like."""
