@@ -1,10 +1,11 @@
 """Print what the kernels use and do on every architecture, read from their machine code: no GPU is needed.
 
-One row for every entry of the tuning table, and for `mean_shift`; with --forms, one for every candidate of mixed
-attention that is no plain form (descriptors, persistent, polynomial). Registers and spilled bytes of a thread, shared
-memory of a block, instructions that multiply matrices, those with which the copy engine fetches a block (UTMALDG),
-those of the unit for exponentials and divisions (MUFU), and the narrowest and widest global load of the main loops,
-in bytes a thread. Run it without TRITON_INTERPRET.
+One row for every entry of the tuning table, and for the mean shifts; with --forms, one for every candidate of mixed
+attention that is no plain form. Registers and spilled bytes per thread, shared memory per block, instructions that
+multiply matrices and the groups that they are issued in (WARPGROUP.ARRIVE: as many as products means that ptxas
+serialized them), those with which TMA fetches a block (UTMALDG), those of the unit for exponentials and divisions
+(MUFU), the instructions of the main loops, and their narrowest and widest global load, in bytes per thread. Run it
+without TRITON_INTERPRET.
 
 Usage::
 
@@ -32,10 +33,10 @@ from infid_kernels.arguments import HEAD_SIZES
 from infid_kernels.autotune import label
 from infid_kernels.compile import DTYPES, KERNELS, compile_code
 from infid_kernels.sass import MATRIX_INSTRUCTION, read_machine_code
-from infid_kernels.tuning import ARCHITECTURES, CANDIDATES, Configuration, candidates, table
+from infid_kernels.tuning import ARCHITECTURES, Configuration, candidates, table
 
-_COLUMNS = ("op", "architecture", "d", "lengths", "configuration", "registers", "stack", "shared", "matrix", "copies",
-            "MUFU", "loads")  # fmt: skip
+_COLUMNS = ("op", "architecture", "d", "lengths", "configuration", "registers", "stack", "shared", "matrix", "groups",
+            "copies", "MUFU", "loop", "loads")  # fmt: skip
 _MOST_JOBS = 4  # each holds torch and LLVM, about 1 GB
 Case = tuple[str, str, int, bool | None, int, Configuration]
 
@@ -70,9 +71,11 @@ def main() -> None:
 def _cases(architectures: Sequence[str], head_sizes: Sequence[int]) -> Iterator[Case]:
     for architecture in architectures:
         for d in head_sizes:
-            yield "mean_shift", architecture, d, None, 0, mean_shift.CONFIGURATION
+            for op in ("mean_shift", "value_shift"):
+                yield op, architecture, d, None, 0, mean_shift.CONFIGURATION
             for entry in table():
-                if (entry.architecture, entry.block_d) == (architecture, triton.next_power_of_2(d)):
+                mine = (entry.architecture, entry.block_d) == (architecture, triton.next_power_of_2(d))
+                if mine and isinstance(entry.configuration, Configuration):
                     yield entry.op, architecture, d, entry.whole, entry.queries, entry.configuration
 
 
@@ -80,7 +83,7 @@ def _forms(architectures: Sequence[str], head_sizes: Sequence[int]) -> Iterator[
     for architecture in architectures:
         for d in head_sizes:
             for candidate in candidates("mixed_attention", architecture):
-                if candidate not in CANDIDATES:
+                if candidate != candidate.plain:
                     for whole in (True, False):
                         yield "mixed_attention", architecture, d, whole, 0, candidate
 
@@ -95,6 +98,7 @@ def _row(dtype: str, case: Case) -> dict[str, Any]:
         "configuration": asdict(configuration), "registers": code.registers, "stack_bytes": code.stack_bytes,
         "shared_bytes": compiled.metadata.shared,
         "matrix_instructions": {name: code.count(name) for name in sorted(set(MATRIX_INSTRUCTION.values()))},
+        "product_groups": code.product_groups, "loop_instructions": sum(code.loop.values()),
         "block_copies": code.count("UTMALDG"), "exponentials": code.count("MUFU"),
         "narrowest_loop_load": narrowest, "widest_loop_load": widest, "global_loads": code.global_loads(),
         "triton": triton.__version__,
@@ -107,7 +111,8 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
          label(Configuration(**row["configuration"])), str(row["registers"]), str(row["stack_bytes"]),
          str(row["shared_bytes"]),
          " ".join(f"{count} {name}" for name, count in row["matrix_instructions"].items() if count) or "-",
-         str(row["block_copies"]), str(row["exponentials"]),
+         str(row["product_groups"]), str(row["block_copies"]), str(row["exponentials"]),
+         str(row["loop_instructions"]),
          f"{row['narrowest_loop_load']}-{row['widest_loop_load']} B")
         for row in rows
     ]  # fmt: skip

@@ -26,6 +26,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 ELEMENT = 2  # bytes of fp16 and bf16
 # What `kernel_resources.py --forms --architecture sm_90 --head-size 64 --json` printed.
 FORMS = RESULTS / "kernel-forms.json"
+# What `kernel_resources.py --architecture sm_90 --op mixed_attention --json` printed, and before it the same of commit
+# 9af3aea, whose kernel had a branch around its first loop.
+PRODUCTS = RESULTS / "kernel-products.json"
 NOT_MEASURED = "not yet run on a GPU"
 # ex2 of one multiprocessor in a clock, compute capability 8.x and 9.0 (CUDA C++ Programming Guide, table of the
 # throughput of native arithmetic instructions).
@@ -221,28 +224,54 @@ def whole_table() -> str:
 
 def form_table() -> str:
     """Return one row a form of mixed attention that is a candidate on Hopper: what the compiler said of it."""
-    head = ("form", "registers", "shared memory", "tiles at once", "HGMMA", "UTMALDG", "MUFU", "any length: registers")
+    head = ("form", "registers", "shared memory", "programs per SM", "products in groups", "instructions per 128 keys",
+            "any length: registers", "programs per SM")  # fmt: skip
     found: dict[str, dict[bool, dict[str, Any]]] = {}
     for row in json.loads(FORMS.read_text()):
         found.setdefault(label(tuning.Configuration(**row["configuration"])), {})[row["whole"]] = row
     return _markdown(head, [
-        (name, str(whole["registers"]), str(whole["shared_bytes"]), str(at_once(whole)),
-         str(whole["matrix_instructions"]["HGMMA"]), str(whole["block_copies"]), str(whole["exponentials"]),
-         str(forms[False]["registers"]))
+        (name, str(whole["registers"]), str(whole["shared_bytes"]), str(_programs(whole)), _groups(whole),
+         f"{_per_128_keys(whole):.0f}", str(forms[False]["registers"]), str(_programs(forms[False])))
         for name, forms in found.items() for whole in (forms[True],)
     ])  # fmt: skip
 
 
-def at_once(row: Mapping[str, Any]) -> int:
-    """Return how many tiles of a kernel a Hopper multiprocessor holds; registers are given out in eights a thread."""
-    threads = 32 * row["configuration"]["num_warps"]
-    by_registers = REGISTERS // (math.ceil(row["registers"] / 8) * 8 * threads)
-    return int(min(by_registers, SHARED // (row["shared_bytes"] + SHARED_OF_BLOCK)))
+def _per_128_keys(row: Mapping[str, Any]) -> float:
+    """Return the instructions of one warp per 128 keys; the main loops are two, one per segment."""
+    return float(row["loop_instructions"] / 2 * 128 / row["configuration"]["block_n"])
+
+
+def product_table() -> str:
+    """Return one row per shipped configuration of mixed attention on Hopper: its machine code before and after."""
+    head = ("d", "lengths", "before", "registers", "programs per SM", "products in groups",
+            "now", "registers", "programs per SM", "products in groups")  # fmt: skip
+    found = json.loads(PRODUCTS.read_text())
+    rows = []
+    for before, now in zip(found["before"]["rows"], found["now"]["rows"], strict=True):
+        cells = [str(now["head_size"]), "whole blocks" if now["whole"] else "any"]
+        for row in (before, now):
+            form = label(tuning.Configuration(**row["configuration"]))
+            cells += [form, str(row["registers"]), str(_programs(row)), _groups(row)]
+        rows.append(tuple(cells))
+    return _markdown(head, rows)
+
+
+def _programs(row: Mapping[str, Any]) -> int:
+    return at_once(row["configuration"]["num_warps"], row["registers"], row["shared_bytes"])
+
+
+def _groups(row: Mapping[str, Any]) -> str:
+    return f"{row['matrix_instructions']['HGMMA']} in {row['product_groups']}"
+
+
+def at_once(num_warps: int, registers: int, shared_bytes: int) -> int:
+    """Return how many programs of a kernel a Hopper SM holds; registers are given out in eights per thread."""
+    by_registers = REGISTERS // (math.ceil(registers / 8) * 8 * 32 * num_warps)
+    return int(min(by_registers, SHARED // (shared_bytes + SHARED_OF_BLOCK)))
 
 
 def _report(row: tuning.Entry) -> str:
-    c = row.configuration
-    return f"{c.block_m} × {c.block_n}, {c.num_warps} warps, {c.num_stages} stages; {row.evidence}"
+    return f"{label(row.configuration)}; {row.evidence}"
 
 
 def measured(name: str, gpu: Gpu) -> str:
@@ -263,7 +292,8 @@ def results() -> list[Mapping[str, Any]]:
 
 TABLES = {
     "gpus": gpu_table, "calls": call_table, "clocks": clock_table, "floors": floor_table, "shift": shift_table,
-    "rounds": round_table, "forms": form_table, "padding": padding_table, "whole": whole_table,
+    "rounds": round_table, "products": product_table, "forms": form_table, "padding": padding_table,
+    "whole": whole_table,
 }  # fmt: skip
 
 

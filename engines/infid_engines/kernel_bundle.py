@@ -127,7 +127,6 @@ def kernel_name(launch: Mapping[str, Any]) -> str:
     tiles = "x".join(str(launch["configuration"][size]) for size in _TILE_SIZES)
     whole = launch["constants"].get("WHOLE")
     ending = [] if whole is None else ["whole" if whole else "ragged"]
-    ending += ["polynomial"] if launch["constants"].get("POLYNOMIAL") else []
     return "-".join([launch["op"], launch["architecture"], launch["dtype"], f"d{launch['head_size']}", tiles, *ending])
 
 
@@ -193,7 +192,7 @@ class KernelBundle:
         as well, then PTX of an older one, which the driver compiles. `Kernel.choice` says which it is.
 
         Args:
-            op: the operation: `mean_shift`, `mixed_attention` or `merged_cross_attention`.
+            op: the operation, such as `mixed_attention`.
             architecture: the GPU's, as `sm_90`.
             dtype: of queries, keys and values: `float16` or `bfloat16`.
             head_size: d.

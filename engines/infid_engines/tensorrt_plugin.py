@@ -153,17 +153,17 @@ def _sizes(inputs: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
     """Return the sizes that launch descriptions speak of, as expressions of `[B, N, H, d]` inputs."""
     shapes = {name: tensor.shape_expr for name, tensor in zip(names, inputs, strict=True)}
     sizes = {
-        "rows": shapes["k_t"][0],
-        "heads": shapes["k_t"][2],
-        "text_length": shapes["k_t"][1],
-        "identity_length": shapes["k_id"][1],
+        "rows": shapes["v_t"][0],
+        "heads": shapes["v_t"][2],
+        "text_length": shapes["v_t"][1],
+        "identity_length": shapes["v_id"][1],
     }
     return sizes | ({"queries": shapes["q"][1]} if "q" in shapes else {})
 
 
 def _lengths(inputs: Sequence[Any], names: Sequence[str]) -> list[int]:
     """Return the lengths of the segments; -1 where they vary."""
-    return [inputs[names.index(name)].shape[1] for name in ("k_id", "k_t")]
+    return [inputs[names.index(name)].shape[1] for name in ("v_id", "v_t")]
 
 
 def _signed(function: Callable[..., Any], parameters: Mapping[str, Any], returned: Any) -> Callable[..., Any]:

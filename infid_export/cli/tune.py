@@ -38,10 +38,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     device = _gpu()
     from infid_kernels.autotune import LEVELS, NoCandidateError, tune
     from infid_kernels.measure import time_on_gpu
-    from infid_kernels.tuning import architecture_of, candidates, write
+    from infid_kernels.tuning import architecture_of, choices, write
 
     most = _QUICK_CANDIDATES if arguments.quick else None
-    tried = {level.name: candidates(level.call.op, architecture_of(device))[:most] for level in LEVELS}
+    tried = {level.name: choices(level.call.op, architecture_of(device), most) for level in LEVELS}
     timer = partial(time_on_gpu, samples=_QUICK_SAMPLES if arguments.quick else _SAMPLES)
     results: list[Tuned] = []
     with output.progress() as reporter:
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                         f"{str(error)[:1].upper()}{str(error)[1:]}.",
                         fix="Nothing was written. Report it with what `infid-export doctor --json` prints.",
                     ) from error
-    write(arguments.output, [result.entry for result in results])
+    write(arguments.output, [entry for result in results for entry in result.entries])
     _show(results, output)
     output.line(str(arguments.output))
     output.note(f"A process uses it after infid_kernels.tuning.load(Path({str(arguments.output)!r})).")
@@ -98,8 +98,9 @@ def _show(results: list[Tuned], output: Output) -> None:
     from infid_kernels.autotune import label
 
     rows = [
-        [result.level.name, label(result.entry.configuration), str(_refused(result)), result.entry.evidence]
+        [result.level.name, label(entry.configuration), str(_refused(result)), entry.evidence]
         for result in results
+        for entry in result.entries
     ]
     output.table("Fastest configurations", ["level", "configuration", "refused", "evidence"], rows, {"refused"})
 
@@ -115,4 +116,4 @@ def _plain(result: Tuned) -> dict[str, object]:
         shown = asdict(trial)
         shown["error"] = trial.error if trial.error is not None and trial.error == trial.error else None
         trials.append(shown)
-    return {"level": result.level.name, "entry": asdict(result.entry), "trials": trials}
+    return {"level": result.level.name, "entries": [asdict(entry) for entry in result.entries], "trials": trials}

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from infid_kernels.compile import CompiledKernel
 
 # To compile all forms of an operation for sm_90 and a head size of 64, on one CPU core of two.
-_SECONDS: Mapping[str, float] = {"mean_shift": 2.3, "mixed_attention": 23.3, "merged_cross_attention": 24.0}
+_SECONDS: Mapping[str, float] = {
+    "mean_shift": 2.3, "value_shift": 2.0, "mixed_attention": 23.3, "merged_cross_attention": 24.0,
+}  # fmt: skip
 _FORMS = 4  # that an operation usually has: whole blocks or any length, tuned or small
 
 

@@ -25,32 +25,29 @@ from infid_kernels.mean_shift import SPLITS
 
 DOMAIN = "infid"
 _SWAPPED = [0, 2, 1, 3]  # [B, N, H, d] <-> [B, H, N, d]
-# What a node computes, as an ONNX function; `mean_shift` gives δ_k and δ_v in parts of which the kernel takes the sum.
+# What a node computes, as an ONNX function; the shifts come in equal parts, of which the attention takes the sum.
 _FUNCTIONS = (
-    f"""<domain: "{DOMAIN}", opset_import: ["": 18]>
+    f"""<domain: "{DOMAIN}", opset_import: ["": 18, "{DOMAIN}": 1]>
     mean_shift (k_id, v_id, k_t, v_t, strength) => (shift_k, shift_v) {{
+        shift_k = {DOMAIN}.value_shift (k_id, k_t, strength)
+        shift_v = {DOMAIN}.value_shift (v_id, v_t, strength)
+    }}""",
+    f"""<domain: "{DOMAIN}", opset_import: ["": 18]>
+    value_shift (v_id, v_t, strength) => (shift_v) {{
         tokens = Constant <value_ints = [1]> ()
-        wide_k_id = Cast <to = 1> (k_id)
         wide_v_id = Cast <to = 1> (v_id)
-        wide_k_t = Cast <to = 1> (k_t)
         wide_v_t = Cast <to = 1> (v_t)
-        mean_k_id = ReduceMean <keepdims = 0> (wide_k_id, tokens)
         mean_v_id = ReduceMean <keepdims = 0> (wide_v_id, tokens)
-        mean_k_t = ReduceMean <keepdims = 0> (wide_k_t, tokens)
         mean_v_t = ReduceMean <keepdims = 0> (wide_v_t, tokens)
-        difference_k = Sub (mean_k_t, mean_k_id)
         difference_v = Sub (mean_v_t, mean_v_id)
         last = Constant <value_ints = [1, 2]> ()
         column = Unsqueeze (strength, last)
         splits = Constant <value_float = {SPLITS}.0> ()
         share = Div (column, splits)
-        part_k = Mul (share, difference_k)
         part_v = Mul (share, difference_v)
         axis = Constant <value_ints = [2]> ()
-        rows_k = Unsqueeze (part_k, axis)
         rows_v = Unsqueeze (part_v, axis)
         shape = Constant <value_ints = [1, 1, {SPLITS}, 1]> ()
-        shift_k = Expand (rows_k, shape)
         shift_v = Expand (rows_v, shape)
     }}""",
     f"""<domain: "{DOMAIN}", opset_import: ["": 18]>
@@ -70,17 +67,13 @@ _FUNCTIONS = (
         {{attention:q, keys, values, out}}
     }}""",
     f"""<domain: "{DOMAIN}", opset_import: ["": 18]>
-    merged_cross_attention (q, k_t, v_t, k_id, v_id, style_strength, identity_strength) => (out) {{
+    merged_cross_attention (q, k_t, v_t, k_id, v_id, shift_v, identity_strength) => (out) {{
+        parts = Constant <value_ints = [2]> ()
+        delta_v = ReduceSum <keepdims = 0> (shift_v, parts)
         tokens = Constant <value_ints = [1]> ()
-        wide_v_id = Cast <to = 1> (v_id)
-        wide_v_t = Cast <to = 1> (v_t)
-        mean_v_id = ReduceMean (wide_v_id, tokens)
-        mean_v_t = ReduceMean (wide_v_t, tokens)
-        difference = Sub (mean_v_t, mean_v_id)
-        last = Constant <value_ints = [1, 2, 3]> ()
-        style_column = Unsqueeze (style_strength, last)
-        shift = Mul (style_column, difference)
+        shift = Unsqueeze (delta_v, tokens)
         typed_shift = CastLike (shift, q)
+        last = Constant <value_ints = [1, 2, 3]> ()
         factor_column = Unsqueeze (identity_strength, last)
         typed_factor = CastLike (factor_column, q)
         {{attention:q, k_t, v_t, text}}
@@ -107,10 +100,11 @@ def _operation(name: str, inputs: Mapping[str, str], outputs: Mapping[str, str])
 _WIDE = "tensor(float)"
 _SEGMENTS = {"k_id": "T", "v_id": "T", "k_t": "T", "v_t": "T"}
 _SHIFTS = {"shift_k": _WIDE, "shift_v": _WIDE}
-_STRENGTHS = {"style_strength": _WIDE, "identity_strength": _WIDE}
-_MERGED = {"q": "T", "k_t": "T", "v_t": "T", "k_id": "T", "v_id": "T", **_STRENGTHS}
+_VALUES = {"v_id": "T", "v_t": "T", "strength": _WIDE}
+_MERGED = {"q": "T", "k_t": "T", "v_t": "T", "k_id": "T", "v_id": "T", "shift_v": _WIDE, "identity_strength": _WIDE}
 OPERATIONS: Mapping[str, Op] = {
     "mean_shift": _operation("mean_shift", {**_SEGMENTS, "strength": _WIDE}, _SHIFTS),
+    "value_shift": _operation("value_shift", _VALUES, {"shift_v": _WIDE}),
     "mixed_attention": _operation("mixed_attention", {"q": "T", **_SEGMENTS, **_SHIFTS}, {"out": "T"}),
     "merged_cross_attention": _operation("merged_cross_attention", _MERGED, {"out": "T"}),
 }
@@ -121,6 +115,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     return {
         torch.ops.infid.mixed_attention.default: _translate_mixed,
         torch.ops.infid.merged_cross_attention.default: _translate_merged,
+        torch.ops.infid.value_shift.default: _translate_value_shift,
     }
 
 
@@ -134,13 +129,16 @@ def _translate_mixed(
 
 
 def _translate_merged(
-    q: Any, k_t: Any, v_t: Any, k_id: Any, v_id: Any, style_strength: Any, identity_strength: Any, scale: float
+    q: Any, k_t: Any, v_t: Any, k_id: Any, v_id: Any, shift_v: Any, identity_strength: Any, scale: float
 ) -> Any:
     _check_scale(q, scale)
     tensors = (op.Transpose(tensor, perm=_SWAPPED) for tensor in (q, k_t, v_t, k_id, v_id))
-    return op.Transpose(
-        OPERATIONS["merged_cross_attention"](*tensors, style_strength, identity_strength), perm=_SWAPPED
-    )
+    return op.Transpose(OPERATIONS["merged_cross_attention"](*tensors, shift_v, identity_strength), perm=_SWAPPED)
+
+
+def _translate_value_shift(v_id: Any, v_t: Any, style_strength: Any) -> Any:
+    values = (op.Transpose(tensor, perm=_SWAPPED) for tensor in (v_id, v_t))
+    return OPERATIONS["value_shift"](*values, style_strength)
 
 
 def _check_scale(q: Any, scale: float) -> None:
@@ -151,7 +149,7 @@ def _check_scale(q: Any, scale: float) -> None:
 
 def output_type(node: ir.Node) -> ir.DataType | None:
     """Return the type of a plugin node's outputs."""
-    if node.op_type == "mean_shift":
+    if node.op_type in ("mean_shift", "value_shift"):
         return ir.DataType.FLOAT
     return None if node.inputs[0] is None else node.inputs[0].dtype
 

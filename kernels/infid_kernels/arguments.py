@@ -30,33 +30,58 @@ def check_attention(q: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]], ke
         TypeError: a dtype is not supported, or differs from q's.
         ValueError: a shape, device or layout is not what is expected.
     """
-    if q.dim() != 4:
-        raise ValueError(f"q must be [B, H, N, d], got {_shape(q)}")
-    if q.shape[-1] not in HEAD_SIZES:
-        raise ValueError(f"q must have a head size of {', '.join(map(str, HEAD_SIZES))}, got {q.shape[-1]}")
-    if q.dtype not in DTYPES:
-        raise TypeError(f"q must be float16 or bfloat16, got {q.dtype}")
-    rows, heads, _, d = q.shape
-    if rows * heads > _MOST_HEADS:
-        raise ValueError(f"q must have at most {_MOST_HEADS} heads in all its rows, got {rows} · {heads}")
+    _check_first("q", q)
     for ending, (keys, values) in segments.items():
-        for name, tensor in ((f"k_{ending}", keys), (f"v_{ending}", values)):
-            length = keys.shape[2] if keys.dim() == 4 else "M"
-            if tensor.dim() != 4 or tuple(tensor.shape) != (rows, heads, length, d):
-                like = "q is" if tensor is keys else f"q and k_{ending} are"
-                raise ValueError(f"{name} must be [{rows}, {heads}, {length}, {d}] as {like}, got {_shape(tensor)}")
-            if tensor.dtype != q.dtype:
-                raise TypeError(f"{name} must be {q.dtype} as q is, got {tensor.dtype}")
-            if tensor.device != q.device:
-                raise ValueError(f"{name} must be on {q.device} as q is, got {tensor.device}")
-            _check_layout(name, tensor)
+        length = keys.shape[2] if keys.dim() == 4 else "M"
+        _check_like(f"k_{ending}", keys, length, q, "as q is")
+        _check_like(f"v_{ending}", values, length, q, f"as q and k_{ending} are")
     _check_layout("q", q)
     if segments["t"][0].shape[2] == 0:
         raise ValueError("k_t must have at least one token, got none")
-    if has_values(q) and not q.is_cuda and isinstance(kernel, JITFunction):
+    _check_place("q", q, kernel)
+
+
+def check_values(v_id: Tensor, v_t: Tensor, kernel: Any) -> None:
+    """Check the values of both segments against each other; arguments and errors as in `check_attention`."""
+    _check_first("v_id", v_id)
+    _check_like("v_t", v_t, v_t.shape[2] if v_t.dim() == 4 else "L", v_id, "as v_id is", "v_id")
+    _check_layout("v_id", v_id)
+    if v_t.shape[2] == 0:
+        raise ValueError("v_t must have at least one token, got none")
+    _check_place("v_id", v_id, kernel)
+
+
+def _check_first(name: str, tensor: Tensor) -> None:
+    """Check the tensor that the others are compared with."""
+    if tensor.dim() != 4:
+        raise ValueError(f"{name} must be [B, H, N, d], got {_shape(tensor)}")
+    if tensor.shape[-1] not in HEAD_SIZES:
+        sizes = ", ".join(map(str, HEAD_SIZES))
+        raise ValueError(f"{name} must have a head size of {sizes}, got {tensor.shape[-1]}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float16 or bfloat16, got {tensor.dtype}")
+    rows, heads = tensor.shape[:2]
+    if rows * heads > _MOST_HEADS:
+        raise ValueError(f"{name} must have at most {_MOST_HEADS} heads in all its rows, got {rows} · {heads}")
+
+
+def _check_like(name: str, tensor: Tensor, length: int | str, first: Tensor, why: str, first_name: str = "q") -> None:
+    """Check shape, dtype, device and layout of a tensor against the first one's."""
+    rows, heads, _, d = first.shape
+    if tensor.dim() != 4 or tuple(tensor.shape) != (rows, heads, length, d):
+        raise ValueError(f"{name} must be [{rows}, {heads}, {length}, {d}] {why}, got {_shape(tensor)}")
+    if tensor.dtype != first.dtype:
+        raise TypeError(f"{name} must be {first.dtype} as {first_name} is, got {tensor.dtype}")
+    if tensor.device != first.device:
+        raise ValueError(f"{name} must be on {first.device} as {first_name} is, got {tensor.device}")
+    _check_layout(name, tensor)
+
+
+def _check_place(name: str, tensor: Tensor, kernel: Any) -> None:
+    if has_values(tensor) and not tensor.is_cuda and isinstance(kernel, JITFunction):
         raise ValueError(
-            f"q must be on a CUDA device, got {q.device}; CPU tensors are for Triton's interpreter (TRITON_INTERPRET=1 "
-            "before the first import of triton), and the plain PyTorch references run anywhere"
+            f"{name} must be on a CUDA device, got {tensor.device}; CPU tensors are for Triton's interpreter "
+            "(TRITON_INTERPRET=1 before the first import of triton), and the plain PyTorch references run anywhere"
         )
 
 
@@ -73,29 +98,53 @@ def _check_layout(name: str, tensor: Tensor) -> None:
 
 
 def per_row(name: str, value: float | Tensor, q: Tensor) -> Tensor:
-    """Return a strength as one fp32 number a row, side by side in memory.
+    """Return a strength as one fp32 number per row, side by side in memory.
 
     A tensor on a GPU is not read, since that would wait for the device; every other strength is checked.
 
     Args:
         name: of the argument.
-        value: a number for all rows, or `[B]`.
+        value: a number for all rows, also as a 0-dimensional tensor, or `[B]`.
         q: `[B, H, N, d]` that gives rows and device.
 
     Raises:
         ValueError: it is not finite, or has another shape.
     """
+    if isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu" and has_values(value):
+        value = float(value)  # as everywhere in PyTorch, it goes with tensors on any device
     if not isinstance(value, Tensor):
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
         return torch.full((q.shape[0],), float(value), dtype=torch.float32, device=q.device)
-    if tuple(value.shape) != (q.shape[0],):
-        raise ValueError(f"{name} must be a number or [{q.shape[0]}], one number a row of q, got {_shape(value)}")
+    if tuple(value.shape) not in ((), (q.shape[0],)):
+        raise ValueError(f"{name} must be a number or [{q.shape[0]}], one number per row of q, got {_shape(value)}")
     if value.device != q.device:
         raise ValueError(f"{name} must be on {q.device} as q is, got {value.device}")
     if has_values(value) and value.device.type == "cpu" and not value.isfinite().all():
         raise ValueError(f"{name} must be finite, got {value.tolist()}")
-    return value.float().contiguous()
+    return value.float().expand(q.shape[0]).contiguous()
+
+
+def check_shift(name: str, shift: Tensor, q: Tensor) -> Tensor:
+    """Return a shift that the caller computed, side by side in memory.
+
+    Args:
+        name: of the argument.
+        shift: `[B, H, d]` fp32.
+        q: `[B, H, N, d]` that gives rows, heads, head size and device.
+
+    Raises:
+        TypeError: its dtype is another.
+        ValueError: its shape or device is another.
+    """
+    rows, heads, _, d = q.shape
+    if tuple(shift.shape) != (rows, heads, d):
+        raise ValueError(f"{name} must be [{rows}, {heads}, {d}], one vector per row and head, got {_shape(shift)}")
+    if shift.dtype != torch.float32:
+        raise TypeError(f"{name} must be torch.float32, got {shift.dtype}")
+    if shift.device != q.device:
+        raise ValueError(f"{name} must be on {q.device} as q is, got {shift.device}")
+    return shift.contiguous()
 
 
 def logit_scale(scale: float | None, d: int) -> float:

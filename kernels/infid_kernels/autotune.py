@@ -1,4 +1,4 @@
-"""Measuring `tuning.candidates` on a GPU: the fastest that is right becomes an entry of the table.
+"""Measuring candidates on a GPU: the fastest that is right becomes an entry of the table.
 
 A candidate that does not compile, or whose output differs from float64 by more than the limit, is refused with its
 reason, however fast it is. What is timed is the attention kernel alone: the mean shift in front of it does not depend
@@ -16,7 +16,7 @@ import triton
 
 from infid_kernels.arguments import empty_output
 from infid_kernels.measure import LIMITS, SDXL_CALLS, Call, Inputs, Timing, input_sets, relative_rms
-from infid_kernels.tuning import Configuration, Entry, architecture_of, divides
+from infid_kernels.tuning import Choice, Configuration, Entry, Library, architecture_of
 
 Timer = Callable[[Sequence[Callable[[], object]]], Timing]
 Progress = Callable[[float, str], None]  # fraction done, and what is being measured now
@@ -68,7 +68,7 @@ class Trial:
         refusal: why it was refused, empty if it was not.
     """
 
-    configuration: Configuration
+    configuration: Choice
     error: float | None
     timing: Timing | None
     refusal: str = ""
@@ -81,16 +81,17 @@ class Tuned:
     Args:
         level: where.
         trials: of all candidates.
-        entry: the choice, with its evidence.
+        entries: the choice, with its evidence, and where that is a library our fastest kernel too, for bundles and
+            TensorRT, where no library can run.
     """
 
     level: Level
     trials: Sequence[Trial]
-    entry: Entry
+    entries: Sequence[Entry]
 
 
 def tune(
-    level: Level, device: torch.device, timer: Timer, candidates: Sequence[Configuration],
+    level: Level, device: torch.device, timer: Timer, candidates: Sequence[Choice],
     progress: Progress = lambda fraction, detail: None,
 ) -> Tuned:  # fmt: skip
     """Measure all candidates at one level on a GPU.
@@ -116,7 +117,7 @@ def tune(
 
 
 def measure(
-    level: Level, device: torch.device, timer: Timer, sets: int, candidates: Sequence[Configuration],
+    level: Level, device: torch.device, timer: Timer, sets: int, candidates: Sequence[Choice],
     progress: Progress = lambda fraction, detail: None,
 ) -> list[Trial]:  # fmt: skip
     """Check and time every candidate on the same fresh inputs.
@@ -146,11 +147,9 @@ def measure(
     return trials
 
 
-def _trial(
-    level: Level, candidate: Configuration, inputs: Sequence[Inputs], expected: torch.Tensor, timer: Timer
-) -> Trial:
-    if level.whole and not divides(candidate, level.call.lengths):
-        return Trial(candidate, None, None, f"blocks of {candidate.block_n} keys do not divide {level.call.lengths}")
+def _trial(level: Level, candidate: Choice, inputs: Sequence[Inputs], expected: torch.Tensor, timer: Timer) -> Trial:
+    if level.whole and not candidate.divides(level.call.lengths):
+        return Trial(candidate, None, None, f"whole blocks of {label(candidate)} do not make up {level.call.lengths}")
     error, limit = relative_rms(level.call.launched(inputs[0], candidate, level.whole), expected), LIMITS[_DTYPE]
     if not error <= limit:  # NaN is refused as well
         return Trial(candidate, error, None, f"relative RMS error {error:.1e}, at most {limit:.0e} is right")
@@ -159,8 +158,10 @@ def _trial(
     return Trial(candidate, error, timer(calls))
 
 
-def select(level: Level, trials: Sequence[Trial], architecture: str, machine: str) -> Entry:
+def select(level: Level, trials: Sequence[Trial], architecture: str, machine: str) -> list[Entry]:
     """Return the fastest candidate that is right as an entry; of equals, the one that was tried first.
+
+    Where that is a library, the fastest of our kernels follows it.
 
     Args:
         level: what was measured.
@@ -175,12 +176,19 @@ def select(level: Level, trials: Sequence[Trial], architecture: str, machine: st
     if not right:
         reasons = "; ".join(f"{label(trial.configuration)}: {trial.refusal}" for trial in trials)
         raise NoCandidateError(f"no candidate of {level.call.op} is right for {level.name}: {reasons}")
-    timing = right[0].timing
+    kernels = [trial for trial in right if isinstance(trial.configuration, Configuration)]
+    ranked = [right] if right[0] in kernels else [right, kernels]
+    return [_entry(level, trials, architecture, machine) for trials in ranked if trials]
+
+
+def _entry(level: Level, ranked: Sequence[Trial], architecture: str, machine: str) -> Entry:
+    """Return the first of several right trials as an entry."""
+    timing = ranked[0].timing
     assert timing is not None
-    runner_up = f"next best {_median(right[1]):.3f} ms" if len(right) > 1 else "no other candidate was right"
+    runner_up = f"next best {_median(ranked[1]):.3f} ms" if len(ranked) > 1 else "no other candidate was right"
     evidence = f"measured on {machine}: {timing.median:.3f} ms median of {timing.samples}, {runner_up}"
     block_d = triton.next_power_of_2(level.call.d)
-    configuration = right[0].configuration
+    configuration = ranked[0].configuration
     return Entry(level.call.op, architecture, block_d, level.queries, level.whole, configuration, evidence)
 
 
@@ -188,12 +196,9 @@ def _median(trial: Trial) -> float:
     return math.inf if trial.timing is None else trial.timing.median
 
 
-def label(configuration: Configuration) -> str:
-    """Return a configuration in words."""
-    c = configuration
-    forms = {
-        f"{c.persistent} persistent programs a multiprocessor": c.persistent, "descriptors": c.descriptors,
-        "a quarter of the exponentials by polynomial": c.polynomial,
-    }  # fmt: skip
-    sizes = f"{c.block_m} × {c.block_n}, {c.num_warps} warps, {c.num_stages} stages"
-    return ", ".join([sizes, *(name for name, chosen in forms.items() if chosen)])
+def label(choice: Choice) -> str:
+    """Return a choice in words."""
+    if isinstance(choice, Library):
+        return f"two attentions by {choice.library}"
+    sizes = f"{choice.block_m} × {choice.block_n}, {choice.num_warps} warps, {choice.num_stages} stages"
+    return f"{sizes}, descriptors" if choice.descriptors else sizes

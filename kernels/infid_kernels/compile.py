@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from infid_kernels.mean_shift import SPLITS, mean_shift_kernel
+from infid_kernels.mean_shift import SPLITS, mean_shift_kernel, value_shift_kernel
 from infid_kernels.merged_cross_attention import merged_cross_attention_kernel
 from infid_kernels.mixed_attention import mixed_attention_kernel
 from infid_kernels.tuning import Configuration
@@ -54,11 +54,15 @@ KERNELS: Mapping[str, KernelSpec] = {
         mean_shift_kernel, _SEGMENTS, ("strength", "shift_k", "shift_v"), ("shift_k", "shift_v"),
         (str(SPLITS), "rows * heads"),
     ),
+    "value_shift": KernelSpec(
+        value_shift_kernel, {"v_id": ("v", _IDENTITY), "v_t": ("vt", _TEXT)}, ("strength", "shift_v"), ("shift_v",),
+        (str(SPLITS), "rows * heads"),
+    ),
     "mixed_attention": KernelSpec(
         mixed_attention_kernel, _QUERIES | _SEGMENTS, ("shift_k", "shift_v"), ("out",), _TILES
     ),
     "merged_cross_attention": KernelSpec(
-        merged_cross_attention_kernel, _QUERIES | _SEGMENTS, ("style_strength", "identity_strength"), ("out",), _TILES
+        merged_cross_attention_kernel, _QUERIES | _SEGMENTS, ("shift_v", "identity_strength"), ("out",), _TILES
     ),
 }  # fmt: skip
 
@@ -137,7 +141,7 @@ def compile_kernel(
         configuration: tile sizes, in plain form.
         dtype: of queries, keys and values: `float16` or `bfloat16`.
         whole: whether the segments are whole numbers of blocks of `block_n` keys.
-        splits: parts in which mixed attention reads the mean shifts.
+        splits: parts in which attention reads the mean shifts.
 
     Returns:
         The compiled kernel and how to launch it.
@@ -146,7 +150,7 @@ def compile_kernel(
         ValueError: the configuration is of a form that the description cannot tell.
     """
     if configuration != configuration.plain:
-        raise ValueError(f"a launch description knows neither persistent grids nor descriptors, got {configuration}")
+        raise ValueError(f"a launch description knows no descriptors, got {configuration}")
     spec = KERNELS[op]
     compiled = compile_code(op, architecture, head_size, configuration, dtype, whole, splits)
     constants = _constants(spec, head_size, configuration, whole, splits)
@@ -182,9 +186,7 @@ def _constants(
         "BLOCK_M": configuration.block_m,
         "BLOCK_N": configuration.block_n,
         "WHOLE": whole,
-        "PERSISTENT": configuration.persistent > 0,
         "DESCRIPTORS": configuration.descriptors,
-        "POLYNOMIAL": configuration.polynomial,
         "logit_scale": 1 / math.sqrt(head_size),
     }
     return {name: known[name] for name in spec.kernel.arg_names if name in known}

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from infid_kernels.arguments import empty_output, logit_scale
-from infid_kernels.mean_shift import launch_mean_shift
+from infid_kernels.mean_shift import launch_mean_shift, launch_value_shift
 from infid_kernels.merged_cross_attention import launch_merged_cross_attention
 from infid_kernels.mixed_attention import launch_mixed_attention
-from infid_kernels.tuning import Configuration, divides
+from infid_kernels.tuning import Choice, Configuration
 
 # Relative RMS error against float64 on the same rounded inputs: half of fp16's and bf16's spacing is 4.9e-4 and
 # 3.9e-3, which the output's rounding alone may cost; the rest is what the probabilities' rounding adds.
@@ -98,12 +98,12 @@ class Call:
         strengths = [2 * torch.rand(self.rows, generator=generator, device=generator.device) for _ in range(2)]
         return Inputs(*made, *strengths)
 
-    def launcher(self, inputs: Inputs, configuration: Configuration, whole: bool) -> Callable[[Tensor], None]:
-        """Return the launch of the attention kernel; what it reads besides the inputs is computed here.
+    def launcher(self, inputs: Inputs, choice: Choice, whole: bool) -> Callable[[Tensor], None]:
+        """Return the launch of the attention alone; what it reads besides the inputs is computed here.
 
         Args:
             inputs: of this call.
-            configuration: tile sizes.
+            choice: tile sizes and form of the kernel, or a library.
             whole: whether `block_n` divides both lengths.
 
         Returns:
@@ -113,18 +113,19 @@ class Call:
         if self.op == "mixed_attention":
             shifts = launch_mean_shift(i.k_id, i.v_id, i.k_t, i.v_t, i.style_strength)
             return lambda out: launch_mixed_attention(
-                i.q, i.k_id, i.v_id, i.k_t, i.v_t, *shifts, scale, out, configuration, whole
+                i.q, i.k_id, i.v_id, i.k_t, i.v_t, *shifts, scale, out, choice, whole
             )
-        strengths = (i.style_strength, i.identity_strength)
+        assert isinstance(choice, Configuration)
+        shift_v = launch_value_shift(i.v_id, i.v_t, i.style_strength)
         return lambda out: launch_merged_cross_attention(
-            i.q, i.k_t, i.v_t, i.k_id, i.v_id, *strengths, scale, out, configuration, whole
+            i.q, i.k_t, i.v_t, i.k_id, i.v_id, shift_v, i.identity_strength, scale, out, choice, whole
         )
 
-    def launched(self, inputs: Inputs, configuration: Configuration, whole: bool | None = None) -> Tensor:
+    def launched(self, inputs: Inputs, choice: Choice, whole: bool | None = None) -> Tensor:
         """Return the result of one launch into an output that was filled with NaN."""
         out = empty_output(inputs.q).fill_(math.nan)
-        fits = divides(configuration, self.lengths) if whole is None else whole
-        self.launcher(inputs, configuration, fits)(out)
+        fits = choice.divides(self.lengths) if whole is None else whole
+        self.launcher(inputs, choice, fits)(out)
         return out
 
     def reference(self, inputs: Inputs) -> Tensor:

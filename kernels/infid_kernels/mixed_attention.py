@@ -5,8 +5,10 @@ O = softmax(Q K̂ᵀ/√d) V̂ with K̂ = [AdaIN(K_id, K_t); K_t] and V̂ = [Ada
 
 The kernel holds neither a concatenated nor a shifted copy. With δ_k = s·(μ(K_t) − μ(K_id)), and δ_v likewise, the
 shift adds q·δ_k/√d to all identity logits of a query, and δ_v to all identity values. So it runs over the identity
-segment unshifted, then moves the state once (peak += q·δ_k/√d, acc += mass·δ_v), then runs over the text segment: the
-shift costs nothing in the inner loop. The shifts come from `mean_shift`.
+segment unshifted, then moves the state once (row_max += q·δ_k/√d, acc += row_sum·δ_v), then runs over the text
+segment: the shift costs nothing in the inner loop. The shifts come from `mean_shift`.
+
+What runs is the table's choice (`tuning`): this kernel, or two attentions of a library (`library_attention`).
 """
 
 from __future__ import annotations
@@ -30,14 +32,15 @@ from infid_kernels.arguments import (
     per_row,
 )
 from infid_kernels.attend import attend
+from infid_kernels.library_attention import launch_library
 from infid_kernels.mean_shift import launch_mean_shift
-from infid_kernels.tuning import Configuration, choose
+from infid_kernels.tuning import Configuration, Library, choose
 
 
 @triton.jit
 def mixed_attention_kernel(
     q, k_id, v_id, k_t, v_t, shift_k, shift_v,
-    rows, heads, queries, identity_length, text_length,
+    heads, queries, identity_length, text_length,
     stride_qb, stride_qh, stride_qn,
     stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_ktb, stride_kth, stride_ktn, stride_vtb, stride_vth, stride_vtn,
@@ -45,59 +48,52 @@ def mixed_attention_kernel(
     logit_scale,
     out,
     D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WHOLE: tl.constexpr, PERSISTENT: tl.constexpr, DESCRIPTORS: tl.constexpr, POLYNOMIAL: tl.constexpr,
+    WHOLE: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """Write tiles of queries, each of one head.
+    """Write one tile of queries of one head; grid (⌈queries / BLOCK_M⌉, rows · heads).
 
-    Grid (⌈queries / BLOCK_M⌉, rows · heads), one program a tile; or, if PERSISTENT, any number of programs along the
-    first axis, which take turns. If DESCRIPTORS, the keys and values are tensor descriptors (see `attend`).
+    If DESCRIPTORS, the keys and values are tensor descriptors (see `attend`).
     """
-    tiles = tl.cdiv(queries, BLOCK_M)
-    turns = tl.cdiv(tiles * rows * heads - tl.program_id(0), tl.num_programs(0)) if PERSISTENT else 1
-    for turn in tl.range(turns):
-        if PERSISTENT:
-            index = tl.program_id(0) + turn * tl.num_programs(0)
-            tile, row_head = index % tiles, (index // tiles).to(tl.int64)
-        else:
-            tile, row_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
-        row, head = row_head // heads, row_head % heads
-        offs_m, offs_d = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-        offs_q = offs_m.to(tl.int64)[:, None]
-        mask = (offs_m[:, None] < queries) & (offs_d[None, :] < D)
-        q_tile = tl.load(
-            q + row * stride_qb + head * stride_qh + offs_q * stride_qn + offs_d[None, :], mask=mask, other=0.0
-        )
+    tile, row_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    row, head = row_head // heads, row_head % heads
+    offs_m, offs_d = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    offs_q = offs_m.to(tl.int64)[:, None]
+    mask = (offs_m[:, None] < queries) & (offs_d[None, :] < D)
+    q_tile = tl.load(
+        q + row * stride_qb + head * stride_qh + offs_q * stride_qn + offs_d[None, :], mask=mask, other=0.0
+    )
 
-        peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        mass = tl.zeros([BLOCK_M], tl.float32)
-        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        scale = logit_scale * 1.4426950408889634  # log2 e: the exponentials are powers of two
-        if identity_length > 0:
-            peak, mass, acc, _ = attend(
-                peak, mass, acc, q_tile, k_id, v_id, row, head,
-                stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-                identity_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, False, DESCRIPTORS, POLYNOMIAL,
-            )  # fmt: skip
-            parts = row_head * SPLITS * D + tl.arange(0, SPLITS)[:, None] * D + offs_d[None, :]
-            delta_k = tl.sum(tl.load(shift_k + parts, mask=offs_d[None, :] < D, other=0.0), 0)
-            delta_v = tl.sum(tl.load(shift_v + parts, mask=offs_d[None, :] < D, other=0.0), 0)
-            peak += tl.sum(q_tile.to(tl.float32) * delta_k[None, :], 1) * scale
-            acc += mass[:, None] * delta_v[None, :]
-        peak, mass, acc, _ = attend(
-            peak, mass, acc, q_tile, k_t, v_t, row, head,
-            stride_ktb, stride_kth, stride_ktn, stride_vtb, stride_vth, stride_vtn,
-            text_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, False, DESCRIPTORS, POLYNOMIAL,
-        )  # fmt: skip
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    scale = logit_scale * 1.4426950408889634  # log2 e: the exponentials are powers of two
+    row_max, row_sum, acc = attend(
+        row_max, row_sum, acc, q_tile, k_id, v_id, row, head,
+        stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+        identity_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, DESCRIPTORS,
+    )  # fmt: skip
+    # Without a person the state stays (−∞, 0, 0) here. A branch around that instead makes ptxas run the matrix products
+    # of both loops one by one (its warning C7515; sm_90: 24 WARPGROUP.ARRIVE for 24 HGMMA, without the branch 4).
+    parts = row_head * SPLITS * D + tl.arange(0, SPLITS)[:, None] * D + offs_d[None, :]
+    delta_k = tl.sum(tl.load(shift_k + parts, mask=offs_d[None, :] < D, other=0.0), 0)
+    delta_v = tl.sum(tl.load(shift_v + parts, mask=offs_d[None, :] < D, other=0.0), 0)
+    row_max += tl.sum(q_tile.to(tl.float32) * delta_k[None, :], 1) * scale
+    acc += row_sum[:, None] * delta_v[None, :]
+    row_max, row_sum, acc = attend(
+        row_max, row_sum, acc, q_tile, k_t, v_t, row, head,
+        stride_ktb, stride_kth, stride_ktn, stride_vtb, stride_vth, stride_vtn,
+        text_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, DESCRIPTORS,
+    )  # fmt: skip
 
-        out_tile = out + row * stride_ob + head * stride_oh + offs_q * stride_on + offs_d[None, :]
-        tl.store(out_tile, (acc / mass[:, None]).to(out.dtype.element_ty), mask=mask)
+    out_tile = out + row * stride_ob + head * stride_oh + offs_q * stride_on + offs_d[None, :]
+    tl.store(out_tile, (acc / row_sum[:, None]).to(out.dtype.element_ty), mask=mask)
 
 
 def launch_mixed_attention(
     q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, shift_k: Tensor, shift_v: Tensor, scale: float,
-    out: Tensor, configuration: Configuration, whole: bool,
+    out: Tensor, choice: Configuration | Library, whole: bool,
 ) -> None:  # fmt: skip
-    """Launch the kernel with a configuration of the caller's choice; `mixed_attention` takes the table's.
+    """Launch what the caller chooses; `mixed_attention` takes the table's choice.
 
     Args:
         q: `[B, H, N, d]`.
@@ -109,31 +105,31 @@ def launch_mixed_attention(
         shift_v: `[B, H, parts, d]` fp32, whose sum over the third axis is δ_v.
         scale: factor of the logits.
         out: `[B, H, N, d]`, where the result is written.
-        configuration: tile sizes and form; with descriptors, keys and values must be `_describable`.
-        whole: whether its `block_n` divides M and L.
+        choice: tile sizes and form of the kernel; with descriptors, keys and values must be `_describable`. Or a
+            library.
+        whole: whether the kernel's `block_n` divides M and L.
     """
+    if isinstance(choice, Library):
+        launch_library(q, k_id, v_id, k_t, v_t, shift_k, shift_v, scale, out, choice)
+        return
     rows, heads, queries, d = q.shape
-    block_d, tiles = triton.next_power_of_2(d), triton.cdiv(queries, configuration.block_m)
-    grid = (tiles, rows * heads)
-    if configuration.persistent:
-        grid = (configuration.programs(tiles * rows * heads, q.device), 1)
+    block_d = triton.next_power_of_2(d)
     segments: list[Tensor | TensorDescriptor] = [k_id, v_id, k_t, v_t]
-    if configuration.descriptors:
+    if choice.descriptors:
         # nothing is read of an empty segment, of which there is no descriptor
         read = (k_id, v_id, k_t, v_t) if k_id.shape[2] else (k_t, v_t, k_t, v_t)
-        segments = [TensorDescriptor.from_tensor(each, [1, 1, configuration.block_n, block_d]) for each in read]
+        segments = [TensorDescriptor.from_tensor(each, [1, 1, choice.block_n, block_d]) for each in read]
     with on_device(q):
-        launchable(mixed_attention_kernel)[grid](
+        launchable(mixed_attention_kernel)[(triton.cdiv(queries, choice.block_m), rows * heads)](
             q, *segments, shift_k, shift_v,
-            rows, heads, queries, k_id.shape[2], k_t.shape[2],
+            heads, queries, k_id.shape[2], k_t.shape[2],
             *q.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3],
             *out.stride()[:3],
             scale,
             out,
             D=d, BLOCK_D=block_d, SPLITS=shift_k.shape[2],
-            BLOCK_M=configuration.block_m, BLOCK_N=configuration.block_n, WHOLE=whole,
-            PERSISTENT=configuration.persistent > 0, DESCRIPTORS=configuration.descriptors,
-            POLYNOMIAL=configuration.polynomial, **configuration.launch_options(),
+            BLOCK_M=choice.block_m, BLOCK_N=choice.block_n, WHOLE=whole, DESCRIPTORS=choice.descriptors,
+            **choice.launch_options(),
         )  # fmt: skip
 
 
@@ -152,8 +148,8 @@ def _mixed_attention(
     shifts = launch_mean_shift(k_id, v_id, k_t, v_t, style_strength)
     chosen, whole = choose("mixed_attention", q.device, q.shape[3], q.shape[2], (k_id.shape[2], k_t.shape[2]))
     # what is traced is launched later, on other memory and maybe another card; torch 2.14 traces no descriptors here
-    traced = not has_values(q)
-    if traced or (chosen.descriptors and not all(_describable(each) for each in (k_id, v_id, k_t, v_t))):
+    described = has_values(q) and all(_describable(each) for each in (k_id, v_id, k_t, v_t))
+    if isinstance(chosen, Configuration) and not described:
         chosen = chosen.plain
     launch_mixed_attention(q, k_id, v_id, k_t, v_t, *shifts, scale, out, chosen, whole)
     return out
@@ -184,7 +180,7 @@ def mixed_attention(
         v_id: `[B, H, M, d]` identity values.
         k_t: `[B, H, L, d]` text keys of the same condition and sample.
         v_t: `[B, H, L, d]` text values.
-        style_strength: s of AdaIN-mean, a number or `[B]`.
+        style_strength: s of AdaIN-mean, a number, a 0-dimensional tensor or `[B]`.
         scale: factor of the logits; 1/√d if not given.
 
     Returns:

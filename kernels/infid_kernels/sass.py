@@ -53,6 +53,14 @@ class MachineCode:
         """Return how often an instruction occurs, whatever its modifiers."""
         return sum(count for full, count in self.instructions.items() if full.split(".")[0] == name)
 
+    @property
+    def product_groups(self) -> int:
+        """How often a warp group starts a group of matrix products that run while it goes on (`WARPGROUP.ARRIVE`).
+
+        As many as there are products (`HGMMA`) means that ptxas serialized them: its warning C7515.
+        """
+        return sum(count for full, count in self.instructions.items() if full.startswith("WARPGROUP.ARRIVE"))
+
     def global_loads(self) -> dict[str, int]:
         """Return the loads from global memory, into registers or shared memory, by their full names."""
         return {full: count for full, count in self.instructions.items() if _loads(full)}

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -31,33 +32,26 @@ class Configuration:
         block_n: keys taken at once.
         num_warps: warps of a tile.
         num_stages: depth of the software pipeline that loads keys and values.
-        persistent: programs a multiprocessor that share all tiles; 0 is one program a tile.
-        descriptors: whether keys and values are fetched by tensor descriptors, as Hopper's copy engine wants it.
-        polynomial: whether a quarter of the exponentials is computed on the fp32 units.
+        descriptors: whether keys and values are fetched by tensor descriptors, as the TMA unit of Hopper wants it.
     """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
-    persistent: int = 0
     descriptors: bool = False
-    polynomial: bool = False
 
     @property
     def plain(self) -> Configuration:
         """The same tiles in the form that needs nothing but addresses and sizes to be launched.
 
-        A persistent grid depends on the GPU's multiprocessors, and descriptors are made by the driver: the launch
-        descriptions of bundles and TensorRT's plugins know neither.
+        Descriptors are made by the driver: the launch descriptions of bundles and TensorRT's plugins know none.
         """
-        return replace(self, persistent=0, descriptors=False)
+        return replace(self, descriptors=False)
 
-    def programs(self, tiles: int, device: torch.device) -> int:
-        """Return how many programs share the tiles of a persistent launch; the interpreter is one multiprocessor."""
-        cuda = device.type == "cuda"
-        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1
-        return min(tiles, self.persistent * multiprocessors)
+    def divides(self, lengths: Sequence[int]) -> bool:
+        """Return whether all segments are whole numbers of blocks."""
+        return all(length % self.block_n == 0 for length in lengths)
 
     def told(self) -> dict[str, int | bool]:
         """Return the fields for a file: the tiles, and of the others those that are set."""
@@ -69,8 +63,30 @@ class Configuration:
 
 
 @dataclass(frozen=True)
+class Library:
+    """Mixed attention by a library's attention, once per segment (`library_attention`), instead of our kernel.
+
+    Args:
+        library: `cudnn` or `flash`.
+    """
+
+    library: str
+
+    def divides(self, lengths: Sequence[int]) -> bool:
+        """Return whether the segments are like those it is measured on: multiples of our kernel's largest block."""
+        return all(length % max(each.block_n for each in CANDIDATES) == 0 for length in lengths)
+
+    def told(self) -> dict[str, str]:
+        """Return the fields for a file."""
+        return asdict(self)
+
+
+Choice = Configuration | Library
+
+
+@dataclass(frozen=True)
 class Entry:
-    """A configuration, where it applies, and what chose it.
+    """A choice, where it applies, and what made it.
 
     Args:
         op: operation.
@@ -78,7 +94,7 @@ class Entry:
         block_d: head size, rounded up to a power of two.
         queries: smallest number of queries it is meant for.
         whole: whether it is for segments that are whole numbers of blocks.
-        configuration: the choice.
+        configuration: of our kernel, or a library in its place.
         evidence: the measurement or the compiler report behind it.
     """
 
@@ -87,7 +103,7 @@ class Entry:
     block_d: int
     queries: int
     whole: bool
-    configuration: Configuration
+    configuration: Choice
     evidence: str
 
     def fits(self, op: str, architecture: str, block_d: int, queries: int, whole: bool) -> bool:
@@ -98,36 +114,34 @@ class Entry:
 
 
 # What is worth trying everywhere, the most promising first: large tiles read keys and values less often, and four warps
-# a tile leave room for a second tile on a multiprocessor, whose products run while the first one takes exponentials.
+# per tile leave room for a second tile on an SM, whose products run while the first one takes exponentials.
 CANDIDATES: Sequence[Configuration] = tuple(
     Configuration(*sizes)
     for sizes in (
         (128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 4, 3), (128, 64, 4, 2), (128, 64, 8, 3), (128, 64, 8, 2),
-        (64, 128, 4, 2), (64, 64, 4, 3), (64, 64, 4, 2), (128, 32, 4, 3), (128, 32, 8, 2), (64, 32, 4, 3),
-        (64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 4, 2),
+        (64, 128, 4, 3), (64, 128, 4, 2), (64, 64, 4, 3), (64, 64, 4, 2), (128, 32, 4, 3), (128, 32, 8, 2),
+        (64, 32, 4, 3), (64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 4, 2),
     )
 )  # fmt: skip
-# Forms of mixed attention for the architectures whose copy engine fetches whole blocks, with one thread's instruction
-# instead of one of every thread. That frees registers (sm_90, 128 × 128 with 8 warps: 145 instead of 171), so three
-# tiles of 64 × 128 lie on a multiprocessor. None of them was timed yet.
-_COPY_ENGINE = ("sm_90", "sm_100")
-_COPY_ENGINE_CANDIDATES: Sequence[Configuration] = (
-    Configuration(128, 128, 8, 2, descriptors=True),
-    Configuration(64, 128, 4, 2, descriptors=True),
-    Configuration(128, 128, 8, 2, descriptors=True, polynomial=True),
-    Configuration(64, 128, 4, 2, descriptors=True, polynomial=True),
-    Configuration(128, 128, 8, 3, polynomial=True),
-    Configuration(64, 128, 4, 2, persistent=2, descriptors=True),
-    Configuration(128, 128, 8, 2, persistent=1, descriptors=True),
-    Configuration(128, 64, 4, 2, descriptors=True),
-    Configuration(64, 64, 4, 3, descriptors=True),
-)
+# Forms of mixed attention where TMA fetches whole blocks, with one thread's instruction instead of one of every thread.
+# That frees registers (sm_90, 64 × 128 with 4 warps: 166 instead of 228), so three programs lie on an SM and keep its
+# units busy while one waits for its own product: per 128 keys and 64 queries 452 instructions, 512 clocks of products
+# and 512 of exponentials. None of them was timed yet.
+_TMA = ("sm_90", "sm_100")
+_TMA_CANDIDATES: Sequence[Configuration] = tuple(
+    Configuration(*sizes, descriptors=True)
+    for sizes in (
+        (64, 128, 4, 2), (128, 128, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 8, 3), (64, 128, 4, 3),
+        (128, 64, 4, 2),
+    )
+)  # fmt: skip
+_LIBRARIES: Sequence[Library] = (Library("cudnn"), Library("flash"))
 _INTERPRETER = Configuration(32, 32, 4, 1)  # tiles small enough that test shapes have several
 _measured: list[Entry] = []
 
 
 def candidates(op: str, architecture: str) -> tuple[Configuration, ...]:
-    """Return what is worth measuring, the most promising first.
+    """Return the forms of our kernel that are worth compiling and measuring, the most promising first.
 
     Args:
         op: one of `OPS`.
@@ -135,11 +149,24 @@ def candidates(op: str, architecture: str) -> tuple[Configuration, ...]:
     """
     if op == "merged_cross_attention":  # 77 and 261 keys: the smaller the block, the less work is padding
         return tuple(sorted(CANDIDATES, key=lambda each: each.block_n))
-    first, *others = CANDIDATES
-    return (first, *(_COPY_ENGINE_CANDIDATES if architecture in _COPY_ENGINE else ()), *others)
+    return (*(_TMA_CANDIDATES if architecture in _TMA else ()), *CANDIDATES)
 
 
-def choose(op: str, device: torch.device, d: int, queries: int, lengths: Sequence[int]) -> tuple[Configuration, bool]:
+def choices(op: str, architecture: str, most: int | None = None) -> tuple[Choice, ...]:
+    """Return what is worth measuring: candidates, and libraries that compute the same.
+
+    Args:
+        op: one of `OPS`.
+        architecture: one of `ARCHITECTURES`.
+        most: how many candidates; all if not given.
+    """
+    libraries = _LIBRARIES if op == "mixed_attention" else ()
+    return (*candidates(op, architecture)[:most], *libraries)
+
+
+def choose(
+    op: str, device: torch.device, d: int, queries: int, lengths: Sequence[int], kernels_only: bool = False
+) -> tuple[Choice, bool]:
     """Return what an operation runs with; the same call always gives the same answer until `load` is called.
 
     Args:
@@ -148,23 +175,33 @@ def choose(op: str, device: torch.device, d: int, queries: int, lengths: Sequenc
         d: head size.
         queries: number of queries N.
         lengths: numbers of keys of the segments.
+        kernels_only: whether libraries' entries are passed over.
 
     Returns:
-        The configuration, and whether its `block_n` divides all lengths.
+        The choice, and whether it is one for segments that are whole numbers of blocks.
 
     Raises:
         ValueError: the GPU is older than every architecture of the table.
     """
     if device.type != "cuda":
-        return _INTERPRETER, divides(_INTERPRETER, lengths)
+        return _INTERPRETER, _INTERPRETER.divides(lengths)
     architecture = architecture_of(device)
-    whole = entry(op, architecture, d, queries, True)
-    if whole is not None and divides(whole.configuration, lengths):
+    whole = entry(op, architecture, d, queries, True, kernels_only)
+    if whole is not None and whole.configuration.divides(lengths):
         return whole.configuration, True
-    ragged = entry(op, architecture, d, queries, False)
+    ragged = entry(op, architecture, d, queries, False, kernels_only)
     if ragged is None:
         raise RuntimeError(f"{TABLE.name} has no entry of {op} for {architecture} and head size {d}")
     return ragged.configuration, False
+
+
+def choose_kernel(
+    op: str, device: torch.device, d: int, queries: int, lengths: Sequence[int]
+) -> tuple[Configuration, bool]:
+    """Return what our kernel runs with, also where a library is the choice; see `choose`."""
+    chosen, whole = choose(op, device, d, queries, lengths, kernels_only=True)
+    assert isinstance(chosen, Configuration)
+    return chosen, whole
 
 
 def architecture_of(device: torch.device) -> str:
@@ -175,11 +212,6 @@ def architecture_of(device: torch.device) -> str:
     """
     major, minor = torch.cuda.get_device_capability(device)
     return nearest(f"sm_{major}{minor}")
-
-
-def divides(configuration: Configuration, lengths: Sequence[int]) -> bool:
-    """Return whether all segments are whole numbers of blocks."""
-    return all(length % configuration.block_n == 0 for length in lengths)
 
 
 def nearest(architecture: str) -> str:
@@ -195,11 +227,25 @@ def nearest(architecture: str) -> str:
     return older[-1]
 
 
-def entry(op: str, architecture: str, d: int, queries: int, whole: bool) -> Entry | None:
-    """Return the entry that applies to a call: a measured one if there is one, else the table's, else None."""
+def entry(op: str, architecture: str, d: int, queries: int, whole: bool, kernels_only: bool = False) -> Entry | None:
+    """Return the entry that applies to a call: a measured one if there is one, else the table's, else None.
+
+    Args:
+        op: one of `OPS`.
+        architecture: one of `ARCHITECTURES`.
+        d: head size.
+        queries: number of queries N.
+        whole: whether the segments are whole numbers of blocks.
+        kernels_only: whether libraries' entries are passed over, as where no library can run.
+    """
     block_d = triton.next_power_of_2(d)
     for rows in (_measured, table()):
-        fitting = [row for row in rows if row.fits(op, architecture, block_d, queries, whole)]
+        fitting = [
+            row
+            for row in rows
+            if row.fits(op, architecture, block_d, queries, whole)
+            and not (kernels_only and isinstance(row.configuration, Library))
+        ]
         if fitting:
             return max(fitting, key=lambda row: row.queries)
     return None
@@ -245,13 +291,21 @@ def read(path: Path) -> tuple[Entry, ...]:
         document = json.loads(path.read_text())
         if document["schema_version"] != _SCHEMA_VERSION:
             raise ValueError(f"it has schema version {document['schema_version']}, not {_SCHEMA_VERSION}")
-        return tuple(
-            Entry(**{**row, "configuration": Configuration(**row["configuration"])}) for row in document["entries"]
-        )
+        return tuple(Entry(**{**row, "configuration": _choice(row)}) for row in document["entries"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a file of kernel configurations ({error}); write one with `infid-export tune`"
         ) from error
+
+
+def _choice(row: Mapping[str, Any]) -> Choice:
+    fields = row["configuration"]
+    if "library" not in fields:
+        return Configuration(**fields)
+    library = Library(**fields)
+    if row["op"] != "mixed_attention" or library not in _LIBRARIES:
+        raise ValueError(f"{row['op']} has no implementation by {library.library}")
+    return library
 
 
 def write(path: Path, entries: Sequence[Entry]) -> None:

@@ -59,9 +59,10 @@ def _tuned(op: str, architecture: str, head_size: int, whole: bool) -> dict[Conf
     tuned: dict[Configuration, list[int]] = {}
     queries = sys.maxsize
     while queries >= 0:
-        entry = tuning.entry(op, tuning.nearest(architecture), head_size, queries, whole)
+        entry = tuning.entry(op, tuning.nearest(architecture), head_size, queries, whole, kernels_only=True)
         if entry is None:
             break
+        assert isinstance(entry.configuration, Configuration)
         tuned.setdefault(entry.configuration.plain, []).insert(0, entry.queries)
         queries = entry.queries - 1
     return tuned

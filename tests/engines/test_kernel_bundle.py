@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -35,15 +34,16 @@ def test_a_bundle_holds_every_form_of_every_operation(kernels_bundle: Path) -> N
     found = KernelBundle.load(kernels_bundle).launches
     forms = {(each["op"], each["constants"].get("WHOLE")) for each in found.values()}
     attention = {(op, whole) for op in tuning.OPS for whole in (True, False)}
-    assert forms == attention | {("mean_shift", None)}
+    assert forms == attention | {("mean_shift", None), ("value_shift", None)}
     for op, whole in forms:
         mine = [each for each in found.values() if (each["op"], each["constants"].get("WHOLE")) == (op, whole)]
         assert min(each["shared_bytes"] for each in mine) <= 49152
-        if op != "mean_shift":
+        if op in tuning.OPS:
             entry = tuning.entry(op, "sm_90", 64, 0, bool(whole))
             assert entry is not None
             tuned = [each["configuration"] for each in mine if each["queries"] == [0]]
-            assert tuned == [entry.configuration.told()]
+            assert isinstance(entry.configuration, tuning.Configuration)
+            assert tuned == [entry.configuration.plain.told()]
         assert all(each["stack_bytes"] == 0 for each in mine)
 
 
@@ -117,7 +117,7 @@ def test_code_that_changes_after_loading_is_refused(copy: Path) -> None:
         loaded.find("mean_shift", "sm_90", "float16", 64, (77, 77))
 
 
-@pytest.mark.parametrize("name", [INDEX, "mean_shift-sm_90-float16-d64-1x64x4x2.json"])
+@pytest.mark.parametrize("name", [INDEX, "mean_shift-sm_90-float16-d64-1x128x4x2.json"])
 def test_a_truncated_description_is_refused(copy: Path, name: str) -> None:
     path = copy / name
     path.write_bytes(path.read_bytes()[:-20])
@@ -227,7 +227,7 @@ def test_shared_memory_can_be_limited(kernels_bundle: Path) -> None:
 
 def test_find_chooses_what_the_launcher_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a table that has several thresholds, one configuration at two of them, and forms that need a small one."""
-    large, middle, small = (tuning.CANDIDATES[index] for index in (0, 4, 9))  # 128, 64 and 32 keys at once
+    large, middle, small = (tuning.CANDIDATES[index] for index in (0, 4, 10))  # 128, 64 and 32 keys at once
     rows = [
         tuning.Entry(op, "sm_90", 64, queries, whole, configuration, "made up")
         for op in tuning.OPS
@@ -243,7 +243,7 @@ def test_find_chooses_what_the_launcher_would(tmp_path: Path, monkeypatch: pytes
     ) -> CompiledKernel:
         tiles = (configuration.block_m, configuration.block_n, configuration.num_warps, configuration.num_stages)
         shared = 1000 * configuration.block_n
-        made = compiled(op, architecture, tiles=tiles, whole=None if op == "mean_shift" else whole, shared=shared)
+        made = compiled(op, architecture, tiles=tiles, whole=whole if op in tuning.OPS else None, shared=shared)
         return CompiledKernel(made.ptx, made.cubin, made.launch)
 
     monkeypatch.setattr(variants, "compile_kernel", compile_kernel)
@@ -267,9 +267,13 @@ def test_find_chooses_what_the_launcher_would(tmp_path: Path, monkeypatch: pytes
 
 
 def test_forms_that_need_more_than_sizes_are_not_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a bundle nor a plugin can make descriptors or a persistent grid: it gets the same tiles in plain form."""
-    best = tuning.Configuration(64, 128, 4, 2, persistent=2, descriptors=True, polynomial=True)
-    rows = [tuning.Entry("mixed_attention", "sm_90", 64, 0, whole, best, "made up") for whole in (True, False)]
+    """Neither a bundle nor a plugin can make descriptors or call a library: it gets our best kernel in plain form."""
+    best = tuning.Configuration(64, 128, 4, 2, descriptors=True)
+    rows = [
+        tuning.Entry("mixed_attention", "sm_90", 64, 0, whole, choice, "made up")
+        for whole in (True, False)
+        for choice in (tuning.Library("cudnn"), best)
+    ]
     monkeypatch.setattr(tuning, "_measured", rows)
     asked = []
 
@@ -283,21 +287,13 @@ def test_forms_that_need_more_than_sizes_are_not_bundled(monkeypatch: pytest.Mon
     monkeypatch.setattr(variants, "compile_kernel", compile_kernel)
     monkeypatch.setattr(variants, "read_machine_code", lambda cubin: MachineCode(128, 0, {}))
     made = list(variants.compile_variants("mixed_attention", "sm_90", 64))
-    assert asked == 2 * [tuning.Configuration(64, 128, 4, 2, polynomial=True), tuning.CANDIDATES[0]]
+    assert asked == 2 * [best.plain, tuning.CANDIDATES[0]]
     assert [kernel.launch["queries"] for kernel in made] == 2 * [[0], []]
 
 
-@pytest.mark.parametrize("form", [{"persistent": 1}, {"descriptors": True}], ids=str)
-def test_a_launch_description_is_of_plain_forms_alone(form: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="knows neither persistent grids nor descriptors"):
-        compile_kernel("mixed_attention", "sm_90", 64, tuning.Configuration(64, 128, 4, 2, **form))
-
-
-def test_a_polynomial_form_has_a_name_of_its_own(tmp_path: Path) -> None:
-    plain = compiled()
-    other = dataclasses.replace(plain, launch={**plain.launch, "constants": {"BLOCK_N": 64, "POLYNOMIAL": True}})
-    written = write_bundle(tmp_path / "bundle", [plain, other])
-    assert [name.endswith("-polynomial") for name in written] == [False, True]
+def test_a_launch_description_is_of_plain_forms_alone() -> None:
+    with pytest.raises(ValueError, match="knows no descriptors"):
+        compile_kernel("mixed_attention", "sm_90", 64, tuning.Configuration(64, 128, 4, 2, descriptors=True))
 
 
 def test_a_bundle_needs_neither_triton_nor_torch(kernels_bundle: Path) -> None:

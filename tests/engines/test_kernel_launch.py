@@ -23,6 +23,7 @@ from infid_engines.kernel_launch import Kernel, PackedArguments
 from infid_kernels import merged_cross_attention, mixed_attention, tuning
 from infid_kernels.mixed_attention import mixed_attention_reference
 
+KERNELS = ("mean_shift", "value_shift", *tuning.OPS)
 MODULES = [import_module(f"infid_kernels.{name}") for name in ("mean_shift", *tuning.OPS)]
 SIZES = {"rows": 2, "heads": 10, "queries": 1000, "identity_length": 128, "text_length": 64}
 POINTERS = {"q": 4096, "out": 8192}
@@ -81,7 +82,7 @@ def test_a_launch_is_the_triton_launchers_own(
 ) -> None:
     """Grid, order, addresses, lengths and strides of random calls: what the driver gets is what Triton would get."""
     launches, draw = Launches(monkeypatch), random.Random(3)
-    compared = dict.fromkeys(("mean_shift", *tuning.OPS), 0)
+    compared = dict.fromkeys(KERNELS, 0)
     for _ in range(30):
         rows, heads, queries = draw.randint(1, 3), draw.randint(1, 12), draw.choice((1, 128, 500, 512, 600))
         lengths = [draw.randint(1, 4) * 128, draw.randint(1, 4) * 128]
@@ -93,11 +94,11 @@ def test_a_launch_is_the_triton_launchers_own(
         sizes = {"rows": rows, "heads": heads, "queries": queries, "identity_length": lengths[0],
                  "text_length": lengths[1]}  # fmt: skip
         kernels = {op: bundle.find(op, "sm_90", "float16", 64, lengths) for op in compared}
-        for op, module in zip(kernels, MODULES, strict=True):
-            if op != "mean_shift":
-                tiles = tuning.Configuration(**kernels[op].description["configuration"])
-                whole = kernels[op].description["constants"]["WHOLE"]
-                monkeypatch.setattr(module, "choose", lambda *_, chosen=(tiles, whole): chosen)
+        for op, choose in zip(tuning.OPS, ("choose", "choose_kernel"), strict=True):
+            tiles = tuning.Configuration(**kernels[op].description["configuration"])
+            whole = kernels[op].description["constants"]["WHOLE"]
+            module = import_module(f"infid_kernels.{op}")
+            monkeypatch.setattr(module, choose, lambda *_, chosen=(tiles, whole): chosen)
         mixed_attention(q, k_id, v_id, k_t, v_t, 1.0)
         merged_cross_attention(q, k_t, v_t, k_id, v_id, 1.0, 1.0)
         for op, kernel in kernels.items():

@@ -164,7 +164,7 @@ def test_launches_are_the_launchers_own(registry: Registry, variants: dict[str, 
                 assert plugin.aot_impl is not None
                 entry, ptx, launch, integers = plugin.aot_impl(*inputs, (), tactic)
                 assert (entry, ptx) == (variant.launch["entry"], variant.ptx)
-                first = 16 if name == "mean_shift" else -(-queries // variant.launch["configuration"]["block_m"])
+                first = 16 if name.endswith("_shift") else -(-queries // variant.launch["configuration"]["block_m"])
                 assert (launch.grid_x.value, launch.grid_y.value, launch.grid_z.value) == (first, rows * heads, 1)
                 assert launch.block_x == 32 * variant.launch["configuration"]["num_warps"]
                 for argument, found in zip(variant.integers, integers.values, strict=True):

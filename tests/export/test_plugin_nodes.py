@@ -31,7 +31,7 @@ from infid_export.export.plan import make_plan, plugins_file
 from infid_export.export.plugin_nodes import DOMAIN, OPERATIONS, write_runnable
 from infid_export.export.reference import Reference
 from infid_kernels import merged_cross_attention, mixed_attention, tuning, variants
-from infid_kernels.mean_shift import launch_mean_shift
+from infid_kernels.mean_shift import launch_mean_shift, launch_value_shift
 
 
 def options(folder: Path, **changes: Any) -> BuildOptions:
@@ -129,12 +129,17 @@ def test_a_node_means_what_its_kernel_computes(tmp_path: Path) -> None:
         assert found.shape == kernel.shape  # as many parts
         np.testing.assert_allclose(found.sum(2), kernel.sum(2).numpy(), atol=1e-5)
 
+    (shift,) = run_node("value_shift", {"v_id": v_id, "v_t": v_t, "strength": strength}, tmp_path / "value.onnx")
+    expected_shift = launch_value_shift(heads[2], heads[4], strength)
+    assert shift.shape == expected_shift.shape
+    np.testing.assert_allclose(shift.sum(2), expected_shift.sum(2).numpy(), atol=1e-5)
+
     named = {"q": q, **segments, "shift_k": torch.from_numpy(shifts[0]), "shift_v": torch.from_numpy(shifts[1])}
     (mixed,) = run_node("mixed_attention", named, tmp_path / "mixed.onnx")
     (merged,) = run_node(
         "merged_cross_attention",
         {"q": q, "k_t": k_t, "v_t": v_t, "k_id": k_id, "v_id": v_id,
-         "style_strength": strength, "identity_strength": factor},
+         "shift_v": torch.from_numpy(shift), "identity_strength": factor},
         tmp_path / "merged.onnx",
     )  # fmt: skip
     q, k_id, v_id, k_t, v_t = heads

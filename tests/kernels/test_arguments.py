@@ -13,7 +13,7 @@ import torch
 from attention_cases import Case
 from torch import Tensor
 
-from infid_kernels import arguments, merged_cross_attention, mixed_attention
+from infid_kernels import arguments, merged_cross_attention, mixed_attention, value_shift
 
 OPS = {
     "mixed_attention": lambda q, k_id, v_id, k_t, v_t, s=1.0, scale=None: mixed_attention(
@@ -92,6 +92,41 @@ def test_cpu_tensors_are_for_the_interpreter_alone(op: str, monkeypatch: pytest.
     assert OPS[op](*(x.to("meta") for x in tensors)).shape == (1, 3, 77, 64)
 
 
+@pytest.mark.parametrize(
+    ("shift", "kind", "message"),
+    [
+        (torch.zeros(1, 3, 1, 64), ValueError, "shift_v must be [1, 3, 64], one vector per row and head"),
+        (torch.zeros(1, 3, 64).half(), TypeError, "shift_v must be torch.float32, got torch.float16"),
+        (torch.zeros(1, 3, 64, device="meta"), ValueError, "shift_v must be on cpu as q is, got meta"),
+    ],
+    ids=["shape", "dtype", "device"],
+)
+def test_a_bad_shift_is_named_with_what_was_wanted(
+    shift: Tensor, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arguments, "JITFunction", ())
+    q, k_id, v_id, k_t, v_t = Case("good").tensors(0, torch.device("cpu"))
+    with pytest.raises(kind, match=re.escape(message)):
+        merged_cross_attention(q, k_t, v_t, k_id, v_id, 1.0, 1.0, shift_v=shift)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v_id, v_t: (v_id[0], v_t), "v_id must be [B, H, N, d], got [3, 63, 64]"),
+        (lambda v_id, v_t: (v_id, v_t[:, :2]), "v_t must be [1, 3, 77, 64] as v_id is, got [1, 2, 77, 64]"),
+        (lambda v_id, v_t: (v_id, v_t[:, :, :0]), "v_t must have at least one token"),
+    ],
+    ids=["dimensions", "heads", "no text"],
+)
+def test_bad_values_are_named_with_what_was_wanted(
+    change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], message: str
+) -> None:
+    _, _, v_id, _, v_t = Case("good").tensors(0, torch.device("cpu"))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        value_shift(*change(v_id, v_t), 1.0)
+
+
 def test_kernels_are_launched_on_the_tensors_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     second, entered = torch.device("cuda", 1), []
     q = torch.empty(1)
@@ -120,7 +155,7 @@ def test_every_launch_is_on_the_tensors_own_gpu(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setattr(
             module, "launchable", lambda kernel: defaultdict(lambda: lambda *_, **__: inside.append("launch"))
         )
-    for op, wanted in (("mixed_attention", 2), ("merged_cross_attention", 1)):
+    for op, wanted in (("mixed_attention", 2), ("merged_cross_attention", 2)):
         inside.clear()
         OPS[op](*Case("small", (9, 7, 5)).tensors(0, device))
         assert inside == wanted * ["on", "launch", "off"]
@@ -136,13 +171,24 @@ def calls(device: torch.device) -> dict[str, tuple[Any, tuple[Tensor, ...]]]:
     }
 
 
+def registered(op: str, arguments: tuple[Tensor, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """Return the registered operation behind a public one, and its arguments."""
+    operation = getattr(torch.ops.infid, op).default
+    if op == "mixed_attention":
+        return operation, (*arguments, 0.125)
+    *tensors, style, identity = arguments
+    shift = torch.ops.infid.value_shift.default(tensors[4], tensors[2], style)
+    return operation, (*tensors, shift, identity, 0.125)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_the_fake_implementation_agrees_with_the_real_one(op: str, device: torch.device) -> None:
     function, arguments = calls(device)[op]
-    registered = getattr(torch.ops.infid, op).default
-    torch.library.opcheck(
-        registered, (*arguments, 0.125), test_utils=("test_schema", "test_faketensor"), raise_exception=True
-    )
+    for operation, given in (
+        registered(op, arguments),
+        (torch.ops.infid.value_shift.default, (arguments[2], arguments[4], arguments[5])),
+    ):
+        torch.library.opcheck(operation, given, test_utils=("test_schema", "test_faketensor"), raise_exception=True)
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     real = function(*arguments)

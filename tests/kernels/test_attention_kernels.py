@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -9,9 +10,9 @@ import torch
 from attention_cases import CASES, LIMITS, Case, merged_oracle, mixed_oracle, relative
 from torch import Tensor
 
-from infid_kernels import merged_cross_attention, mixed_attention
+from infid_kernels import library_attention, merged_cross_attention, mixed_attention, value_shift
 from infid_kernels.arguments import empty_output
-from infid_kernels.tuning import Configuration, divides
+from infid_kernels.tuning import Choice, Configuration, Library
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +33,6 @@ def test_mixed_attention(case: Case, device: torch.device) -> None:
     assert found.transpose(1, 2).is_contiguous()
 
 
-# Two persistent programs take three tiles or more each in the interpreter, the last one fewer than the first.
-FORMS = {
-    "persistent": {"persistent": 2},
-    "descriptors": {"descriptors": True},
-    "polynomial": {"polynomial": True},
-    "all of them": {"persistent": 2, "descriptors": True, "polynomial": True},
-}
 FORM_CASES = (
     "one token", "odd 77, three rows of five heads", "identity longer than text", "no person", "whole blocks",
     "head size 40", "layout heads", "layout sliced", "large content", "ties content", "means content",
@@ -46,9 +40,12 @@ FORM_CASES = (
 )  # fmt: skip
 
 
-def in_form(monkeypatch: pytest.MonkeyPatch, form: dict[str, Any]) -> list[Configuration]:
-    """Make mixed attention choose a form; returns a list that receives what is launched."""
-    chosen = Configuration(32, 32, 4, 2, **form)
+PLAIN = Configuration(32, 32, 4, 2)
+DESCRIPTORS = replace(PLAIN, descriptors=True)
+
+
+def choosing(monkeypatch: pytest.MonkeyPatch, chosen: Choice) -> list[Choice]:
+    """Make mixed attention choose a form or a library; returns a list that receives what is launched."""
     module, launched = import_module("infid_kernels.mixed_attention"), []
     launch = module.launch_mixed_attention
 
@@ -56,28 +53,53 @@ def in_form(monkeypatch: pytest.MonkeyPatch, form: dict[str, Any]) -> list[Confi
         launched.append(arguments[9])
         launch(*arguments)
 
-    monkeypatch.setattr(module, "choose", lambda *call: (chosen, divides(chosen, call[-1])))
+    monkeypatch.setattr(module, "choose", lambda *call: (chosen, chosen.divides(call[-1])))
     monkeypatch.setattr(module, "launch_mixed_attention", watched)
     return launched
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", [each for each in CASES if each.name in FORM_CASES], ids=lambda case: case.name)
-def test_mixed_attention_in_every_form(
-    case: Case, form: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launched = in_form(monkeypatch, FORMS[form])
+def test_mixed_attention_by_descriptors(case: Case, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = choosing(monkeypatch, DESCRIPTORS)
     tensors, strength = case.tensors(5, device), case.strengths(device)
     error = relative(mixed_attention(*tensors, strength), mixed_oracle(tensors, strength))
     assert error <= LIMITS[case.dtype], f"relative RMS {error:.1e}"
-    assert launched == [Configuration(32, 32, 4, 2, **FORMS[form])]
+    assert launched == [DESCRIPTORS]
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """What a library's attention returns, computed in float64: its rounded output, and the log-sum-exp in fp32."""
+    logits = q.double() @ k.double().transpose(-1, -2) * scale
+    return (logits.softmax(-1) @ v.double()).to(q.dtype), logits.logsumexp(-1).float()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_mixed_attention_by_a_library(case: Case, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is a stand-in, the merge is ours; its two outputs are rounded before they are merged."""
+    launched = choosing(monkeypatch, Library("cudnn"))
+    monkeypatch.setattr(library_attention, "LIBRARIES", {"cudnn": dense_attention})
+    tensors, strength = case.tensors(9, device), case.strengths(device)
+    found = mixed_attention(*tensors, strength)
+    error = relative(found, mixed_oracle(tensors, strength))
+    assert error <= LIMITS[case.dtype], f"relative RMS {error:.1e}"
+    assert launched == [Library("cudnn")]
+    assert found.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("library", library_attention.LIBRARIES)
+def test_a_library_is_called_as_it_is_declared(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On meta tensors; what it computes is the library's own affair until a GPU runs it."""
+    q, k, v = (torch.empty(2, 3, n, 64, dtype=torch.float16, device="meta") for n in (40, 50, 50))
+    out, lse = library_attention.LIBRARIES[library](q, k, v, 0.3)
+    assert out.shape == q.shape
+    assert lse.shape == q.shape[:3] and lse.dtype == torch.float32
 
 
 @pytest.mark.parametrize("what", ["offset", "stride", "expanded"])
 def test_what_descriptors_cannot_tell_is_computed_without(
     what: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launched = in_form(monkeypatch, FORMS["all of them"])
+    launched = choosing(monkeypatch, DESCRIPTORS)
     case = Case("odd keys")
     tensors, strength = case.tensors(6, device), case.strengths(device)
     if what == "expanded":
@@ -88,13 +110,13 @@ def test_what_descriptors_cannot_tell_is_computed_without(
         wide[..., start : start + case.d] = tensors[1]
         tensors[1] = wide[..., start : start + case.d]
     assert relative(mixed_attention(*tensors, strength), mixed_oracle(tensors, strength)) <= 1e-3
-    assert launched == [Configuration(32, 32, 4, 2, polynomial=True)]
+    assert launched == [PLAIN]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs memory that is not torch's own, which here is the CPU's")
 def test_memory_that_is_not_16_bytes_aligned_is_computed_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """It begins where the storage does, so only the address tells."""
-    launched = in_form(monkeypatch, FORMS["all of them"])
+    launched = choosing(monkeypatch, DESCRIPTORS)
     case, device = Case("foreign"), torch.device("cpu")
     tensors, strength = case.tensors(6, device), case.strengths(device)
     memory = bytearray(16 + 2 * tensors[1].numel())
@@ -103,18 +125,18 @@ def test_memory_that_is_not_16_bytes_aligned_is_computed_without(monkeypatch: py
     tensors[1] = foreign.view(1, 63, case.heads, case.d).transpose(1, 2).copy_(tensors[1])
     assert (tensors[1].storage_offset(), tensors[1].data_ptr() % 16) == (0, 2)
     assert relative(mixed_attention(*tensors, strength), mixed_oracle(tensors, strength)) <= 1e-3
-    assert launched == [Configuration(32, 32, 4, 2, polynomial=True)]
+    assert launched == [PLAIN]
 
 
 def test_while_tracing_descriptors_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = in_form(monkeypatch, FORMS["all of them"])
+    launched = choosing(monkeypatch, DESCRIPTORS)
     module = import_module("infid_kernels.mixed_attention")
     shifts = torch.zeros(1, 3, 16, 64)
     monkeypatch.setattr(module, "launch_mean_shift", lambda *_: (shifts, shifts))  # the interpreter has no traced form
     monkeypatch.setattr(module, "launch_mixed_attention", lambda *arguments: launched.append(arguments[9]))
     tensors = Case("traced").tensors(6, torch.device("cpu"))
     torch.compile(mixed_attention, fullgraph=True, backend="aot_eager")(*tensors, torch.ones(1))
-    assert set(launched) == {Configuration(32, 32, 4, 2, polynomial=True)}  # traced once or more
+    assert set(launched) == {PLAIN}  # traced once or more
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -127,16 +149,31 @@ def test_merged_cross_attention(case: Case, device: torch.device) -> None:
     assert found.dtype == case.dtype
 
 
-# Three rows' strengths that do not lie side by side in memory.
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_merged_cross_attention_with_the_shift_of_an_earlier_call(case: Case, device: torch.device) -> None:
+    q, k_id, v_id, k_t, v_t = tensors = case.tensors(2, device)
+    strength, factor = case.strengths(device), case.strengths(device, 1.5)
+    shift_v = value_shift(v_id, v_t, strength)
+    if v_id.shape[2]:
+        expected = strength.double().view(-1, 1, 1) * (v_t.double().mean(2) - v_id.double().mean(2))
+        assert float((shift_v - expected).abs().max()) <= 2e-6 * max(1.0, float(v_t.double().abs().max()))
+    found = merged_cross_attention(q, k_t, v_t, k_id, v_id, float("nan"), factor, shift_v=shift_v)
+    error = relative(found, merged_oracle(tensors, strength, factor))
+    assert error <= LIMITS[case.dtype], f"relative RMS {error:.1e}"
+
+
+# Three rows' strengths that do not lie side by side in memory, or are one for all.
 STRENGTHS: dict[str, Callable[[torch.device], Tensor]] = {
     "a column": lambda device: torch.arange(9.0, device=device).div(4).view(3, 3)[:, 0],
     "every second": lambda device: torch.arange(6.0, device=device).div(4)[::2],
     "one number expanded": lambda device: torch.tensor(0.7, device=device).expand(3),
+    "0-dimensional": lambda device: torch.tensor(0.7, device=device),
+    "0-dimensional, on the CPU": lambda device: torch.tensor(0.7),
 }
 
 
 @pytest.mark.parametrize("which", STRENGTHS)
-def test_strengths_lie_anyhow_in_memory(which: str, device: torch.device) -> None:
+def test_strengths_of_any_layout(which: str, device: torch.device) -> None:
     case = Case("strengths", (9, 7, 5), rows=3)
     q, k_id, v_id, k_t, v_t = tensors = case.tensors(8, device)
     strength = STRENGTHS[which](device)

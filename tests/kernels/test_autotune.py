@@ -16,11 +16,11 @@ from attention_cases import merged_oracle, mixed_oracle, relative
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from infid_kernels import measure, tuning
+from infid_kernels import library_attention, measure, tuning
 from infid_kernels.autotune import LEVELS, Level, NoCandidateError, Timer, Trial, label, select, tune
 from infid_kernels.autotune import measure as try_candidates
 from infid_kernels.measure import Call, Timing, summarize, time_on_gpu
-from infid_kernels.tuning import CANDIDATES, Configuration, Entry
+from infid_kernels.tuning import CANDIDATES, Choice, Configuration, Entry, Library
 
 SMALL, TALL, LONG = (Configuration(*sizes) for sizes in ((32, 32, 4, 2), (64, 32, 4, 2), (32, 64, 4, 2)))
 MIXED = Level("mixed", Call("mixed_attention", 2, 1, 40, 64, 128), 0, True)
@@ -53,12 +53,13 @@ def spoil(monkeypatch: pytest.MonkeyPatch, which: Configuration, how: Callable[[
     monkeypatch.setattr(measure, "launch_mixed_attention", spoiled)
 
 
-def tried(level: Level, timer: Timer, *candidates: Configuration) -> list[Trial]:
+def tried(level: Level, timer: Timer, *candidates: Choice) -> list[Trial]:
     return try_candidates(level, torch.device("cpu"), timer, 2, candidates)
 
 
 def chosen(level: Level, trials: Sequence[Trial]) -> Entry:
-    return select(level, trials, "sm_90", "NVIDIA H100 80GB HBM3, triton 3.6.0")
+    (entry,) = select(level, trials, "sm_90", "NVIDIA H100 80GB HBM3, triton 3.6.0")
+    return entry
 
 
 @pytest.mark.parametrize("level", [MIXED, MERGED], ids=lambda level: level.name)
@@ -106,7 +107,7 @@ def test_one_that_cannot_run_is_refused_with_its_reason(monkeypatch: pytest.Monk
 
 def test_blocks_that_do_not_divide_are_not_for_whole_segments() -> None:
     trials = tried(MIXED, times(0.5), Configuration(32, 128, 4, 2), SMALL)
-    assert trials[0].refusal == "blocks of 128 keys do not divide (64, 128)"
+    assert trials[0].refusal == "whole blocks of 32 × 128, 4 warps, 2 stages do not make up (64, 128)"
     assert chosen(MIXED, trials).configuration == SMALL
 
 
@@ -120,6 +121,45 @@ def test_nothing_right_is_an_error_with_every_reason(monkeypatch: pytest.MonkeyP
     trials = tried(MIXED, times(), SMALL, TALL)
     with pytest.raises(NoCandidateError, match=r"mixed_attention is right for mixed: 32 × 32.*1\.0e\+00.*64 × 32"):
         chosen(MIXED, trials)
+
+
+def test_beside_a_library_the_fastest_kernel_is_kept_for_bundles(tmp_path: Path, hopper: torch.device) -> None:
+    level = LEVELS[0]
+    trials = [
+        Trial(choice, 1e-4, Timing(median, median, median, 50))
+        for choice, median in ((SMALL, 0.44), (Library("flash"), 0.45), (Library("cudnn"), 0.39), (TALL, 0.42))
+    ]
+    entries = select(level, trials, "sm_90", "H100")
+    assert [entry.configuration for entry in entries] == [Library("cudnn"), TALL]
+    assert entries[0].evidence.endswith("0.390 ms median of 50, next best 0.420 ms")
+    assert entries[1].evidence.endswith("0.420 ms median of 50, next best 0.440 ms")
+    tuning.write(tmp_path / "tuning.json", entries)
+    tuning.load(tmp_path / "tuning.json")
+    call = ("mixed_attention", hopper, 64, 4096)
+    assert tuning.choose(*call, (4096, 4096)) == (Library("cudnn"), True)
+    assert tuning.choose_kernel(*call, (4096, 4096)) == (TALL, True)
+    ragged = tuning.entry("mixed_attention", "sm_90", 64, 4096, False)
+    assert ragged is not None and tuning.choose(*call, (4095, 4096)) == (ragged.configuration, False)
+
+
+@pytest.mark.parametrize(("op", "library"), [("merged_cross_attention", "cudnn"), ("mixed_attention", "mkl")])
+def test_a_file_with_a_library_that_does_not_compute_the_operation_is_rejected(
+    op: str, library: str, tmp_path: Path
+) -> None:
+    tuning.write(tmp_path / "tuning.json", [Entry(op, "sm_90", 64, 0, True, Library(library), "")])
+    with pytest.raises(ValueError, match=f"{op} has no implementation by {library}"):
+        tuning.read(tmp_path / "tuning.json")
+
+
+def test_a_library_is_tried_like_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exact(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        logits = q.double() @ k.double().transpose(-1, -2) * scale
+        return (logits.softmax(-1) @ v.double()).to(q.dtype), logits.logsumexp(-1).float()
+
+    monkeypatch.setattr(library_attention, "LIBRARIES", {"cudnn": exact})
+    level = replace(MIXED, call=Call("mixed_attention", 2, 1, 40, 128, 256))
+    (trial,) = tried(level, times(0.3), Library("cudnn"))
+    assert trial.timing is not None and trial.error is not None and trial.error <= 1e-3
 
 
 def test_progress_names_each_candidate() -> None:
@@ -138,10 +178,11 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 
 def test_what_was_written_is_what_is_chosen(tmp_path: Path, hopper: torch.device) -> None:
-    picks = (SMALL, replace(TALL, descriptors=True, persistent=2), LONG, SMALL, TALL, LONG)
+    picks = (SMALL, replace(TALL, descriptors=True), LONG, SMALL, TALL, LONG)
     entries = [
-        select(level, [Trial(pick, 0.0, Timing(1.0, 1.0, 1.0, 50))], "sm_90", "")
+        entry
         for level, pick in zip(LEVELS, picks, strict=True)
+        for entry in select(level, [Trial(pick, 0.0, Timing(1.0, 1.0, 1.0, 50))], "sm_90", "")
     ]
     tuning.write(tmp_path / "tuning.json", entries)
     assert tuning.read(tmp_path / "tuning.json") == tuple(entries)
@@ -160,7 +201,6 @@ def test_what_was_written_is_what_is_chosen(tmp_path: Path, hopper: torch.device
 def test_forms_for_the_copy_engine_are_tried_where_it_is() -> None:
     hopper = tuning.candidates("mixed_attention", "sm_90")
     assert len(set(hopper)) == len(hopper) > len(CANDIDATES)
-    assert any(each.persistent for each in hopper) and any(each.polynomial for each in hopper)
     assert sum(each.descriptors for each in hopper[:6]) >= 2  # the quick ones have some
     assert tuning.candidates("mixed_attention", "sm_89") == tuple(CANDIDATES)
 
@@ -175,14 +215,7 @@ def test_merged_cross_attention_tries_the_blocks_with_the_least_padding_first() 
 def test_every_form_has_words_of_its_own() -> None:
     labels = [label(each) for each in tuning.candidates("mixed_attention", "sm_90")]
     assert len(set(labels)) == len(labels)
-    assert "64 × 128, 4 warps, 2 stages, 2 persistent programs a multiprocessor, descriptors" in labels
-
-
-def test_persistent_programs_fill_the_gpu_and_no_more(hopper: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = SimpleNamespace(multi_processor_count=132)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    form = Configuration(64, 128, 4, 2, persistent=2)
-    assert (form.programs(640, hopper), form.programs(100, hopper)) == (264, 100)
+    assert "64 × 128, 4 warps, 2 stages, descriptors" in labels
 
 
 def test_the_levels_reach_every_kind_of_call() -> None:
@@ -191,7 +224,7 @@ def test_the_levels_reach_every_kind_of_call() -> None:
         assert False in wholes  # 77 and 261 tokens are never whole blocks
     for level in LEVELS:
         tried = tuning.candidates(level.call.op, "sm_90")
-        fits = [tuning.divides(candidate, level.call.lengths) for candidate in tried]
+        fits = [candidate.divides(level.call.lengths) for candidate in tried]
         assert all(fits) if level.whole else not any(fits)
 
 
@@ -287,8 +320,9 @@ def test_after_a_capture_that_fails_the_stream_is_the_callers(monkeypatch: pytes
 def test_a_level_is_tuned_on_this_gpu() -> None:
     device = torch.device("cuda")
     tuned = tune(LEVELS[1], device, partial(time_on_gpu, samples=5), CANDIDATES[2:6])
-    assert tuned.entry.configuration in CANDIDATES[2:6]
-    assert torch.cuda.get_device_name(device) in tuned.entry.evidence
+    (entry,) = tuned.entries
+    assert entry.configuration in CANDIDATES[2:6]
+    assert torch.cuda.get_device_name(device) in entry.evidence
     assert all(trial.timing is None or 0 < trial.timing.median < 10 for trial in tuned.trials)
 
 
