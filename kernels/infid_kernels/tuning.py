@@ -34,6 +34,7 @@ class Configuration:
         persistent: programs a multiprocessor that share all tiles; 0 is one program a tile.
         descriptors: whether keys and values are fetched by tensor descriptors, as Hopper's copy engine wants it.
         polynomial: whether a quarter of the exponentials is computed on the fp32 units.
+        gluon: whether mixed attention runs in its Gluon form (`mixed_attention_gluon`).
     """
 
     block_m: int
@@ -43,6 +44,7 @@ class Configuration:
     persistent: int = 0
     descriptors: bool = False
     polynomial: bool = False
+    gluon: bool = False
 
     @property
     def plain(self) -> Configuration:
