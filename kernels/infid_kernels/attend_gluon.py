@@ -107,9 +107,9 @@ def mixed_attention_gluon_kernel(
     4. *Values* likewise behind `warpgroup_mma_wait(0)` and a CTA barrier.
     5. *Fences.* What is multiplied was written by TMA and is read by wgmma, both in the async proxy; only the barriers'
        initialization is an ordinary store that TMA must see.
-    6. *Lifetimes.* The compiler gives shared memory that is not used any more to what comes later, so the barriers are
-       invalidated last, and nothing is allocated while the last product reads `v_s`. Every pair that was copied is
-       waited for: no copy lands in memory that the next program owns.
+    6. *Lifetimes.* The compiler gives shared memory that nothing names any more to what comes later. So the barriers
+       are invalidated last, and a CTA barrier stands between the last product, which reads `v_s`, and the sum after it,
+       which needs some. Every pair that was copied is waited for: no copy lands in memory that the next program owns.
     """
     tile, row_head = gl.program_id(0), gl.program_id(1)
     row, head = row_head // heads, row_head % heads
@@ -190,7 +190,8 @@ def mixed_attention_gluon_kernel(
     shift_v_parts = _shift_parts(shift_v, row_head, D, SPLITS)
     mbarrier.wait(bars.index(blocks % STAGES), (blocks // STAGES) & 1)
     acc = warpgroup_mma(weights, v_s.index(blocks % STAGES), acc, is_async=True)
-    acc = warpgroup_mma_wait(0, deps=(acc,))
+    acc, _ = warpgroup_mma_wait(0, deps=(acc, weights))
+    cta_barrier()
     delta_v = gl.convert_layout(gl.sum(shift_v_parts, 0), channel_layout)
     acc += gl.convert_layout(own_sum, out_row_layout)[:, None] * delta_v[None, :]
     result = acc / gl.convert_layout(row_sum, out_row_layout)[:, None]
@@ -212,7 +213,7 @@ def _softmax(logits, row_max, row_sum, own_sum, lift, own, scale):
         logits: `[BLOCK_M, BLOCK_N]` fp32.
         row_max: `[BLOCK_M]`, the largest logit so far in units of log2.
         row_sum: `[BLOCK_M]`, the sum of the exponentials relative to it.
-        own_sum: `[BLOCK_M]`, the identity's share of the sum.
+        own_sum: `[BLOCK_M]`, the identity's part of the sum.
         lift: `[BLOCK_M]`, q·δ_k in units of log2.
         own: whether the block is the identity's.
         scale: of the logits, times log2 e; positive.

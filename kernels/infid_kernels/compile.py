@@ -144,7 +144,9 @@ def compile_gluon(
         raise RuntimeError(mixed_attention_gluon.MISSING)
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    kernel, c = mixed_attention_gluon.mixed_attention_gluon_kernel, configuration
+    from infid_kernels.attend_gluon import mixed_attention_gluon_kernel as kernel
+
+    c = configuration
     constants = {"D": head_size, "SPLITS": splits, "BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "STAGES": c.num_stages}
     layout = mixed_attention_gluon.shared_layout()
     pointers = {"shift_k": "*fp32", "shift_v": "*fp32", "out": f"*{DTYPES[dtype]}"}
