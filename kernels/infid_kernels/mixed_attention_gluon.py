@@ -29,7 +29,7 @@ except (ImportError, AttributeError) as error:  # Gluon is experimental: a later
 HEAD_SIZES = (64, 128)  # whole rows of 128 bytes, the widest swizzle; others would be padded, and the padding masked
 ARCHITECTURE = (9, 0)  # compute capability; no other has wgmma
 # By head size, what neither spills nor is serialized, and has at least half of a block's exponentials between the two
-# waits, with triton 3.6 and 3.8 alike (kernels/README.md). For d = 64, 64 × 128 with 2 stages needs 163 to 165
+# waits, with triton 3.6 and 3.8 alike. For d = 64, 64 × 128 with 2 stages needs 163 to 165
 # registers, so three programs are on an SM. 128 × 64 with 4 warps and 128 × 128 with 3 stages are left out: with
 # triton 3.6 ptxas moves their exponentials behind both waits. None of them was timed yet.
 CANDIDATES: Mapping[int, Sequence[Configuration]] = {
