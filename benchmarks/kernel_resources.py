@@ -33,7 +33,7 @@ from infid_kernels.arguments import HEAD_SIZES
 from infid_kernels.autotune import label
 from infid_kernels.compile import DTYPES, KERNELS, compile_code
 from infid_kernels.sass import MATRIX_INSTRUCTION, read_machine_code
-from infid_kernels.tuning import ARCHITECTURES, Configuration, candidates, table
+from infid_kernels.tuning import ARCHITECTURES, GLUON_CANDIDATES, Configuration, candidates, table
 
 _COLUMNS = ("op", "architecture", "d", "lengths", "configuration", "registers", "stack", "shared", "matrix", "groups",
             "copies", "MUFU", "loop", "loads")  # fmt: skip
@@ -86,6 +86,8 @@ def _forms(architectures: Sequence[str], head_sizes: Sequence[int]) -> Iterator[
                 if candidate != candidate.plain:
                     for whole in (True, False):
                         yield "mixed_attention", architecture, d, whole, 0, candidate
+            for candidate in GLUON_CANDIDATES.get(d, ()) if architecture == "sm_90" else ():
+                yield "mixed_attention", architecture, d, True, 0, candidate  # it has no masks
 
 
 def _row(dtype: str, case: Case) -> dict[str, Any]:

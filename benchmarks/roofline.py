@@ -231,14 +231,21 @@ def form_table() -> str:
         found.setdefault(label(tuning.Configuration(**row["configuration"])), {})[row["whole"]] = row
     return _markdown(head, [
         (name, str(whole["registers"]), str(whole["shared_bytes"]), str(_programs(whole)), _groups(whole),
-         f"{_per_128_keys(whole):.0f}", str(forms[False]["registers"]), str(_programs(forms[False])))
+         f"{_per_128_keys(whole):.0f}", *_any_length(forms))
         for name, forms in found.items() for whole in (forms[True],)
     ])  # fmt: skip
 
 
+def _any_length(forms: Mapping[bool, Mapping[str, Any]]) -> tuple[str, str]:
+    if False not in forms:
+        return "–", "–"
+    return str(forms[False]["registers"]), str(_programs(forms[False]))
+
+
 def _per_128_keys(row: Mapping[str, Any]) -> float:
-    """Return the instructions of one warp per 128 keys; the main loops are two, one per segment."""
-    return float(row["loop_instructions"] / 2 * 128 / row["configuration"]["block_n"])
+    """Return the instructions of one warp per 128 keys; there is a main loop per segment, or one in Gluon."""
+    loops = 1 if row["configuration"]["gluon"] else 2
+    return float(row["loop_instructions"] / loops * 128 / row["configuration"]["block_n"])
 
 
 def product_table() -> str:

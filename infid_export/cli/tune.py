@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from infid_kernels.tuning import architecture_of, choices, write
 
     most = _QUICK_CANDIDATES if arguments.quick else None
-    tried = {level.name: choices(level.call.op, architecture_of(device), most) for level in LEVELS}
+    tried = {level.name: choices(level.call.op, architecture_of(device), level.call.d, most) for level in LEVELS}
     timer = partial(time_on_gpu, samples=_QUICK_SAMPLES if arguments.quick else _SAMPLES)
     results: list[Tuned] = []
     with output.progress() as reporter:

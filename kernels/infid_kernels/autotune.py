@@ -139,9 +139,9 @@ def measure(
         progress(index / len(candidates), label(candidate))
         try:
             trials.append(_trial(level, candidate, inputs, expected, timer))
-        # Triton's own errors (too much shared memory, does not compile), RuntimeError from its passes and CUDA, and
-        # AssertionError from its tensor descriptors
-        except (triton.TritonError, RuntimeError, AssertionError) as error:
+        # Triton's own errors (too much shared memory, does not compile), RuntimeError from its passes, CUDA and
+        # libraries, AssertionError from its tensor descriptors, and ValueError from the Gluon form
+        except (triton.TritonError, RuntimeError, AssertionError, ValueError) as error:
             reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
             trials.append(Trial(candidate, None, None, reason.splitlines()[0]))
     return trials
@@ -200,5 +200,6 @@ def label(choice: Choice) -> str:
     """Return a choice in words."""
     if isinstance(choice, Library):
         return f"two attentions by {choice.library}"
+    forms = [name for name, chosen in (("descriptors", choice.descriptors), ("Gluon", choice.gluon)) if chosen]
     sizes = f"{choice.block_m} × {choice.block_n}, {choice.num_warps} warps, {choice.num_stages} stages"
-    return f"{sizes}, descriptors" if choice.descriptors else sizes
+    return ", ".join([sizes, *forms])

@@ -18,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from infid_kernels import mixed_attention_gluon
 from infid_kernels.mean_shift import SPLITS, mean_shift_kernel, value_shift_kernel
 from infid_kernels.merged_cross_attention import merged_cross_attention_kernel
 from infid_kernels.mixed_attention import mixed_attention_kernel
@@ -98,6 +99,8 @@ def compile_code(
     Returns:
         Triton's compiled kernel: `asm` and `metadata`.
     """
+    if configuration.gluon:
+        return compile_gluon(architecture, head_size, configuration, dtype, splits)
     spec = KERNELS[op]
     constants = _constants(spec, head_size, configuration, whole, splits)
     arguments = _arguments(spec, constants, dtype, head_size)
@@ -120,6 +123,53 @@ def compile_code(
             ASTSource(spec.kernel, signature, constants, aligned),
             target=GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32),
             options=configuration.launch_options(),
+        )
+
+
+def compile_gluon(
+    architecture: str, head_size: int, configuration: Configuration, dtype: str = "float16", splits: int = SPLITS
+) -> Any:
+    """Compile the Gluon form of mixed attention, for what its code says about it.
+
+    Args:
+        architecture: `sm_90`.
+        head_size: d, 64 or 128.
+        configuration: tile sizes.
+        dtype: of queries, keys and values: `float16` or `bfloat16`.
+        splits: parts in which it reads the mean shifts.
+
+    Returns:
+        Triton's compiled kernel: `asm` and `metadata`.
+
+    Raises:
+        RuntimeError: this Triton has no Gluon as the kernel needs it.
+    """
+    if mixed_attention_gluon.MISSING:
+        raise RuntimeError(mixed_attention_gluon.MISSING)
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from infid_kernels.attend_gluon import mixed_attention_gluon_kernel as kernel
+
+    c = configuration
+    constants = {"D": head_size, "SPLITS": splits, "BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "STAGES": c.num_stages}
+    layout = mixed_attention_gluon.shared_layout()
+    pointers = {"shift_k": "*fp32", "shift_v": "*fp32", "out": f"*{DTYPES[dtype]}"}
+    types = {
+        "q": f"tensordesc<{DTYPES[dtype]}[{c.block_m}, {head_size}],{layout!r}>",
+        "logit_scale": "fp32",
+        **pointers,
+    }
+    types |= dict.fromkeys(_SEGMENTS, f"tensordesc<{DTYPES[dtype]}[{c.block_n}, {head_size}],{layout!r}>")
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names if name.startswith("stride_")}
+    aligned |= {(names.index(name),): [["tt.divisibility", 16]] for name in pointers}
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.disable_line_info = True
+        return triton.compile(
+            GluonASTSource(kernel, signature, constants, aligned),
+            target=GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32),
+            options=c.launch_options(),
         )
 
 

@@ -13,6 +13,8 @@ What runs is the table's choice (`tuning`): this kernel, or two attentions of a 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -34,6 +36,7 @@ from infid_kernels.arguments import (
 from infid_kernels.attend import attend
 from infid_kernels.library_attention import launch_library
 from infid_kernels.mean_shift import launch_mean_shift
+from infid_kernels.mixed_attention_gluon import launch_mixed_attention_gluon, takes
 from infid_kernels.tuning import Configuration, Library, choose
 
 
@@ -105,12 +108,15 @@ def launch_mixed_attention(
         shift_v: `[B, H, parts, d]` fp32, whose sum over the third axis is δ_v.
         scale: factor of the logits.
         out: `[B, H, N, d]`, where the result is written.
-        choice: tile sizes and form of the kernel; with descriptors, keys and values must be `_describable`. Or a
-            library.
+        choice: tile sizes and form of the kernel; with descriptors, keys and values must be `_describable`, and the
+            Gluon form must take the call. Or a library.
         whole: whether the kernel's `block_n` divides M and L.
     """
     if isinstance(choice, Library):
         launch_library(q, k_id, v_id, k_t, v_t, shift_k, shift_v, scale, out, choice)
+        return
+    if choice.gluon:
+        launch_mixed_attention_gluon(q, k_id, v_id, k_t, v_t, shift_k, shift_v, scale, out, choice)
         return
     rows, heads, queries, d = q.shape
     block_d = triton.next_power_of_2(d)
@@ -140,6 +146,18 @@ def _describable(tensor: Tensor) -> bool:
     return all(step > 0 and step % elements == 0 for step in steps) and tensor.data_ptr() % 16 == 0
 
 
+def _form(chosen: Configuration, q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor) -> Configuration:
+    """Return the same tiles in a form that this call can have: Gluon, else descriptors, else addresses."""
+    if not has_values(q):
+        # what is traced is launched later, on other memory and maybe another card; torch 2.14 traces no descriptors
+        return chosen.plain
+    if chosen.gluon and not takes(q, k_id, v_id, k_t, v_t, chosen):
+        chosen = replace(chosen, gluon=False, descriptors=True)
+    if chosen.descriptors and not all(_describable(each) for each in (k_id, v_id, k_t, v_t)):
+        return chosen.plain
+    return chosen
+
+
 @triton_op("infid::mixed_attention", mutates_args={})
 def _mixed_attention(
     q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, style_strength: Tensor, scale: float
@@ -147,10 +165,8 @@ def _mixed_attention(
     out = empty_output(q)
     shifts = launch_mean_shift(k_id, v_id, k_t, v_t, style_strength)
     chosen, whole = choose("mixed_attention", q.device, q.shape[3], q.shape[2], (k_id.shape[2], k_t.shape[2]))
-    # what is traced is launched later, on other memory and maybe another card; torch 2.14 traces no descriptors here
-    described = has_values(q) and all(_describable(each) for each in (k_id, v_id, k_t, v_t))
-    if isinstance(chosen, Configuration) and not described:
-        chosen = chosen.plain
+    if isinstance(chosen, Configuration):
+        chosen = _form(chosen, q, k_id, v_id, k_t, v_t)
     launch_mixed_attention(q, k_id, v_id, k_t, v_t, *shifts, scale, out, chosen, whole)
     return out
 

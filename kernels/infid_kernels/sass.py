@@ -42,12 +42,14 @@ class MachineCode:
         instructions: how often each occurs, with its modifiers (`LDG.E.128`).
         loop: the same, in the main loops alone: the innermost ones that multiply matrices or, where none does, that
             load from global memory.
+        loop_code: the instructions of the main loops in their order, with operands (`LDG.E.128 R4, [R2.64]`).
     """
 
     registers: int
     stack_bytes: int
     instructions: Mapping[str, int]
     loop: Mapping[str, int] = field(default_factory=dict)
+    loop_code: Sequence[str] = ()
 
     def count(self, name: str) -> int:
         """Return how often an instruction occurs, whatever its modifiers."""
@@ -95,8 +97,11 @@ def read_machine_code(cubin: bytes) -> MachineCode:
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)([^;]*);", listing)
     code = [(int(address, 16), name, operands) for address, name, operands in found]
     loops = _main_loops(code)
-    inside = [name for address, name, _ in code if any(address in loop for loop in loops)]
-    return MachineCode(int(registers[1]), int(stack[1]), Counter(name for _, name, _ in code), Counter(inside))
+    inside = [(name, operands) for address, name, operands in code if any(address in loop for loop in loops)]
+    return MachineCode(
+        int(registers[1]), int(stack[1]), Counter(name for _, name, _ in code), Counter(name for name, _ in inside),
+        [f"{name} {operands.strip()}" for name, operands in inside],
+    )  # fmt: skip
 
 
 def _main_loops(code: Sequence[tuple[int, str, str]]) -> list[range]:

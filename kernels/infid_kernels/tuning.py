@@ -33,6 +33,7 @@ class Configuration:
         num_warps: warps of a tile.
         num_stages: depth of the software pipeline that loads keys and values.
         descriptors: whether keys and values are fetched by tensor descriptors, as the TMA unit of Hopper wants it.
+        gluon: whether mixed attention runs in its Gluon form (`mixed_attention_gluon`).
     """
 
     block_m: int
@@ -40,6 +41,7 @@ class Configuration:
     num_warps: int
     num_stages: int
     descriptors: bool = False
+    gluon: bool = False
 
     @property
     def plain(self) -> Configuration:
@@ -47,7 +49,7 @@ class Configuration:
 
         Descriptors are made by the driver: the launch descriptions of bundles and TensorRT's plugins know none.
         """
-        return replace(self, descriptors=False)
+        return replace(self, descriptors=False, gluon=False)
 
     def divides(self, lengths: Sequence[int]) -> bool:
         """Return whether all segments are whole numbers of blocks."""
@@ -135,6 +137,18 @@ _TMA_CANDIDATES: Sequence[Configuration] = tuple(
         (128, 64, 4, 2),
     )
 )  # fmt: skip
+# The Gluon form of mixed attention, by head size: what neither spills nor is serialized, and has at least half of a
+# block's exponentials under the second product, with triton 3.6 and 3.8 alike. For d = 64, 64 × 128 with 2 stages needs
+# 163 to 165 registers, so three programs are on an SM. 128 × 64 with 4 warps and 128 × 128 with 3 stages are left out:
+# with triton 3.6 ptxas moves their exponentials behind both waits. No GPU has run the form, so the table holds none.
+GLUON_CANDIDATES: Mapping[int, Sequence[Configuration]] = {
+    d: tuple(Configuration(*sizes, gluon=True) for sizes in tiles)
+    for d, tiles in {
+        64: ((64, 128, 4, 2), (64, 128, 4, 3), (64, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2)),
+        128: ((64, 128, 4, 2), (128, 128, 8, 2), (64, 64, 4, 2)),
+    }.items()
+}
+_GLUON = "sm_90"  # no other architecture has wgmma
 _LIBRARIES: Sequence[Library] = (Library("cudnn"), Library("flash"))
 _INTERPRETER = Configuration(32, 32, 4, 1)  # tiles small enough that test shapes have several
 _measured: list[Entry] = []
@@ -152,16 +166,20 @@ def candidates(op: str, architecture: str) -> tuple[Configuration, ...]:
     return (*(_TMA_CANDIDATES if architecture in _TMA else ()), *CANDIDATES)
 
 
-def choices(op: str, architecture: str, most: int | None = None) -> tuple[Choice, ...]:
-    """Return what is worth measuring: candidates, and libraries that compute the same.
+def choices(op: str, architecture: str, d: int, most: int | None = None) -> tuple[Choice, ...]:
+    """Return what is worth measuring: candidates, the Gluon form, and libraries that compute the same.
 
     Args:
         op: one of `OPS`.
         architecture: one of `ARCHITECTURES`.
+        d: head size.
         most: how many candidates; all if not given.
     """
-    libraries = _LIBRARIES if op == "mixed_attention" else ()
-    return (*candidates(op, architecture)[:most], *libraries)
+    tiles = candidates(op, architecture)[:most]
+    if op != "mixed_attention":
+        return tiles
+    gluon = GLUON_CANDIDATES.get(d, ()) if architecture == _GLUON else ()
+    return (*tiles, *gluon[:most], *_LIBRARIES)
 
 
 def choose(

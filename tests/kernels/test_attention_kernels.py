@@ -67,6 +67,26 @@ def test_mixed_attention_by_descriptors(case: Case, device: torch.device, monkey
     assert launched == [DESCRIPTORS]
 
 
+def test_what_the_gluon_form_does_not_take_is_computed_by_descriptors(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = choosing(monkeypatch, replace(PLAIN, gluon=True))
+    case = Case("whole blocks", (64, 128, 96), rows=2)
+    tensors, strength = case.tensors(5, device), case.strengths(device)
+    error = relative(mixed_attention(*tensors, strength), mixed_oracle(tensors, strength))
+    assert error <= LIMITS[case.dtype]
+    assert launched == [DESCRIPTORS]  # it is for Hopper, and for tiles of 64 queries
+
+
+def test_what_the_gluon_form_takes_is_launched_in_it(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, launched = import_module("infid_kernels.mixed_attention"), []
+    choosing(monkeypatch, replace(PLAIN, gluon=True))
+    monkeypatch.setattr(module, "takes", lambda *_: True)
+    monkeypatch.setattr(module, "launch_mixed_attention_gluon", lambda *arguments: launched.append(arguments[9]))
+    mixed_attention(*Case("whole blocks", (64, 128, 96)).tensors(5, device), 1.0)
+    assert launched == [replace(PLAIN, gluon=True)]
+
+
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """What a library's attention returns, computed in float64: its rounded output, and the log-sum-exp in fp32."""
     logits = q.double() @ k.double().transpose(-1, -2) * scale
