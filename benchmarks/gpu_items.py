@@ -12,7 +12,7 @@ import gpu_kernels
 import gpu_machine
 from gpu_bench import Item, Workload
 
-_SPEED_SECONDS = {"float16": 10.0, "bfloat16": 6.0}
+_SPEED_SECONDS = {"float16": 10.0, "bfloat16": 3.0}
 
 
 def items(workload: Workload, quick: bool, architecture: str = "sm_90") -> list[Item]:

@@ -13,7 +13,7 @@ the same GPU, versions and source: what was skipped, then ahead-of-time packages
 with Triton's interpreter, both parts run in one command on the demo model.
 
 An operation is timed only after its comparison with float64 passed. Results are written after every item, to
-`gpu-<name>-<date>.json`, and the entries of the kernels' table that they imply to `…-configurations.json` beside it.
+`gpu-<name>-<date>.json`, and the entries of the kernels' table that they imply to `configurations-….json` beside it.
 benchmarks/README.md explains every item. Exit code 1: no GPU; an operation, a bundle or a check is wrong; the command
 had to be stopped.
 """
@@ -46,13 +46,19 @@ import gpu_report
 import roofline
 from gpu_bench import SDXL, WORKLOADS, Bench, Item, Result
 from gpu_json import write
+from infid_kernels.tuning import architecture_of
 
 _SLACK = 5.0  # seconds kept for writing and the table
 _LAST_MOMENT = 2.0  # before the limit, when the command ends whatever it is doing
 _RESTART = 30.0  # seconds without which a restart is not worth it
 _RESTARTS = 5
+_IMPORTS = 10.0  # seconds kept for starting Python and importing torch, before the clock runs
 _PATIENCE = 3.0  # times its expected seconds, and at least _LEAST_PATIENCE, after which an item is stopped
 _LEAST_PATIENCE = 30.0
+
+
+class UsageError(Exception):
+    """It cannot be measured here, or not with these arguments; the message says why, and what to do."""
 
 
 class Suite:
@@ -103,7 +109,7 @@ class Suite:
     def _judge(self, item: Item, outcome: dict[str, Any]) -> None:
         if item.check and outcome["state"] != "passed":
             self.failed.add((item.op, item.d))  # one that was not checked is not timed either
-            self.sound = False
+            self.sound = self.sound and outcome["state"] == "unavailable"
         if item.decides and (outcome["state"] == "FAILED" or outcome.get("raised")):
             self.sound = False
 
@@ -123,8 +129,7 @@ class Suite:
             self._running = None
         clock.cancel()
         self._write_down(item, outcome, started)
-        if outcome["state"] == "error":
-            self._check_device(item)
+        self._clean_up(item)
         return outcome
 
     def _write_down(self, item: Item, outcome: dict[str, Any], started: float) -> None:
@@ -154,10 +159,6 @@ class Suite:
         except Exception as error:  # one item must not take the others' results with it
             kept = {"result": self._kept} if self._kept else {}
             return {"state": "error", "why": f"{type(error).__name__}: {error}", "raised": True, **kept}
-        finally:
-            gc.collect()
-            if self.bench.on_gpu:
-                torch.cuda.empty_cache()
         for state in ("unavailable", "error"):
             if state in result:
                 return {"state": state, "why": result[state], "result": result}
@@ -176,9 +177,11 @@ class Suite:
             self._write_down(item, {"state": "error", "why": why, "raised": True, **kept}, started)
             self._give_up(item, why)
 
-    def _check_device(self, item: Item) -> None:
+    def _clean_up(self, item: Item) -> None:
+        gc.collect()
         try:
-            self.bench.synchronize()
+            self.bench.synchronize()  # a fault of a kernel comes up here, also where an item noted it as its result
+            torch.cuda.empty_cache()
         except RuntimeError as error:  # whatever this process asks of the GPU now fails
             self._give_up(item, f"the GPU is lost to this process: {error}".splitlines()[0])
 
@@ -212,34 +215,42 @@ def find_device(model: str) -> torch.device:
     """Return what is measured on.
 
     Raises:
-        ValueError: there is neither a GPU nor Triton's interpreter for this model.
+        UsageError: there is neither a GPU that the kernels run on nor Triton's interpreter for this model.
     """
     if triton.knobs.runtime.interpret:
         if model == SDXL.name:
-            raise ValueError(
+            raise UsageError(
                 "Triton's interpreter would take days for SDXL; add --model demo, or unset TRITON_INTERPRET."
             )
         return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    raise ValueError(
-        "this measures on an NVIDIA GPU, and torch sees none; TRITON_INTERPRET=1 with --model demo runs every section on "
-        "a CPU, and --dry-run prints the plan."
-    )
+    if not torch.cuda.is_available():
+        raise UsageError(
+            "this measures on an NVIDIA GPU, and torch sees none; TRITON_INTERPRET=1 with --model demo runs every section "
+            "on a CPU, and --dry-run prints the plan."
+        )
+    device = torch.device("cuda", torch.cuda.current_device())
+    try:
+        architecture_of(device)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
+    return device
 
 
 def chosen(items: Sequence[Item], options: argparse.Namespace, before: dict[str, Any]) -> list[Item]:
-    """Return the items of a part, and those of the part before that were skipped.
+    """Return the items of a part, those of another part that were skipped, and the checks that were made.
 
     Raises:
-        ValueError: --only names none.
+        UsageError: --only names none.
     """
     phases = gpu_report.PHASES[options.part]
     skipped = {name for name, item in before.items() if item["state"] == "skipped"}
-    of_part = [item for item in items if item.phase in phases or item.name in skipped]
+    of_part = [
+        item for item in items
+        if item.phase in phases or item.name in skipped or (item.check and item.name in before)
+    ]  # fmt: skip
     for name in options.only:
         if not any(item.name.startswith(name) for item in of_part):
-            raise ValueError(f"no item of this part begins with {name!r}; --dry-run lists them.")
+            raise UsageError(f"no item of the {options.part} part begins with {name!r}; --dry-run lists them.")
     only = tuple(options.only)
     return [item for item in of_part if item.always or not only or item.name.startswith(only)]
 
@@ -248,18 +259,21 @@ def go_on(options: argparse.Namespace, document: dict[str, Any]) -> Path:
     """Take over the results that are to be continued, if any, and return where this run writes.
 
     Raises:
-        ValueError: they do not belong together with this run.
+        UsageError: they cannot be read, or do not belong together with this run.
     """
-    output = options.output or (options.resume.parent if options.resume else roofline.RESULTS)
     if options.resume is None:
         slug = re.sub(r"[^a-z0-9]+", "-", document["gpu"]["name"].lower()).strip("-")
-        return Path(output) / f"gpu-{slug}-{re.sub(r'[^0-9T]', '', document['date'][:19])}.json"
-    before = json.loads(options.resume.read_text())
-    differing = gpu_machine.differences(before, document)
+        name = f"gpu-{slug}-{re.sub(r'[^0-9T]', '', document['date'][:19])}.json"
+        return Path(options.output or roofline.RESULTS) / name
+    try:
+        before = json.loads(options.resume.read_text())
+        differing = gpu_machine.differences(before, document)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{options.resume} is no file that this command wrote ({error}).") from error
     if differing:
-        raise ValueError(f"{options.resume} cannot be continued. {' '.join(differing)} Start without --resume.")
+        raise UsageError(f"{options.resume} cannot be continued. {' '.join(differing)} Start without --resume.")
     document.update({name: before[name] for name in ("items", "restarts", "commands", "date") if name in before})
-    return Path(output) / options.resume.name
+    return Path(options.output or options.resume.parent) / options.resume.name
 
 
 def finish(document: dict[str, Any], path: Path, architecture: str) -> None:
@@ -269,19 +283,19 @@ def finish(document: dict[str, Any], path: Path, architecture: str) -> None:
     entries = gpu_candidates.entries(workload, gpu_report.results(document), architecture, machine)
     files = [path]
     if entries:
-        files.append(path.with_name(f"{path.stem}-configurations.json"))
+        files.append(path.with_name(f"configurations-{path.name}"))
         gpu_candidates.write_entries(files[-1], entries)
     print("\n".join([*gpu_report.summary(document, entries), *map(str, files)]), flush=True)
 
 
-def run(options: argparse.Namespace, given: Sequence[str], seconds_left: Callable[[], float]) -> int:
+def run(
+    options: argparse.Namespace, device: torch.device, given: Sequence[str], seconds_left: Callable[[], float]
+) -> int:
     """Measure, and return the exit code.
 
     Raises:
-        ValueError: it cannot be measured here, or not with these arguments.
+        UsageError: the arguments do not fit each other, or the results that are to be continued.
     """
-    device = find_device(options.model)
-    options.part = options.part or ("all" if device.type == "cpu" else "first")
     seed = torch.seed() % 2**31 if options.seed is None else options.seed
     bench = Bench(device, WORKLOADS[options.model], options.quick, seconds_left, seed)
     document = {"schema_version": 2, "model": options.model, **gpu_machine.machine(device, options.commit),
@@ -315,12 +329,14 @@ def main(given: Sequence[str] | None = None, clock: Callable[[], float] = time.m
     if options.dry_run:
         print("\n".join(gpu_report.plan(gpu_items.items(WORKLOADS[options.model], options.quick))))
         return 0
-    limit = options.limit_s or gpu_report.LIMITS[options.part or ("all" if options.model != SDXL.name else "first")]
-    # if no Python thread gets its turn any more, this ends the process all the same
-    faulthandler.dump_traceback_later(limit, exit=True)
     try:
-        return run(options, sys.argv[1:] if given is None else given, lambda: limit - (clock() - started))
-    except ValueError as error:
+        device = find_device(options.model)
+        options.part = options.part or ("all" if device.type == "cpu" else "first")
+        seconds = (options.limit_s or gpu_report.LIMITS[options.part]) - _IMPORTS
+        # if no Python thread gets its turn any more, this ends the process all the same
+        faulthandler.dump_traceback_later(max(seconds, 1.0), exit=True)
+        return run(options, device, sys.argv[1:] if given is None else given, lambda: seconds - (clock() - started))
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
