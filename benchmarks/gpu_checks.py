@@ -118,9 +118,12 @@ def _of(workload: Workload, op: str) -> dict[str, Call]:
 
 def correctness(workload: Workload, kind: str, phase: int) -> list[Item]:
     """Return the checks in one type; every operation's come before anything of it is timed."""
+    seconds = _CHECK_SECONDS[kind]
     return [
-        Item(f"correct {name} {kind}", _CHECK_SECONDS[kind], partial(check, each, DTYPES[kind]), each.call.op, each.call.d, True, True,
-             phase, check=True)
+        Item(
+            f"correct {name} {kind}", seconds, partial(check, each, DTYPES[kind]), each.call.op, each.call.d,
+            always=True, decides=True, phase=phase, check=True,
+        )
         for name, each in checks(workload).items()
     ]  # fmt: skip
 

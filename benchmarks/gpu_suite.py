@@ -225,8 +225,8 @@ def find_device(model: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UsageError(
-            "this measures on an NVIDIA GPU, and torch sees none; TRITON_INTERPRET=1 with --model demo runs every section "
-            "on a CPU, and --dry-run prints the plan."
+            "this measures on an NVIDIA GPU, and torch sees none; TRITON_INTERPRET=1 with --model demo runs every "
+            "section on a CPU, and --dry-run prints the plan."
         )
     device = torch.device("cuda", torch.cuda.current_device())
     try:
@@ -334,7 +334,7 @@ def main(given: Sequence[str] | None = None, clock: Callable[[], float] = time.m
         options.part = options.part or ("all" if device.type == "cpu" else "first")
         seconds = (options.limit_s or gpu_report.LIMITS[options.part]) - _IMPORTS
         # if no Python thread gets its turn any more, this ends the process all the same
-        faulthandler.dump_traceback_later(max(seconds, 1.0), exit=True)
+        faulthandler.dump_traceback_later(max(seconds, 1.0), exit=True, file=sys.__stderr__)
         return run(options, device, sys.argv[1:] if given is None else given, lambda: seconds - (clock() - started))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
