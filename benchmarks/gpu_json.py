@@ -1,0 +1,24 @@
+"""Results as JSON files, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def write(path: Path, document: Any) -> None:
+    """Write a document, whole or not at all; NaN and infinity, which JSON lacks, become words."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(plain(document), indent=1, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def plain(value: Any) -> Any:
+    """Return a value without NaN and infinity, and with lists for tuples."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
