@@ -16,8 +16,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from infid_kernels.arguments import logit_scale
+from infid_kernels.arguments import empty_output, logit_scale
+from infid_kernels.library_attention import Attention, cudnn_attention, flash_attention, launch_library
+from infid_kernels.mean_shift import launch_mean_shift
 from infid_kernels.measure import Inputs
+from infid_kernels.tuning import Library
 
 Function = Callable[[Inputs], Tensor]
 
@@ -69,29 +72,25 @@ def flex(inputs: Inputs) -> Tensor:
     return out
 
 
-def flash_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return flash attention's output and its log-sum-exp `[B, H, N]`."""
-    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)
-    return out, lse
-
-
-def cudnn_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cuDNN attention's output and its log-sum-exp `[B, H, N]`."""
-    out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)
-    return out, lse.reshape(q.shape[:3])  # cuDNN returns it as [B, H, N, 1]
+def two_by(library: Library, inputs: Inputs) -> Tensor:
+    """Two attentions of a library merged by their log-sum-exp: the implementation that the table may choose."""
+    i, out = inputs, empty_output(inputs.q)
+    parts = launch_mean_shift(i.k_id, i.v_id, i.k_t, i.v_t, i.style_strength)
+    launch_library(i.q, i.k_id, i.v_id, i.k_t, i.v_t, *parts, logit_scale(None, i.q.shape[-1]), out, library)
+    return out
 
 
 def two_flash(inputs: Inputs) -> Tensor:
-    """Two flash attentions merged by their log-sum-exp."""
-    return merged(flash_with_lse, inputs)
+    """Two flash attentions merged by their log-sum-exp in PyTorch, to be compiled."""
+    return merged(flash_attention, inputs)
 
 
 def two_cudnn(inputs: Inputs) -> Tensor:
-    """Two cuDNN attentions merged by their log-sum-exp."""
-    return merged(cudnn_with_lse, inputs)
+    """Two cuDNN attentions merged by their log-sum-exp in PyTorch, to be compiled."""
+    return merged(cudnn_attention, inputs)
 
 
-def merged(attend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], inputs: Inputs) -> Tensor:
+def merged(attend: Attention, inputs: Inputs) -> Tensor:
     """Return w(o_id + δ_v) + (1 − w)o_t with w = sigmoid(lse_id + q·δ_k/√d − lse_t).
 
     Args:
@@ -99,10 +98,10 @@ def merged(attend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], in
         inputs: of the call.
     """
     shift_k, shift_v = shifts(inputs)
-    q = inputs.q
-    out_id, lse_id = attend(q, inputs.k_id, inputs.v_id)
-    out_t, lse_t = attend(q, inputs.k_t, inputs.v_t)
-    offset = (q @ shift_k.to(q.dtype).transpose(-1, -2)).squeeze(-1).float() * logit_scale(None, q.shape[-1])
+    q, scale = inputs.q, logit_scale(None, inputs.q.shape[-1])
+    out_id, lse_id = attend(q, inputs.k_id, inputs.v_id, scale)
+    out_t, lse_t = attend(q, inputs.k_t, inputs.v_t, scale)
+    offset = (q @ shift_k.to(q.dtype).transpose(-1, -2)).squeeze(-1).float() * scale
     weight = torch.sigmoid(lse_id + offset - lse_t).unsqueeze(-1)
     return (weight * (out_id + shift_v) + (1 - weight) * out_t).to(q.dtype)
 
@@ -157,9 +156,9 @@ def _ready_shift(inputs: Inputs, compiler: str) -> Callable[[], Tensor]:
 
 _MIXED, _MERGED = "mixed_attention", "merged_cross_attention"
 BASELINES: Sequence[Baseline] = (
-    Baseline("two cuDNN by log-sum-exp", _MIXED, partial(_eager, two_cudnn)),
+    Baseline("two cuDNN by log-sum-exp", _MIXED, partial(_eager, partial(two_by, Library("cudnn")))),
     Baseline("concat + shift + cuDNN", _MIXED, partial(_on, SDPBackend.CUDNN_ATTENTION, concat)),
-    Baseline("two flash by log-sum-exp", _MIXED, partial(_eager, two_flash)),
+    Baseline("two flash by log-sum-exp", _MIXED, partial(_eager, partial(two_by, Library("flash")))),
     Baseline("concat + shift + flash", _MIXED, partial(_on, SDPBackend.FLASH_ATTENTION, concat)),
     Baseline("cuDNN, keys ready", _MIXED, partial(_ready_keys, SDPBackend.CUDNN_ATTENTION), complete=False),
     Baseline("flash, keys ready", _MIXED, partial(_ready_keys, SDPBackend.FLASH_ATTENTION), complete=False),

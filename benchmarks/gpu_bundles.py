@@ -13,16 +13,15 @@ from infid_engines.kernel_bundle import KernelBundle, write_bundle
 from infid_kernels import mean_shift
 from infid_kernels.compile import compile_kernel
 from infid_kernels.measure import Call, Inputs
-from infid_kernels.tuning import Configuration, architecture_of, choose
+from infid_kernels.tuning import Configuration, architecture_of, choose_kernel
+
+_SHIFTS = {"mixed_attention": "mean_shift", "merged_cross_attention": "value_shift"}  # what goes in front
 
 
 def parts(call: Call, device: torch.device) -> list[tuple[str, Configuration, bool]]:
     """Return the kernels that a call in fp16 needs: name, tiles, and whether these divide all lengths."""
-    configuration, whole = choose(call.op, device, call.d, call.queries, call.lengths)
-    found = [(call.op, configuration.plain, whole)]
-    if call.op == "mixed_attention":
-        found.append(("mean_shift", mean_shift.CONFIGURATION, False))
-    return found
+    configuration, whole = choose_kernel(call.op, device, call.d, call.queries, call.lengths)
+    return [(call.op, configuration.plain, whole), (_SHIFTS[call.op], mean_shift.CONFIGURATION, False)]
 
 
 def bundle_of(call: Call, device: torch.device, folder: Path) -> KernelBundle:
@@ -54,7 +53,7 @@ def launcher(
         The function, and which kernels it launches.
     """
     major, minor = torch.cuda.get_device_capability(device)
-    ops = ["mean_shift", call.op] if call.op == "mixed_attention" else [call.op]
+    ops = (_SHIFTS[call.op], call.op)
     kernels = [bundle.find(op, f"sm_{major}{minor}", "float16", call.d, call.lengths, call.queries) for op in ops]
     shape = (call.rows, call.heads, mean_shift.SPLITS, call.d)
     shift_k, shift_v = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))

@@ -12,7 +12,7 @@ from gpu_bench import Bench, Item, Result, Workload
 from gpu_checks import form_of
 from infid_kernels.autotune import Level, NoCandidateError, Trial, measure, select
 from infid_kernels.measure import Timing
-from infid_kernels.tuning import Configuration, Entry, candidates, write
+from infid_kernels.tuning import Choice, Entry, choices, parse_choice, write
 
 _FEW = 5  # candidates of a level that is not tried in full
 _QUICK = 3
@@ -25,13 +25,11 @@ def in_full(level: Level) -> bool:
     return level.call.op == "mixed_attention" and level.whole
 
 
-def worth_trying(level: Level, quick: bool, architecture: str) -> Sequence[Configuration]:
+def worth_trying(level: Level, quick: bool, architecture: str) -> Sequence[Choice]:
     """Return what may be tried at a level, the most promising first."""
-    tried = candidates(level.call.op, architecture)
-    if quick:
-        return tried[:_QUICK]
     # what is fastest at a whole length is tried at the odd one, and that is not known beforehand
-    return tried if level.call.op == "mixed_attention" else tried[:_FEW]
+    most = _QUICK if quick else None if level.call.op == "mixed_attention" else _FEW
+    return choices(level.call.op, architecture, level.call.d, most)
 
 
 def items(workload: Workload, quick: bool, architecture: str) -> list[Item]:
@@ -56,9 +54,9 @@ def _item(name: str, level: Level, count: int, measured: partial[Result]) -> Ite
     return Item(name, _ITEM_SECONDS + _CANDIDATE_SECONDS * count, measured, level.call.op)
 
 
-def by_form(tried: Sequence[Configuration]) -> dict[str, list[Configuration]]:
+def by_form(tried: Sequence[Choice]) -> dict[str, list[Choice]]:
     """Return candidates by what sets them apart beside their sizes."""
-    forms: dict[str, list[Configuration]] = {}
+    forms: dict[str, list[Choice]] = {}
     for each in tried:
         forms.setdefault(form_of(each), []).append(each)
     return forms
@@ -83,7 +81,7 @@ def few(level: Level, bench: Bench) -> Result:
     return _measured(level, tried[: _QUICK if bench.quick else _FEW], bench)
 
 
-def _measured(level: Level, tried: Sequence[Configuration], bench: Bench) -> Result:
+def _measured(level: Level, tried: Sequence[Choice], bench: Bench) -> Result:
     sets = len(bench.sets(roofline.least_bytes(level.call)))
     trials = measure(level, bench.device, partial(bench.time, samples=_SAMPLES if bench.on_gpu else None), sets, tried)
     return {"level": level.name, "trials": [asdict(trial) for trial in trials]}
@@ -93,7 +91,7 @@ def timed(level: Level, results: Mapping[str, Result]) -> list[Trial]:
     """Return the candidates of a level that were right and timed, from all its items."""
     rows = [row for result in results.values() if result.get("level") == level.name for row in result["trials"]]
     return [
-        Trial(**{**row, "configuration": Configuration(**row["configuration"]), "timing": Timing(**row["timing"])})
+        Trial(**{**row, "configuration": parse_choice(row["configuration"]), "timing": Timing(**row["timing"])})
         for row in rows if row["timing"]
     ]  # fmt: skip
 
@@ -108,7 +106,7 @@ def entries(workload: Workload, results: Mapping[str, Result], architecture: str
     found = []
     for level in workload.levels:
         try:
-            found.append(select(level, timed(level, results), architecture, machine))
+            found.extend(select(level, timed(level, results), architecture, machine))
         except NoCandidateError:
             continue  # its trials say why
     return found

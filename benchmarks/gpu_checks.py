@@ -14,7 +14,7 @@ from torch import Tensor
 import gpu_child
 from gpu_bench import DTYPES, Bench, Item, Result, Workload, public
 from infid_kernels.measure import LIMITS, Call, Inputs, relative_rms
-from infid_kernels.tuning import OPS, Configuration, architecture_of, candidates, choose
+from infid_kernels.tuning import OPS, Choice, architecture_of, choices, choose
 
 _SANITIZER_SECONDS = 22.0  # expected of one tool
 _SANITIZER_LIMIT = 60.0  # that one tool may take
@@ -157,26 +157,30 @@ def sanitize(tool: str, bench: Bench) -> Result:
     return {**reported, "error": f"it ended with exit code {ended.code}"}
 
 
-def sanitized_calls(architecture: str) -> list[tuple[Call, Configuration | None]]:
+def sanitized_calls(architecture: str) -> list[tuple[Call, Choice | None]]:
     """Return small calls for the sanitizer: whole and partial blocks of both operations, and every form.
 
     Args:
         architecture: whose candidates' forms are taken.
 
     Returns:
-        Calls, each with a configuration or None for the public operation.
+        Calls, each with a choice or None for the public operation.
     """
     lengths = ((128, 128, 128), (77, 261, 77))
-    found: list[tuple[Call, Configuration | None]] = [(Call(op, 1, 2, *each), None) for op in OPS for each in lengths]
-    wide = {op: Call(op, 1, 2, 300, 261, 128) for op in OPS}
-    firsts = {(op, form_of(each)): each for op in OPS for each in reversed(candidates(op, architecture))}
-    return [*found, *((wide[op], each) for (op, _), each in firsts.items())]
+    found: list[tuple[Call, Choice | None]] = [(Call(op, 1, 2, *each), None) for op in OPS for each in lengths]
+    firsts = {(op, form_of(each)): each for op in OPS for each in reversed(choices(op, architecture, 64))}
+    # the Gluon form takes whole blocks alone
+    wide = [
+        (Call(op, 1, 2, 300, *((256, 128) if getattr(each, "gluon", False) else (261, 128))), each)
+        for (op, _), each in firsts.items()
+    ]
+    return [*found, *wide]
 
 
-def form_of(configuration: Configuration) -> str:
-    """Return what sets a configuration apart beside its sizes, in words."""
+def form_of(choice: Choice) -> str:
+    """Return what sets a choice apart beside its sizes, in words."""
     sizes = ("block_m", "block_n", "num_warps", "num_stages")
-    chosen = {name: value for name, value in asdict(configuration).items() if value and name not in sizes}
+    chosen = {name: value for name, value in asdict(choice).items() if value and name not in sizes}
     return ", ".join(name if value is True else f"{name} {value}" for name, value in chosen.items()) or "plain"
 
 

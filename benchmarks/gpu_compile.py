@@ -27,9 +27,10 @@ import gpu_candidates
 import gpu_checks
 import gpu_child
 from gpu_bench import DTYPES, Bench, Item, Result
+from infid_kernels.autotune import Level
 from infid_kernels.compile import compile_kernel
 from infid_kernels.measure import Call, Inputs
-from infid_kernels.tuning import Configuration, choose, divides
+from infid_kernels.tuning import Choice, Configuration, choose, parse_choice
 
 _SECONDS = {1: 15.0, 2: 8.0}  # expected: 0.5 s a kernel on one core, and one start of Python with torch
 _LIMIT = 45.0
@@ -51,8 +52,7 @@ def jobs(bench: Bench, phase: int) -> list[Job]:
         made += [_job(call, *_choice(call, bench), "float16") for call in calls]
         for level in workload.levels:
             tried = gpu_candidates.worth_trying(level, bench.quick, bench.architecture)
-            made += [_job(level.call, each, level.whole, "float16") for each in tried
-                     if not level.whole or divides(each, level.call.lengths)]  # fmt: skip
+            made += [_job(level.call, each, level.whole, "float16") for each in tried if _takes(level, each)]
         for call in workload.calls.values():
             made += [_job(call, configuration, fits, "float16") | {"bundle": op}
                      for op, configuration, fits in gpu_bundles.parts(call, bench.device)]  # fmt: skip
@@ -64,12 +64,18 @@ def jobs(bench: Bench, phase: int) -> list[Job]:
     return list({_specialization(job): job for job in made}.values())
 
 
-def _choice(call: Call, bench: Bench) -> tuple[Configuration, bool]:
+def _takes(level: Level, choice: Choice) -> bool:
+    """Return whether a choice computes a level: whole blocks need to divide it, and the Gluon form has no others."""
+    whole_only = level.whole or (isinstance(choice, Configuration) and choice.gluon)
+    return not whole_only or choice.divides(level.call.lengths)
+
+
+def _choice(call: Call, bench: Bench) -> tuple[Choice, bool]:
     return choose(call.op, bench.device, call.d, call.queries, call.lengths)
 
 
-def _job(call: Call, configuration: Configuration, fits: bool | None, kind: str) -> Job:
-    whole = divides(configuration, call.lengths) if fits is None else fits
+def _job(call: Call, configuration: Choice, fits: bool | None, kind: str) -> Job:
+    whole = configuration.divides(call.lengths) if fits is None else fits
     return {"call": asdict(call), "configuration": asdict(configuration), "fits": whole, "dtype": kind}
 
 
@@ -156,7 +162,7 @@ def _compile(architecture: str, job: Job) -> Result:
         counted["in_cache" if cache_hit else "compiled"] += 1
 
     triton.knobs.compilation.listener = count
-    call, configuration = Call(**job["call"]), Configuration(**job["configuration"])
+    call, configuration = Call(**job["call"]), parse_choice(job["configuration"])
     try:
         if "bundle" in job:
             compile_kernel(job["bundle"], architecture, call.d, configuration, job["dtype"], job["fits"])

@@ -22,7 +22,7 @@ from infid_kernels.compile import compile_code
 from infid_kernels.mean_shift import launch_mean_shift
 from infid_kernels.measure import LIMITS, Call, Inputs, Timing, relative_rms
 from infid_kernels.sass import read_machine_code
-from infid_kernels.tuning import Configuration, choose
+from infid_kernels.tuning import Choice, Library, choose
 
 OURS, AGAIN = "infid_kernels", "infid_kernels again"  # the same version twice: their difference is the spread
 ALONE = "attention kernel alone"
@@ -77,8 +77,10 @@ def best_baseline(contenders: Mapping[str, Result]) -> str | None:
     return min(complete, key=lambda name: float(contenders[name]["median"]), default=None)
 
 
-def resources(call: Call, configuration: Configuration, whole: bool, kind: str, bench: Bench) -> Result:
+def resources(call: Call, configuration: Choice, whole: bool, kind: str, bench: Bench) -> Result:
     """Return what a form of the kernel uses, and how many tiles of it a Hopper SM holds at once."""
+    if isinstance(configuration, Library):
+        return {"unavailable": f"{configuration.library} is a library, whose kernels are its own"}
     if not bench.on_gpu:
         return {"unavailable": "Triton's interpreter makes no machine code"}
     try:
@@ -86,8 +88,11 @@ def resources(call: Call, configuration: Configuration, whole: bool, kind: str, 
         registers = read_machine_code(compiled.asm["cubin"]).registers
     except Exception as error:  # the times stand without it
         return {"error": f"{type(error).__name__}: {error}"}
-    used = {"configuration": asdict(configuration), "registers": registers, "shared_bytes": compiled.metadata.shared}
-    return used | ({"tiles_at_once": roofline.at_once(used)} if bench.architecture == "sm_90" else {})
+    shared = compiled.metadata.shared
+    used = {"configuration": asdict(configuration), "registers": registers, "shared_bytes": shared}
+    if bench.architecture == "sm_90":
+        used["tiles_at_once"] = roofline.at_once(configuration.num_warps, registers, shared)
+    return used
 
 
 def compiled_baselines(op: str, bench: Bench) -> Result:

@@ -171,9 +171,13 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if has_values(tensor) and tensor.is_cuda else nullcontext()
 
 
-def launchable(kernel: Any) -> Any:
-    """Return a kernel in the form that can be traced as well; under Triton's interpreter there is nothing to trace."""
-    return wrap_triton(kernel) if isinstance(kernel, JITFunction) else kernel
+def launchable(kernel: Any, tensor: Tensor) -> Any:
+    """Return a kernel in the form that can be traced, if that is what happens to the tensor that it is launched on.
+
+    Under Triton's interpreter there is nothing to trace. A launch on real memory goes straight to Triton: PyTorch's
+    wrapper would keep the tensors behind its descriptors.
+    """
+    return wrap_triton(kernel) if isinstance(kernel, JITFunction) and not has_values(tensor) else kernel
 
 
 def empty_output(q: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from infid_kernels.arguments import launchable, on_device
 from infid_kernels.tuning import Configuration, Library
 
+Attention = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 # Any tile does: the kernel reads and writes every element once. 64 × 64 in fp16 are 16 bytes per thread and load.
 _TILES = Configuration(block_m=64, block_n=1, num_warps=4, num_stages=1)
 
@@ -36,7 +37,7 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tens
     return out, lse[:, :, : q.shape[2]]  # it may be padded to whole blocks of queries
 
 
-LIBRARIES: Mapping[str, Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
+LIBRARIES: Mapping[str, Attention] = {
     "cudnn": cudnn_attention,
     "flash": flash_attention,
 }
@@ -98,7 +99,7 @@ def launch_library(
     out_id, lse_id = attend(q, k_id, v_id, scale)
     rows, heads, queries, d = q.shape
     with on_device(q):
-        launchable(merge_kernel)[(triton.cdiv(queries, _TILES.block_m), rows * heads)](
+        launchable(merge_kernel, q)[(triton.cdiv(queries, _TILES.block_m), rows * heads)](
             q, out_id, lse_id, out_t, lse_t, shift_k, shift_v,
             heads, queries,
             *q.stride()[:3], *out_id.stride()[:3], *lse_id.stride(), *out_t.stride()[:3], *lse_t.stride(),

@@ -109,7 +109,7 @@ def launch_mean_shift(k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, stre
     """
     shift_k, shift_v = empty_parts(k_id), empty_parts(k_id)
     with on_device(k_id):
-        launchable(mean_shift_kernel)[_grid(k_id)](
+        launchable(mean_shift_kernel, k_id)[_grid(k_id)](
             k_id, v_id, k_t, v_t, strength,
             k_id.shape[1], k_id.shape[2], k_t.shape[2],
             *k_id.stride()[:3], *v_id.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3],
@@ -122,7 +122,7 @@ def launch_value_shift(v_id: Tensor, v_t: Tensor, strength: Tensor) -> Tensor:
     """Return the partial shifts of values, `[B, H, SPLITS, d]` fp32; arguments as in `launch_mean_shift`."""
     shift_v = empty_parts(v_id)
     with on_device(v_id):
-        launchable(value_shift_kernel)[_grid(v_id)](
+        launchable(value_shift_kernel, v_id)[_grid(v_id)](
             v_id, v_t, strength,
             v_id.shape[1], v_id.shape[2], v_t.shape[2],
             *v_id.stride()[:3], *v_t.stride()[:3],

@@ -104,7 +104,7 @@ def launch_merged_cross_attention(
     """
     rows, heads, queries, d = q.shape
     with on_device(q):
-        launchable(merged_cross_attention_kernel)[(triton.cdiv(queries, configuration.block_m), rows * heads)](
+        launchable(merged_cross_attention_kernel, q)[(triton.cdiv(queries, configuration.block_m), rows * heads)](
             q, k_t, v_t, k_id, v_id, shift_v, identity_strength,
             heads, queries, k_t.shape[2], k_id.shape[2],
             *q.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3],

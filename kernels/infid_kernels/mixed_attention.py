@@ -126,7 +126,7 @@ def launch_mixed_attention(
         read = (k_id, v_id, k_t, v_t) if k_id.shape[2] else (k_t, v_t, k_t, v_t)
         segments = [TensorDescriptor.from_tensor(each, [1, 1, choice.block_n, block_d]) for each in read]
     with on_device(q):
-        launchable(mixed_attention_kernel)[(triton.cdiv(queries, choice.block_m), rows * heads)](
+        launchable(mixed_attention_kernel, q)[(triton.cdiv(queries, choice.block_m), rows * heads)](
             q, *segments, shift_k, shift_v,
             heads, queries, k_id.shape[2], k_t.shape[2],
             *q.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3],

@@ -26,7 +26,7 @@ except (ImportError, AttributeError) as error:  # Gluon is experimental: a later
     MISSING = f"Triton {triton.__version__} has no Gluon for Hopper as the kernel needs it ({error})"
 
 HEAD_SIZES = (64, 128)  # whole rows of 128 bytes, the widest swizzle; others would be padded, and the padding masked
-ARCHITECTURE = (9, 0)  # compute capability; no other has wgmma
+CAPABILITY = (9, 0)  # no other GPU has wgmma
 
 
 def launch_mixed_attention_gluon(
@@ -60,12 +60,17 @@ def launch_mixed_attention_gluon(
 
 
 def takes(q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, configuration: Configuration) -> bool:
-    """Return whether this form can compute a call; `rejection` says why not."""
-    return not rejection(q, k_id, v_id, k_t, v_t, configuration)
+    """Return whether this form can compute a call on the GPU that it is on; `rejection` says why not."""
+    return _capability(q.device) == CAPABILITY and not rejection(q, k_id, v_id, k_t, v_t, configuration)
+
+
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    """Return a GPU's compute capability; None if it is none."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 def rejection(q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, configuration: Configuration) -> str:
-    """Return why this form cannot compute a call, or nothing if it can.
+    """Return why this form cannot compute a call on any Hopper GPU, or nothing if it can.
 
     Args:
         q: `[B, H, N, d]`, any number of queries: those of the last tile that are the next row's are not stored.
@@ -90,15 +95,7 @@ def rejection(q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, c
                 f"TMA reads {name} as a matrix with the heads of a token side by side, tokens a multiple of 16 bytes "
                 f"apart and rows one after the other, got strides {tuple(tensor.stride())}"
             )
-    capability = _capability(q.device)
-    if capability != ARCHITECTURE:
-        return f"it is for GPUs of compute capability 9.0, got {capability or q.device}"
     return ""
-
-
-def _capability(device: torch.device) -> tuple[int, int] | None:
-    """Return a GPU's compute capability; None if it is none."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 def _token_stride(tensor: Tensor) -> int:

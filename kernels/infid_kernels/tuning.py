@@ -309,20 +309,30 @@ def read(path: Path) -> tuple[Entry, ...]:
         document = json.loads(path.read_text())
         if document["schema_version"] != _SCHEMA_VERSION:
             raise ValueError(f"it has schema version {document['schema_version']}, not {_SCHEMA_VERSION}")
-        return tuple(Entry(**{**row, "configuration": _choice(row)}) for row in document["entries"])
+        entries = tuple(Entry(**{**row, "configuration": parse_choice(row["configuration"])})
+                        for row in document["entries"])  # fmt: skip
+        for each in entries:
+            if isinstance(each.configuration, Library) and each.op != "mixed_attention":
+                raise ValueError(f"{each.op} has no implementation by {each.configuration.library}")
+        return entries
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a file of kernel configurations ({error}); write one with `infid-export tune`"
         ) from error
 
 
-def _choice(row: Mapping[str, Any]) -> Choice:
-    fields = row["configuration"]
+def parse_choice(fields: Mapping[str, Any]) -> Choice:
+    """Return a choice from its fields, as `told` or `asdict` gives them.
+
+    Raises:
+        TypeError: a field is not known.
+        ValueError: there is no such library.
+    """
     if "library" not in fields:
         return Configuration(**fields)
     library = Library(**fields)
-    if row["op"] != "mixed_attention" or library not in _LIBRARIES:
-        raise ValueError(f"{row['op']} has no implementation by {library.library}")
+    if library not in _LIBRARIES:
+        raise ValueError(f"there is no implementation by {library.library}")
     return library
 
 

@@ -23,7 +23,7 @@ from infid_engines.kernel_bundle import KernelBundle
 from infid_engines.kernel_launch import Kernel
 from infid_kernels import measure
 from infid_kernels.compile import CompiledKernel
-from infid_kernels.mean_shift import SPLITS, launch_mean_shift
+from infid_kernels.mean_shift import SPLITS, launch_mean_shift, launch_value_shift
 from infid_kernels.tuning import Configuration
 
 
@@ -59,6 +59,11 @@ class Driver:
         def tokens(name: str, length: str) -> Tensor:
             return at(name, (rows, sizes[length], heads, 64), torch.float16).transpose(1, 2)
 
+        if op == "value_shift":
+            values = tokens("v_id", "identity_length"), tokens("v_t", "text_length")
+            shift = launch_value_shift(*values, at("strength", (rows,)))
+            at("shift_v", tuple(shift.shape)).copy_(shift)
+            return
         identity = [tokens(name, "identity_length") for name in ("k_id", "v_id")]
         text = [tokens(name, "text_length") for name in ("k_t", "v_t")]
         if op == "mean_shift":
@@ -72,13 +77,15 @@ class Driver:
             shifts = [at(name, (rows, heads, SPLITS, 64)) for name in ("shift_k", "shift_v")]
             measure.launch_mixed_attention(q, *identity, *text, *shifts, 0.125, out, tiles, False)
         else:
-            strengths = [at(name, (rows,)) for name in ("style_strength", "identity_strength")]
-            measure.launch_merged_cross_attention(q, *text, *identity, *strengths, 0.125, out, tiles, False)
+            given = at("shift_v", (rows, heads, SPLITS, 64)), at("identity_strength", (rows,))
+            measure.launch_merged_cross_attention(q, *text, *identity, *given, 0.125, out, tiles, False)
         if self.wrong:
             out[:, :, -1] = float("nan")
 
 
-@pytest.mark.parametrize(("name", "ops"), [("mixed-4096", ["mean_shift", MIXED.op]), ("merged-4096", [MERGED.op])])
+@pytest.mark.parametrize(
+    ("name", "ops"), [("mixed-4096", ["mean_shift", MIXED.op]), ("merged-4096", ["value_shift", MERGED.op])]
+)
 def test_a_bundle_is_right_and_timed_next_to_torch(
     bench: FakeBench, monkeypatch: pytest.MonkeyPatch, kernels_bundle: Path, name: str, ops: list[str]
 ) -> None:
@@ -121,7 +128,7 @@ def test_a_bundle_of_the_tables_own_configuration(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bench: FakeBench
 ) -> None:
     """With a form that a bundle cannot hold: its tiles are bundled in plain form."""
-    chosen = Configuration(64, 128, 4, 2, persistent=2, descriptors=True)
+    chosen = Configuration(64, 128, 4, 2, descriptors=True)
     asked: dict[str, Any] = {}
 
     def compile_kernel(op: str, architecture: str, d: int, tiles: Configuration, whole: bool) -> CompiledKernel:
@@ -134,7 +141,7 @@ def test_a_bundle_of_the_tables_own_configuration(
         return CompiledKernel("ptx", b"cubin", launch)
 
     monkeypatch.setattr(gpu_bundles, "compile_kernel", compile_kernel)
-    monkeypatch.setattr(gpu_bundles, "choose", lambda *_: (chosen, True))
+    monkeypatch.setattr(gpu_bundles, "choose_kernel", lambda *_: (chosen, True))
     monkeypatch.setattr(gpu_bundles, "architecture_of", lambda device: "sm_90")
     made = gpu_bundles.bundle_of(MIXED, bench.device, tmp_path / "bundle")
     assert asked[MIXED.op] == ("sm_90", 64, chosen.plain, True)

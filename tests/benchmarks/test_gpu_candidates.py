@@ -11,7 +11,7 @@ import gpu_candidates
 from gpu_bench import SDXL
 from gpu_suite import Suite
 from infid_kernels.autotune import LEVELS
-from infid_kernels.tuning import candidates, read
+from infid_kernels.tuning import choices, read
 
 WHOLE, ODD, MERGED = TINY.levels
 
@@ -23,8 +23,8 @@ def test_all_of_mixed_attention_at_whole_lengths_are_tried_and_few_of_the_rest()
         names = {item.name for item in gpu_candidates.items(SDXL, False, "sm_90")}
         assert {f"candidates {level.name}: {form}" for form in forms} < names
         tried = [each for those in forms.values() for each in those]
-        assert sorted(map(str, tried)) == sorted(map(str, candidates(level.call.op, "sm_90")))
-    assert len(gpu_candidates.worth_trying(LEVELS[4], False, "sm_90")) < len(candidates(LEVELS[4].call.op, "sm_90"))
+        assert sorted(map(str, tried)) == sorted(map(str, choices(level.call.op, "sm_90", 64)))
+    assert len(gpu_candidates.worth_trying(LEVELS[4], False, "sm_90")) < len(choices(LEVELS[4].call.op, "sm_90", 64))
 
 
 def test_what_was_fastest_is_tried_at_the_odd_length(suite: Suite, bench: FakeBench, tmp_path: Path) -> None:

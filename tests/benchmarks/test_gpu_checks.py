@@ -17,7 +17,7 @@ from gpu_bench import DEMO, SDXL, Bench, Item
 from gpu_checks import Check
 from gpu_suite import Suite
 from infid_kernels.measure import Call
-from infid_kernels.tuning import OPS, candidates
+from infid_kernels.tuning import OPS, choices
 
 
 @pytest.mark.usefixtures("tiny")
@@ -115,7 +115,7 @@ def test_every_form_and_operation_runs_under_the_sanitizer(monkeypatch: pytest.M
     )
     gpu_checks.sanitized()
     assert {(op, "public") for op in OPS} < set(launched)
-    forms = {(op, gpu_checks.form_of(each)) for op in OPS for each in candidates(op, "sm_90")}
+    forms = {(op, gpu_checks.form_of(each)) for op in OPS for each in choices(op, "sm_90", 64)}
     assert forms == {each for each in launched if each[1] != "public"}
     assert len(forms) > len(OPS)
 

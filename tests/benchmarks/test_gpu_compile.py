@@ -20,7 +20,7 @@ import gpu_compile
 from gpu_bench import SDXL, Bench
 from infid_kernels.autotune import LEVELS
 from infid_kernels.measure import SDXL_CALLS
-from infid_kernels.tuning import candidates, choose
+from infid_kernels.tuning import candidates, choices, choose
 
 H100: Any = SimpleNamespace(type="cuda")
 
@@ -46,12 +46,12 @@ def test_everything_that_is_launched_is_compiled(hopper: Bench) -> None:
         assert compiled(call, *choose(call.op, H100, call.d, call.queries, call.lengths))
     for call in SDXL_CALLS.values():
         assert compiled(replace(call, rows=1), *choose(call.op, H100, call.d, call.queries, call.lengths))
-    for configuration in candidates("mixed_attention", "sm_90"):
-        assert compiled(LEVELS[0].call, configuration, True)
-        assert compiled(LEVELS[2].call, configuration, False)
+    for choice in choices("mixed_attention", "sm_90", 64):
+        assert compiled(LEVELS[0].call, choice, True)
+        assert compiled(LEVELS[2].call, choice, False) != getattr(choice, "gluon", False)  # it has whole blocks alone
     assert not compiled(replace(SDXL_CALLS["mixed-4096"], heads=1), candidates("mixed_attention", "sm_90")[0], True)
     bundles = {(job["bundle"], job["call"]["queries"]) for job in jobs if "bundle" in job}
-    assert {op for op, _ in bundles} == {"mean_shift", "mixed_attention", "merged_cross_attention"}
+    assert {op for op, _ in bundles} == {"mean_shift", "value_shift", "mixed_attention", "merged_cross_attention"}
 
 
 def test_the_second_command_compiles_bf16_and_what_is_sanitized(hopper: Bench) -> None:

@@ -18,11 +18,11 @@ from gpu_bench import Bench
 from gpu_kernels import AGAIN, ALONE, OURS
 from infid_kernels.measure import Call, Inputs, relative_rms
 from infid_kernels.sass import MachineCode
-from infid_kernels.tuning import Configuration
+from infid_kernels.tuning import Configuration, Library
 
 
-def dense_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    logits = q.double() @ k.double().transpose(-1, -2) * q.shape[-1] ** -0.5
+def dense_with_lse(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    logits = q.double() @ k.double().transpose(-1, -2) * scale
     return (logits.softmax(-1) @ v.double()).to(q.dtype), logits.logsumexp(-1).float()
 
 
@@ -42,35 +42,29 @@ def test_the_baselines_compute_the_same(function: gpu_baselines.Function, call: 
 
 
 @pytest.mark.parametrize(
-    ("name", "function", "shape"),
+    ("name", "library", "shape"),
     [
-        ("_scaled_dot_product_cudnn_attention", gpu_baselines.two_cudnn, (2, 2, 40, 1)),
-        ("_scaled_dot_product_flash_attention", gpu_baselines.two_flash, (2, 2, 40)),
+        ("_scaled_dot_product_cudnn_attention", "cudnn", (2, 2, 40, 1)),
+        ("_scaled_dot_product_flash_attention", "flash", (2, 2, 40)),
     ],
     ids=["cuDNN", "flash"],
 )
 def test_the_log_sum_exp_is_taken_as_each_library_returns_it(
-    name: str, function: gpu_baselines.Function, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    name: str, library: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
-    def library(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, ...]:
+    def stand_in(q: Tensor, k: Tensor, v: Tensor, *rest: object, scale: float) -> tuple[Tensor, ...]:
         asked.append(rest)
-        out, lse = dense_with_lse(q, k, v)
+        out, lse = dense_with_lse(q, k, v, scale)
         return out, lse.reshape(shape), torch.empty(0)
 
-    monkeypatch.setattr(torch.ops.aten, name, library)
+    monkeypatch.setattr(torch.ops.aten, name, stand_in)
     inputs = MIXED.inputs(torch.float16, torch.Generator().manual_seed(2))
-    assert relative_rms(function(inputs), MIXED.reference(inputs)) <= 1e-3
-    assert asked == [(None, True)] * 2 if "cudnn" in name else [()] * 2  # no bias, and the log-sum-exp is wanted
-
-
-def test_both_libraries_take_what_they_are_called_with() -> None:
-    q = torch.empty(2, 2, 40, 64, dtype=torch.float16, device="meta")
-    out, lse = gpu_baselines.cudnn_with_lse(q, q, q)
-    assert (out.shape, lse.shape) == (q.shape, q.shape[:3])
-    out, lse = gpu_baselines.flash_with_lse(q, q, q)
-    assert (out.shape, lse.shape) == (q.shape, q.shape[:3])
+    expected = MIXED.reference(inputs)
+    assert relative_rms(gpu_baselines.two_by(Library(library), inputs), expected) <= 1e-3
+    assert relative_rms(getattr(gpu_baselines, f"two_{library}")(inputs), expected) <= 1e-3
+    assert asked == [(None, True)] * 4 if library == "cudnn" else [()] * 4  # no bias; the log-sum-exp is wanted
 
 
 def test_every_baseline_of_the_issue_is_there() -> None:
@@ -153,6 +147,11 @@ def test_tiles_at_once_are_reported_of_hopper_alone(
     used = gpu_kernels.resources(MIXED, form, True, "bfloat16", bench)
     assert asked == [("mixed_attention", architecture, 64, form, "bfloat16", True)]
     assert (used["registers"], used["shared_bytes"], used.get("tiles_at_once")) == (147, 74752, at_once)
+
+
+def test_a_library_has_no_resources_of_ours(monkeypatch: pytest.MonkeyPatch, bench: FakeBench) -> None:
+    monkeypatch.setattr(Bench, "on_gpu", True)
+    assert "cudnn is a library" in gpu_kernels.resources(MIXED, Library("cudnn"), True, "float16", bench)["unavailable"]
 
 
 def test_times_stand_without_resources(monkeypatch: pytest.MonkeyPatch, bench: FakeBench) -> None:

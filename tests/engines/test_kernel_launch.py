@@ -52,7 +52,7 @@ class Launches:
         for module in MODULES:
             monkeypatch.setattr(module, "launchable", self._launchable)
 
-    def _launchable(self, kernel: Any) -> Any:
+    def _launchable(self, kernel: Any, tensor: Tensor) -> Any:
         recorder = self
 
         class Launcher:

@@ -153,7 +153,7 @@ def test_every_launch_is_on_the_tensors_own_gpu(monkeypatch: pytest.MonkeyPatch,
         module = import_module(f"infid_kernels.{name}")
         monkeypatch.setattr(module, "on_device", on_device)
         monkeypatch.setattr(
-            module, "launchable", lambda kernel: defaultdict(lambda: lambda *_, **__: inside.append("launch"))
+            module, "launchable", lambda kernel, tensor: defaultdict(lambda: lambda *_, **__: inside.append("launch"))
         )
     for op, wanted in (("mixed_attention", 2), ("merged_cross_attention", 2)):
         inside.clear()

@@ -147,7 +147,7 @@ def test_a_file_with_a_library_that_does_not_compute_the_operation_is_rejected(
     op: str, library: str, tmp_path: Path
 ) -> None:
     tuning.write(tmp_path / "tuning.json", [Entry(op, "sm_90", 64, 0, True, Library(library), "")])
-    with pytest.raises(ValueError, match=f"{op} has no implementation by {library}"):
+    with pytest.raises(ValueError, match=f"(there is|{op} has) no implementation by {library}"):
         tuning.read(tmp_path / "tuning.json")
 
 
