@@ -61,8 +61,8 @@ SDXL = Workload(
     name="sdxl", model="random-sdxl", size=1024, steps=30, few_steps=4, calls=SDXL_CALLS, levels=LEVELS,
     network=torch.float16, matrix=8192, copy=2**30, races=50, samples=50, compiler="inductor",
 )  # fmt: skip
-# The demo model's attention at 64 pixels, half its own size, since the interpreter takes 0.8 s for 256 tokens: 64 tokens
-# with 1 head and 16 with 2, an image of 50 tokens and a face of 4.
+# The demo model's attention at 64 pixels, half its own size, since the interpreter takes 0.8 s for 256 tokens: there
+# are 64 tokens with 1 head and 16 with 2; an identity has 50 tokens of the image and 4 of the face.
 _DEMO_CALLS: Mapping[str, Call] = {
     "mixed-64": Call("mixed_attention", 2, 1, 64, 64, 64),
     "mixed-16": Call("mixed_attention", 2, 2, 16, 16, 16),

@@ -13,7 +13,16 @@ from infid_engines.kernel_bundle import KernelBundle, write_bundle
 from infid_kernels import mean_shift
 from infid_kernels.compile import compile_kernel
 from infid_kernels.measure import Call, Inputs
-from infid_kernels.tuning import architecture_of, choose
+from infid_kernels.tuning import Configuration, architecture_of, choose
+
+
+def parts(call: Call, device: torch.device) -> list[tuple[str, Configuration, bool]]:
+    """Return the kernels that a call in fp16 needs: name, tiles, and whether these divide all lengths."""
+    configuration, whole = choose(call.op, device, call.d, call.queries, call.lengths)
+    found = [(call.op, configuration.plain, whole)]
+    if call.op == "mixed_attention":
+        found.append(("mean_shift", mean_shift.CONFIGURATION, False))
+    return found
 
 
 def bundle_of(call: Call, device: torch.device, folder: Path) -> KernelBundle:
@@ -24,11 +33,8 @@ def bundle_of(call: Call, device: torch.device, folder: Path) -> KernelBundle:
         device: the GPU.
         folder: where the bundle is written.
     """
-    configuration, whole = choose(call.op, device, call.d, call.queries, call.lengths)
-    wanted = [(call.op, configuration.plain, whole)]
-    if call.op == "mixed_attention":
-        wanted.append(("mean_shift", mean_shift.CONFIGURATION, False))
-    made = [compile_kernel(op, architecture_of(device), call.d, tiles, whole=fits) for op, tiles, fits in wanted]
+    architecture = architecture_of(device)
+    made = [compile_kernel(op, architecture, call.d, tiles, whole=fits) for op, tiles, fits in parts(call, device)]
     write_bundle(folder, [replace(each, launch={**each.launch, "queries": [0]}) for each in made])
     return KernelBundle.load(folder)
 
@@ -36,7 +42,7 @@ def bundle_of(call: Call, device: torch.device, folder: Path) -> KernelBundle:
 def launcher(
     bundle: KernelBundle, call: Call, inputs: Inputs, device: torch.device
 ) -> tuple[Callable[[Tensor], Tensor], list[str]]:
-    """Return a function that computes into an output `[B, H, N, d]`, laid out as `[B, N, H, d]`, and returns it.
+    """Return a function that computes into an output `[B, H, N, d]`, stored as `[B, N, H, d]`, and returns it.
 
     Args:
         bundle: with the operation's kernels in fp16.

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from gpu_bench import DTYPES, Bench, Item, Result, public
-from infid_kernels.measure import LIMITS, SDXL_CALLS, Call, Inputs, relative_rms
+import gpu_child
+from gpu_bench import DTYPES, Bench, Item, Result, Workload, public
+from infid_kernels.measure import LIMITS, Call, Inputs, relative_rms
 from infid_kernels.tuning import OPS, Configuration, architecture_of, candidates, choose
 
-_RACES = 50  # runs on the same inputs
-_SANITIZER_SECONDS = 60.0  # that one tool may take
+_SANITIZER_SECONDS = 22.0  # expected of one tool
+_SANITIZER_LIMIT = 60.0  # that one tool may take
 _TOOLS = ("memcheck", "racecheck")
+_CHECK_SECONDS = {"float16": 0.5, "bfloat16": 0.25}  # of one comparison; the first ones also load libraries
 _FOUND = 9  # the exit code by which it says that it found something
 
 
 @dataclass(frozen=True)
 class Check:
-    """A call, and what its inputs are like.
+    """A call, and how its inputs are distributed.
 
     Args:
         call: its shape.
         content: `normal`, `large` logits, `ties` among the keys, or `means` 1e3 apart.
-        sliced: whether every tensor is cut out of a larger one, so that its tokens lie three times as far apart.
+        sliced: whether every tensor is a slice of a larger one, so that its tokens are three times as far apart.
     """
 
     call: Call
@@ -64,6 +64,8 @@ def _sliced(tensor: Tensor) -> Tensor:
 
 def check(wanted: Check, dtype: torch.dtype, bench: Bench) -> Result:
     """Compare a launch into a poisoned output with float64, and the public operation with the launch, bit by bit."""
+    if dtype == torch.bfloat16 and not bench.on_gpu:
+        return {"unavailable": "Triton's interpreter multiplies the bits of bf16 as integers"}
     call, inputs = wanted.call, wanted.inputs(dtype, bench.generator)
     configuration, whole = choose(call.op, bench.device, call.d, call.queries, call.lengths)
     launched = call.launched(inputs, configuration, whole)
@@ -73,116 +75,130 @@ def check(wanted: Check, dtype: torch.dtype, bench: Bench) -> Result:
             "configuration": asdict(configuration), "whole": whole}  # fmt: skip
 
 
-# The true shapes, then odd ones: tails in every segment, one token, no person, head sizes that are padded.
-_SHAPES: Mapping[str, Call] = {
-    **SDXL_CALLS,
-    "mixed 3952 (832 × 1216)": Call("mixed_attention", 2, 10, 3952, 3952, 3952),
-    "mixed 988 (832 × 1216)": Call("mixed_attention", 2, 20, 988, 988, 988),
-    "mixed odd, 5 heads of 40": Call("mixed_attention", 3, 5, 261, 500, 77, 40),
-    "mixed odd, heads of 128": Call("mixed_attention", 1, 3, 1001, 63, 77, 128),
-    "mixed one token": Call("mixed_attention", 1, 1, 1, 1, 1),
-    "mixed no person": Call("mixed_attention", 2, 2, 500, 0, 500),
-    "merged two people": Call("merged_cross_attention", 2, 20, 1024, 522, 77),
-    "merged odd, 5 heads of 80": Call("merged_cross_attention", 3, 5, 63, 500, 77, 80),
-    "merged one token": Call("merged_cross_attention", 1, 1, 1, 1, 1, 32),
-    "merged no person": Call("merged_cross_attention", 2, 2, 500, 0, 77),
+# Beside the calls that are timed: tails in every segment, one token, no person, head sizes that are padded.
+_ODD: Mapping[str, Mapping[str, Call]] = {
+    "sdxl": {
+        "mixed 3952 (832 × 1216)": Call("mixed_attention", 2, 10, 3952, 3952, 3952),
+        "mixed 988 (832 × 1216)": Call("mixed_attention", 2, 20, 988, 988, 988),
+        "mixed odd, 5 heads of 40": Call("mixed_attention", 3, 5, 261, 500, 77, 40),
+        "mixed odd, heads of 128": Call("mixed_attention", 1, 3, 1001, 63, 77, 128),
+        "mixed one token": Call("mixed_attention", 1, 1, 1, 1, 1),
+        "mixed no person": Call("mixed_attention", 2, 2, 500, 0, 500),
+        "merged two people": Call("merged_cross_attention", 2, 20, 1024, 522, 77),
+        "merged odd, 5 heads of 80": Call("merged_cross_attention", 3, 5, 63, 500, 77, 80),
+        "merged one token": Call("merged_cross_attention", 1, 1, 1, 1, 1, 32),
+        "merged no person": Call("merged_cross_attention", 2, 2, 500, 0, 77),
+    },
+    "demo": {
+        "mixed odd, heads of 40": Call("mixed_attention", 1, 3, 33, 50, 7, 40),
+        "mixed one token": Call("mixed_attention", 1, 1, 1, 1, 1),
+        "mixed no person": Call("mixed_attention", 1, 2, 40, 0, 33),
+        "merged odd, heads of 80": Call("merged_cross_attention", 1, 3, 33, 50, 7, 80),
+        "merged no person": Call("merged_cross_attention", 1, 2, 40, 0, 33),
+    },
 }
-# What the tiles of a true shape meet besides: at 1024 tokens every tile is whole and the pipeline is full.
-_CONTENTS: Mapping[str, Check] = {
-    f"{name}, {what}": Check(SDXL_CALLS[name], content, what == "sliced")
-    for name in ("mixed-1024", "merged-1024")
-    for what, content in (("large", "large"), ("ties", "ties"), ("means", "means"), ("sliced", "normal"))
-}
-CORRECTNESS: Mapping[str, Check] = {**{name: Check(call) for name, call in _SHAPES.items()}, **_CONTENTS}
+_CONTENTS = ("large", "ties", "means", "sliced")
 
 
-def correctness() -> list[Item]:
-    """Return the checks; every operation's come before anything of it is timed."""
+def checks(workload: Workload) -> dict[str, Check]:
+    """Return what is compared with float64, by name: the calls that are timed, odd ones, and unusual inputs."""
+    # at the smaller level every tile is whole and the pipeline is full
+    smaller = [name for op in OPS for name in [*_of(workload, op)][-1:]]
+    contents = {
+        f"{name}, {content}": Check(workload.calls[name], "normal" if content == "sliced" else content,
+                                    content == "sliced")
+        for name in smaller for content in _CONTENTS
+    }  # fmt: skip
+    return {name: Check(call) for name, call in (workload.calls | _ODD[workload.name]).items()} | contents
+
+
+def _of(workload: Workload, op: str) -> dict[str, Call]:
+    return {name: call for name, call in workload.calls.items() if call.op == op}
+
+
+def correctness(workload: Workload, kind: str, phase: int) -> list[Item]:
+    """Return the checks in one type; every operation's come before anything of it is timed."""
+    seconds = _CHECK_SECONDS[kind]
     return [
-        Item(f"correct {name} {kind}", 2.0, partial(check, each, dtype), each.call.op, each.call.d, True, True)
-        for kind, dtype in DTYPES.items()
-        for name, each in CORRECTNESS.items()
-    ]
-
-
-# Forms of mixed attention that the table does not hold; `tune` checks every candidate, and may be skipped.
-FORMS: Mapping[str, Callable[[Configuration], bool]] = {
-    "descriptors": lambda each: each.descriptors and not each.persistent,
-    "persistent": lambda each: each.persistent > 0,
-}
-
-
-def first_of(form: str, device: torch.device) -> Configuration | None:
-    """Return the most promising candidate of a form; None where this GPU has none."""
-    tried = candidates("mixed_attention", architecture_of(device))
-    return next((each for each in tried if FORMS[form](each)), None)
-
-
-def right_in_form(form: str, bench: Bench) -> Result:
-    """Compare a launch in a form that the table does not hold with float64."""
-    configuration = first_of(form, bench.device)
-    if configuration is None:
-        return {"error": "no candidate of this form on this architecture"}
-    call, dtype = SDXL_CALLS["mixed-1024"], torch.float16
-    inputs = call.inputs(dtype, bench.generator)
-    error, limit = relative_rms(call.launched(inputs, configuration), call.reference(inputs)), LIMITS[dtype]
-    return {"relative_rms": error, "limit": limit, "passed": error <= limit, "configuration": asdict(configuration)}
+        Item(
+            f"correct {name} {kind}", seconds, partial(check, each, DTYPES[kind]), each.call.op, each.call.d,
+            always=True, decides=True, phase=phase, check=True,
+        )
+        for name, each in checks(workload).items()
+    ]  # fmt: skip
 
 
 def race(bench: Bench) -> Result:
     """Run the same inputs again and again; an operation without races gives the same bits."""
-    differing = {}
-    for name, call in SDXL_CALLS.items():
+    differing, runs = {}, bench.workload.races
+    for name, call in bench.workload.calls.items():
         inputs = call.inputs(torch.float16, bench.generator)
         first = public(call, inputs)
-        differing[name] = sum(not torch.equal(public(call, inputs), first) for _ in range(_RACES - 1))
-    return {"runs": _RACES, "differing": differing, "passed": not any(differing.values())}
+        differing[name] = sum(not torch.equal(public(call, inputs), first) for _ in range(runs - 1))
+    return {"runs": runs, "differing": differing, "passed": not any(differing.values())}
 
 
 def sanitize(tool: str, bench: Bench) -> Result:
-    """Run small calls under compute-sanitizer, in a process of their own; what it finds fails the check."""
+    """Run small calls under compute-sanitizer, in a process group of their own; what it finds fails the check."""
+    if not bench.on_gpu:
+        return {"unavailable": "compute-sanitizer watches a GPU"}
     program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if program is None:
-        return {"error": "compute-sanitizer is not on this machine"}
+        return {"unavailable": "compute-sanitizer is not on this machine"}
     command = [program, "--tool", tool, "--error-exitcode", str(_FOUND), sys.executable, __file__]
     # without caching every tensor is an allocation of its own, so that a step over its end is seen
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    seconds = max(min(_SANITIZER_SECONDS, bench.seconds_left() - 5), 1)
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=seconds)
-    except subprocess.TimeoutExpired as error:
-        return {"error": f"it was stopped after {error.timeout:.0f} s"}
-    said = {"exit_code": found.returncode, "said": (found.stdout + found.stderr).strip().splitlines()[-20:]}
-    if found.returncode in (0, _FOUND):
-        return {**said, "passed": found.returncode == 0}
-    return {**said, "error": f"it ended with exit code {found.returncode}"}
+    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    ended = gpu_child.run(command, min(_SANITIZER_LIMIT, bench.seconds_left() - gpu_child.RESERVE), environment)
+    reported = {"exit_code": ended.code, "seconds": ended.seconds, "output": ended.output}
+    if ended.code is None:
+        return {**reported, "error": f"it was stopped after {ended.seconds:.0f} s"}
+    if ended.code in (0, _FOUND):
+        return {**reported, "passed": ended.code == 0}
+    return {**reported, "error": f"it ended with exit code {ended.code}"}
+
+
+def sanitized_calls(architecture: str) -> list[tuple[Call, Configuration | None]]:
+    """Return small calls for the sanitizer: whole and partial blocks of both operations, and every form.
+
+    Args:
+        architecture: whose candidates' forms are taken.
+
+    Returns:
+        Calls, each with a configuration or None for the public operation.
+    """
+    lengths = ((128, 128, 128), (77, 261, 77))
+    found: list[tuple[Call, Configuration | None]] = [(Call(op, 1, 2, *each), None) for op in OPS for each in lengths]
+    wide = {op: Call(op, 1, 2, 300, 261, 128) for op in OPS}
+    firsts = {(op, form_of(each)): each for op in OPS for each in reversed(candidates(op, architecture))}
+    return [*found, *((wide[op], each) for (op, _), each in firsts.items())]
+
+
+def form_of(configuration: Configuration) -> str:
+    """Return what sets a configuration apart beside its sizes, in words."""
+    sizes = ("block_m", "block_n", "num_warps", "num_stages")
+    chosen = {name: value for name, value in asdict(configuration).items() if value and name not in sizes}
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in chosen.items()) or "plain"
 
 
 def sanitized() -> None:
-    """What runs under compute-sanitizer: whole and ragged segments of both operations, and every form."""
+    """Launch what runs under compute-sanitizer."""
     device = torch.device("cuda")
     generator = torch.Generator(device)
-    for op in OPS:
-        for lengths in ((128, 128, 128), (77, 261, 77)):
-            call = Call(op, 1, 2, *lengths)
-            public(call, call.inputs(torch.float16, generator))
-    for form in FORMS:
-        configuration, call = first_of(form, device), Call("mixed_attention", 1, 2, 300, 261, 128)
-        if configuration is not None:
-            call.launched(call.inputs(torch.float16, generator), configuration)
+    for call, configuration in sanitized_calls(architecture_of(device)):
+        inputs = call.inputs(torch.float16, generator)
+        if configuration is None:
+            public(call, inputs)
+        else:
+            call.launched(inputs, configuration)
     torch.cuda.synchronize()
 
 
-def soundness() -> list[Item]:
-    """Return what may show a fault that no comparison of results shows, or in what the table does not hold."""
-    found = [Item("race", 5.0, race, decides=True)]
-    found += [
-        Item(f"form {form}", 4.0, partial(right_in_form, form), "mixed_attention", decides=True) for form in FORMS
-    ]
+def sanitizers() -> list[Item]:
+    """Return what may show a fault that no comparison of results shows; it may hang, so it comes last."""
     return [
-        *found,
-        *(Item(f"sanitizer {tool}", _SANITIZER_SECONDS, partial(sanitize, tool), decides=True) for tool in _TOOLS),
-    ]
+        Item(f"sanitizer {tool}", _SANITIZER_SECONDS, partial(sanitize, tool), decides=True, phase=2)
+        for tool in _TOOLS
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ import torch
 from gpu_bench import WORKLOADS, Bench, Result
 from gpu_json import plain, write
 
-_SAID = 20  # last lines of a child's output that are kept
-_RESERVE = 5.0  # seconds that are left for the results after a child was stopped
+_LINES = 20  # last lines of a child's output that are kept
+RESERVE = 5.0  # seconds that are left for the results after a child was stopped
 _groups: set[int] = set()  # process groups that run now
 
 
@@ -36,12 +36,12 @@ class Ended:
 
     Args:
         code: its exit code; None if it was stopped.
-        said: the last lines of its output.
+        output: the last lines of its output.
         seconds: how long it ran.
     """
 
     code: int | None
-    said: list[str]
+    output: list[str]
     seconds: float
 
 
@@ -67,8 +67,8 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
             child.wait()
             _groups.discard(child.pid)
         output.seek(0)
-        said = output.read().strip().splitlines()[-_SAID:]
-    return Ended(code, said, round(time.monotonic() - started, 2))
+        lines = output.read().strip().splitlines()[-_LINES:]
+    return Ended(code, lines, round(time.monotonic() - started, 2))
 
 
 def kill_all() -> None:
@@ -95,7 +95,7 @@ def measure_in_child(function: str, bench: Bench, seconds: float, **arguments: A
     Returns:
         The result, or what was kept of it, with `error` if the child failed or was stopped.
     """
-    limit = min(seconds, bench.seconds_left() - _RESERVE)
+    limit = min(seconds, bench.seconds_left() - RESERVE)
     if bench.on_gpu:
         torch.cuda.empty_cache()  # the child needs the memory
     with tempfile.TemporaryDirectory() as folder:
@@ -109,10 +109,10 @@ def measure_in_child(function: str, bench: Bench, seconds: float, **arguments: A
         result: Result = json.loads(found.read_text()) if found.exists() else {}
     result["child_seconds"] = ended.seconds
     if ended.code is None:
-        return {**result, "error": f"it was stopped after {ended.seconds:.0f} s", "said": ended.said}
+        return {**result, "error": f"it was stopped after {ended.seconds:.0f} s", "output": ended.output}
     if ended.code != 0:
-        last = ended.said[-1] if ended.said else "it said nothing"
-        return {**result, "error": f"its process ended with exit code {ended.code}: {last}", "said": ended.said}
+        last = ended.output[-1] if ended.output else "no output"
+        return {**result, "error": f"its process ended with exit code {ended.code}: {last}", "output": ended.output}
     return result
 
 

@@ -1,283 +1,353 @@
-"""Everything that only a GPU can tell about the kernels, in one command.
+"""Everything that only a GPU can tell about speed, in two commands of at most ten minutes in all.
 
 Usage::
 
-    PYTHONPATH=kernels:engines python benchmarks/gpu_suite.py [--quick] [--only NAME ...] [--limit-s 540]
-    PYTHONPATH=kernels:engines python benchmarks/gpu_suite.py --resume benchmarks/results/gpu-….json
-    PYTHONPATH=kernels:engines python benchmarks/gpu_suite.py --dry-run
+    PYTHONPATH=.:kernels:engines python benchmarks/gpu_suite.py --output DIR
+    PYTHONPATH=.:kernels:engines python benchmarks/gpu_suite.py --resume DIR/gpu-….json
+    PYTHONPATH=.:kernels:engines python benchmarks/gpu_suite.py --part all --limit-s 1200
+    PYTHONPATH=.:kernels:engines python benchmarks/gpu_suite.py --dry-run
+    TRITON_INTERPRET=1 PYTHONPATH=.:kernels:engines python benchmarks/gpu_suite.py --model demo
 
-It needs torch, triton and numpy; bundles are launched with cuda-python, if it is installed. First every operation is
-compared with float64; one that is red is not timed. Then the card's ceilings are measured, then ours and its rivals on
-the same inputs. The results are written after every item, to `gpu-<name>-<date>.json`; `roofline.py` draws
-kernels/README.md from them. Exit code 1: no GPU, an operation, form or bundle is wrong, the same inputs gave different
-bits, or compute-sanitizer found something.
+The first command measures what is worth most, and ends by itself before --limit-s. The second goes on in its file, on
+the same GPU, versions and source: what was skipped, then ahead-of-time packages, bf16, and compute-sanitizer. On a CPU,
+with Triton's interpreter, both parts run in one command on the demo model.
 
-All of it takes longer than one command may take where GPUs are lent for minutes. So the first command stops at
---limit-s, and `--resume RESULTS.json` goes on with what it skipped, on the same GPU, versions and commit.
+An operation is timed only after its comparison with float64 passed. Results are written after every item, to
+`gpu-<name>-<date>.json`, and the entries of the kernels' table that they imply to `configurations-….json` beside it.
+benchmarks/README.md explains every item. Exit code 1: no GPU; an operation, a bundle or a check is wrong; the command
+had to be stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import gc
 import json
-import math
-import platform
+import os
 import re
-import subprocess
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 
-import gpu_checks
+import gpu_candidates
+import gpu_child
+import gpu_compile
 import gpu_items
+import gpu_machine
+import gpu_report
 import roofline
-from gpu_bench import DTYPES, Bench, Item
-from gpu_items import OURS
-from gpu_rivals import EAGER_PAIR, RIVALS
-from infid_kernels.measure import SDXL_CALLS
+from gpu_bench import SDXL, WORKLOADS, Bench, Item, Result
+from gpu_json import write
+from infid_kernels.tuning import architecture_of
 
 _SLACK = 5.0  # seconds kept for writing and the table
-# Aims on an H200: TFLOP/s, how many times faster, and than whom; None is the best rival.
-GOALS = {
-    "mixed-4096": (480, 1.15, None), "mixed-1024": (400, 1.15, None),
-    "merged-4096": (None, 1.5, EAGER_PAIR), "merged-1024": (None, 1.5, EAGER_PAIR),
-}  # fmt: skip
-_SAME = ("gpu", "torch", "triton", "cuda", "commit", "changed_files", "quick")  # of results that belong together
+_LAST_MOMENT = 2.0  # before the limit, when the command ends whatever it is doing
+_RESTART = 30.0  # seconds without which a restart is not worth it
+_RESTARTS = 5
+_IMPORTS = 10.0  # seconds kept for starting Python and importing torch, before the clock runs
+_PATIENCE = 3.0  # times its expected seconds, and at least _LEAST_PATIENCE, after which an item is stopped
+_LEAST_PATIENCE = 30.0
 
 
-@dataclass
+class UsageError(Exception):
+    """It cannot be measured here, or not with these arguments; the message says why, and what to do."""
+
+
 class Suite:
     """Runs items one after the other, and writes down what came of each.
+
+    A kernel may never end, or leave the GPU unusable to this process. The first is noticed by the clock, the second
+    after the item; in both cases the item is written down as an error, and `restart` starts this program anew.
 
     Args:
         bench: the device.
         path: where the document is written, whole, after every item.
         document: what is written; the items in it that have a result are not run again.
+        restart: called when this process cannot go on.
         quiet: no line an item.
     """
 
-    bench: Bench
-    path: Path
-    document: dict[str, Any] = field(default_factory=dict)
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        found = self.document.setdefault("items", {})
-        self.before = {name: item for name, item in found.items() if item["state"] not in ("skipped", "error")}
-        self.bench.ceilings = self.before.get("ceilings", {}).get("result", {})
-        self.red: set[tuple[str | None, int]] = set()
+    def __init__(
+        self, bench: Bench, path: Path, document: dict[str, Any], restart: Callable[[], None], quiet: bool = False
+    ) -> None:
+        self.bench, self.path, self.document, self.quiet = bench, path, document, quiet
+        self.restart = restart
+        self.listener = gpu_compile.Listener()
+        items = document.setdefault("items", {})
+        self.before = {name: item for name, item in items.items() if item["state"] != "skipped"}
+        bench.results.update(gpu_report.results(document))
+        bench.ceilings.update(items.get("ceilings", {}).get("result", {}))
+        bench.keep = self._keep
+        self.failed: set[tuple[str | None, int]] = set()
         self.sound = True
+        self._lock = threading.Lock()  # whoever holds it writes the document
+        self._running: Item | None = None
+        self._kept: Result = {}
 
-    def run(self, checks: Sequence[Item], items: Sequence[Item], only: Sequence[str] = ()) -> bool:
-        """Run the checks and then the chosen items.
+    def run(self, items: Sequence[Item]) -> bool:
+        """Run items in order.
 
         Returns:
-            Whether everything that was checked is right.
+            Whether everything that was checked is right, now or in what is continued.
         """
-        for item in checks:
-            if self._run(item)["state"] != "passed":
-                self.red.add((item.op, item.d))  # one that was not checked is not timed either
-                self.sound = False
-        for item in items:
-            if item.always or not only or any(item.name.startswith(name) for name in only):
-                outcome = self._run(item)
-                self.sound = self.sound and not (item.decides and outcome["state"] in ("FAILED", "error"))
+        triton.knobs.compilation.listener = self.listener
+        try:
+            for item in items:
+                self._judge(item, self.before.get(item.name) or self._run(item))
+        finally:
+            triton.knobs.compilation.listener = None
         return self.sound
 
+    def _judge(self, item: Item, outcome: dict[str, Any]) -> None:
+        if item.check and outcome["state"] != "passed":
+            self.failed.add((item.op, item.d))  # one that was not checked is not timed either
+            self.sound = self.sound and outcome["state"] == "unavailable"
+        if item.decides and (outcome["state"] == "FAILED" or outcome.get("raised")):
+            self.sound = False
+
+    def _keep(self, result: Result) -> None:
+        self._kept = result
+
     def _run(self, item: Item) -> dict[str, Any]:
-        if item.name in self.before:
-            return self.before[item.name]
         started = time.monotonic()
+        self._kept = {}
+        patience = min(max(_PATIENCE * item.seconds, _LEAST_PATIENCE), self.bench.seconds_left() - _LAST_MOMENT)
+        clock = threading.Timer(max(patience, 0.0), self._overrun, (item, started))
+        clock.daemon = True
+        self._running = item
+        clock.start()
         outcome = self._outcome(item)
+        with self._lock:
+            self._running = None
+        clock.cancel()
+        self._write_down(item, outcome, started)
+        self._clean_up(item)
+        return outcome
+
+    def _write_down(self, item: Item, outcome: dict[str, Any], started: float) -> None:
         outcome["seconds"] = round(time.monotonic() - started, 2)
+        compiled = self.listener.taken()
+        if compiled:
+            outcome["kernels_compiled"] = compiled
         self.document["items"][item.name] = outcome
+        if "result" in outcome and outcome["state"] != "FAILED":
+            self.bench.results[item.name] = outcome["result"]
         write(self.path, self.document)
         if not self.quiet:
             left = self.bench.seconds_left()
             why = f": {outcome['why']}" if "why" in outcome else ""
-            print(f"{outcome['state']:8} {item.name} ({outcome['seconds']:.1f} s, {left:.0f} s left){why}",
+            print(f"{outcome['state']:11} {item.name} ({outcome['seconds']:.1f} s, {left:.0f} s left){why}",
                   file=sys.stderr, flush=True)  # fmt: skip
-        return outcome
 
     def _outcome(self, item: Item) -> dict[str, Any]:
         left = self.bench.seconds_left() - _SLACK
-        if (item.op, item.d) in self.red:
-            why = f"{item.op} with heads of {item.d} is red: its checks did not all pass"
+        if (item.op, item.d) in self.failed and not item.check:
+            why = f"{item.op} with heads of {item.d} is not known to be right: its checks did not all pass"
             return {"state": "skipped", "why": why}
         if item.seconds > left:
             return {"state": "skipped", "why": f"it takes about {item.seconds:.0f} s, {max(left, 0):.0f} s are left"}
         try:
             result = item.measure(self.bench)
         except Exception as error:  # one item must not take the others' results with it
-            return {"state": "error", "why": f"{type(error).__name__}: {error}"}
+            kept = {"result": self._kept} if self._kept else {}
+            return {"state": "error", "why": f"{type(error).__name__}: {error}", "raised": True, **kept}
+        for state in ("unavailable", "error"):
+            if state in result:
+                return {"state": state, "why": result[state], "result": result}
         if "passed" not in result:
             return {"state": "measured", "result": result}
         return {"state": "passed" if result["passed"] else "FAILED", "result": result}
 
+    def _overrun(self, item: Item, started: float) -> None:
+        """End an item that takes too long, from another thread."""
+        with self._lock:
+            if self._running is not item:
+                return
+            seconds = time.monotonic() - started
+            why = f"it was stopped after {seconds:.0f} s, {item.seconds:.0f} s were expected"
+            kept = {"result": self._kept} if self._kept else {}
+            self._write_down(item, {"state": "error", "why": why, "raised": True, **kept}, started)
+            self._give_up(item, why)
 
-def write(path: Path, document: dict[str, Any]) -> None:
-    """Write the document, whole or not at all; NaN and infinity, which JSON lacks, become words."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
+    def _clean_up(self, item: Item) -> None:
+        gc.collect()
+        try:
+            self.bench.synchronize()  # a fault of a kernel comes up here, also where an item noted it as its result
+            torch.cuda.empty_cache()
+        except RuntimeError as error:  # whatever this process asks of the GPU now fails
+            self._give_up(item, f"the GPU is lost to this process: {error}".splitlines()[0])
 
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Return what the numbers depend on: card, driver, versions, commit."""
-    card = torch.cuda.get_device_properties(device)
-    asked = ("driver_version", "clocks.max.sm", "power.limit")
-    said = _said("nvidia-smi", f"--id=GPU-{card.uuid}", f"--query-gpu={','.join(asked)}", "--format=csv,noheader")
-    return {
-        "gpu": {
-            "name": card.name, "architecture": f"sm_{card.major}{card.minor}",
-            "multiprocessors": card.multi_processor_count, "memory_bytes": card.total_memory,
-            "l2_bytes": card.L2_cache_size, **dict(zip(asked, said.split(", "), strict=False)),
-        },
-        "torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "commit": _said("git", "-C", str(roofline.ROOT), "rev-parse", "HEAD") or "unknown",
-        "changed_files": _said("git", "-C", str(roofline.ROOT), "status", "--porcelain", "--untracked-files=no"),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    def _give_up(self, item: Item, why: str) -> None:
+        self.document.setdefault("restarts", []).append({"item": item.name, "why": why})
+        write(self.path, self.document)
+        gpu_child.kill_all()
+        self.restart()
 
 
-def _said(*command: str) -> str:
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return found.stdout.strip()
-
-
-def summary(document: dict[str, Any]) -> list[str]:
-    """Return the table that is printed last, and what came of the goals."""
-    lines = [f"{'call':24} {'ours, ms':>9} {'TFLOP/s':>8} {'% matrix':>8} {'% bytes':>8} {'x faster':>8}  best rival"]
-    for name in SDXL_CALLS:
-        for kind in DTYPES:
-            item = document["items"].get(f"speed {name} {kind}")
-            if item is None:
-                continue
-            label = f"{name} {kind}"
-            if item["state"] != "measured":
-                lines.append(f"{label:24} {item['state']}: {item['why']}")
-                continue
-            result, ours = item["result"], item["result"]["contenders"][OURS]
-            shares = [f"{ours[key]:8.0%}" if key in ours else f"{'-':>8}" for key in ("of_matrix_ceiling",
-                                                                                     "of_bytes_floor")]  # fmt: skip
-            times = f"{result['times_faster']:8.2f}" if result["best_rival"] else f"{'-':>8}"
-            lines.append(f"{label:24} {ours['median']:9.4f} {ours['teraflops']:8.1f} {' '.join(shares)} {times}  "
-                         f"{result['best_rival'] or 'none ran'}")  # fmt: skip
-            lines += _goals(name, result, document["gpu"]) if kind == "float16" else []
-            lines += [f"    {rival}: {row['error']}"[:120] for rival, row in result["contenders"].items()
-                      if "error" in row]  # fmt: skip
-    counted: dict[str, int] = {}
-    for item in document["items"].values():
-        counted[item["state"]] = counted.get(item["state"], 0) + 1
-    lines.append(", ".join(f"{count} {state}" for state, count in sorted(counted.items())))
-    return lines
-
-
-def _goals(name: str, result: dict[str, Any], card: dict[str, Any]) -> list[str]:
-    """Return what came of the goals and, if one is missed, what the time is made of."""
-    teraflops, wanted, rival = GOALS[name]
-    ours, found = result["contenders"][OURS], []
-    if teraflops is not None:
-        found.append((f"{ours['teraflops']:.0f} of {teraflops} TFLOP/s", ours["teraflops"] / teraflops))
-    against = result["contenders"].get(rival or result["best_rival"], {})
-    if against.get("right"):
-        times = against["median"] / ours["median"]
-        found.append((f"{times:.2f} of {wanted} × {rival or 'the best rival'}", times / wanted))
-    lines = [f"    goal on an H200: {what}, " + ("met" if share >= 1 else f"missed by {1 - share:.0%}")
-             for what, share in found]  # fmt: skip
-    return [*lines, *(_limits(name, result, card) if any(share < 1 for _, share in found) else [])]
-
-
-def _limits(name: str, result: dict[str, Any], card: dict[str, Any]) -> list[str]:
-    """Return how the tiles fill the chip, and what its units need beside what was measured."""
-    call, at_once = SDXL_CALLS[name], result.get("tiles_at_once", 1)
-    places = at_once * card["multiprocessors"]
-    tiles, needed, filled = roofline.rounds(call, result["configuration"]["block_m"], places)
-    lines = [f"{tiles} tiles, {at_once} at once on a multiprocessor: {needed} rounds, {filled:.0%} filled"]
-    known = next((gpu for gpu in roofline.GPUS if gpu.mark in card["name"]), None)
-    if known is not None:
-        units = [f"{unit} {least:.1f} µs" for unit, least in roofline.limits(call, known).items()]
-        alone = result["contenders"]["attention kernel alone"]["median"] * 1e3
-        lines.append(f"the attention kernel alone takes {alone:.1f} µs; at least: {', '.join(units)}")
-    return [f"    limits: {line}" for line in lines]
-
-
-def plan(checks: Sequence[Item], items: Sequence[Item]) -> list[str]:
-    """Return what would be measured, with the work and the floor of every call."""
-    lines = [f"{item.name} (about {item.seconds:.0f} s)" for item in (*checks, *items)]
-    lines.append(f"about {sum(item.seconds for item in (*checks, *items)):.0f} s; --resume goes on after --limit-s")
-    lines += ["", f"{'call':12} {'GFLOP':>8} {'MB':>6}  floor, µs: {', '.join(gpu.name for gpu in roofline.GPUS)}"]
-    for name, call in SDXL_CALLS.items():
-        floors = [f"{max(roofline.limits(call, gpu).values()):.1f}" for gpu in roofline.GPUS]
-        lines.append(f"{name:12} {roofline.flops(call) / 1e9:8.2f} {roofline.least_bytes(call) / 1e6:6.1f}  "
-                     f"{', '.join(floors)}")  # fmt: skip
-    rivals = [f"  {rival.op}: {rival.name}" for rival in RIVALS]
-    return [*lines, "", "rivals", *rivals]
-
-
-def main(arguments: Sequence[str] | None = None, clock: Callable[[], float] = time.monotonic) -> int:
-    """Measure, and return the exit code."""
-    started = clock()
-    parser = argparse.ArgumentParser(description="Measure the kernels on this GPU.")
-    parser.add_argument("--output", type=Path, default=roofline.RESULTS, metavar="DIR", help="benchmarks/results")
-    parser.add_argument("--quick", action="store_true", help="fewer samples and candidates, fp16 only")
-    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="items whose names begin so, and checks")
-    parser.add_argument("--limit-s", type=float, default=540, metavar="S", help="seconds for this command (540)")
+def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(description="Measure kernels and model on this GPU.")
+    parser.add_argument("--model", choices=tuple(WORKLOADS), default=SDXL.name, help="demo is for Triton's interpreter")
+    parser.add_argument("--part", choices=tuple(gpu_report.PHASES), help="first; second with --resume; all on a CPU")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="results to go on with")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="benchmarks/results, or the folder of --resume")
+    parser.add_argument("--commit", metavar="SHA", help="recorded instead of asking git")
+    parser.add_argument("--limit-s", type=float, metavar="S", help="seconds for this command (585, second part 195)")
+    parser.add_argument("--quick", action="store_true", help="fewer samples and candidates")
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="items whose names begin so, and checks")
     parser.add_argument("--seed", type=int, metavar="N", help="of the inputs (a fresh one, recorded in the results)")
-    parser.add_argument("--dry-run", action="store_true", help="list what would be measured; needs no GPU")
-    options = parser.parse_args(arguments)
-    checks, items = gpu_checks.correctness(), gpu_items.items(options.quick)
-    unknown = [name for name in options.only if not any(item.name.startswith(name) for item in (*checks, *items))]
-    if unknown:
-        print(f"error: no item begins with {unknown[0]!r}; --dry-run lists them.", file=sys.stderr)
-        return 1
-    if options.dry_run:
-        print("\n".join(plan(checks, items)))
-        return 0
+    parser.add_argument("--dry-run", action="store_true", help="print the plan of both commands; needs no GPU")
+    options = parser.parse_args(given)
+    if options.part is None and options.resume is not None:
+        options.part = "second"
+    return options
+
+
+def find_device(model: str) -> torch.device:
+    """Return what is measured on.
+
+    Raises:
+        UsageError: there is neither a GPU that the kernels run on nor Triton's interpreter for this model.
+    """
+    if triton.knobs.runtime.interpret:
+        if model == SDXL.name:
+            raise UsageError(
+                "Triton's interpreter would take days for SDXL; add --model demo, or unset TRITON_INTERPRET."
+            )
+        return torch.device("cpu")
     if not torch.cuda.is_available():
-        print("error: this measures on an NVIDIA GPU, and torch sees none; --dry-run lists what would be measured.",
-              file=sys.stderr)  # fmt: skip
-        return 1
+        raise UsageError(
+            "this measures on an NVIDIA GPU, and torch sees none; TRITON_INTERPRET=1 with --model demo runs every "
+            "section on a CPU, and --dry-run prints the plan."
+        )
     device = torch.device("cuda", torch.cuda.current_device())
-    seed = torch.seed() % 2**31 if options.seed is None else options.seed
-    bench = Bench(device, options.quick, lambda: options.limit_s - (clock() - started), seed)
-    document = {"schema_version": 1, **machine(device), "seed": seed, "quick": options.quick,
-                "only": list(options.only), "limit_s": options.limit_s}  # fmt: skip
-    if options.resume is not None:
+    try:
+        architecture_of(device)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
+    return device
+
+
+def chosen(items: Sequence[Item], options: argparse.Namespace, before: dict[str, Any]) -> list[Item]:
+    """Return the items of a part, those of another part that were skipped, and the checks that were made.
+
+    Raises:
+        UsageError: --only names none.
+    """
+    phases = gpu_report.PHASES[options.part]
+    skipped = {name for name, item in before.items() if item["state"] == "skipped"}
+    of_part = [
+        item for item in items
+        if item.phase in phases or item.name in skipped or (item.check and item.name in before)
+    ]  # fmt: skip
+    for name in options.only:
+        if not any(item.name.startswith(name) for item in of_part):
+            raise UsageError(f"no item of the {options.part} part begins with {name!r}; --dry-run lists them.")
+    only = tuple(options.only)
+    return [item for item in of_part if item.always or not only or item.name.startswith(only)]
+
+
+def go_on(options: argparse.Namespace, document: dict[str, Any]) -> Path:
+    """Take over the results that are to be continued, if any, and return where this run writes.
+
+    Raises:
+        UsageError: they cannot be read, or do not belong together with this run.
+    """
+    if options.resume is None:
+        slug = re.sub(r"[^a-z0-9]+", "-", document["gpu"]["name"].lower()).strip("-")
+        name = f"gpu-{slug}-{re.sub(r'[^0-9T]', '', document['date'][:19])}.json"
+        return Path(options.output or roofline.RESULTS) / name
+    try:
         before = json.loads(options.resume.read_text())
-        differing = [name for name in _SAME if before.get(name) != document[name]]
-        if differing:
-            print(f"error: {options.resume} has another {', '.join(differing)}; start afresh without --resume.",
-                  file=sys.stderr)  # fmt: skip
-            return 1
-        document["items"] = before["items"]
-    options.output.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", document["gpu"]["name"].lower()).strip("-")
-    path = options.resume or options.output / f"gpu-{slug}-{re.sub(r'[^0-9T]', '', document['date'][:19])}.json"
-    sound = Suite(bench, path, document).run(checks, items, options.only)
-    print("\n".join([*summary(document), str(path)]))
+        differing = gpu_machine.differences(before, document)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{options.resume} is no file that this command wrote ({error}).") from error
+    if differing:
+        raise UsageError(f"{options.resume} cannot be continued. {' '.join(differing)} Start without --resume.")
+    document.update({name: before[name] for name in ("items", "restarts", "commands", "date") if name in before})
+    return Path(options.output or options.resume.parent) / options.resume.name
+
+
+def finish(document: dict[str, Any], path: Path, architecture: str) -> None:
+    """Write the entries that the candidates imply, and print the table."""
+    workload = WORKLOADS[document["model"]]
+    machine = f"{document['gpu']['name']}, triton {document['triton']}"
+    entries = gpu_candidates.entries(workload, gpu_report.results(document), architecture, machine)
+    files = [path]
+    if entries:
+        files.append(path.with_name(f"configurations-{path.name}"))
+        gpu_candidates.write_entries(files[-1], entries)
+    print("\n".join([*gpu_report.summary(document, entries), *map(str, files)]), flush=True)
+
+
+def run(
+    options: argparse.Namespace, device: torch.device, given: Sequence[str], seconds_left: Callable[[], float]
+) -> int:
+    """Measure, and return the exit code.
+
+    Raises:
+        UsageError: the arguments do not fit each other, or the results that are to be continued.
+    """
+    seed = torch.seed() % 2**31 if options.seed is None else options.seed
+    bench = Bench(device, WORKLOADS[options.model], options.quick, seconds_left, seed)
+    document = {"schema_version": 2, "model": options.model, **gpu_machine.machine(device, options.commit),
+                "quick": options.quick}  # fmt: skip
+    command = {"date": document["date"], "part": options.part, "only": list(options.only), "seed": seed,
+               "seconds": round(seconds_left())}  # fmt: skip
+    path = go_on(options, document)
+    document.setdefault("commands", []).append(command)
+    items = chosen(gpu_items.items(bench.workload, options.quick, bench.architecture), options,
+                   document.get("items", {}))  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def restart() -> None:
+        left = seconds_left() - _LAST_MOMENT
+        if left < _RESTART or len(document["restarts"]) > _RESTARTS:
+            finish(document, path, bench.architecture)
+            os._exit(1)
+        sys.stderr.flush()
+        program = [sys.executable, str(Path(__file__).resolve()), *given]
+        os.execv(sys.executable, [*program, "--resume", str(path), "--part", options.part, "--limit-s", f"{left:.0f}"])
+
+    sound = Suite(bench, path, document, restart).run(items)
+    finish(document, path, bench.architecture)
     return 0 if sound else 1
 
 
+def main(given: Sequence[str] | None = None, clock: Callable[[], float] = time.monotonic) -> int:
+    """Measure, and return the exit code."""
+    started = clock()
+    options = arguments_of(given)
+    if options.dry_run:
+        print("\n".join(gpu_report.plan(gpu_items.items(WORKLOADS[options.model], options.quick))))
+        return 0
+    try:
+        device = find_device(options.model)
+        options.part = options.part or ("all" if device.type == "cpu" else "first")
+        seconds = (options.limit_s or gpu_report.LIMITS[options.part]) - _IMPORTS
+        # if no Python thread gets its turn any more, this ends the process all the same
+        faulthandler.dump_traceback_later(max(seconds, 1.0), exit=True, file=sys.__stderr__)
+        return run(options, device, sys.argv[1:] if given is None else given, lambda: seconds - (clock() - started))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _stop(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)  # unwinds, so that children are killed
+
+
 if __name__ == "__main__":
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, _stop)
     sys.exit(main())

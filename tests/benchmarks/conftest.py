@@ -6,32 +6,30 @@ import pytest
 import torch
 from suite_parts import TINY, FakeBench
 
+import gpu_bench
 import gpu_checks
-import gpu_items
-import gpu_suite
 from gpu_checks import Check
 from gpu_suite import Suite
 
 
 @pytest.fixture
 def bench() -> FakeBench:
-    return FakeBench(torch.device("cpu"), False, lambda: 100.0, 1)
+    return FakeBench(torch.device("cpu"), TINY, False, lambda: 100.0, 1)
 
 
 @pytest.fixture
 def suite(bench: FakeBench, tmp_path: Path) -> Suite:
-    return Suite(bench, tmp_path / "result.json", {"schema_version": 1}, quiet=True)
+    def restart() -> None:
+        raise AssertionError("nothing here is lost")
+
+    document = {"schema_version": 2, "model": "demo"}
+    return Suite(bench, tmp_path / "result.json", document, restart, quiet=True)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny calls in fp16; nothing is compiled."""
-    for module in (gpu_checks, gpu_items, gpu_suite):
-        monkeypatch.setattr(module, "SDXL_CALLS", TINY)
-        monkeypatch.setattr(module, "DTYPES", {"float16": torch.float16})
-    monkeypatch.setattr(gpu_checks, "CORRECTNESS", {name: Check(call) for name, call in TINY.items()})
-    monkeypatch.setattr(gpu_checks, "_RACES", 3)
-    monkeypatch.setattr(gpu_items, "_MATRIX", 64)
-    monkeypatch.setattr(gpu_items, "_COPY", 1024)
-    used = {"configuration": {"block_m": 32}, "registers": 168, "shared_bytes": 82944, "tiles_at_once": 2}
-    monkeypatch.setattr(gpu_items, "resources", lambda *_: used)
+    """The demo workload with tiny calls, and no checks but theirs."""
+    monkeypatch.setitem(gpu_bench.WORKLOADS, "demo", TINY)
+    monkeypatch.setattr(
+        gpu_checks, "checks", lambda workload: {name: Check(call) for name, call in workload.calls.items()}
+    )
