@@ -24,9 +24,10 @@ from gpu_network import SAMPLES, Held, Network, alone, latents_of
 from infid_kernels.measure import relative_rms
 
 OPS = ("torch", "triton")
-# How much further from fp32 the step with the kernels may be than the step in PyTorch. All else is the same in both,
-# and the kernels round less often: they keep no rounded copy of the shifted keys and values.
-MOST_RATIO = 1.25
+# How many times as far from fp32 the step with the kernels may be as the step in PyTorch. All else is the same in both,
+# and the kernels round less often: they keep no rounded copy of the shifted keys and values. In the demo model, in fp16
+# against float64, six seeds gave 0.97 to 1.02; a fault of half the rounding's size (sqrt(1.15² - 1)) so shows.
+MOST_RATIO = 1.15
 PLAIN = "text_step torch graph"
 # What a step with a person costs, against a plain step of SDXL (with guidance) in the same run.
 PRICES = {

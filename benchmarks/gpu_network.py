@@ -62,6 +62,7 @@ class Network:
             self.name, self._draws = "random weights, three transformer blocks", True
         self._unets: dict[torch.dtype, nn.Module] = {}
         self._features: dict[torch.dtype, list[Tensor]] = {}
+        self._flops: dict[str, int] = {}
 
     def dtype(self, ops: str) -> torch.dtype:
         """Return the type the UNet runs in with `torch` or `triton` attention operations.
@@ -146,7 +147,15 @@ class Network:
         return self._features[dtype]
 
     def flops(self, graph: str) -> int:
-        """Return a step's floating-point operations, two a multiplication: products, convolutions, attention."""
+        """Return a step's floating-point operations, counted by PyTorch: products, convolutions and attention.
+
+        A multiplication with its addition is two; attention of the identity rows has its twice as many keys in it.
+        """
+        if graph not in self._flops:
+            self._flops[graph] = self._counted(graph)
+        return self._flops[graph]
+
+    def _counted(self, graph: str) -> int:
         from infid_export.export.graphs import graph_inputs, graph_module
         from infid_export.model.components import build_component
         from infid_export.model.processors import identity_blocks
@@ -156,7 +165,7 @@ class Network:
         module = graph_module(graph, {"unet": unet.to("meta")}, self.config)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             module(**shapes)
-        return counter.get_total_flops()
+        return int(counter.get_total_flops())
 
     def _sizes(self, dtype: torch.dtype) -> Sizes:
         from infid_export.export.graphs import Sizes

@@ -42,9 +42,11 @@ class Pipeline:
         self.pipe.set_progress_bar_config(disable=True)
         given = network.arguments("text_step", dtype)
         embeds, pooled = given["prompt_embeds"], given["pooled_prompt_embeds"]
+        size = (network.bench.workload.size,) * 2
         height, width = (side * self.pipe.vae_scale_factor for side in given["text_latents"].shape[2:])
         self._inputs = {
             "latents": given["text_latents"].to(dtype), "height": height, "width": width,
+            "original_size": size, "target_size": size,
             "negative_prompt_embeds": embeds[:1], "prompt_embeds": embeds[1:],
             "negative_pooled_prompt_embeds": pooled[:1], "pooled_prompt_embeds": pooled[1:],
             "num_inference_steps": self.steps, "guidance_scale": 5.0, "output_type": "latent",
