@@ -82,7 +82,7 @@ def _kill(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def measure_in_child(function: str, bench: Bench, seconds: float, **arguments: Any) -> Result:
+def measure_in_child(function: str, bench: Bench, seconds: float, /, **arguments: Any) -> Result:
     """Return what a function measures in a Python process of its own.
 
     Args:

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from suite_parts import MERGED, MIXED, FakeBench
+from suite_parts import MERGED, MIXED, TINY, FakeBench
 from torch import Tensor
 
 import gpu_bundles
-import gpu_items
+import gpu_kernels
+from gpu_bench import Bench
 from gpu_suite import Suite
 from infid_engines import kernel_launch
 from infid_engines.errors import BackendUnavailableError
@@ -42,6 +43,8 @@ class Driver:
 
         monkeypatch.setattr(Kernel, "launch", launch)
         monkeypatch.setattr(gpu_bundles, "bundle_of", lambda *_: KernelBundle.load(folder))
+        monkeypatch.setattr(Bench, "on_gpu", True)
+        monkeypatch.setattr(FakeBench, "synchronize", lambda bench: None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
 
@@ -80,7 +83,7 @@ def test_a_bundle_is_right_and_timed_next_to_torch(
     bench: FakeBench, monkeypatch: pytest.MonkeyPatch, kernels_bundle: Path, name: str, ops: list[str]
 ) -> None:
     driver = Driver(monkeypatch, kernels_bundle)
-    result = gpu_items.bundle(name, bench)
+    result = gpu_kernels.bundle(name, bench)
     assert result["passed"] and result["relative_rms"] <= 1e-3
     assert driver.launched == ops * 3  # once to compare, then each of two sets
     assert all("machine code of sm_90" in kernel for kernel in result["kernels"])
@@ -90,10 +93,10 @@ def test_a_bundle_is_right_and_timed_next_to_torch(
 def test_a_wrong_bundle_decides_and_is_not_timed(
     suite: Suite, monkeypatch: pytest.MonkeyPatch, kernels_bundle: Path
 ) -> None:
-    items = [item for item in gpu_items.items(quick=True) if item.name == "bundle merged-4096"]
+    items = [item for item in gpu_kernels.bundles(TINY) if item.name == "bundle merged-4096"]
     driver = Driver(monkeypatch, kernels_bundle)
     driver.wrong = True
-    assert not suite.run([], items)
+    assert not suite.run(items)
     outcome = suite.document["items"]["bundle merged-4096"]
     assert outcome["state"] == "FAILED"
     assert "driver" not in outcome["result"]
@@ -109,9 +112,9 @@ def test_without_cuda_python_that_is_recorded(
     Driver(monkeypatch, kernels_bundle)
     monkeypatch.setattr(Kernel, "launch", launch)
     monkeypatch.setattr(kernel_launch, "_driver", missing)
-    items = [item for item in gpu_items.items(quick=True) if item.name == "bundle merged-4096"]
-    assert suite.run([], items)
-    assert "needs cuda-python" in suite.document["items"]["bundle merged-4096"]["result"]["error"]
+    items = [item for item in gpu_kernels.bundles(TINY) if item.name == "bundle merged-4096"]
+    assert suite.run(items)
+    assert "needs cuda-python" in suite.document["items"]["bundle merged-4096"]["why"]
 
 
 def test_a_bundle_of_the_tables_own_configuration(

@@ -8,24 +8,35 @@ from typing import Any
 
 import pytest
 import torch
-from suite_parts import MERGED, MIXED, FakeBench, spoil
+from suite_parts import MERGED, MIXED, TINY, FakeBench, spoil
 from torch import Tensor
 
 import gpu_bench
 import gpu_checks
-import gpu_items
+from gpu_bench import DEMO, SDXL, Bench, Item
 from gpu_checks import Check
 from gpu_suite import Suite
 from infid_kernels.measure import Call
-from infid_kernels.tuning import OPS
+from infid_kernels.tuning import OPS, candidates
 
 
+@pytest.mark.usefixtures("tiny")
 def test_the_public_operation_must_be_what_was_checked(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     right = gpu_bench.mixed_attention
     monkeypatch.setattr(gpu_bench, "mixed_attention", lambda *arguments: right(*arguments) + 1e-3)
-    assert not suite.run(gpu_checks.correctness(), [])
+    assert not suite.run(gpu_checks.correctness(TINY, "float16", 1))
     result = suite.document["items"]["correct mixed-4096 float16"]["result"]
     assert (result["public_is_the_same"], result["passed"]) == (False, False)
+
+
+def test_a_launch_that_leaves_a_query_unwritten_fails(bench: FakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_checks.check(Check(MIXED), torch.float16, bench)["passed"]
+    spoil(monkeypatch)
+    assert not gpu_checks.check(Check(MIXED), torch.float16, bench)["passed"]
+
+
+def test_bf16_is_not_checked_where_it_is_multiplied_wrongly(bench: FakeBench) -> None:
+    assert "bf16" in gpu_checks.check(Check(MIXED), torch.bfloat16, bench)["unavailable"]
 
 
 def test_a_race_decides_the_exit_code(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,74 +46,78 @@ def test_a_race_decides_the_exit_code(suite: Suite, monkeypatch: pytest.MonkeyPa
         calls[0] += 1
         return right(*arguments) * (1 + (calls[0] == 2) * 1e-2)
 
-    race = [item for item in gpu_items.items(quick=True) if item.name == "race"]
-    assert suite.run([], race)
+    assert suite.run([Item("race", 1.0, gpu_checks.race, decides=True)])
     monkeypatch.setattr(gpu_bench, "mixed_attention", moving)
-    assert not suite.run([], race)
-    assert suite.document["items"]["race"]["result"]["differing"] == {"mixed-4096": 1, "merged-4096": 0}
+    assert not suite.run([Item("race again", 1.0, gpu_checks.race, decides=True)])
+    result = suite.document["items"]["race again"]["result"]
+    assert (result["runs"], result["differing"]) == (3, {"mixed-4096": 1, "merged-4096": 0})
+
+
+@pytest.fixture
+def sanitized(bench: FakeBench, monkeypatch: pytest.MonkeyPatch) -> FakeBench:
+    """A bench that passes for a GPU's."""
+    monkeypatch.setattr(Bench, "on_gpu", True)
+    monkeypatch.setattr(FakeBench, "synchronize", lambda bench: None)
+    return bench
 
 
 def sanitizer(monkeypatch: pytest.MonkeyPatch, folder: Path, code: int, seconds: int = 0) -> None:
-    """Put a program of this name into the path that says what it was asked and ends with a code."""
+    """Put a program of this name into the path that prints what it was asked and ends with a code."""
     program = folder / "compute-sanitizer"
-    program.write_text(f'#!/bin/sh\necho "$@"\nsleep {seconds}\nexit {code}\n')
+    program.write_text(f'#!/bin/sh\necho "$@" "$PYTORCH_NO_CUDA_MEMORY_CACHING"\nsleep {seconds}\nexit {code}\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
 
 
-@pytest.mark.parametrize(("code", "state", "sound"), [(0, "passed", True), (9, "FAILED", False), (1, "measured", True)])
+@pytest.mark.usefixtures("sanitized")
+@pytest.mark.parametrize(("code", "state", "sound"), [(0, "passed", True), (9, "FAILED", False), (1, "error", True)])
 def test_what_the_sanitizer_finds_decides(
     suite: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, state: str, sound: bool
 ) -> None:
     sanitizer(monkeypatch, tmp_path, code)
-    items = [item for item in gpu_items.items(quick=True) if item.name == "sanitizer racecheck"]
-    assert suite.run([], items) == sound
+    (item,) = (each for each in gpu_checks.sanitizers() if each.name == "sanitizer racecheck")
+    assert suite.run([item]) == sound
     outcome = suite.document["items"]["sanitizer racecheck"]
     assert outcome["state"] == state
     assert outcome["result"]["exit_code"] == code
-    assert outcome["result"]["said"][0].startswith("--tool racecheck --error-exitcode 9 ")
-    assert outcome["result"]["said"][0].endswith("gpu_checks.py")
-    if code == 1:  # it could not run: that says nothing about the kernels
-        assert outcome["result"]["error"] == "it ended with exit code 1"
+    assert outcome["result"]["output"][0].startswith("--tool racecheck --error-exitcode 9 ")
+    assert outcome["result"]["output"][0].endswith("gpu_checks.py 1")
+    if code == 1:  # it could not run: that means nothing for the kernels
+        assert outcome["why"] == "it ended with exit code 1"
 
 
-def test_the_sanitizer_has_a_time_of_its_own(bench: FakeBench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    sanitizer(monkeypatch, tmp_path, 0, seconds=2)
-    monkeypatch.setattr(gpu_checks, "_SANITIZER_SECONDS", 0.2)
+def test_the_sanitizer_has_a_limit_of_its_own(
+    sanitized: FakeBench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sanitizer(monkeypatch, tmp_path, 0, seconds=60)
+    monkeypatch.setattr(gpu_checks, "_SANITIZER_LIMIT", 0.5)
     started = time.monotonic()
-    assert gpu_checks.sanitize("memcheck", bench)["error"] == "it was stopped after 1 s"
-    assert time.monotonic() - started < 2
+    assert gpu_checks.sanitize("memcheck", sanitized)["error"].startswith("it was stopped after")
+    assert time.monotonic() - started < 50
+
+
+def test_without_the_sanitizer_that_is_recorded(sanitized: FakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_checks.shutil, "which", lambda *_, **__: None)
+    expected = {"unavailable": "compute-sanitizer is not on this machine"}
+    assert gpu_checks.sanitize("memcheck", sanitized) == expected
 
 
 def test_every_form_and_operation_runs_under_the_sanitizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched: list[tuple[str, bool, bool]] = []
+    launched: list[tuple[str, str]] = []
     cpu = torch.Generator()
     monkeypatch.setattr(torch, "device", lambda name: cpu.device)
     monkeypatch.setattr(torch, "Generator", lambda device: cpu)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(gpu_checks, "architecture_of", lambda device: "sm_90")
-    monkeypatch.setattr(gpu_checks, "public", lambda call, inputs: launched.append((call.op, False, False)))
+    monkeypatch.setattr(gpu_checks, "public", lambda call, inputs: launched.append((call.op, "public")))
     monkeypatch.setattr(
-        Call, "launched",
-        lambda call, inputs, form: launched.append((call.op, form.descriptors, form.persistent > 0)),
-    )  # fmt: skip
+        Call, "launched", lambda call, inputs, each: launched.append((call.op, gpu_checks.form_of(each)))
+    )
     gpu_checks.sanitized()
-    assert {(op, False, False) for op in OPS} < set(launched)
-    assert ("mixed_attention", True, False) in launched
-    assert any(persistent for *_, persistent in launched)
-
-
-@pytest.mark.parametrize("form", ["descriptors", "persistent"])
-def test_forms_are_compared_with_float64(bench: FakeBench, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    monkeypatch.setattr(gpu_checks, "architecture_of", lambda device: "sm_90")
-    monkeypatch.setattr(gpu_checks, "SDXL_CALLS", {"mixed-1024": MIXED})
-    result = gpu_checks.right_in_form(form, bench)
-    assert result["passed"] and result["relative_rms"] <= 1e-3
-    assert result["configuration"]["descriptors" if form == "descriptors" else "persistent"]
-    spoil(monkeypatch)
-    assert not gpu_checks.right_in_form(form, bench)["passed"]
-    monkeypatch.setattr(gpu_checks, "architecture_of", lambda device: "sm_89")
-    assert "no candidate" in gpu_checks.right_in_form(form, bench)["error"]
+    assert {(op, "public") for op in OPS} < set(launched)
+    forms = {(op, gpu_checks.form_of(each)) for op in OPS for each in candidates(op, "sm_90")}
+    assert forms == {each for each in launched if each[1] != "public"}
+    assert len(forms) > len(OPS)
 
 
 @pytest.mark.parametrize("call", [MIXED, MERGED], ids=lambda call: call.op)
@@ -118,18 +133,15 @@ def test_the_contents_of_checks(bench: FakeBench, call: Call, content: str, slic
         "normal": inputs.k_t.stride(2) == 3 * plain.k_t.stride(2) and torch.equal(inputs.k_t, plain.k_t),
     }
     assert facts[content]
-    result = gpu_checks.check(wanted, torch.float16, bench)
-    assert result["passed"], result
 
 
-def test_true_tiles_meet_more_than_benign_contents(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # the true calls
+@pytest.mark.parametrize("workload", [SDXL, DEMO], ids=lambda workload: workload.name)
+def test_the_checks_meet_whole_and_odd_calls_and_every_content(workload: gpu_bench.Workload) -> None:
+    checks = gpu_checks.checks(workload)
+    assert set(workload.calls) < set(checks)
     for op in OPS:
-        met = {(check.content, check.sliced) for check in gpu_checks.CORRECTNESS.values()
-               if check.call.op == op and check.call.queries == 1024}  # fmt: skip
+        mine = [each for each in checks.values() if each.call.op == op]
+        assert any(each.call.identity == 0 for each in mine)
+        assert any(each.call.d not in (32, 64, 128) for each in mine)
+        met = {(each.content, each.sliced) for each in mine}
         assert met >= {("large", False), ("ties", False), ("means", False), ("normal", True)}
-
-
-def test_without_the_sanitizer_that_is_recorded(bench: FakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_checks.shutil, "which", lambda *_, **__: None)
-    assert gpu_checks.sanitize("memcheck", bench) == {"error": "compute-sanitizer is not on this machine"}

@@ -19,13 +19,14 @@ import gpu_report
 import gpu_suite
 from gpu_baselines import BASELINES
 from gpu_bench import DEMO, SDXL, Item
-from gpu_suite import Suite
 from infid_kernels.tuning import read
 
 # The order of worth: what each item's name begins with, per command.
-FIRST = ("clocks", "compile float16", "correct ", "ceilings", "speed ", "candidates mixed attention, 4096",
-         "candidates mixed attention, 1024", "candidates mixed attention, 3952", "mean-shift ", "step ", "denoise_step triton graph",
-         "image ", "denoise_step compiled", "compiled baselines ", "bundle ", "race")  # fmt: skip
+FIRST = (
+    "clocks", "compile float16", "correct ", "ceilings", "speed ", "candidates mixed attention, 4096",
+    "candidates mixed attention, 1024", "candidates mixed attention, 3952", "mean-shift ", "step ",
+    "denoise_step triton graph", "image ", "denoise_step compiled", "compiled baselines ", "bundle ", "race",
+)  # fmt: skip
 SECOND = ("identity_step AOTInductor", "compile bfloat16", "correct ", "speed ", "sanitizer memcheck",
           "sanitizer racecheck")  # fmt: skip
 
@@ -100,7 +101,17 @@ def test_the_whole_run(
     pretend(monkeypatch)
     kept = [each for each in BASELINES if each.name in ("two attentions, eager", "two flash by log-sum-exp")]
     monkeypatch.setattr(gpu_baselines, "BASELINES", kept)
-    arguments = ["--model", "demo", "--part", "first", "--output", str(tmp_path), "--only", "speed", "candidates merged"]
+    arguments = [
+        "--model",
+        "demo",
+        "--part",
+        "first",
+        "--output",
+        str(tmp_path),
+        "--only",
+        "speed",
+        "candidates merged",
+    ]
     code = gpu_suite.main([*arguments, "--limit-s", "10000"])
     printed = capsys.readouterr().out
     name = "gpu-nvidia-h100-80gb-hbm3-20261123T160000.json"
@@ -236,7 +247,6 @@ def test_the_source_is_known_by_its_content(monkeypatch: pytest.MonkeyPatch, tmp
     assert gpu_machine.sources() == before
     (tmp_path / "kernels/a.py").write_text("2")
     assert gpu_machine.sources() != before
-
 
 
 def test_checks_come_before_what_they_are_about() -> None:

@@ -152,9 +152,8 @@ def test_a_gpu_that_is_lost_starts_the_program_anew(
     suite.run([timed("before"), timed("refused")])
     assert restarts == [True]
     (restart,) = json.loads(suite.path.read_text())["restarts"]
-    assert restart == {
-        "item": "refused", "why": "the GPU is lost to this process: CUDA error: an illegal memory access was encountered"
-    }  # fmt: skip
+    assert restart["item"] == "refused"
+    assert restart["why"] == "the GPU is lost to this process: CUDA error: an illegal memory access was encountered"
 
 
 def test_kernels_compiled_by_an_item_are_counted(suite: Suite) -> None:

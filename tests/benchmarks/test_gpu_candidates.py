@@ -1,0 +1,58 @@
+"""Candidates in Triton's interpreter, and the entries that follow from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from suite_parts import TINY, FakeBench, spoil
+
+import gpu_candidates
+from gpu_bench import SDXL
+from gpu_suite import Suite
+from infid_kernels.autotune import LEVELS
+from infid_kernels.tuning import candidates, read
+
+WHOLE, ODD, MERGED = TINY.levels
+
+
+def test_all_of_mixed_attention_at_whole_lengths_are_tried_and_few_of_the_rest() -> None:
+    assert [gpu_candidates.in_full(level) for level in LEVELS] == [True, True, False, False, False, False]
+    for level in LEVELS[:2]:
+        forms = gpu_candidates.by_form(gpu_candidates.worth_trying(level, False, "sm_90"))
+        names = {item.name for item in gpu_candidates.items(SDXL, False, "sm_90")}
+        assert {f"candidates {level.name}: {form}" for form in forms} < names
+        tried = [each for those in forms.values() for each in those]
+        assert sorted(map(str, tried)) == sorted(map(str, candidates(level.call.op, "sm_90")))
+    assert len(gpu_candidates.worth_trying(LEVELS[4], False, "sm_90")) < len(candidates(LEVELS[4].call.op, "sm_90"))
+
+
+def test_what_was_fastest_is_tried_at_the_odd_length(suite: Suite, bench: FakeBench, tmp_path: Path) -> None:
+    (plain, *_, few, _) = gpu_candidates.items(TINY, False, "sm_89")
+    assert (plain.name, few.name) == ("candidates whole: plain", "candidates odd: few")
+    assert suite.run([plain])
+    right = [trial for trial in bench.results[plain.name]["trials"] if trial["timing"]]
+    assert 5 < len(right) < len(bench.results[plain.name]["trials"])  # blocks of 128 do not divide 64
+    right[-1]["timing"]["median"] = 0.5
+    assert suite.run([few])
+    tried = [trial["configuration"] for trial in bench.results[few.name]["trials"]]
+    assert tried == [trial["configuration"] for trial in [right[-1], *right[:4]]]
+    assert all(trial["timing"]["samples"] == 50 for trial in bench.results[few.name]["trials"])
+    entries = gpu_candidates.entries(TINY, bench.results, "sm_89", "L40S")
+    assert [(entry.op, entry.whole, entry.architecture) for entry in entries] == [
+        ("mixed_attention", True, "sm_89"), ("mixed_attention", False, "sm_89"),
+    ]  # fmt: skip
+    assert entries[0].evidence == "measured on L40S: 0.500 ms median of 50, next best 1.000 ms"
+    gpu_candidates.write_entries(tmp_path / "entries.json", entries)
+    assert read(tmp_path / "entries.json") == tuple(entries)
+
+
+def test_a_candidate_that_is_wrong_makes_no_entry(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch)
+    suite.bench.quick = True
+    (few,) = (item for item in gpu_candidates.items(TINY, True, "sm_89") if item.name == "candidates odd: few")
+    assert suite.run([few])
+    trials = suite.bench.results[few.name]["trials"]
+    assert len(trials) == 3
+    assert all(trial["timing"] is None for trial in trials)
+    assert gpu_candidates.entries(TINY, suite.bench.results, "sm_89", "L40S") == []

@@ -1,0 +1,40 @@
+"""Every section of the suite on a CPU: the demo model, and Triton's interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu_items
+import gpu_suite
+from gpu_bench import DEMO
+
+# What a CPU cannot do, by what the items' names begin with; the rest is measured or passes.
+UNAVAILABLE = ("clocks", "compile ", "bundle ", "sanitizer ")
+
+
+def test_the_same_sections_run_on_a_cpu(tmp_path: Path) -> None:
+    paths = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
+    command = [sys.executable, gpu_suite.__file__, "--model", "demo", "--output", str(tmp_path), "--limit-s", "1200"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    configurations, path = sorted(tmp_path.iterdir())
+    assert configurations.name == f"configurations-{path.name}"
+    assert ran.stdout.splitlines()[-2:] == [str(path), str(configurations)]
+    document = json.loads(path.read_text())
+    outcomes = document["items"]
+    assert list(outcomes) == [item.name for item in gpu_items.items(DEMO, quick=False)]
+    assert "restarts" not in document
+    for name, outcome in outcomes.items():
+        if outcome["state"] == "unavailable":
+            assert name.startswith(UNAVAILABLE) or name.endswith("bfloat16"), name
+            assert len(outcome["why"]) > 10
+        elif name.startswith("speed ") and name.endswith("bfloat16"):
+            assert outcome["state"] == "skipped", name
+        else:
+            assert outcome["state"] in ("passed", "measured"), name
+            assert outcome["state"] == "passed" or not name.startswith(("correct ", "race")), name
