@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 WORKERS ?= 2
 BIN := $(CURDIR)/$(VENV)/bin
+# What benchmarks/gpu_suite.py needs beside torch, triton, transformers and what these bring: pure Python, no more needs.
+GPU_WHEELS := diffusers==0.42.1 open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.2.13 importlib_metadata==8.7.0
 PROMPT := an oil painting of a person wearing a blue suit and a crown, at the beach
 
-.PHONY: demo test lint format build-wheel clean
+.PHONY: demo test lint format build-wheel gpu-wheels clean
 
 # In a folder of its own: ./engines is source code, and `infid-export build` writes to ./engines.
 demo: $(VENV)/.demo-installed
@@ -32,8 +34,12 @@ format: $(VENV)/.dev-installed
 build-wheel: $(VENV)/.created
 	"$(BIN)/python" -m pip wheel --no-deps --wheel-dir dist .
 
+# For a GPU machine that reaches no package index; benchmarks/README.md says how they are installed there.
+gpu-wheels: $(VENV)/.created
+	"$(BIN)/python" -m pip download --no-deps --only-binary=:all: --dest gpu-wheels $(GPU_WHEELS)
+
 clean:
-	rm -rf demo dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf demo dist gpu-wheels .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # The stamps say what is installed; a changed pyproject.toml installs again.
 $(VENV)/.created:

@@ -16,7 +16,7 @@ import roofline
 from gpu_bench import Bench, Result
 
 _SOURCES = ("benchmarks", "kernels", "engines/infid_engines", "infid_export")  # what is measured, and what measures
-_LOAD_SECONDS = 0.5  # of work while the clocks are read
+_LOAD_SECONDS = 1.5  # of work while the clocks are read; starting nvidia-smi may take one
 _READINGS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw", "power.limit")
 
 
