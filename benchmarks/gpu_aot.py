@@ -28,7 +28,7 @@ from infid_kernels.measure import relative_rms, summarize
 
 GRAPH = "identity_step"
 _SECONDS = 110.0
-_PROGRAM = Path(__file__).parent / "aot" / "main.cpp"
+_PROGRAM = Path(__file__).parent / "aot" / "run_package.cpp"
 _MEMORY_FOLDER = Path("/dev/shm")  # weights are written and read once: 5 GB through memory instead of a disk
 # Weights stay outside, those of up to eight values too, which would otherwise be written into the code. The code that
 # launches the kernels is 70 transformer blocks long: unoptimized it compiles in a fraction of the time. Whether its
@@ -40,38 +40,36 @@ _CONFIGS = {
 }
 
 
-def package(bench: Bench) -> Result:
-    """Export, compile and package the step, then run it from Python and from C++. Runs in the child."""
-    with torch.no_grad(), tempfile.TemporaryDirectory(dir=_folder()) as work:
-        folder = Path(work)
-        compiler = compile_program(folder)
+def package(bench: Bench, work: str, memory: str) -> Result:
+    """Export, compile and package the step, then run it from Python and from C++. Runs in the child.
+
+    Args:
+        bench: the child's.
+        work: folder for the package and the program.
+        memory: folder for the tensors that C++ reads.
+    """
+    with torch.no_grad():
+        compiler = compile_program(Path(work))
         network = Network(bench, small=True)
         ops = network.best_ops
         arguments = network.arguments(GRAPH, network.dtype(ops))
         module = network.step(GRAPH, ops)
         expected = latents_of(module(**arguments))
-        path, result = _packaged(bench, module, arguments, folder)
-        result |= {"ops": ops, "network": network.name}
+        path, result = _packaged(bench, module, arguments, Path(work))
         model, weights = _loaded(path, module)
         call = partial(model, **arguments)
-        result |= _compared(bench, [relative_rms(each, wanted.double()) for each, wanted in zip(
-            latents_of(call()), expected, strict=True)], network.dtype(ops))  # fmt: skip
-        result |= network.rated(bench.time_long(call, SAMPLES), GRAPH)
+        pairs = zip(latents_of(call()), expected, strict=True)
+        result |= _compared([relative_rms(each, wanted.double()) for each, wanted in pairs], network.dtype(ops))
+        result |= {"ops": ops, **network.rated(bench.time_long(call, SAMPLES), GRAPH)}
+        bench.keep(result)
+        write_tensors(Path(memory) / "weights", weights)
+        write_tensors(Path(memory) / "inputs", flat(arguments))
+        write_tensors(Path(memory) / "outputs", flat({"output": expected}))
+        cpp = _from_cpp(bench, compiler, Path(work) / _PROGRAM.stem, path, Path(memory), network.dtype(ops))
+        result |= {"cpp": cpp, "passed": result["passed"] and cpp["passed"]}
         bench.keep(result)
         replay, _ = bench.graphed(call)
-        result |= {"graph": asdict(bench.time_long(replay, SAMPLES))} | peak(bench)
-        bench.keep(result)
-        tensors = {"weights": weights, "inputs": flat(arguments), "outputs": flat({"output": expected})}
-        for name, each in tensors.items():
-            write_tensors(folder / name, each)
-        cpp = _from_cpp(bench, compiler, folder, path, network.dtype(ops))
-        return result | {"cpp": cpp, "passed": result["passed"] and cpp["passed"]}
-
-
-def _folder() -> str | None:
-    """Return the memory folder if the full-size weights fit into it twice."""
-    fits = _MEMORY_FOLDER.is_dir() and shutil.disk_usage(_MEMORY_FOLDER).free > 12e9
-    return str(_MEMORY_FOLDER) if fits else None
+        return result | {"graph": asdict(bench.time_long(replay, SAMPLES))} | peak(bench)
 
 
 def _packaged(bench: Bench, module: torch.nn.Module, arguments: Mapping[str, Any], folder: Path) -> tuple[str, Result]:
@@ -83,7 +81,7 @@ def _packaged(bench: Bench, module: torch.nn.Module, arguments: Mapping[str, Any
     path = torch._inductor.aoti_compile_and_package(
         program, package_path=str(folder / f"{GRAPH}.pt2"), inductor_configs=dict(_CONFIGS)
     )
-    result |= {"compile_seconds": round(time.monotonic() - exported, 1), "package_bytes": Path(path).stat().st_size}
+    result |= {"package_seconds": round(time.monotonic() - exported, 1), "package_bytes": Path(path).stat().st_size}
     bench.keep(result)
     return path, result
 
@@ -97,7 +95,7 @@ def _loaded(path: str, module: torch.nn.Module) -> tuple[Any, dict[str, Tensor]]
     return model, weights
 
 
-def _compared(bench: Bench, errors: Sequence[float], dtype: torch.dtype) -> Result:
+def _compared(errors: Sequence[float], dtype: torch.dtype) -> Result:
     from infid_export.export.tolerances import tolerance
 
     limit = tolerance("fp32" if dtype == torch.float32 else "fp16").rms
@@ -112,26 +110,28 @@ def compile_program(folder: Path) -> subprocess.Popen[str]:
     includes = [root / "include", root / "include" / "torch" / "csrc" / "api" / "include"]
     command = [
         "g++", "-std=c++20", "-O1", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
-        *(f"-I{each}" for each in includes), str(_PROGRAM), "-o", str(folder / "run_package"),
+        *(f"-I{each}" for each in includes), str(_PROGRAM), "-o", str(folder / _PROGRAM.stem),
         f"-L{root / 'lib'}", f"-Wl,-rpath,{root / 'lib'}", "-Wl,--no-as-needed", "-Wl,--allow-shlib-undefined",
         *(f"-l{name}" for name in libraries),
     ]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def _from_cpp(bench: Bench, compiler: subprocess.Popen[str], folder: Path, path: str, dtype: torch.dtype) -> Result:
+def _from_cpp(
+    bench: Bench, compiler: subprocess.Popen[str], program: Path, package: str, tensors: Path, dtype: torch.dtype
+) -> Result:
     said, _ = compiler.communicate(timeout=max(bench.seconds_left(), 1.0))
     if compiler.returncode != 0:
         raise RuntimeError(f"the C++ program does not compile: {said[-2000:]}")
-    names = [str(folder / name) for name in ("weights", "inputs", "outputs")]
-    command = [str(folder / "run_package"), path, *names, str(bench.device), str(SAMPLES)]
+    names = [str(tensors / name) for name in ("weights", "inputs", "outputs")]
+    command = [str(program), package, *names, str(bench.device), str(SAMPLES)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=max(bench.seconds_left(), 1.0))
     if ended.returncode != 0:
         raise RuntimeError(f"the C++ program ended with exit code {ended.returncode}: {ended.stderr[-2000:]}")
     found = json.loads(ended.stdout)
     errors = [float(each) for each in found.pop("relative_rms")]
     timing = summarize(found.pop("milliseconds"), captured=False)
-    return {**asdict(timing), **found, **_compared(bench, errors, dtype)}
+    return {**asdict(timing), **found, **_compared(errors, dtype)}
 
 
 def flat(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -146,7 +146,7 @@ def flat(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def write_tensors(stem: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as `aot/main.cpp` reads them: their memory as it is, and an index with sizes and strides.
+    """Write tensors as `aot/run_package.cpp` reads them: their memory as it is, and an index with sizes and strides.
 
     Raises:
         ValueError: a tensor's memory has gaps.
@@ -176,11 +176,18 @@ def _dense(tensor: Tensor) -> bool:
 
 
 def packaged(held: Held, bench: Bench) -> Result:
-    """Measure the package in a child."""
+    """Measure the package in a child; its folders are this process's, which outlives it."""
     held.give_up()
-    return gpu_child.measure_in_child("gpu_aot:package", bench, _SECONDS)
+    with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory(dir=_memory_folder()) as memory:
+        return gpu_child.measure_in_child("gpu_aot:package", bench, _SECONDS, work=work, memory=memory)
 
 
-def items(held: Held) -> list[Item]:
-    """Return what is measured of AOTInductor."""
-    return [Item(f"{GRAPH} AOTInductor package", _SECONDS, partial(packaged, held), phase=2)]
+def _memory_folder() -> str | None:
+    """Return the folder that lies in memory if the full-size weights fit into it twice."""
+    fits = _MEMORY_FOLDER.is_dir() and shutil.disk_usage(_MEMORY_FOLDER).free > 12e9
+    return str(_MEMORY_FOLDER) if fits else None
+
+
+def items(held: Held, op: str) -> list[Item]:
+    """Return what is measured of AOTInductor; arguments as in `gpu_compiled.items`."""
+    return [Item(f"{GRAPH} AOTInductor package", _SECONDS, partial(packaged, held), op, phase=2)]

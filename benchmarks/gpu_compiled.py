@@ -26,7 +26,7 @@ from gpu_network import SAMPLES, Held, Network, latents_of, peak
 from gpu_pipeline import Pipeline
 from infid_kernels.measure import relative_rms
 
-_SECONDS = 150.0  # for all of them together
+_EXPECTED, _LIMIT = 150.0, 180.0  # seconds for all of them together
 _TIMING = 25.0  # seconds of them that are kept for timing: then those that have compiled wait no longer
 PIPELINE = "diffusers pipeline step compiled"
 NAMES = ("denoise_step compiled graph", "identity_step compiled graph", "text_step compiled graph", PIPELINE)
@@ -102,7 +102,7 @@ def _limit(dtype: torch.dtype) -> float:
     return tolerance("fp32" if dtype == torch.float32 else "fp16").rms
 
 
-def compile_all(bench: Bench, names: Sequence[str], seconds: float = _SECONDS) -> dict[str, Result]:
+def compile_all(bench: Bench, names: Sequence[str], seconds: float = _LIMIT) -> dict[str, Result]:
     """Compile and time several at once, each in its own process group.
 
     Args:
@@ -127,16 +127,23 @@ def compile_all(bench: Bench, names: Sequence[str], seconds: float = _SECONDS) -
 
 
 def compiled(held: Held, bench: Bench, name: str) -> Result:
-    """Return the result of one; the first that is asked for compiles all that have none yet."""
-    if name not in held.compiled:
+    """Return the result of one; the first compiles them all, and whoever comes later finds his there."""
+    if name == NAMES[0]:
         held.give_up()
-        wanted = [each for each in NAMES if each not in bench.results and each not in held.compiled]
-        held.compiled |= compile_all(bench, wanted)
+        held.compiled = compile_all(bench, NAMES)
+    if name not in held.compiled:
+        return {"skipped": f"it compiles at the same time as {NAMES[0]}, which did not run"}
     return held.compiled[name]
 
 
-def items(held: Held) -> list[Item]:
-    """Return the compiled steps; the first item's time is that of all of them."""
+def items(held: Held, op: str) -> list[Item]:
+    """Return the compiled steps; the first item's time is that of all of them.
+
+    Args:
+        held: what the items share.
+        op: the operation whose checks have to have passed.
+    """
     return [
-        Item(name, 1.0 if index else _SECONDS, partial(compiled, held, name=name)) for index, name in enumerate(NAMES)
+        Item(name, 1.0 if index else _EXPECTED, partial(compiled, held, name=name), op)
+        for index, name in enumerate(NAMES)
     ]

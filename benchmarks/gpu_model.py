@@ -138,6 +138,6 @@ def items(workload: Workload) -> list[Item]:
         Item("price of an identity", 0.1, partial(price, held)),
         *gpu_images.items(held, workload, kernels),
         *gpu_pipeline.items(held),
-        *gpu_compiled.items(held),
-        *gpu_aot.items(held),
+        *gpu_compiled.items(held, kernels),
+        *gpu_aot.items(held, kernels),
     ]

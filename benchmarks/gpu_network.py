@@ -119,7 +119,7 @@ class Network:
             name: self._argument(name, each) for name, each in shapes.items() if type(each) is Tensor
         }
         if graph == "identity_step":
-            found["text_features"] = self._text_features(dtype)
+            found["text_features"] = [each.clone() for each in self._text_features(dtype)]
         return found
 
     def _argument(self, name: str, shape: Tensor) -> Tensor:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import gpu_compiled
 from gpu_bench import DEMO, Bench, Result
 from gpu_compiled import NAMES, PIPELINE
 from gpu_network import Held
+from gpu_suite import Suite
 from infid_kernels.measure import relative_rms
 
 
@@ -64,21 +66,27 @@ def test_an_interrupt_ends_the_processes(bench: Bench, monkeypatch: pytest.Monke
         gpu_compiled.compile_all(bench, NAMES[:2])
 
 
-def test_the_first_compiled_item_compiles_all_that_have_no_result(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[list[str]] = []
+def test_the_first_compiled_item_compiles_them_all(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
 
-    def compile_all(bench: Bench, names: list[str]) -> dict[str, Result]:
+    def compile_all(bench: Bench, names: Sequence[str]) -> dict[str, Result]:
         asked.append(names)
         return {name: {"median": float(len(name))} for name in names}
 
     monkeypatch.setattr(gpu_compiled, "compile_all", compile_all)
-    held = Held()
-    bench.results[NAMES[0]] = {"median": 1.0}  # of the command that this one goes on with
-    found = [gpu_compiled.compiled(held, bench, name) for name in NAMES[1:]]
-    assert asked == [list(NAMES[1:])]
-    assert found == [{"median": float(len(name))} for name in NAMES[1:]]
+    found = [item.measure(bench) for item in gpu_compiled.items(Held(), "mixed_attention")]
+    assert asked == [NAMES]
+    assert found == [{"median": float(len(name))} for name in NAMES]
+
+
+def test_without_the_first_the_others_are_left_for_another_time(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_compiled, "compile_all", lambda bench, names: {})
+    suite.bench.seconds_left = lambda: 100.0
+    suite.run(gpu_compiled.items(Held(), "mixed_attention"))
+    states = [suite.document["items"][name]["state"] for name in NAMES]
+    assert states == ["skipped"] * len(NAMES)
+    assert NAMES[0] in suite.document["items"][NAMES[1]]["why"]
+    assert not suite.bench.results
 
 
 class Turns:
@@ -153,17 +161,17 @@ def test_a_package_without_weights_gives_the_same_from_python_and_from_cpp(bench
     gpu_aot.write_tensors(tmp_path / "weights", weights)
     gpu_aot.write_tensors(tmp_path / "inputs", gpu_aot.flat(arguments))
     gpu_aot.write_tensors(tmp_path / "outputs", {"output": expected})
-    found = gpu_aot._from_cpp(bench, compiler, tmp_path, path, torch.float32)
+    found = gpu_aot._from_cpp(bench, compiler, tmp_path / "run_package", path, tmp_path, torch.float32)
     assert found["passed"] and found["constants"] == len(weights) and found["median"] > 0
 
     gpu_aot.write_tensors(tmp_path / "outputs", {"output": expected + 0.01})
-    again = gpu_aot._from_cpp(bench, compiler, tmp_path, path, torch.float32)
+    again = gpu_aot._from_cpp(bench, compiler, tmp_path / "run_package", path, tmp_path, torch.float32)
     assert not again["passed"] and again["relative_rms"] > 1e-3
 
     lost = {name: each for name, each in weights.items() if name != "second.bias"}
     gpu_aot.write_tensors(tmp_path / "weights", lost)
     with pytest.raises(RuntimeError, match="exit code 1"):
-        gpu_aot._from_cpp(bench, compiler, tmp_path, path, torch.float32)
+        gpu_aot._from_cpp(bench, compiler, tmp_path / "run_package", path, tmp_path, torch.float32)
 
 
 def test_the_weights_are_not_in_the_package(bench: Bench, tmp_path: Path) -> None:
