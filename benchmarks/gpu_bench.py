@@ -217,7 +217,7 @@ class Item:
     """One thing to measure.
 
     Its result is a dictionary for JSON. `passed` in it says whether a check held; `unavailable` says in a sentence why
-    this machine cannot do it; `error` says why it failed.
+    this machine cannot do it; `skipped` why it was not tried; `error` why it failed.
 
     Args:
         name: in the results, and for --only.

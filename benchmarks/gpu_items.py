@@ -10,6 +10,7 @@ import gpu_checks
 import gpu_compile
 import gpu_kernels
 import gpu_machine
+import gpu_model
 from gpu_bench import Item, Workload
 
 _SPEED_SECONDS = {"float16": 10.0, "bfloat16": 3.0}
@@ -23,7 +24,7 @@ def items(workload: Workload, quick: bool, architecture: str = "sm_90") -> list[
         quick: fewer candidates.
         architecture: whose candidates are tried; sm_90 has the most.
     """
-    model = model_items(workload)
+    model = gpu_model.items(workload)
     return [
         Item("clocks", 5.0, gpu_machine.clocks, always=True),
         *gpu_compile.items(1),
@@ -42,8 +43,3 @@ def items(workload: Workload, quick: bool, architecture: str = "sm_90") -> list[
         *gpu_kernels.speeds(workload, "bfloat16", 2, _SPEED_SECONDS["bfloat16"]),
         *gpu_checks.sanitizers(),
     ]
-
-
-def model_items(workload: Workload) -> list[Item]:
-    """Return what is measured of the whole model."""
-    return []

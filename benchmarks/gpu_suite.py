@@ -159,6 +159,8 @@ class Suite:
         except Exception as error:  # one item must not take the others' results with it
             kept = {"result": self._kept} if self._kept else {}
             return {"state": "error", "why": f"{type(error).__name__}: {error}", "raised": True, **kept}
+        if "skipped" in result:
+            return {"state": "skipped", "why": result["skipped"]}
         for state in ("unavailable", "error"):
             if state in result:
                 return {"state": state, "why": result[state], "result": result}
