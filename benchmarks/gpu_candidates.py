@@ -1,4 +1,8 @@
-"""Every candidate of the kernels' table measured, one item for each level and form, and the entries that follow."""
+"""Every candidate of the kernels' table measured, one item for each level and form, and the entries that follow.
+
+What is measured after them, the whole model above all, runs with the fastest, as it does for whoever ran
+`infid-export tune`; the operations are timed once before, with the table's choices.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import roofline
 from gpu_bench import Bench, Item, Result, Workload
 from gpu_checks import form_of
 from infid_kernels.autotune import Level, NoCandidateError, Trial, measure, select
 from infid_kernels.measure import Timing
-from infid_kernels.tuning import Choice, Entry, choices, parse_choice, write
+from infid_kernels.tuning import Choice, Entry, choices, load, parse_choice, write
 
 _FEW = 5  # candidates of a level that is not tried in full
 _QUICK = 3
 _SAMPLES = 20  # a candidate is compared with the others, not reported
 _ITEM_SECONDS, _CANDIDATE_SECONDS = 1.0, 0.8
+ADOPTED = "fastest candidates"
 
 
 def in_full(level: Level) -> bool:
@@ -47,7 +53,7 @@ def items(workload: Workload, quick: bool, architecture: str) -> list[Item]:
         if not in_full(level):
             count = min(_FEW, len(worth_trying(level, quick, architecture)))
             found.append(_item(f"candidates {level.name}: few", level, count, partial(few, level)))
-    return found
+    return [*found, Item(ADOPTED, 0.5, adopt, always=True)]
 
 
 def _item(name: str, level: Level, count: int, measured: partial[Result]) -> Item:
@@ -110,6 +116,22 @@ def entries(workload: Workload, results: Mapping[str, Result], architecture: str
         except NoCandidateError:
             continue  # its trials say why
     return found
+
+
+def adopt(bench: Bench) -> Result:
+    """Use the fastest candidates from now on, in this process."""
+    found = entries(bench.workload, bench.results, bench.architecture, "this run")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "entries.json"
+        write(path, found)
+        load(path)
+    return {"entries": [asdict(each) for each in found]}
+
+
+def adopt_again(bench: Bench) -> None:
+    """Use what an earlier process of this run adopted, if it came so far."""
+    if ADOPTED in bench.results:
+        adopt(bench)
 
 
 def write_entries(path: Path, found: Sequence[Entry]) -> None:

@@ -127,6 +127,9 @@ def _child(task: Mapping[str, Any]) -> None:
         torch.device(task["device"]), WORKLOADS[task["workload"]], task["quick"], lambda: ends - time.monotonic(),
         task["seed"], task["ceilings"], task["results"], keep,
     )  # fmt: skip
+    import gpu_candidates  # it imports this module
+
+    gpu_candidates.adopt_again(bench)
     module, name = task["function"].split(":")
     keep(getattr(importlib.import_module(module), name)(bench, **task["arguments"]))
 

@@ -5,6 +5,8 @@ The first command runs the items of phase 1, the second those of phase 2.
 
 from __future__ import annotations
 
+from functools import partial
+
 import gpu_candidates
 import gpu_checks
 import gpu_compile
@@ -32,6 +34,10 @@ def items(workload: Workload, quick: bool, architecture: str = "sm_90") -> list[
         Item("ceilings", 3.0, gpu_kernels.ceilings, always=True),
         *gpu_kernels.speeds(workload, "float16", 1, _SPEED_SECONDS["float16"]),
         *gpu_candidates.items(workload, quick, architecture),
+        *(
+            Item(f"tuned {name} float16", 2.0, partial(gpu_kernels.tuned, name), call.op)
+            for name, call in workload.calls.items()
+        ),
         *gpu_kernels.mean_shifts(workload),
         *(item for item in model if item.phase == 1),
         *gpu_kernels.compiled(),

@@ -86,6 +86,7 @@ class Suite:
         bench.results.update(gpu_report.results(document))
         bench.ceilings.update(items.get("ceilings", {}).get("result", {}))
         bench.keep = self._keep
+        gpu_candidates.adopt_again(bench)
         self.failed: set[tuple[str | None, int]] = set()
         self.sound = True
         self._lock = threading.Lock()  # whoever holds it writes the document

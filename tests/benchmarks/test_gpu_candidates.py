@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from suite_parts import TINY, FakeBench, spoil
 
 import gpu_candidates
-from gpu_bench import SDXL
+import gpu_child
+from gpu_bench import DEMO, SDXL, Bench, Result
 from gpu_suite import Suite
+from infid_kernels import tuning
 from infid_kernels.autotune import LEVELS
-from infid_kernels.tuning import choices, read
+from infid_kernels.tuning import Configuration, choices, read
 
 WHOLE, ODD, MERGED = TINY.levels
+TIMING = {"low": 0.3, "high": 0.5, "samples": 20}
 
 
 def test_all_of_mixed_attention_at_whole_lengths_are_tried_and_few_of_the_rest() -> None:
@@ -28,7 +36,7 @@ def test_all_of_mixed_attention_at_whole_lengths_are_tried_and_few_of_the_rest()
 
 
 def test_what_was_fastest_is_tried_at_the_odd_length(suite: Suite, bench: FakeBench, tmp_path: Path) -> None:
-    (plain, *_, few, _) = gpu_candidates.items(TINY, False, "sm_89")
+    (plain, *_, few, _, _) = gpu_candidates.items(TINY, False, "sm_89")
     assert (plain.name, few.name) == ("candidates whole: plain", "candidates odd: few")
     assert suite.run([plain])
     right = [trial for trial in bench.results[plain.name]["trials"] if trial["timing"]]
@@ -45,6 +53,37 @@ def test_what_was_fastest_is_tried_at_the_odd_length(suite: Suite, bench: FakeBe
     assert entries[0].evidence == "measured on L40S: 0.500 ms median of 50, next best 1.000 ms"
     gpu_candidates.write_entries(tmp_path / "entries.json", entries)
     assert read(tmp_path / "entries.json") == tuple(entries)
+
+
+def test_what_follows_runs_with_the_fastest(bench: FakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, in a child, and after a restart."""
+    monkeypatch.setattr(tuning, "_measured", [])
+    hopper: Any = SimpleNamespace(type="cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    call = ("mixed_attention", hopper, 64, 64, (64, 64))
+    trials = [
+        {"configuration": choice.told(), "error": 1e-4, "timing": {**TIMING, "median": median}, "refusal": ""}
+        for choice, median in ((Configuration(64, 32, 4, 2), 0.4), (Configuration(32, 32, 4, 2), 0.3))
+    ]
+    bench.workload, level = DEMO, DEMO.levels[0].name  # a child knows no other workloads
+    bench.results = {f"candidates {level}: plain": {"level": level, "trials": trials}}
+    gpu_candidates.adopt_again(bench)  # nothing was adopted yet
+    assert tuning.choose(*call)[0] != Configuration(32, 32, 4, 2)
+    bench.results[gpu_candidates.ADOPTED] = gpu_candidates.adopt(bench)
+    assert tuning.choose(*call) == (Configuration(32, 32, 4, 2), True)
+    assert bench.results[gpu_candidates.ADOPTED]["entries"][0]["configuration"]["block_m"] == 32
+    monkeypatch.setattr(tuning, "_measured", [])
+    paths = (str(Path(__file__).parent), *sys.path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(entry or ".").resolve()) for entry in paths))
+    found = gpu_child.measure_in_child("test_gpu_candidates:measured_in_child", bench, 60.0)
+    assert found["configurations"] == [Configuration(32, 32, 4, 2).told()]
+    gpu_candidates.adopt_again(bench)
+    assert tuning.choose(*call) == (Configuration(32, 32, 4, 2), True)
+
+
+def measured_in_child(bench: Bench) -> Result:
+    """Return what a child's process chooses before its table."""
+    return {"configurations": [entry.configuration.told() for entry in tuning._measured]}
 
 
 def test_a_candidate_that_is_wrong_makes_no_entry(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

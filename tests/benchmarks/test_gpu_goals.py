@@ -25,8 +25,8 @@ def test_no_goal_is_beyond_its_floor() -> None:
             assert goal.wanted < goal.floor if goal.more else goal.floor < goal.wanted, goal.what
 
 
-def contenders(ours: float, teraflops: float, **baselines: float) -> dict[str, Any]:
-    rows = {OURS: {"median": ours, "teraflops": teraflops, "right": True, "complete": True}}
+def contenders(ours: float, teraflops: float, right: bool = True, **baselines: float) -> dict[str, Any]:
+    rows = {OURS: {"median": ours, "teraflops": teraflops, "right": right, "complete": True}}
     rows |= {name: {"median": time, "right": True, "complete": True} for name, time in baselines.items()}
     return rows | {ALONE: {"median": ours * 0.9, "complete": False}}
 
@@ -44,6 +44,17 @@ def test_the_best_baseline_counts_even_if_it_was_compiled_later() -> None:
     compiled = {"flex": {"median": 1.1, "right": True, "complete": True}, "odd": {"error": "no"}}
     results["compiled baselines mixed_attention"] = {"calls": {"mixed-4096": {"contenders": compiled}}}
     assert line(results, what) == f"missed by 4.3% {what}: 1.1 × (flex), goal ≥ 1.15 ×"
+
+
+def test_ours_is_the_faster_of_the_tables_choice_and_the_tuned_one() -> None:
+    results = {"speed mixed-4096 float16": {"contenders": contenders(1.0, 450.0, cudnn=1.1)}}
+    what = "mixed attention 4096 × 8192"
+    assert line(results, what).startswith(f"missed by 6.2% {what}: 450 TFLOP/s (speed mixed-4096 float16)")
+    results["tuned mixed-4096 float16"] = {"contenders": contenders(0.9, 500.0)}
+    assert line(results, what).startswith(f"met           {what}: 500 TFLOP/s (tuned mixed-4096 float16)")
+    assert "1.222 × (cudnn)" in line(results, f"{what} over the best baseline")
+    results["tuned mixed-4096 float16"]["contenders"] = contenders(0.9, 500.0, right=False)
+    assert "450 TFLOP/s (speed mixed-4096 float16)" in line(results, what)
 
 
 def test_the_best_variant_counts_and_is_named() -> None:
