@@ -24,6 +24,7 @@ import torch
 
 from gpu_bench import WORKLOADS, Bench, Result
 from gpu_json import plain, write
+from infid_kernels import tuning
 
 _LINES = 20  # last lines of a child's output that are kept
 RESERVE = 5.0  # seconds that are left for the results after a child was stopped
@@ -99,11 +100,13 @@ def measure_in_child(function: str, bench: Bench, seconds: float, /, **arguments
     if bench.on_gpu:
         torch.cuda.empty_cache()  # the child needs the memory
     with tempfile.TemporaryDirectory() as folder:
-        task, found = Path(folder) / "task.json", Path(folder) / "result.json"
+        task, found, entries = (Path(folder) / name for name in ("task.json", "result.json", "entries.json"))
+        tuning.write(entries, tuning.measured())  # the child runs with the choices of this process
         task.write_text(json.dumps(plain({
             "function": function, "arguments": arguments, "device": str(bench.device),
             "workload": bench.workload.name, "quick": bench.quick, "seed": bench.seed, "seconds": limit,
             "ceilings": bench.ceilings, "results": bench.results, "found": str(found),
+            "entries": str(entries),
         })))  # fmt: skip
         ended = run([sys.executable, str(Path(__file__).resolve()), str(task)], limit)
         result: Result = json.loads(found.read_text()) if found.exists() else {}
@@ -127,9 +130,7 @@ def _child(task: Mapping[str, Any]) -> None:
         torch.device(task["device"]), WORKLOADS[task["workload"]], task["quick"], lambda: ends - time.monotonic(),
         task["seed"], task["ceilings"], task["results"], keep,
     )  # fmt: skip
-    import gpu_candidates  # it imports this module
-
-    gpu_candidates.adopt_again(bench)
+    tuning.load(Path(task["entries"]))
     module, name = task["function"].split(":")
     keep(getattr(importlib.import_module(module), name)(bench, **task["arguments"]))
 

@@ -275,6 +275,11 @@ def table() -> tuple[Entry, ...]:
     return read(TABLE)
 
 
+def measured() -> tuple[Entry, ...]:
+    """Return the entries that this process was told to use before the table, see `load`."""
+    return tuple(_measured)
+
+
 def load(path: Path) -> None:
     """Use a file that `infid-export tune` wrote, in this process from now on; it goes before the table.
 
