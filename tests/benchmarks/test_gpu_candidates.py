@@ -72,11 +72,11 @@ def test_what_follows_runs_with_the_fastest(bench: FakeBench, monkeypatch: pytes
     bench.results[gpu_candidates.ADOPTED] = gpu_candidates.adopt(bench)
     assert tuning.choose(*call) == (Configuration(32, 32, 4, 2), True)
     assert bench.results[gpu_candidates.ADOPTED]["entries"][0]["configuration"]["block_m"] == 32
-    monkeypatch.setattr(tuning, "_measured", [])
     paths = (str(Path(__file__).parent), *sys.path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(entry or ".").resolve()) for entry in paths))
     found = gpu_child.measure_in_child("test_gpu_candidates:measured_in_child", bench, 60.0)
     assert found["configurations"] == [Configuration(32, 32, 4, 2).told()]
+    monkeypatch.setattr(tuning, "_measured", [])  # as after a restart
     gpu_candidates.adopt_again(bench)
     assert tuning.choose(*call) == (Configuration(32, 32, 4, 2), True)
 
