@@ -11,6 +11,7 @@ from pathlib import Path
 import gpu_items
 import gpu_suite
 from gpu_bench import DEMO
+from gpu_compiled import NAMES, PIPELINE
 
 # What a CPU cannot do, by what the items' names begin with; the rest is measured or passes.
 UNAVAILABLE = ("clocks", "compile ", "bundle ", "sanitizer ")
@@ -38,3 +39,10 @@ def test_the_same_sections_run_on_a_cpu(tmp_path: Path) -> None:
         else:
             assert outcome["state"] in ("passed", "measured"), name
             assert outcome["state"] == "passed" or not name.startswith(("correct ", "race")), name
+    results = {name: outcome["result"] for name, outcome in outcomes.items() if "result" in outcome}
+    for name in (each for each in NAMES if each != PIPELINE):
+        assert results[name]["passed"] and results[name]["graph_breaks"] == 0, name
+        assert results[name]["backend"] == DEMO.compiler
+        assert results[name]["median"] > 0 and results[name]["child_seconds"] > results[name]["compile_seconds"]
+    assert results[PIPELINE]["finite"] and results[PIPELINE]["graph_breaks"] == 0
+    assert results[PIPELINE]["steps"] == DEMO.steps
