@@ -54,6 +54,11 @@ def load_photo(photo: Photo) -> np.ndarray[Any, Any]:
         return _decode(name, image)
 
 
+def photo_name(photo: Photo) -> str:
+    """Return what messages call a photo: its path, or `the image`."""
+    return str(photo) if isinstance(photo, str | Path) else "the image"
+
+
 def _checked_array(photo: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or photo.size == 0:
         raise InputError(

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from infid_engines.errors import InputError
+from infid_export.faces.choice import TakenFace
 
 Array = np.ndarray[Any, Any]
 _TENSORS = ("identity_tokens", "identity_keys", "identity_values")
@@ -33,6 +34,7 @@ class Person:
         identity_values: `[2, T, S]`.
         model: id of the model whose engines made it.
         name: what the user calls the person.
+        faces: which face of each photo was taken, if it was enrolled just now; a file does not hold it.
 
     Raises:
         InputError: the tensors do not fit together, or hold non-finite values.
@@ -43,6 +45,7 @@ class Person:
     identity_values: Array
     model: str
     name: str = ""
+    faces: tuple[TakenFace, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no engine could take."""

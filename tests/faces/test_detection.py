@@ -11,12 +11,11 @@ from PIL import Image
 
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_export.faces import model_files
+from infid_export.faces.choice import MIN_EYE_DISTANCE, choose_face
 from infid_export.faces.detection import (
-    MIN_EYE_DISTANCE,
     CenterFaceDetector,
     Face,
     InsightFaceDetector,
-    choose_face,
     find_centerface,
     make_dynamic_centerface,
 )

@@ -19,9 +19,11 @@ from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file
 from infid_engines.progress import Reporter, SilentReporter
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_template
-from infid_export.faces.detection import Face, FaceDetector, choose_face
+from infid_export.faces.choice import choose_face, plausible_faces
+from infid_export.faces.detection import Face, FaceDetector
 from infid_export.faces.photos import load_photo
 from infid_export.faces.recognition import SIZE, ArcFaceRecognizer
+from infid_export.faces.search import find_faces
 from infid_training.durable import locked, whole_folder
 from infid_training.shards import REPORT, SPLITS, PreparedPhoto, ShardIndex, ShardWriter
 
@@ -243,9 +245,10 @@ class _PhotoReader:
                 f"{_ENLARGED:.0f}.",
                 fix="Use a larger photo or a smaller --photo-size.",
             )
-        faces = self._detector.detect(pixels)
-        face = choose_face(faces, photo_size=(width, height))
-        if len(faces) > 1 and faces[1].area > _RIVAL * face.area:
+        found = find_faces(self._detector, pixels)
+        face = choose_face(found, photo_size=(width, height))
+        others = [other for other in plausible_faces(found, (width, height)) if other is not face]
+        if any(other.area > _RIVAL * face.area for other in others):
             raise InputError("Two faces of about the same size: whose photo it is cannot be told.", fix="Crop it.")
         target, crop = _target(pixels, face, size)
         return PreparedPhoto(
