@@ -102,7 +102,9 @@ def add_tuning(parser: argparse._ActionsContainer) -> None:
 
 def add_face_index(parser: argparse.ArgumentParser) -> None:
     """Add the choice among several faces."""
-    parser.add_argument("--face-index", type=int, metavar="N", help="which face, largest first; faces of far lower score last (0)")
+    parser.add_argument(
+        "--face-index", type=int, metavar="N", help="which face, largest first; faces of far lower score last (0)"
+    )
 
 
 def add_detector(parser: argparse._ActionsContainer) -> None:

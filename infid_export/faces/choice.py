@@ -78,7 +78,7 @@ def _place(face: Face) -> str:
 
 
 def doubt(face: Face, photo_size: tuple[int, int] | None = None) -> str:
-    """Say why a detection is no face that can be used; empty if it can be one.
+    """Return why a detection is no face that can be used; empty if it can be one.
 
     Args:
         face: the detection.
@@ -145,7 +145,7 @@ def choose_face(
     plausible = plausible_faces(faces, photo_size)
     if not plausible:
         likeliest = max(faces, key=lambda face: face.score, default=None)
-        why = f": of {len(faces)} possible one(s), the likeliest is none, {doubt(likeliest, photo_size)}" if likeliest else ""
+        why = f": the likeliest of {len(faces)} place(s) is none, {doubt(likeliest, photo_size)}" if likeliest else ""
         raise InputError(f"No face was found in the {photo}{why}.", fix=f"{_FIX} {limits}".rstrip())
     if index is not None and not (isinstance(index, int) and 0 <= index < len(plausible)):
         raise InputError(

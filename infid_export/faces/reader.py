@@ -42,9 +42,7 @@ class FaceReader:
         limits: a sentence on what the detector cannot do; empty if it finds faces in photos.
     """
 
-    def __init__(
-        self, detector: FaceDetector, recognizer: ArcFaceRecognizer, crop_size: int, limits: str = ""
-    ) -> None:
+    def __init__(self, detector: FaceDetector, recognizer: ArcFaceRecognizer, crop_size: int, limits: str = "") -> None:
         self.limits = limits
         self._detector = detector
         self._recognizer = recognizer
