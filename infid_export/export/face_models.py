@@ -18,7 +18,7 @@ from infid_export.faces.detection import (
     find_centerface,
     make_dynamic_centerface,
 )
-from infid_export.faces.recognition import SIZE
+from infid_export.faces.recognition import FINGERPRINT, SIZE
 
 _VIEW = 64  # pixels of the example that the detector is traced on
 
@@ -35,7 +35,7 @@ def write_shipped(name: str, path: Path) -> None:
 
     from infid_export.export.onnx_graph import OPSET, quiet
     from infid_export.model.face_networks import FACE_NETWORKS
-    from infid_export.model.shipped import load_shipped
+    from infid_export.model.shipped import fingerprint, load_shipped
 
     network = load_shipped(FACE_NETWORKS[name](), name)
     if name == "detector":
@@ -49,6 +49,7 @@ def write_shipped(name: str, path: Path) -> None:
             program, (), dynamo=True, opset_version=OPSET, input_names=["photo"], output_names=outputs, verbose=False
         )
     assert exported is not None
+    exported.model.metadata_props[FINGERPRINT] = fingerprint(name)
     exported.save(str(path), external_data=False)
 
 

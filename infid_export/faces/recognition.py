@@ -9,11 +9,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from infid_engines.errors import InputError
+from infid_engines.manifest import sha256_file
 from infid_export.faces.alignment import ARCFACE_TEMPLATE
 from infid_export.faces.model_files import open_onnx
 from infid_export.faces.onnx_start import RANGES, Range, expected_range
 
 SIZE = 112
+# In the metadata of the demo model's networks, whose ONNX files differ from one version of the exporter to the next.
+FINGERPRINT = "infid_fingerprint"
 # Cosine of the two drawn faces from which on a recognizer sees no difference. The demo model's two give 0.08 and 0.19;
 # a model that scales its pixels itself and is fed scaled ones gives 0.99999.
 SAME_FACE = 0.99
@@ -59,6 +62,18 @@ class ArcFaceRecognizer:
                 fix="Use the recognizer the identity weights were trained with.",
             )
         self._tell_faces_apart()
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the sha256 of the file; of a shipped network that of its weights, whatever exported it."""
+        own: str = self._session.get_modelmeta().custom_metadata_map.get(FINGERPRINT, "")
+        return own or sha256_file(self._path)
+
+    @property
+    def name(self) -> str:
+        """Return what messages call the recognizer."""
+        shipped = FINGERPRINT in self._session.get_modelmeta().custom_metadata_map
+        return "the demo model's recognizer" if shipped else self._path.name
 
     def embed(self, aligned: Array) -> Array:
         """Return the L2-normalized `[width]` fp32 embedding of a `[112, 112, 3]` uint8 RGB face.

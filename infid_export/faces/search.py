@@ -13,8 +13,8 @@ from infid_export.faces.detection import Face, FaceDetector, without_repeats
 
 Array = np.ndarray[Any, Any]
 
-# Side of the smallest tiles in pixels. Detectors look at 960 or 640 pixels of what they are given, so that eyes 12 pixels
-# apart are seen as 6 to 9.
+# Side of the smallest tiles in pixels. Detectors look at 960 or 640 pixels of what they are given: of eyes that are
+# 12 pixels apart, 6 to 9.
 _FINEST = 1280
 _SHARED = 0.2  # of a tile's side, by which neighbours overlap: more than a face that larger tiles have missed
 
@@ -23,8 +23,8 @@ def find_faces(detector: FaceDetector, photo: Array) -> list[Face]:
     """Return a photo's faces.
 
     A face of a large photo can be too small in the picture that a detector looks at. Where the whole photo shows no
-    plausible face, it is searched in tiles of half its longer side, then of a quarter and so on, until there is one. One
-    tile is looked at at a time, so memory does not grow with the photo; 100 megapixels are some 150 tiles.
+    plausible face, it is searched in tiles of half its longer side, then of a quarter and so on, until there is one.
+    The detector sees one tile at a time, so its memory does not grow with the photo; 100 megapixels are some 150 tiles.
 
     Args:
         detector: of faces.

@@ -169,7 +169,7 @@ def mix(people: Sequence[tuple[Person, float]], name: str = "") -> Person:
     if len({person.identity_tokens.shape for person, _ in people}) > 1:
         raise InputError("People of different token counts cannot be averaged.", fix="Stack them instead.")
 
-    def average(tensor: str) -> Array:
+    def average(tensor: str) -> Any:
         own: Array = getattr(first, tensor)
         # fp32: at SDXL's size fp64 sums would take a gigabyte
         summed = np.zeros(own.shape, dtype=np.float32)
@@ -191,7 +191,9 @@ def stack(people: Sequence[Person], name: str = "") -> Person:
         InputError: no person, or people of different models.
     """
     first = _same_model(people)
-    tensors = {tensor: np.concatenate([getattr(person, tensor) for person in people], axis=1) for tensor in _TENSORS}
+    tensors: dict[str, Any] = {
+        tensor: np.concatenate([getattr(person, tensor) for person in people], axis=1) for tensor in _TENSORS
+    }
     return Person(**tensors, model=first.model, name=name)
 
 

@@ -29,7 +29,7 @@ def face(score: float = 0.9, side: float = 100, left: float = 200, top: float = 
 
 
 def changed(landmarks: np.ndarray) -> Face:
-    return Face(np.array([200, 150, 300, 250]), 0.9, landmarks + [200, 150])
+    return Face(np.array([200, 150, 300, 250]), 0.9, landmarks + np.array([200, 150]))
 
 
 MARKS = ARCFACE_TEMPLATE * 100

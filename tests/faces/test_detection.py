@@ -21,7 +21,6 @@ from infid_export.faces.detection import (
 )
 from infid_export.faces.model_files import find_pack
 
-
 # left eye, right eye, nose, mouth corners of the photo, read off it by hand
 BY_HAND = np.array([[203, 102], [247, 104], [223, 125], [204, 142], [241, 144]])
 EYES = 44.0
@@ -126,7 +125,7 @@ def test_the_smallest_usable_face_is_accepted() -> None:
 
 
 def test_landmarks_without_a_value_are_refused() -> None:
-    with pytest.raises(InputError, match="No face was found in the photo: .* its landmarks have no usable place"):
+    with pytest.raises(InputError, match=r"No face was found in the photo: .* its landmarks have no usable place"):
         choose_face([face(float("nan"))])
 
 

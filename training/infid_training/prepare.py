@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from infid_engines.errors import InputError
-from infid_engines.manifest import sha256_file
 from infid_engines.progress import Reporter, SilentReporter
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_template
 from infid_export.faces.choice import choose_face, plausible_faces
@@ -102,6 +101,7 @@ def prepare(
     recognizer: Path,
     options: PrepareOptions,
     reporter: Reporter | None = None,
+    detector_kind: str = "",
 ) -> PrepareReport:
     """Write shards of a folder of people.
 
@@ -112,6 +112,7 @@ def prepare(
         recognizer: ArcFace-type ONNX file.
         options: see `PrepareOptions`.
         reporter: shown the progress.
+        detector_kind: `centerface`, `drawn` or `insightface`, for the record.
 
     Returns:
         What was kept and dropped; also in `report.json`.
@@ -152,8 +153,8 @@ def prepare(
             raise _nobody_left(folder, counts["photos"]["validation"], dropped)
         shards = tuple(shard for writer in writers.values() for shard in writer.shards)
         ShardIndex(
-            options.size, options.crop_size, options.face_width, options.single_photo, sha256_file(recognizer),
-            options.seed, options.validation, shards,
+            options.size, options.crop_size, options.face_width, options.single_photo, embedder.fingerprint,
+            options.seed, options.validation, shards, embedder.name, detector_kind,
         ).write(partial)  # fmt: skip
         report = PrepareReport(counts["people"], counts["photos"], dropped, time.monotonic() - started)
         written = json.dumps(asdict(report), indent=1, ensure_ascii=False)
