@@ -81,7 +81,7 @@ def add_model(model: argparse._ActionsContainer) -> None:
 
 def add_recognizer(parser: argparse._ActionsContainer) -> None:
     """Add the choice of what knows faces."""
-    parser.add_argument("--recognizer", type=Path, metavar="FILE", help="ArcFace-type recogniser (ONNX)")
+    parser.add_argument("--recognizer", type=Path, metavar="FILE", help="ArcFace-type recognizer (ONNX)")
 
 
 def add_targets(parser: argparse._ActionsContainer, choices: Sequence[str] | None = None) -> None:

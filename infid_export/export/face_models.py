@@ -54,7 +54,7 @@ def write_shipped(name: str, path: Path) -> None:
 
 
 def write_random_recognizer(path: Path, width: int, seed: int) -> None:
-    """Write a stand-in recogniser for random weights: a fixed random projection of the pixels.
+    """Write a stand-in recognizer for random weights: a fixed random projection of the pixels.
 
     Args:
         path: .onnx file to write.
@@ -126,7 +126,7 @@ def open_detector(choice: str) -> tuple[FaceDetector, str]:
 
 @contextmanager
 def recognizer_file(chosen: Path | None) -> Iterator[Path]:
-    """Yield a recogniser's ONNX file: the chosen one, or for None the demo model's own, which is gone afterwards."""
+    """Yield a recognizer's ONNX file: the chosen one, or for None the demo model's own, which is gone afterwards."""
     if chosen is not None:
         yield chosen
         return

@@ -354,8 +354,8 @@ def _face_fields(options: BuildOptions, source: ModelSource) -> tuple[dict[str, 
     notes += encoder_notes(source, options.identity, used, str(options.detector), options.allow_other_encoders)
     if options.detector == "insightface":
         assert options.face_models is not None
-        InsightFaceDetector(options.face_models)
-        notes += (f"face detector: insightface with {options.face_models}. {INSIGHTFACE_LICENCE}",)
+        pack = InsightFaceDetector(options.face_models).folder
+        notes += (f"face detector: insightface with {pack}. {INSIGHTFACE_LICENCE}",)
     else:
         assert options.detector is not None
         files[DETECTOR] = {"detector": detector_fingerprint(options.detector), "code": code_hash("faces")}

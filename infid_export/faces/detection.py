@@ -214,7 +214,7 @@ class InsightFaceDetector:
     """
 
     def __init__(self, folder: Path) -> None:
-        pack = find_pack(folder)
+        self.folder = pack = find_pack(folder)
         try:
             from insightface.app import FaceAnalysis
         except ImportError as error:
