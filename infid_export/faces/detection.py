@@ -42,7 +42,7 @@ _LONG_SIDES = (960, 480)
 # photo the mean landmark was off by at most 0.18 of the eye distance without, 0.05 with one look, 0.04 with three.
 _LOOKS = (96, 128, 160)
 # Further sizes that only the score is averaged over. A face is found again at all of them, what merely resembles one at
-# few: with the demo model's detector a coffee cup had 0.80 at first and 0.71 over the three above, but 0.42 over six.
+# few: with the demo model's detector a coffee cup had 0.80 at first and 0.68 over the three above, but 0.34 over six.
 _MORE_LOOKS = (64, 80, 192)
 _CERTAIN = 0.9  # a score that needs no confirmation; the highest of a place without a face was 0.83
 _SURROUNDINGS = 1.0  # of the face's size, kept on each side when it is looked at again
