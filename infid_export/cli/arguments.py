@@ -81,7 +81,7 @@ def add_model(model: argparse._ActionsContainer) -> None:
 
 def add_recognizer(parser: argparse._ActionsContainer) -> None:
     """Add the choice of what knows faces."""
-    parser.add_argument("--recognizer", type=Path, metavar="FILE", help="ArcFace-type recogniser (ONNX)")
+    parser.add_argument("--recognizer", type=Path, metavar="FILE", help="ArcFace-type recognizer (ONNX)")
 
 
 def add_targets(parser: argparse._ActionsContainer, choices: Sequence[str] | None = None) -> None:
@@ -102,7 +102,9 @@ def add_tuning(parser: argparse._ActionsContainer) -> None:
 
 def add_face_index(parser: argparse.ArgumentParser) -> None:
     """Add the choice among several faces."""
-    parser.add_argument("--face-index", type=int, metavar="N", help="which face; 0 is the largest (0)")
+    parser.add_argument(
+        "--face-index", type=int, metavar="N", help="which face, largest first; faces of far lower score last (0)"
+    )
 
 
 def add_detector(parser: argparse._ActionsContainer) -> None:

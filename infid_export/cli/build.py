@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     add_model(model)
     add_detector(model)
+    model.add_argument(
+        "--allow-other-encoders", action="store_true", help="identity weights that record another recognizer or encoder"
+    )
     graphs = parser.add_argument_group("graphs")
     graphs.add_argument("-o", "--output", type=Path, default=ENGINES, metavar="DIR", help="engine folder (engines)")
     precision = graphs.add_mutually_exclusive_group()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from infid_engines.errors import InputError
 from infid_export.cli.arguments import add_engines, add_face_index
-from infid_export.cli.generate import require_writable
+from infid_export.cli.generate import enrolled, require_writable
 from infid_export.cli.output import Output
 
 
@@ -43,14 +43,16 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     neighbours = [Person.load(path) for path in arguments.stack]
     with Pipeline.load(arguments.engines, arguments.backend, arguments.device) as pipe:
         output.note(pipe.choice)
-        person = pipe.enroll(arguments.photos, arguments.face_index)
+        person = enrolled(pipe, arguments.photos, arguments.face_index, output)
+    faces = person.faces
     if others:
         person = mix([(person, own), *others])
     if neighbours:
         person = stack([person, *neighbours])
     person.save(arguments.output)
     output.line(str(arguments.output))
-    output.document({"person": arguments.output, "tokens": person.identity_tokens.shape[1], "model": person.model})
+    document = {"person": arguments.output, "tokens": person.identity_tokens.shape[1], "model": person.model}
+    output.document({**document, "faces": [face.to_json() for face in faces]})
     return 0
 
 

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scorers.add_argument("--clip", nargs=2, metavar=("NAME", "FILE"), help="OpenCLIP architecture and its checkpoint")
     scorers.add_argument("--facenet", type=Path, metavar="FILE", help="FaceNet-type recogniser (ONNX)")
     scorers.add_argument(
-        "--facenet-scale", choices=("signed", "unit", "whitened"), default="signed",
+        "--facenet-scale", choices=("signed", "unit", "whitened", "raw"), default="signed",
         help="pixels in [−1, 1], in [0, 1], or of mean 0 and deviation 1 (signed)",
     )  # fmt: skip
     scorers.add_argument(

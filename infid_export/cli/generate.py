@@ -14,6 +14,9 @@ from infid_export.cli.output import Output
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from infid_export.runtime.person import Person
+    from infid_export.runtime.pipeline import Pipeline
+
 # Ending -> pillow's format and its settings; 95 is where JPEG's own error is below the engines'.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
@@ -54,7 +57,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         if arguments.person is not None:
             person = Person.load(arguments.person)
         else:
-            person = pipe.enroll(arguments.photo, arguments.face_index)
+            person = enrolled(pipe, arguments.photo, arguments.face_index, output)
         with output.warnings_as_notes():
             images = pipe.generate(
                 arguments.prompt,
@@ -72,8 +75,23 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     _save(images, paths)
     for path in paths:
         output.line(str(path))
-    output.document({"images": paths, "backend": pipe.backend, "device": pipe.device, "seed": arguments.seed})
+    document = {"images": paths, "backend": pipe.backend, "device": pipe.device, "seed": arguments.seed}
+    faces = {} if arguments.photo is None else {"faces": [face.to_json() for face in person.faces]}
+    output.document({**document, **faces})
     return 0
+
+
+def enrolled(pipe: Pipeline, photos: Sequence[Path], face_index: int | None, output: Output) -> Person:
+    """Enroll photos, and note how many faces each has and which was taken.
+
+    Raises:
+        InputError: see `Pipeline.enroll`.
+    """
+    with output.warnings_as_notes():
+        person = pipe.enroll(photos, face_index)
+    for face in person.faces:
+        output.note(str(face))
+    return person
 
 
 def _save(images: Sequence[Image], paths: Sequence[Path]) -> None:

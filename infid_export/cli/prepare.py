@@ -49,9 +49,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             "There is nothing to recognise faces in photos with.",
             fix="Give an ArcFace-type recogniser with --recognizer FILE; for drawn people --detector drawn brings one.",
         )
-    with output.progress() as reporter, recognizer_file(arguments.recognizer) as recognizer:
+    kind = arguments.detector or "centerface"
+    with output.progress() as reporter, output.warnings_as_notes(), recognizer_file(arguments.recognizer) as recognizer:
         detector = _detector(arguments)
-        report = prepare(arguments.people, arguments.output, detector, recognizer, options, reporter)
+        report = prepare(arguments.people, arguments.output, detector, recognizer, options, reporter, kind)
     output.table("Dropped, and why", ("photo", "why"), list(report.dropped.items()))
     rows = [(split, str(report.people[split]), str(report.photos[split])) for split in report.people]
     output.table("Kept", ("split", "people", "photos"), rows, numbers=("people", "photos"))

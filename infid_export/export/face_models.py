@@ -18,7 +18,7 @@ from infid_export.faces.detection import (
     find_centerface,
     make_dynamic_centerface,
 )
-from infid_export.faces.recognition import SIZE
+from infid_export.faces.recognition import FINGERPRINT, SIZE
 
 _VIEW = 64  # pixels of the example that the detector is traced on
 
@@ -35,7 +35,7 @@ def write_shipped(name: str, path: Path) -> None:
 
     from infid_export.export.onnx_graph import OPSET, quiet
     from infid_export.model.face_networks import FACE_NETWORKS
-    from infid_export.model.shipped import load_shipped
+    from infid_export.model.shipped import fingerprint, load_shipped
 
     network = load_shipped(FACE_NETWORKS[name](), name)
     if name == "detector":
@@ -49,11 +49,12 @@ def write_shipped(name: str, path: Path) -> None:
             program, (), dynamo=True, opset_version=OPSET, input_names=["photo"], output_names=outputs, verbose=False
         )
     assert exported is not None
+    exported.model.metadata_props[FINGERPRINT] = fingerprint(name)
     exported.save(str(path), external_data=False)
 
 
 def write_random_recognizer(path: Path, width: int, seed: int) -> None:
-    """Write a stand-in recogniser for random weights: a fixed random projection of the pixels.
+    """Write a stand-in recognizer for random weights: a fixed random projection of the pixels.
 
     Args:
         path: .onnx file to write.
@@ -125,7 +126,7 @@ def open_detector(choice: str) -> tuple[FaceDetector, str]:
 
 @contextmanager
 def recognizer_file(chosen: Path | None) -> Iterator[Path]:
-    """Yield a recogniser's ONNX file: the chosen one, or for None the demo model's own, which is gone afterwards."""
+    """Yield a recognizer's ONNX file: the chosen one, or for None the demo model's own, which is gone afterwards."""
     if chosen is not None:
         yield chosen
         return

@@ -36,6 +36,7 @@ class BuildOptions:
         detector: which face detector the folder uses: `centerface` or `insightface` for photos, `drawn` for the people
             of the demo model; None is what fits the model.
         face_models: local InsightFace model folder, for `detector="insightface"`.
+        allow_other_encoders: build although the identity weights record that they were trained with others.
         precision: type of the networks; latents and sampling arithmetic are fp32 in both.
         height: image height in pixels; None is the model's own. Likewise `width`.
         batch: images per call.
@@ -63,6 +64,7 @@ class BuildOptions:
     recognizer: Path | None = None
     detector: Literal["centerface", "drawn", "insightface"] | None = None
     face_models: Path | None = None
+    allow_other_encoders: bool = False
     precision: Literal["fp16", "fp32"] = "fp32"
     height: int | None = None
     width: int | None = None

@@ -21,6 +21,7 @@ from infid_export.export.kernel_bundle import require_measured
 from infid_export.export.options import FUSED, FUSED_ENDING, GRAPHS, BuildOptions
 from infid_export.faces.detection import INSIGHTFACE_LICENCE, InsightFaceDetector
 from infid_export.faces.recognition import ArcFaceRecognizer
+from infid_export.model.encoder_record import encoder_notes
 from infid_export.model.shipped import fingerprint
 from infid_export.model.sources import BUILT_IN, ModelSource, open_source
 
@@ -330,25 +331,31 @@ def _face_fields(options: BuildOptions, source: ModelSource) -> tuple[dict[str, 
     """Check the face models; a broken one must not be found out after an hour of building."""
     files: dict[str, Mapping[str, Any]] = {}
     notes: tuple[str, ...] = ()
+    used = ("", "")  # the recognizer's fingerprint and name
     if options.recognizer is not None:
-        ArcFaceRecognizer(options.recognizer, source.config.face_width)
+        recognizer = ArcFaceRecognizer(options.recognizer, source.config.face_width)
+        used = recognizer.fingerprint, recognizer.name
         files[RECOGNIZER] = {"recognizer": sha256_file(options.recognizer)}
-        notes += (f"face recogniser: {options.recognizer}. {INSIGHTFACE_LICENCE}",)
+        if recognizer.range != "signed":  # people who were enrolled before this was seen have other embeddings
+            files[RECOGNIZER] = {**files[RECOGNIZER], "pixels": recognizer.range}
+        notes += (f"face recognizer: {options.recognizer}, pixels {recognizer.range}. {INSIGHTFACE_LICENCE}",)
     elif source.name == "demo":
-        files[RECOGNIZER] = {"recognizer": fingerprint("recognizer"), "code": code_hash("faces")}
-        notes += ("face recogniser: the demo model's own, which tells drawn people apart",)
+        used = fingerprint("recognizer"), "the demo model's recognizer"
+        files[RECOGNIZER] = {"recognizer": used[0], "code": code_hash("faces")}
+        notes += ("face recognizer: the demo model's own, which tells drawn people apart",)
     elif source.name in BUILT_IN:
         files[RECOGNIZER] = {"recognizer": "random", "seed": options.seed, "width": source.config.face_width}
-        notes += ("face recogniser: random weights, as the model's; give a real one with --recognizer",)
+        notes += ("face recognizer: random weights, as the model's; give a real one with --recognizer",)
     else:
         raise InputError(
-            "A checkpoint needs the face recogniser its identity weights were trained with.",
+            "A checkpoint needs the face recognizer its identity weights were trained with.",
             fix=f"Give an ArcFace-type ONNX file with --recognizer. {INSIGHTFACE_LICENCE}",
         )
+    notes += encoder_notes(source, options.identity, used, str(options.detector), options.allow_other_encoders)
     if options.detector == "insightface":
         assert options.face_models is not None
-        InsightFaceDetector(options.face_models)
-        notes += (f"face detector: insightface with {options.face_models}. {INSIGHTFACE_LICENCE}",)
+        pack = InsightFaceDetector(options.face_models).folder
+        notes += (f"face detector: insightface with {pack}. {INSIGHTFACE_LICENCE}",)
     else:
         assert options.detector is not None
         files[DETECTOR] = {"detector": detector_fingerprint(options.detector), "code": code_hash("faces")}

@@ -8,6 +8,10 @@ from typing import Any
 
 from infid_engines.errors import BackendUnavailableError, InputError
 
+INSIGHTFACE_LICENCE = (
+    "InsightFace's pretrained models are licensed for non-commercial research only; "
+    "the code is MIT, the models you bring are your responsibility."
+)
 # Channels of CenterFace's outputs: heatmap, scale, offset, landmarks.
 CENTERFACE_CHANNELS = (1, 2, 2, 10)
 
@@ -61,6 +65,33 @@ def make_dynamic_centerface(source: Path, destination: Path) -> None:
         for axis in (0, 2, 3):
             value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}_{axis}"
     onnx.save(model, str(destination))
+
+
+def find_pack(folder: Path) -> Path:
+    """Return the folder of an InsightFace model pack: the one named, or the only one within it that has models.
+
+    Raises:
+        InputError: there is no such folder, or several.
+    """
+    if folder.is_file():
+        what = "an archive" if folder.suffix.lower() == ".zip" else "a file"
+        raise InputError(
+            f"{folder} is {what}, not the folder of an InsightFace model pack.",
+            fix="Unpack it and give the folder." if what == "an archive" else f"Give its folder, {folder.parent}.",
+        )
+    # other systems' archives hold hidden companions of each file
+    models = [path for path in folder.rglob("*.onnx") if not path.name.startswith(".")] if folder.is_dir() else []
+    packs = sorted({path.parent for path in models})
+    if not packs:
+        raise InputError(
+            f"{folder} has no .onnx model.", fix=f"Give the folder of an InsightFace model pack. {INSIGHTFACE_LICENCE}"
+        )
+    if folder in packs:
+        return folder
+    if len(packs) > 1:
+        shown = ", ".join(str(pack) for pack in packs[:4]) + (" and more" if len(packs) > 4 else "")
+        raise InputError(f"{folder} holds {len(packs)} InsightFace model packs: {shown}.", fix="Give one of them.")
+    return packs[0]
 
 
 def open_onnx(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Reading photos: whatever people have in their folders, to upright 8-bit RGB, or one clear refusal."""
+"""Reading photos: whatever people have in their folders, to upright 8-bit RGB, or one clear error."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from infid_engines.errors import InputError
+from infid_export.faces.color import to_srgb
 
 MAX_PIXELS = 100_000_000  # 100 megapixels: 300 MB decoded, more than nearly every camera gives
 # Named, so that Pillow never hands a file to an external program (it runs Ghostscript for EPS).
@@ -23,7 +24,8 @@ def load_photo(photo: Photo) -> np.ndarray[Any, Any]:
     """Read a photo.
 
     EXIF rotation is applied, transparency is laid on white (**choice**: the background of cut-out portraits),
-    16-bit greyscale is scaled to 8 bits, and CMYK and palettes are converted.
+    16-bit grayscale is scaled to 8 bits, CMYK and palettes are converted, and colors are brought from the photo's own
+    profile to sRGB (`to_srgb`).
 
     Args:
         photo: path, encoded bytes, PIL image, or `[H, W, 3]` uint8 RGB array.
@@ -50,6 +52,11 @@ def load_photo(photo: Photo) -> np.ndarray[Any, Any]:
         )
     with _open(name, source) as image:
         return _decode(name, image)
+
+
+def photo_name(photo: Photo) -> str:
+    """Return what messages call a photo: its path, or `the image`."""
+    return str(photo) if isinstance(photo, str | Path) else "the image"
 
 
 def _checked_array(photo: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -98,7 +105,7 @@ def _decode(name: str, image: Image.Image) -> np.ndarray[Any, Any]:
         frames = getattr(image, "n_frames", 1)
         # phones keep a depth map or thumbnail as further frames of a JPEG (MPO); the first is the photo
         if frames == 1 or image.format == "MPO":
-            return np.asarray(_to_rgb(name, ImageOps.exif_transpose(image)))
+            return np.asarray(_to_rgb(name, ImageOps.exif_transpose(image), image))
     except InputError:
         raise
     except Exception as error:  # what a decoder raises on broken files is not documented
@@ -119,19 +126,24 @@ def _too_large(name: str, what: str) -> InputError:
     )
 
 
-def _to_rgb(name: str, image: Image.Image) -> Image.Image:
+def _to_rgb(name: str, image: Image.Image, photo: Image.Image) -> Image.Image:
+    """Return sRGB pixels of an upright image; `photo` is what it was opened as."""
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
         if values.size and not 0 <= values.min() <= values.max() <= 65535:
             raise _no_white(name)
-        return Image.fromarray((values * (255 / 65535)).round().astype(np.uint8)).convert("RGB")
+        return to_srgb(name, Image.fromarray((values * (255 / 65535)).round().astype(np.uint8)), photo)
     if image.mode == "F":
         raise _no_white(name)
-    if "A" in image.getbands() or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    if image.mode == "LAB":  # whose profile, if it has one, is no other color space
+        return image.convert("RGB")
+    grey = image.mode in ("1", "L", "LA", "La")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        layers = image.convert("LA" if grey else "RGBA")
+        colors = layers.getchannel("L") if grey else layers.convert("RGB")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        return Image.composite(to_srgb(name, colors, photo), white, layers.getchannel("A"))
+    return to_srgb(name, image if image.mode in ("L", "CMYK") else image.convert("L" if grey else "RGB"), photo)
 
 
 def _no_white(name: str) -> InputError:

@@ -1,4 +1,4 @@
-"""Photo to identity inputs: load, detect, align, recognise."""
+"""Photo to identity inputs: load, detect, align, recognize."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_template
-from infid_export.faces.detection import FaceDetector, choose_face
-from infid_export.faces.photos import Photo, load_photo
+from infid_export.faces.choice import TakenFace, choose_face, plausible_faces
+from infid_export.faces.detection import FaceDetector
+from infid_export.faces.photos import Photo, load_photo, photo_name
 from infid_export.faces.recognition import SIZE, ArcFaceRecognizer
+from infid_export.faces.search import find_faces
 
 Array = np.ndarray[Any, Any]
 
@@ -21,23 +23,27 @@ class FaceInputs:
 
     Args:
         face_crop: `[1, 3, size, size]` fp32 RGB in [0, 1].
-        face_embedding: `[1, width]` fp32, L2-normalised.
+        face_embedding: `[1, width]` fp32, L2-normalized.
+        taken: which face of which photo it is; None if it was not found in one.
     """
 
     face_crop: Array
     face_embedding: Array
+    taken: TakenFace | None = None
 
 
 class FaceReader:
-    """Reads faces with one detector and one recogniser.
+    """Reads faces with one detector and one recognizer.
 
     Args:
         detector: see `FaceDetector`.
         recognizer: see `ArcFaceRecognizer`.
         crop_size: side of the image encoder's input in pixels.
+        limits: a sentence on what the detector cannot do; empty if it finds faces in photos.
     """
 
-    def __init__(self, detector: FaceDetector, recognizer: ArcFaceRecognizer, crop_size: int) -> None:
+    def __init__(self, detector: FaceDetector, recognizer: ArcFaceRecognizer, crop_size: int, limits: str = "") -> None:
+        self.limits = limits
         self._detector = detector
         self._recognizer = recognizer
         self._crop_size = crop_size
@@ -47,14 +53,17 @@ class FaceReader:
 
         Args:
             photo: see `load_photo`.
-            face_index: which face, 0 being the largest; None is the largest.
+            face_index: which face, in the order of `plausible_faces`; None is the first.
 
         Raises:
             InputError: see `load_photo`, `choose_face` and `ArcFaceRecognizer.embed`.
         """
         pixels = load_photo(photo)
-        height, width = pixels.shape[:2]
-        face = choose_face(self._detector.detect(pixels), face_index, photo_size=(width, height))
+        size = pixels.shape[1], pixels.shape[0]
+        found = find_faces(self._detector, pixels)
+        face = choose_face(found, face_index, photo_size=size, limits=self.limits)
+        taken = TakenFace(photo_name(photo), face_index or 0, tuple(plausible_faces(found, size)))
         crop = align(pixels, face.landmarks, portrait_template(), self._crop_size)
         aligned = align(pixels, face.landmarks, ARCFACE_TEMPLATE, SIZE)
-        return FaceInputs(crop.astype(np.float32).transpose(2, 0, 1)[None] / 255, self._recognizer.embed(aligned)[None])
+        embedding = self._recognizer.embed(aligned)[None]
+        return FaceInputs(crop.astype(np.float32).transpose(2, 0, 1)[None] / 255, embedding, taken)

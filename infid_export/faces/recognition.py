@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from infid_engines.errors import InputError
+from infid_engines.manifest import sha256_file
+from infid_export.faces.alignment import ARCFACE_TEMPLATE
 from infid_export.faces.model_files import open_onnx
+from infid_export.faces.onnx_start import RANGES, Range, expected_range
 
 SIZE = 112
+# In the metadata of the demo model's networks, whose ONNX files differ from one version of the exporter to the next.
+FINGERPRINT = "infid_fingerprint"
+# Cosine of the two drawn faces from which on a recognizer sees no difference. The demo model's two give 0.08 and 0.19;
+# a model that scales its pixels itself and is fed scaled ones gives 0.99999.
+SAME_FACE = 0.99
+_DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 Array = np.ndarray[Any, Any]
 
 
@@ -18,54 +28,132 @@ class ArcFaceRecognizer:
     """An ONNX model from an aligned 112 × 112 face to an embedding.
 
     Args:
-        onnx_path: model with input `[N, 3, 112, 112]` fp32, RGB scaled to [−1, 1], and output `[N, width]`;
-            N is 1 or free. It is run once here, so that a wrong model is found at once.
+        onnx_path: model with input `[N, 3, 112, 112]` or `[N, 112, 112, 3]`, RGB, and output `[N, width]`; N is 1 or
+            free. fp32 inputs are scaled as the model's first nodes ask for (`expected_range`), to [−1, 1] where they
+            ask for nothing; uint8 inputs are not scaled. It is run here on two drawn faces, so that a wrong model is
+            found at once.
         width: length of the embedding the identity modules were trained on.
 
     Raises:
-        InputError: the model is missing or has other shapes.
+        InputError: the model is missing, has other shapes, or gives unlike faces the same embedding or none.
     """
 
     def __init__(self, onnx_path: Path, width: int = 512) -> None:
+        self._path = onnx_path
         self._session = open_onnx(onnx_path)
         inputs = self._session.get_inputs()
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not _takes_a_face(inputs[0].shape):
+        layout = _layout(inputs[0].shape) if len(inputs) == 1 and inputs[0].type in _DTYPES else None
+        if layout is None:
             raise InputError(
                 f"{onnx_path} takes {[f'{value.type} {value.shape}' for value in inputs]}, "
                 f"not [N, 3, {SIZE}, {SIZE}] in fp32.",
-                fix="Use an ArcFace-type recogniser.",
+                fix="Use an ArcFace-type recognizer.",
             )
-        self._input = inputs[0].name
+        self._axes = layout
+        self._input, self._dtype = inputs[0].name, _DTYPES[inputs[0].type]
+        self.range: Range = "raw" if self._dtype is np.uint8 else self._expected_range()
         try:
-            outputs = self._session.run(None, {self._input: np.zeros((1, 3, SIZE, SIZE), np.float32)})
+            outputs = self._run(np.zeros((SIZE, SIZE, 3), np.uint8))
         except Exception as error:  # onnxruntime's exception types are not public
             raise InputError(f"{onnx_path} cannot be run ({error}).", fix="Export or copy it again.") from error
         if len(outputs) != 1 or outputs[0].shape != (1, width):
             raise InputError(
                 f"{onnx_path} gives {[list(value.shape) for value in outputs]}, not [N, {width}].",
-                fix="Use the recogniser the identity weights were trained with.",
+                fix="Use the recognizer the identity weights were trained with.",
             )
+        self._tell_faces_apart()
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the sha256 of the file; of a shipped network that of its weights, whatever exported it."""
+        own: str = self._session.get_modelmeta().custom_metadata_map.get(FINGERPRINT, "")
+        return own or sha256_file(self._path)
+
+    @property
+    def name(self) -> str:
+        """Return what messages call the recognizer."""
+        shipped = FINGERPRINT in self._session.get_modelmeta().custom_metadata_map
+        return "the demo model's recognizer" if shipped else self._path.name
 
     def embed(self, aligned: Array) -> Array:
-        """Return the L2-normalised `[width]` fp32 embedding of a `[112, 112, 3]` uint8 RGB face.
+        """Return the L2-normalized `[width]` fp32 embedding of a `[112, 112, 3]` uint8 RGB face.
 
         Raises:
             InputError: the model gives an embedding without direction.
         """
-        pixels = (aligned.astype(np.float32).transpose(2, 0, 1)[None] - 127.5) / 127.5
-        embedding = self._session.run(None, {self._input: pixels})[0][0].astype(np.float64)
+        embedding = self._run(aligned)[0][0].astype(np.float64)
         length = float(np.linalg.norm(embedding))
         if not np.isfinite(length) or length == 0:
             raise InputError(
-                f"The recogniser gave no usable embedding (its length is {length}).",
-                fix="Check the recogniser's ONNX file.",
+                f"The recognizer gave no usable embedding (its length is {length}).",
+                fix="Check the recognizer's ONNX file.",
             )
-        normalised: Array = (embedding / length).astype(np.float32)
-        return normalised
+        normalized: Array = (embedding / length).astype(np.float32)
+        return normalized
+
+    def _expected_range(self) -> Range:
+        try:
+            return expected_range(self._path, self._input)
+        except ValueError as error:
+            raise InputError(f"{error}.", fix="Use the recognizer's .onnx file.") from error
+
+    def _run(self, aligned: Array) -> Any:
+        low, high = RANGES[self.range]
+        step = 255 / (high - low)  # pixel values per unit
+        pixels = ((aligned.astype(np.float32) + low * step) / step).astype(self._dtype)
+        return self._session.run(None, {self._input: pixels.transpose(self._axes)[None]})
+
+    def _tell_faces_apart(self) -> None:
+        """Refuse a model that gives two unlike faces one embedding: every person would come out as the same one."""
+        try:
+            first, second = (self.embed(face) for face in drawn_faces())
+        except InputError as error:
+            raise InputError(f"{self._path}: {error.problem}", fix=error.fix) from error
+        cosine = float(first @ second)
+        if cosine > SAME_FACE:
+            raise InputError(
+                f"{self._path} cannot tell two unlike faces apart: their embeddings' cosine is {cosine:.5f} (pixels "
+                f"were given as {self.range}, from {RANGES[self.range][0]:.0f} to {RANGES[self.range][1]:.0f}).",
+                fix="Use a trained ArcFace-type recognizer that takes RGB in [−1, 1], or that begins with the nodes "
+                "that scale its pixels (Sub, Mul).",
+            )
 
 
-def _takes_a_face(shape: list[int | str | None]) -> bool:
-    wanted = (1, 3, SIZE, SIZE)
-    return len(shape) == 4 and all(
-        extent == size or not isinstance(extent, int) for extent, size in zip(shape, wanted, strict=True)
+def drawn_faces() -> tuple[Array, Array]:
+    """Return two drawn faces, as unlike as faces are, in ArcFace's frame: `[112, 112, 3]` uint8 RGB each."""
+    return (
+        _drawn_face(skin=(244, 208, 184), hair=(40, 28, 22), iris=(70, 110, 160), back=(200, 220, 235), beard=False),
+        _drawn_face(skin=(112, 72, 48), hair=(215, 190, 130), iris=(40, 24, 16), back=(60, 80, 60), beard=True),
     )
+
+
+_Color = tuple[int, int, int]
+
+
+def _drawn_face(skin: _Color, hair: _Color, iris: _Color, back: _Color, beard: bool) -> Array:
+    image = Image.new("RGB", (SIZE, SIZE), back)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((6, 0, 106, 40 if beard else 90), fill=hair)
+    draw.ellipse((14, 8, 98, 124), fill=skin)
+    if beard:
+        draw.ellipse((22, 72, 90, 126), fill=hair)
+    eyes, nose, mouth = ARCFACE_TEMPLATE[:2] * SIZE, ARCFACE_TEMPLATE[2] * SIZE, ARCFACE_TEMPLATE[3:] * SIZE
+    for x, y in eyes:
+        draw.ellipse((x - 8, y - 4, x + 8, y + 4), fill=(250, 250, 250))
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=iris)
+        draw.rectangle((x - 10, y - 13, x + 10, y - (8 if beard else 11)), fill=hair)
+        if beard:  # and glasses
+            draw.ellipse((x - 14, y - 11, x + 14, y + 11), outline=(20, 20, 20), width=3)
+    draw.line((nose[0], eyes[0][1], *nose), fill=tuple(value * 3 // 4 for value in skin), width=9 if beard else 5)
+    draw.rectangle((*mouth[0], mouth[1][0], mouth[1][1] + 5), fill=(170, 60, 70))
+    return np.asarray(image)
+
+
+def _layout(shape: list[int | str | None]) -> tuple[int, int, int] | None:
+    """Return the order of height, width and channels that an input takes; None if it takes no such face."""
+    layouts = {(1, 3, SIZE, SIZE): (2, 0, 1), (1, SIZE, SIZE, 3): (0, 1, 2)}
+    for wanted, axes in layouts.items():
+        fits = (extent == size or not isinstance(extent, int) for extent, size in zip(shape, wanted, strict=False))
+        if len(shape) == 4 and all(fits):
+            return axes
+    return None

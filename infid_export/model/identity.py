@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from infid_engines.errors import InputError
 from infid_export.model.config import CONFIG_KEY, IdentityConfig, read_config
+from infid_export.model.encoder_record import ENCODERS_KEY, EncoderRecord
 
 _KEY, _VALUE = "to_k_id", "to_v_id"
 
@@ -53,11 +54,15 @@ class IdentityModules(nn.Module):
         config: sizes and method variant.
         blocks: path of every cross-attention (`attn2`) in the UNet and its channels, in the UNet's order.
             The channels of all blocks, S in total, are laid side by side in keys and values.
+        encoders: what the weights are trained with; None if it is not known.
     """
 
-    def __init__(self, config: IdentityConfig, blocks: Mapping[str, int]) -> None:
+    def __init__(
+        self, config: IdentityConfig, blocks: Mapping[str, int], encoders: EncoderRecord | None = None
+    ) -> None:
         super().__init__()
         self.config = config
+        self.encoders = encoders
         self.blocks = dict(blocks)
         self.clip_mapper = ClipMapper(config)
         self.face_mapper = FaceMapper(config)
@@ -109,7 +114,10 @@ class IdentityModules(nn.Module):
         target = Path(path)
         partial = target.with_name(f".{target.name}.partial")
         tensors = {_file_key(name): value.detach().contiguous() for name, value in self.state_dict().items()}
-        save_file(tensors, partial, metadata={CONFIG_KEY: json.dumps(self.config.to_dict())})
+        metadata = {CONFIG_KEY: json.dumps(self.config.to_dict())}
+        if self.encoders is not None:
+            metadata[ENCODERS_KEY] = self.encoders.to_json()
+        save_file(tensors, partial, metadata=metadata)
         partial.replace(target)
 
     @classmethod
@@ -130,7 +138,7 @@ class IdentityModules(nn.Module):
         """
         config = read_config(path)
         with torch.device("meta"):
-            modules = cls(config, blocks)
+            modules = cls(config, blocks, EncoderRecord.read(Path(path)))
         expected = {_file_key(name): (name, tuple(value.shape)) for name, value in modules.state_dict().items()}
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())

@@ -11,9 +11,15 @@ from infid_export.faces.reader import FaceReader
 from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.runtime.engine_set import EngineSet
 
+# Said at each enrollment with a folder that was built with `--detector drawn`.
+DRAWN_ONLY = (
+    "These engines find faces with the demo model's detector, which knows drawn people only; for photos, build the "
+    "folder again with --detector centerface."
+)
+
 
 def open_face_reader(manifest: Manifest, engines: EngineSet) -> FaceReader:
-    """Open the detector and the recogniser of a folder, verified.
+    """Open the detector and the recognizer of a folder, verified.
 
     Args:
         manifest: the folder's.
@@ -28,7 +34,7 @@ def open_face_reader(manifest: Manifest, engines: EngineSet) -> FaceReader:
     recognizer = faces.get("recognizer_path")
     if not recognizer or not faces.get("detector_path"):
         raise EngineFolderError(
-            "The engine folder has no face detector or recogniser, so it cannot enroll photos.",
+            "The engine folder has no face detector or recognizer, so it cannot enroll photos.",
             fix="Build it again with `infid-export build --recognizer FILE`, or load persons made elsewhere.",
         )
     detector: FaceDetector
@@ -39,4 +45,5 @@ def open_face_reader(manifest: Manifest, engines: EngineSet) -> FaceReader:
     sizes = {spec.name: spec.shape[-1] for spec in manifest.graph("identity_encoder").inputs}
     crop, width = sizes["face_crop"], sizes["face_embedding"]
     assert isinstance(crop, int) and isinstance(width, int)
-    return FaceReader(detector, ArcFaceRecognizer(engines.verify(str(recognizer)), width), crop)
+    limits = DRAWN_ONLY if faces["detector"] == "drawn" else ""
+    return FaceReader(detector, ArcFaceRecognizer(engines.verify(str(recognizer)), width), crop, limits)

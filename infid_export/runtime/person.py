@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from infid_engines.errors import InputError
+from infid_export.faces.choice import TakenFace
 
 Array = np.ndarray[Any, Any]
 _TENSORS = ("identity_tokens", "identity_keys", "identity_values")
@@ -33,6 +34,7 @@ class Person:
         identity_values: `[2, T, S]`.
         model: id of the model whose engines made it.
         name: what the user calls the person.
+        faces: which face of each photo was taken, if it was enrolled just now; a file does not hold it.
 
     Raises:
         InputError: the tensors do not fit together, or hold non-finite values.
@@ -43,6 +45,7 @@ class Person:
     identity_values: Array
     model: str
     name: str = ""
+    faces: tuple[TakenFace, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no engine could take."""
@@ -166,7 +169,7 @@ def mix(people: Sequence[tuple[Person, float]], name: str = "") -> Person:
     if len({person.identity_tokens.shape for person, _ in people}) > 1:
         raise InputError("People of different token counts cannot be averaged.", fix="Stack them instead.")
 
-    def average(tensor: str) -> Array:
+    def average(tensor: str) -> Any:
         own: Array = getattr(first, tensor)
         # fp32: at SDXL's size fp64 sums would take a gigabyte
         summed = np.zeros(own.shape, dtype=np.float32)
@@ -188,7 +191,9 @@ def stack(people: Sequence[Person], name: str = "") -> Person:
         InputError: no person, or people of different models.
     """
     first = _same_model(people)
-    tensors = {tensor: np.concatenate([getattr(person, tensor) for person in people], axis=1) for tensor in _TENSORS}
+    tensors: dict[str, Any] = {
+        tensor: np.concatenate([getattr(person, tensor) for person in people], axis=1) for tensor in _TENSORS
+    }
     return Person(**tensors, model=first.model, name=name)
 
 

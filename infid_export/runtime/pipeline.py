@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,8 +125,13 @@ class Pipeline:
 
         Args:
             photo: path, bytes, PIL image or `[H, W, 3]` uint8 array; of several, the average is taken.
-            face_index: which face of each photo, 0 being the largest; None is the largest.
+            face_index: which face of each photo: those whose score comes near the best one's are counted first, from
+                the largest on, then the others; None is 0.
             name: the person's name.
+
+        Returns:
+            The person; its `faces` say how many faces each photo has and which was taken, with its score. That the
+            folder's detector is for drawn people is said in a warning.
 
         Raises:
             InputError: a photo cannot be read, or shows no usable face; of several, its number is told.
@@ -137,6 +143,8 @@ class Pipeline:
         people = []
         with self._lock:
             self._faces = self._faces or open_face_reader(self.manifest, self._engines)
+            if self._faces.limits:
+                warnings.warn(self._faces.limits, stacklevel=2)
             for number, one in enumerate(photos):
                 try:
                     people.append(self.encode(self._faces.read(one, face_index), name=name))
@@ -144,7 +152,10 @@ class Pipeline:
                     if len(photos) == 1:
                         raise
                     raise InputError(f"Photo {number + 1} of {len(photos)}: {error.problem}", fix=error.fix) from error
-        return people[0] if len(people) == 1 else mix([(person, 1.0) for person in people], name)
+        if len(people) == 1:
+            return people[0]
+        faces = tuple(face for person in people for face in person.faces)
+        return replace(mix([(person, 1.0) for person in people], name), faces=faces)
 
     def encode(self, face: FaceInputs, *, name: str = "") -> Person:
         """Turn an aligned face and its embedding into a `Person`; `enroll` finds them in a photo.
@@ -159,7 +170,8 @@ class Pipeline:
         for output, values in outputs.items():
             refuse_non_finite(values, output)
         tensors: dict[str, Any] = dict(outputs)
-        return Person(**tensors, model=str(self.manifest.model["id"]), name=name)
+        taken = () if face.taken is None else (face.taken,)
+        return Person(**tensors, model=str(self.manifest.model["id"]), name=name, faces=taken)
 
     def generate(
         self,

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 from cli_process import Cli
 from PIL import Image
 
+from infid_export.faces.choice import TakenFace
+from infid_export.faces.detection import Face
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
 
@@ -90,6 +94,19 @@ def test_several_prompts_and_every_setting(cli: Cli, pipeline: FakePipeline, tmp
         ),
     ]  # fmt: skip
     assert Image.open(tmp_path / "p-1.webp").format == "WEBP"
+
+
+def test_what_was_taken_of_a_photo_is_noted_and_in_the_document(
+    cli: Cli, pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face = Face(np.array([1.0, 2, 41, 52]), 0.9, np.zeros((5, 2)))
+    taken = TakenFace("a.jpg", 0, (face, face))
+    monkeypatch.setattr(pipeline, "enroll", lambda photos, index: replace(person(1.0), faces=(taken,)))
+    for words in (("enroll", "a.jpg"), ("generate", "x", "--photo", "a.jpg")):
+        code, out, err = cli(*words, "--json")
+        assert code == 0
+        assert "a.jpg: 2 faces found, took 0 at (1, 2) of 40 × 50 pixels (score 0.90" in err
+        assert json.loads(out)["faces"] == [taken.to_json()]
 
 
 def test_as_json(cli: Cli, pipeline: FakePipeline) -> None:
@@ -199,6 +216,11 @@ def test_photo_to_picture_on_real_engines(cli: Cli, demo_folder: Path, tmp_path:
     portrait.save(photo)
     code, out, err = cli("enroll", photo, "-o", person_file, "--engines", demo_folder)
     assert (code, out) == (0, f"{person_file}\n"), err
+    assert "note: These engines find faces with the demo model's detector, which knows drawn people only" in err
+    assert re.search(rf"{photo}: 1 face found, score 0\.\d\d, \d+ pixels between the eyes\n", err)
+    found = json.loads(cli("enroll", photo, "-o", person_file, "--engines", demo_folder, "--json")[1])["faces"]
+    assert [(face["photo"], face["found"], face["taken"]) for face in found] == [(str(photo), 1, 0)]
+    assert found[0]["faces"][0]["score"] > 0.6
     words = ("generate", "a knight", "--steps", "2", "--engines", demo_folder)
     code, out, err = cli(*words, "--person", person_file, "-o", picture)
     assert (code, out) == (0, f"{picture}\n"), err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -59,7 +60,18 @@ def test_from_a_folder_of_people_to_an_identity_file(
     assert "nobody is held out" in err
     assert "step 2 of 2, loss" in err
     assert "identity.safetensors: 2 steps, loss" in out
-    IdentityModules.load(run / "identity.safetensors", identity_blocks(source.empty("unet")), torch.float32)
+    modules = IdentityModules.load(run / "identity.safetensors", identity_blocks(source.empty("unet")), torch.float32)
+    assert modules.encoders is not None
+    assert modules.encoders.recognizer == hashlib.sha256(recognizer.read_bytes()).hexdigest()
+    assert (modules.encoders.recognizer_name, modules.encoders.detector) == ("recognizer.onnx", "centerface")
+    identity = ["--identity", run / "identity.safetensors", "--backend", "onnxruntime", "--dry-run"]
+    code, _, err = cli("build", "-o", tmp_path / "engines", *identity)
+    assert code == 1
+    assert "were trained with the recognizer recognizer.onnx" in err
+    assert "not the demo model's recognizer" in err
+    code, _, err = cli("build", "-o", tmp_path / "engines", *identity, "--allow-other-encoders")
+    assert code == 0
+    assert "not the demo model's recognizer" in err
     code, out, _ = cli("train", shards, "-o", run, *options, "--json", "--quiet", "--train-steps", 3)
     assert code == 0
     assert {"steps": 3, "resumed_from": 2, "validation_loss": None}.items() <= json.loads(out).items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,15 +51,38 @@ def write_recognizer(
     batch: int | str = "N",
     dtype: type = np.float32,
     fill: float | None = None,
+    start: Sequence[tuple] = (),
+    pixels: type | None = None,
+    channels_last: bool = False,
 ) -> Path:
-    """Write a recogniser: a fixed random projection of 28 × 28 cells, or one that always gives `fill`."""
-    cells = 3 * (side // 28) ** 2
+    """Write a recognizer: a fixed random projection of 28 × 28 cells, or one that always gives `fill`.
+
+    It begins with the operators of `start`, each a name and its constants, an array written as a node and not as an
+    initializer if it is alone in a list; a dictionary among them holds attributes.
+    """
+    cells, shape = 3 * (side // 28) ** 2, [batch, side, side, 3] if channels_last else [batch, 3, side, side]
     projection = np.random.default_rng(0).standard_normal((cells, width)).astype(dtype)
     if fill is not None:
         projection[:] = 0
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    nodes = [
-        helper.make_node("AveragePool", ["face"], ["pooled"], kernel_shape=[28, 28], strides=[28, 28]),
+    nodes, last, constants = [], "face", {}
+    for number, (operator, *values) in enumerate(start):
+        attributes, names = {}, []
+        for place, value in enumerate(values):
+            name = f"start_{number}_{place}"
+            if isinstance(value, dict):
+                attributes = value
+                continue
+            names.append(name)
+            if isinstance(value, list):
+                tensor = numpy_helper.from_array(np.asarray(value[0], dtype))
+                nodes.append(helper.make_node("Constant", [], [name], value=tensor))
+            else:
+                constants[name] = np.asarray(value, dtype)
+        nodes.append(helper.make_node(operator, [last, *names], [f"started_{number}"], **attributes))
+        last = f"started_{number}"
+    nodes += [
+        helper.make_node("AveragePool", [last], ["pooled"], kernel_shape=[28, 28], strides=[28, 28]),
         helper.make_node("Flatten", ["pooled"], ["cells"]),
         helper.make_node("MatMul", ["cells", "projection"], ["product"]),
         helper.make_node("Add", ["product", "fill"], ["embedding"]),
@@ -66,9 +90,9 @@ def write_recognizer(
     return _save(
         path,
         nodes,
-        [helper.make_tensor_value_info("face", kind, [batch, 3, side, side])],
+        [helper.make_tensor_value_info("face", helper.np_dtype_to_tensor_dtype(np.dtype(pixels or dtype)), shape)],
         [helper.make_tensor_value_info("embedding", kind, [batch, width])],
-        {"projection": projection, "fill": np.array(fill or 0, dtype)},
+        {"projection": projection, "fill": np.array(fill or 0, dtype), **constants},
     )
 
 

@@ -11,15 +11,15 @@ from PIL import Image
 
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_export.faces import model_files
+from infid_export.faces.choice import MIN_EYE_DISTANCE, choose_face
 from infid_export.faces.detection import (
-    MIN_EYE_DISTANCE,
     CenterFaceDetector,
     Face,
     InsightFaceDetector,
-    choose_face,
     find_centerface,
     make_dynamic_centerface,
 )
+from infid_export.faces.model_files import find_pack
 
 # left eye, right eye, nose, mouth corners of the photo, read off it by hand
 BY_HAND = np.array([[203, 102], [247, 104], [223, 125], [204, 142], [241, 144]])
@@ -108,7 +108,9 @@ def test_a_photo_without_a_face_is_refused(centerface: Path, astronaut: np.ndarr
 
 @pytest.mark.parametrize("index", [2, -1, 1.0, "0"], ids=repr)
 def test_an_index_without_a_face_is_refused(index: object) -> None:
-    with pytest.raises(InputError, match=r"has 2 face\(s\), so there is no face .* from 0 \(the largest\) to 1"):
+    with pytest.raises(
+        InputError, match=r"has 2 face\(s\), so there is no face .* from 0 \(the one taken by default\) to 1"
+    ):
         choose_face([face(40), face(30)], index)  # type: ignore[arg-type]
 
 
@@ -123,7 +125,7 @@ def test_the_smallest_usable_face_is_accepted() -> None:
 
 
 def test_landmarks_without_a_value_are_refused() -> None:
-    with pytest.raises(InputError, match="no usable landmarks"):
+    with pytest.raises(InputError, match=r"No face was found in the photo: .* its landmarks have no usable place"):
         choose_face([face(float("nan"))])
 
 
@@ -217,14 +219,44 @@ class TestInsightFace:
             InsightFaceDetector(tmp_path / name)
 
     def test_a_folder_without_a_detector_is_refused(self, tmp_path: Path) -> None:
-        write_recognizer(tmp_path / "recogniser.onnx")
+        write_recognizer(tmp_path / "recognizer.onnx")
         with pytest.raises(InputError, match="has no InsightFace detection model"):
             InsightFaceDetector(tmp_path)
+
+    @pytest.mark.parametrize("depth", ["antelopev2", "models/antelopev2", "antelopev2/antelopev2"])
+    def test_a_pack_within_other_folders_is_found(self, tmp_path: Path, depth: str) -> None:
+        (tmp_path / depth).mkdir(parents=True)
+        write_scrfd(tmp_path / depth / "det_test.onnx")
+        (tmp_path / "__MACOSX").mkdir()
+        (tmp_path / "__MACOSX/._det_test.onnx").write_bytes(b"a companion")
+        photo = np.zeros((640, 640, 3), np.uint8)
+        photo[..., 0] = 200
+        assert len(InsightFaceDetector(tmp_path).detect(photo)) == 1
 
     def test_a_broken_model_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "det.onnx").write_text("no model")
         with pytest.raises(InputError, match="InsightFace cannot read the models"):
             InsightFaceDetector(tmp_path)
+
+
+def test_of_several_packs_one_has_to_be_named(tmp_path: Path) -> None:
+    for name in ("antelopev2", "buffalo_l"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "det.onnx").touch()
+    with pytest.raises(InputError, match=r"holds 2 InsightFace model packs: .*antelopev2, .*buffalo_l\. Give one of"):
+        InsightFaceDetector(tmp_path)
+    (tmp_path / "det.onnx").touch()
+    assert find_pack(tmp_path) == tmp_path  # what lies in the folder itself is the pack
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("antelopev2.zip", "is an archive, .* Unpack it"), ("det_10g.onnx", "is a file, .* Give its folder")],
+)
+def test_what_is_no_folder_of_a_pack_is_said(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match=message):
+        InsightFaceDetector(tmp_path / name)
 
 
 def test_insightface_not_installed_is_told_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

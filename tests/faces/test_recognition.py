@@ -3,11 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from face_models import write_dot_detector, write_recognizer, write_scrfd
 
 from infid_engines.errors import InputError
 from infid_export.faces.detection import CenterFaceDetector
+from infid_export.faces.onnx_start import expected_range
 from infid_export.faces.reader import FaceReader
 from infid_export.faces.recognition import ArcFaceRecognizer
 
@@ -54,9 +57,88 @@ def test_missing_broken_and_other_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fill", [0.0, float("nan"), float("inf")])
-def test_an_embedding_without_direction_is_refused(tmp_path: Path, fill: float) -> None:
-    with pytest.raises(InputError, match="no usable embedding"):
-        ArcFaceRecognizer(write_recognizer(tmp_path / "r.onnx", fill=fill)).embed(FACE)
+def test_an_embedding_without_direction_is_rejected_when_opened(tmp_path: Path, fill: float) -> None:
+    with pytest.raises(InputError, match=r"r\.onnx: The recognizer gave no usable embedding"):
+        ArcFaceRecognizer(write_recognizer(tmp_path / "r.onnx", fill=fill))
+
+
+MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
+IDENTITY = (np.ones(3), np.zeros(3))  # scale and bias of a batch normalization
+HALF = np.full((1, 3, 1, 1), 127.5)
+# What a model begins with, how it then takes its pixels, and whether it brings them to [−1, 1].
+STARTS: dict[str, tuple[list[tuple], str, bool]] = {
+    "nothing": ([], "signed", True),
+    "mxnet": ([("Sub", 127.5), ("Mul", 1 / 127.5)], "raw", True),
+    "mul-first": ([("Mul", 1 / 127.5), ("Sub", 1.0)], "raw", True),
+    "add-div": ([("Add", -127.5), ("Div", 127.5)], "raw", True),
+    "one-constant-a-channel": ([("Sub", HALF), ("Div", HALF)], "raw", True),
+    "constant-nodes": ([("Sub", [127.5]), ("Mul", [1 / 127.5])], "raw", True),
+    "after-others": ([("Cast", {"to": 1}), ("Identity",), ("Sub", 127.5), ("Div", 127.5)], "raw", True),
+    "batch-normalization": (
+        [("BatchNormalization", *IDENTITY, np.full(3, 127.5), np.full(3, 127.5**2), {"epsilon": 1e-5})], "raw", True
+    ),
+    "unit": ([("Sub", 0.5), ("Div", 0.5)], "unit", True),
+    "statistics": ([("Sub", MEAN.reshape(1, 3, 1, 1)), ("Div", STD.reshape(1, 3, 1, 1))], "raw", False),
+    "unit-statistics": (
+        [("Sub", MEAN.reshape(1, 3, 1, 1) / 255), ("Div", STD.reshape(1, 3, 1, 1) / 255)], "unit", False
+    ),
+    "learned": ([("BatchNormalization", *IDENTITY, np.full(3, -0.1), np.full(3, 0.3))], "signed", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("start", "pixels", "same"), STARTS.values(), ids=STARTS)
+def test_pixels_are_scaled_once(tmp_path: Path, start: list[tuple], pixels: str, same: bool) -> None:
+    found = ArcFaceRecognizer(write_recognizer(tmp_path / "r.onnx", start=start))
+    assert found.range == pixels
+    plain = ArcFaceRecognizer(write_recognizer(tmp_path / "plain.onnx")).embed(FACE)
+    assert np.allclose(found.embed(FACE), plain, atol=1e-4) == same
+
+
+def test_channels_last_and_whole_pixels(tmp_path: Path) -> None:
+    plain = ArcFaceRecognizer(write_recognizer(tmp_path / "plain.onnx")).embed(FACE)
+    turn, scale = ("Transpose", {"perm": [0, 3, 1, 2]}), [("Sub", 127.5), ("Mul", 1 / 127.5)]
+    last = write_recognizer(tmp_path / "last.onnx", start=[turn], channels_last=True)
+    np.testing.assert_allclose(ArcFaceRecognizer(last).embed(FACE), plain, atol=1e-5)
+    raw = write_recognizer(tmp_path / "raw.onnx", start=[turn, *scale], channels_last=True, batch=1)
+    assert ArcFaceRecognizer(raw).range == "raw"
+    whole = [("Cast", {"to": 1}), *scale]
+    found = ArcFaceRecognizer(write_recognizer(tmp_path / "whole.onnx", start=whole, pixels=np.uint8))
+    np.testing.assert_allclose(found.embed(FACE), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fill": 1.0},
+        # scales its pixels after an operator that is no linear one, so that it is not seen to do so
+        {"start": [("Pow", 1.0), ("Sub", 127.5), ("Mul", 1 / 127.5)]},
+    ],
+    ids=["constant", "scaled-twice"],
+)
+def test_a_recognizer_that_tells_nobody_apart_is_rejected(tmp_path: Path, options: dict) -> None:
+    with pytest.raises(InputError, match=r"cannot tell two unlike faces apart: .* cosine is (0\.99|1\.0)"):
+        ArcFaceRecognizer(write_recognizer(tmp_path / "r.onnx", **options))
+
+
+@pytest.mark.parametrize("start", ["nothing", "mxnet"])
+def test_embeddings_are_insightfaces(tmp_path: Path, start: str) -> None:
+    arcface = pytest.importorskip("insightface.model_zoo.arcface_onnx", reason="lacks insightface")
+    path = write_recognizer(tmp_path / "r.onnx", start=STARTS[start][0])
+    model = onnx.load(str(path))
+    for node in model.graph.node:
+        node.name = f"{node.op_type}_0"  # by which insightface goes
+    onnx.save(model, str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    theirs = arcface.ArcFaceONNX(str(path), session).get_feat(np.ascontiguousarray(FACE[:, :, ::-1]))[0]
+    found = ArcFaceRecognizer(path).embed(FACE)
+    np.testing.assert_allclose(found, theirs / np.linalg.norm(theirs), atol=1e-4)
+
+
+def test_a_file_that_is_no_protobuf_is_no_onnx_model(tmp_path: Path) -> None:
+    for content in (b"", b"\xff" * 9, b"\x3a\x05ab", bytes(range(256))):
+        (tmp_path / "r.onnx").write_bytes(content)
+        with pytest.raises(ValueError, match="is not an ONNX model"):
+            expected_range(tmp_path / "r.onnx", "face")
 
 
 def test_reader_gives_the_identity_encoders_inputs(tmp_path: Path, centerface: Path, astronaut: np.ndarray) -> None:

@@ -138,7 +138,7 @@ def test_a_checkpoint_needs_its_parts(parts, tmp_path):
         open_source(str(parts["base"]))
     with pytest.raises(InputError, match=r"unet/config.json cannot be read"):
         open_source(str(tmp_path), identity=parts["identity"], image_encoder="x")
-    with pytest.raises(InputError, match="needs the face recogniser"):
+    with pytest.raises(InputError, match="needs the face recognizer"):
         build(
             BuildOptions(
                 output=tmp_path / "engines",

@@ -205,6 +205,12 @@ def test_cancel_stops_at_once(tiny_pipe: Pipeline, tiny_person: Person, when: st
 
 
 NAN = float("nan")
+FACES = {
+    "detector": "centerface",
+    "detector_path": "faces/detector.onnx",
+    "recognizer_path": "faces/recognizer.onnx",
+    "licence": "",
+}
 GOOD_NOISE = np.zeros((1, 4, LATENT, LATENT), np.float32)
 BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "no-prompt": ({"prompt": []}, "No prompt was given"),
@@ -316,6 +322,38 @@ def test_enroll_runs_the_identity_encoder_on_the_face(tiny_pipe: Pipeline) -> No
     assert person.identity_tokens.shape == (2, TOKENS, DEPTH_T)
     np.testing.assert_allclose(person.identity_keys, person.identity_tokens @ PROJECT_K, atol=1e-5)
     assert len(tiny_pipe.generate("a", person, seed=1, steps=1)) == 1
+
+
+def test_the_person_says_which_face_was_taken(tiny_pipe: Pipeline, tmp_path: Path) -> None:
+    photo = dot_photo()
+    photo[160:164, 60:64] = 255  # a second face
+    Image.fromarray(photo).save(tmp_path / "two.png")
+    (taken,) = tiny_pipe.enroll(tmp_path / "two.png", face_index=1).faces
+    assert (taken.index, len(taken.faces), taken.face.score) == (1, 2, 1.0)
+    assert str(taken).startswith(f"{tmp_path / 'two.png'}: 2 faces found, took 1 at (")
+    several = tiny_pipe.enroll([dot_photo(), dot_photo(brightness=120)])
+    assert [str(face) for face in several.faces] == [
+        "the image: 1 face found, score 1.00, 20 pixels between the eyes"
+    ] * 2
+    several.save(tmp_path / "p.safetensors")
+    assert Person.load(tmp_path / "p.safetensors").faces == ()
+
+
+def test_a_detector_for_drawn_people_is_said_at_enrollment(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "engines", faces={**FACES, "detector": "drawn"})
+    with Pipeline.load(folder) as pipe:
+        with pytest.warns(UserWarning, match="knows drawn people only; for photos, build .* --detector centerface"):
+            pipe.enroll(dot_photo())
+        with (
+            pytest.warns(UserWarning, match="drawn people only"),
+            pytest.raises(InputError, match=r"No face was found .* knows drawn people only; for photos, build"),
+        ):
+            pipe.enroll(np.zeros((64, 64, 3), np.uint8))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_detector_for_photos_says_nothing(tiny_pipe: Pipeline) -> None:
+    tiny_pipe.enroll(dot_photo())
 
 
 def test_several_photos_are_averaged(tiny_pipe: Pipeline) -> None:

@@ -176,6 +176,17 @@ def test_models_of_other_shapes_are_refused(tmp_path: Path, shape: list) -> None
         face_scorer(tmp_path, path)
 
 
+def test_a_judge_that_scales_its_pixels_itself_gets_them_raw(tmp_path: Path) -> None:
+    scaling = [("Sub", 127.5), ("Mul", 1 / 127.5)]
+    path = FACES.write_recognizer(tmp_path / "own.onnx", side=56, start=scaling)
+    with pytest.raises(InputError, match=r"own\.onnx scales its pixels itself.* Give the scale raw"):
+        face_scorer(tmp_path, path)
+    (raw,) = face_scorer(tmp_path, path, scale="raw").embed_faces([dotted(90)])
+    (plain_,) = face_scorer(tmp_path).embed_faces([dotted(90)])
+    assert raw is not None and plain_ is not None
+    np.testing.assert_allclose(raw, plain_, atol=1e-4)
+
+
 def test_what_gives_no_embedding_and_choices_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     node = helper.make_node("Identity", ["face"], ["embedding"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from face_models import write_recognizer
+from icc_profiles import DISPLAY_P3, rgb_profile, to_srgb
 from PIL import Image
 
 from infid_engines.errors import InputError
@@ -97,6 +99,53 @@ def test_the_crop_holds_the_face_and_says_where_it_is(tmp_path: Path, recognizer
     ]  # fmt: skip
     photo = np.asarray(Image.open(people / "anna/0.png").resize((128, 64), Image.Resampling.LANCZOS)).astype(float)
     assert np.abs(photo[:, 56:120] - found[0].target).mean() < 6  # JPEG on noise
+
+
+def test_photos_are_trained_on_in_srgb(tmp_path: Path, recognizer: Path) -> None:
+    pixels = np.full((80, 80, 3), (200, 120, 60), np.uint8)
+    (tmp_path / "people/anna").mkdir(parents=True)
+    for number in range(2):
+        pixels[-1, -1] = 100 * number
+        photo = tmp_path / f"people/anna/{number}.png"
+        Image.fromarray(pixels).save(photo, icc_profile=rgb_profile(*DISPLAY_P3))
+
+    class Everywhere:
+        def detect(self, photo: np.ndarray) -> list[Face]:
+            return [Face(np.array([20, 20, 60, 60]), 0.9, 20 + MARKS * 40)]
+
+    prepare(tmp_path / "people", tmp_path / "shards", Everywhere(), recognizer, OPTIONS)
+    expected = to_srgb((200, 120, 60), *DISPLAY_P3)
+    for photo in photos_of(tmp_path / "shards"):
+        np.testing.assert_allclose(photo.target[32, 32], expected, atol=4)
+        np.testing.assert_allclose(photo.face[16, 16], expected, atol=2)
+
+
+def test_a_photo_of_something_else_is_dropped(tmp_path: Path, recognizer: Path) -> None:
+    class Doubtful:
+        def detect(self, photo: np.ndarray) -> list[Face]:
+            score = 0.9 if photo[0, 0, 0] == 1 else 0.4
+            large = Face(np.array([10, 10, 70, 70]), 0.3, 10 + MARKS * 60)  # no face, and no second one either
+            return [large, Face(np.array([20, 20, 60, 60]), score, 20 + MARKS * 40)]
+
+    for number, faces in enumerate((1, 1, 7)):
+        write_photo(tmp_path / "people/anna" / f"{number}.png", number, faces=faces)
+    report = prepare(tmp_path / "people", tmp_path / "shards", Doubtful(), recognizer, OPTIONS)
+    assert report.photos["train"] == 2
+    assert list(report.dropped) == ["anna/2.png"]
+    assert "No face was found" in report.dropped["anna/2.png"]
+    assert "score is 0.40" in report.dropped["anna/2.png"]
+
+
+def test_the_index_records_what_the_photos_were_prepared_with(people: Path, tmp_path: Path, recognizer: Path) -> None:
+    prepare(people, tmp_path / "shards", CornerDetector(), recognizer, OPTIONS, detector_kind="centerface")
+    index = ShardIndex.load(tmp_path / "shards")
+    assert index.recognizer == hashlib.sha256(recognizer.read_bytes()).hexdigest()
+    assert (index.recognizer_name, index.detector) == ("recognizer.onnx", "centerface")
+    text = json.loads((tmp_path / "shards/index.json").read_text())
+    for name in ("recognizer_name", "detector"):  # as in folders of before
+        del text[name]
+    (tmp_path / "shards/index.json").write_text(json.dumps(text))
+    assert ShardIndex.load(tmp_path / "shards").recognizer_name == ""
 
 
 def test_the_format_is_webdatasets(people: Path, tmp_path: Path, recognizer: Path) -> None:

@@ -16,12 +16,13 @@ import numpy as np
 from PIL import Image
 
 from infid_engines.errors import InputError
-from infid_engines.manifest import sha256_file
 from infid_engines.progress import Reporter, SilentReporter
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_template
-from infid_export.faces.detection import Face, FaceDetector, choose_face
+from infid_export.faces.choice import choose_face, plausible_faces
+from infid_export.faces.detection import Face, FaceDetector
 from infid_export.faces.photos import load_photo
 from infid_export.faces.recognition import SIZE, ArcFaceRecognizer
+from infid_export.faces.search import find_faces
 from infid_training.durable import locked, whole_folder
 from infid_training.shards import REPORT, SPLITS, PreparedPhoto, ShardIndex, ShardWriter
 
@@ -100,6 +101,7 @@ def prepare(
     recognizer: Path,
     options: PrepareOptions,
     reporter: Reporter | None = None,
+    detector_kind: str = "",
 ) -> PrepareReport:
     """Write shards of a folder of people.
 
@@ -110,6 +112,7 @@ def prepare(
         recognizer: ArcFace-type ONNX file.
         options: see `PrepareOptions`.
         reporter: shown the progress.
+        detector_kind: `centerface`, `drawn` or `insightface`, for the record.
 
     Returns:
         What was kept and dropped; also in `report.json`.
@@ -150,8 +153,8 @@ def prepare(
             raise _nobody_left(folder, counts["photos"]["validation"], dropped)
         shards = tuple(shard for writer in writers.values() for shard in writer.shards)
         ShardIndex(
-            options.size, options.crop_size, options.face_width, options.single_photo, sha256_file(recognizer),
-            options.seed, options.validation, shards,
+            options.size, options.crop_size, options.face_width, options.single_photo, embedder.fingerprint,
+            options.seed, options.validation, shards, embedder.name, detector_kind,
         ).write(partial)  # fmt: skip
         report = PrepareReport(counts["people"], counts["photos"], dropped, time.monotonic() - started)
         written = json.dumps(asdict(report), indent=1, ensure_ascii=False)
@@ -243,9 +246,10 @@ class _PhotoReader:
                 f"{_ENLARGED:.0f}.",
                 fix="Use a larger photo or a smaller --photo-size.",
             )
-        faces = self._detector.detect(pixels)
-        face = choose_face(faces, photo_size=(width, height))
-        if len(faces) > 1 and faces[1].area > _RIVAL * face.area:
+        found = find_faces(self._detector, pixels)
+        face = choose_face(found, photo_size=(width, height))
+        others = [other for other in plausible_faces(found, (width, height)) if other is not face]
+        if any(other.area > _RIVAL * face.area for other in others):
             raise InputError("Two faces of about the same size: whose photo it is cannot be told.", fix="Crop it.")
         target, crop = _target(pixels, face, size)
         return PreparedPhoto(

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file
 from infid_engines.progress import Reporter, SilentReporter
+from infid_export.model.encoder_record import differences, encoders_of
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import ModelSource
@@ -97,6 +98,10 @@ def train_on_shards(request: RunRequest, reporter: Reporter | None = None) -> Tr
     photos, held_out = (ShardedPhotos(request.shards, cache, source, split) for split in SPLITS)
     unet: Any = source.load("unet", DTYPES[options.precision])
     identity = initial_identity(unet, source.config, request.initial, options.seed)
+    encoders = encoders_of(source, index.recognizer, index.recognizer_name, index.detector)
+    for clause in () if identity.encoders is None else differences(identity.encoders, encoders):
+        shown.note(f"the weights that the run starts from were trained {clause}")
+    identity.encoders = encoders
     sample = None
     if options.sample_every:
         split = SPLITS[1] if len(held_out.people) else SPLITS[0]

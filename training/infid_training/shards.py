@@ -84,10 +84,12 @@ class ShardIndex:
         crop_size: of the aligned faces in pixels.
         face_width: length of the embeddings.
         single_photo: whether people with one photo were left out (`refuse`) or are their own pair (`own-pair`).
-        recognizer: sha256 of the recogniser's file.
+        recognizer: sha256 of the recognizer's file, see `ArcFaceRecognizer.fingerprint`.
         split_seed: with the people's names it decides who is held out.
         validation: share of the people held out.
         shards: in order.
+        recognizer_name: what messages call the recognizer; empty in folders of before, as the next.
+        detector: kind of what found the faces.
     """
 
     size: int
@@ -98,6 +100,8 @@ class ShardIndex:
     split_seed: int
     validation: float
     shards: tuple[Shard, ...]
+    recognizer_name: str = ""
+    detector: str = ""
 
     def of(self, split: str) -> tuple[Shard, ...]:
         """Return the shards of a split."""

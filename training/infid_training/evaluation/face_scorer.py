@@ -18,9 +18,10 @@ from infid_engines.manifest import sha256_file
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, align
 from infid_export.faces.detection import Face, FaceDetector
 from infid_export.faces.model_files import open_onnx
+from infid_export.faces.onnx_start import expected_range
 
 Array = np.ndarray[Any, Any]
-Scale = Literal["signed", "unit", "whitened"]
+Scale = Literal["signed", "unit", "whitened", "raw"]
 Crop = Literal["aligned", "box"]
 _MARGIN = 0.1  # of the box's larger side, on each side: 32 of 160 pixels in all, as FaceNet's authors crop
 
@@ -40,7 +41,13 @@ def _whitened(pixels: Array) -> Array:
     return whitened
 
 
-_SCALES: dict[Scale, Callable[[Array], Array]] = {"signed": _signed, "unit": _unit, "whitened": _whitened}
+def _raw(pixels: Array) -> Array:
+    return pixels
+
+
+_SCALES: dict[Scale, Callable[[Array], Array]] = {
+    "signed": _signed, "unit": _unit, "whitened": _whitened, "raw": _raw
+}  # fmt: skip
 
 
 class DetectedFaceScorer:
@@ -50,14 +57,16 @@ class DetectedFaceScorer:
         detector: finds the faces.
         onnx_path: recogniser with one input, `[N, 3, S, S]` or `[N, S, S, 3]` fp32 RGB with a fixed S, N 1 or free, and
             one output `[N, D]`. It is run once here, so that a wrong model is found at once.
-        scale: `signed` is [−1, 1], `unit` is [0, 1], `whitened` has mean 0 and deviation 1 in each crop.
+        scale: `signed` is [−1, 1], `unit` is [0, 1], `whitened` has mean 0 and deviation 1 in each crop, `raw` is 0 to
+            255, for a model whose first nodes scale its pixels.
         crop: `aligned` warps eyes, nose and mouth to ArcFace's places; `box` cuts out the detector's box with a
             margin, which is what FaceNet's authors did.
         detector_name: of the detector, for `describe`.
         model_name: of the recogniser, for `describe`; None is the file's hash.
 
     Raises:
-        InputError: the model is missing or has other shapes, or there is no such scale or crop.
+        InputError: the model is missing, has other shapes or scales its pixels itself, or there is no such scale or
+            crop.
     """
 
     def __init__(
@@ -78,6 +87,11 @@ class DetectedFaceScorer:
         shape = inputs[0].shape if len(inputs) == 1 and inputs[0].type == "tensor(float)" else []
         self._channels_first, self._size = _layout(onnx_path, shape)
         self._input = inputs[0].name
+        if scale != "raw" and expected_range(onnx_path, self._input) == "raw":
+            raise InputError(
+                f"{onnx_path} scales its pixels itself, so scaled ones ('{scale}') would all look the same to it.",
+                fix="Give the scale raw.",
+            )
         output = self._run(np.zeros((self._size, self._size, 3), np.uint8), onnx_path)
         if output.ndim != 2 or output.shape[0] != 1:
             raise InputError(f"{onnx_path} gives {list(output.shape)}, not [N, D].", fix="Use a face recogniser.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from infid_export.export.face_models import open_detector, recognizer_file
 from infid_export.faces.reader import FaceReader
 from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.model.architectures import Sampling
+from infid_export.model.encoder_record import differences, encoders_of, trained_with
 from infid_export.model.sources import COMPONENTS, ModelSource, open_source
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
 
@@ -232,6 +234,10 @@ def open_reference(
     detector, _ = open_detector(face_detector)
     with recognizer_file(recognizer) as path:
         embedder = ArcFaceRecognizer(path, source.config.face_width)
+        given = encoders_of(source, embedder.fingerprint, embedder.name, "")
+    trained = trained_with(source, identity)
+    for clause in () if trained is None else differences(trained, given):
+        warnings.warn(f"the identity weights were trained {clause}", stacklevel=2)
     reader = FaceReader(detector, embedder, source.architecture.image_encoder["image_size"])
     chosen = {name: value for name, value in (choices or {}).items() if value is not None}
     # other sources have read the identity weights already
