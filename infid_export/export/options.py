@@ -56,7 +56,7 @@ class BuildOptions:
         tuning: a file that `infid-export tune` wrote, whose choices the `triton` kernels take before the table's.
     """
 
-    output: Path = Path("engines")
+    output: Path = Path("infid-engines")
     model: str = "demo"
     identity: Path | None = None
     image_encoder: str | None = None

@@ -197,6 +197,16 @@ def test_a_flag_means_one_thing_in_all_commands() -> None:
     assert differing == {"-o", "--output", "--backend"}
 
 
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_no_default_path_is_source_code_in_a_clone(command: str) -> None:
+    parser = main.make_parser(command)
+    (commands,) = (action for action in parser._actions if action.dest == "command")
+    defaults = [action.default for action in commands.choices[command]._actions]  # type: ignore[index]
+    root = Path(__file__).parents[2]
+    taken = [str(path) for path in defaults if isinstance(path, Path) and any((root / path).rglob("*.py"))]
+    assert taken == []
+
+
 def test_the_backends_are_those_of_the_engines() -> None:
     assert ("auto", *registry.BACKENDS) == arguments.BACKENDS
 
