@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infid_engines.errors import InputError
+from infid_engines.text_files import without_marks
 from infid_export.cli.arguments import add_engines, add_face_index, add_sampling, add_size
 from infid_export.cli.output import Output
 
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             fix='Write it before --photo, which takes every word after it: generate "…" --photo a.jpg',
         )
     paths = output_paths(arguments.output, len(arguments.prompt))
+    negative: str | None = arguments.negative_prompt
     from infid_export.runtime.person import Person
     from infid_export.runtime.pipeline import Pipeline
 
@@ -57,9 +59,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             person = pipe.enroll(arguments.photo, arguments.face_index)
         with output.warnings_as_notes():
             images = pipe.generate(
-                arguments.prompt,
+                [without_marks(prompt) for prompt in arguments.prompt],
                 person,
-                negative_prompt=arguments.negative_prompt,
+                negative_prompt=None if negative is None else without_marks(negative),
                 seed=arguments.seed,
                 height=arguments.height,
                 width=arguments.width,

@@ -92,6 +92,13 @@ def test_several_prompts_and_every_setting(cli: Cli, pipeline: FakePipeline, tmp
     assert Image.open(tmp_path / "p-1.webp").format == "WEBP"
 
 
+def test_a_byte_order_mark_from_the_shell_is_no_prompt(cli: Cli, pipeline: FakePipeline) -> None:
+    """What `"$(cat prompt.txt)"` passes on."""
+    cli("generate", "\ufeffa knight", "--person", "other.safetensors", "--negative-prompt", "\ufeffblur")
+    prompts, settings = pipeline.calls[-1][1]
+    assert (prompts, settings["negative_prompt"]) == (["a knight"], "blur")
+
+
 def test_as_json(cli: Cli, pipeline: FakePipeline) -> None:
     code, out, _ = cli("generate", "x", "y", "--person", "other.safetensors", "--json")
     assert code == 0

@@ -20,7 +20,7 @@ from infid_training.cache import ShardedPhotos, fill_cache, photos_fingerprint
 from infid_training.loop import TrainReport, memory_full, opened_run, run_settings, train
 from infid_training.options import TrainOptions
 from infid_training.samples import PROMPTS, SampleGrid, fixed_people
-from infid_training.shards import SPLITS, ShardIndex
+from infid_training.shards import SPLITS, ShardIndex, count_captions
 from infid_training.stepper import DTYPES, check_device
 
 CACHE = "cache"
@@ -84,6 +84,8 @@ def train_on_shards(request: RunRequest, reporter: Reporter | None = None) -> Tr
         request.center_tokens,
     )  # fmt: skip
     model = f"UNet {source.fingerprint('unet')[:12]} from {_start(request.initial)}"
+    if request.with_text and (missing := captions_missing(request.shards, index)):
+        shown.note(f"note: {missing}")
     _refuse_early(request, options, index, source, model, state)
     cache = request.cache or request.shards / CACHE
     shown.plan({"caching": float(sum(shard.photos for shard in index.shards))})
@@ -139,6 +141,27 @@ def _refuse_early(
     settings = run_settings(options, model, photos, source.config, blocks, state.num_processes)
     with opened_run(request.folder, options, settings, request.resume, state.is_main_process):
         pass
+
+
+def captions_missing(folder: Path, index: ShardIndex) -> str:
+    """Return a sentence on the photos to train on that have no caption, empty if every one has.
+
+    Args:
+        folder: of the shards.
+        index: theirs.
+
+    Raises:
+        InputError: none has, or a shard cannot be read.
+    """
+    counts = [count_captions(folder / shard.file) for shard in index.of(SPLITS[0])]
+    captions, photos = sum(with_one for with_one, _ in counts), sum(every for _, every in counts)
+    if not captions:
+        raise InputError(
+            f"None of the {photos} photos to train on has a caption, so there is no text to train with.",
+            fix="Put a .txt file of the same name beside each photo and prepare them again, or leave --with-text out.",
+        )
+    missing = photos - captions
+    return f"{missing} of {photos} photos to train on have no caption; their text is empty" if missing else ""
 
 
 def _start(initial: str) -> str:
