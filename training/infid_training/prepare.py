@@ -181,11 +181,11 @@ def _read_all(people: dict[str, list[Path]], reader: _PhotoReader, writer: Shard
     kept: list[_Kept] = []
     for person, paths in people.items():
         photos = []
-        for photo in reader.read(person, paths):
+        for read in reader.read(person, paths):
             seen += 1
             stage.update(seen / total, f"{seen} of {total}, {len(reader.dropped)} dropped")
-            if photo is not None:
-                photos.append(photo)
+            if read is not None:
+                photos.append(read)
         if len(photos) == 1 and reader.options.single_photo == "refuse":
             only = photos.pop()[0].name
             reader.dropped[only] = "the person's only usable photo (--single-photo own-pair uses it)"
