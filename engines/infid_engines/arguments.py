@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
 import os
 import reprlib
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from infid_engines.errors import InputError
 
@@ -55,7 +57,7 @@ def finite_number(name: str, value: Any, fix: str) -> float:
     Raises:
         InputError: it is no number, or not finite.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not is_number(value):
         raise InputError(f"{name} must be a number, not {shown(value)}.", fix=fix)
     try:
         number = float(value)
@@ -64,6 +66,11 @@ def finite_number(name: str, value: Any, fix: str) -> float:
     if not math.isfinite(number):
         raise InputError(f"{name} must be a finite number, not {number}.", fix=fix)
     return number
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a real number of Python's or numpy's; a bool is none."""
+    return not isinstance(value, bool) and isinstance(value, numbers.Real)
 
 
 def path_of(name: str, value: Any, fix: str) -> Path:
@@ -137,3 +144,63 @@ def require_callable(name: str, value: Any, fix: str) -> None:
     """
     if value is not None and not callable(value):
         raise InputError(f"{name} must be a function, not {shown(value)}.", fix=fix)
+
+
+def settle_fields(options: Any) -> None:
+    """Check the fields of a dataclass against their types, and turn what stands for a type into it.
+
+    A text stands for a path, numpy's numbers for Python's, a list for a tuple.
+
+    Args:
+        options: a dataclass whose fields are numbers, texts, paths, bools, literals, tuples or unions of them.
+
+    Raises:
+        InputError: a field is of another type; names it.
+    """
+    for name, hint in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        try:
+            object.__setattr__(options, name, _settled(value, hint))
+        except TypeError as error:
+            raise InputError(
+                f"{name} must be {_words(hint)}, not {shown(value)}.", fix=f"Give another {name}."
+            ) from error
+
+
+def _settled(value: Any, hint: Any) -> Any:
+    """Return a value as the type that a hint asks for; TypeError if it is none."""
+    kinds = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        for kind in kinds:
+            with contextlib.suppress(TypeError):
+                return _settled(value, kind)
+    elif get_origin(hint) is Literal:
+        if isinstance(value, str) and value in kinds:
+            return value
+    elif get_origin(hint) is tuple:
+        if isinstance(value, list | tuple):
+            each = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+            if len(each) == len(value):
+                return tuple(_settled(item, kind) for item, kind in zip(value, each, strict=True))
+    elif hint is Path and isinstance(value, str) and value:
+        return Path(value)
+    elif hint is int and not isinstance(value, bool):
+        return operator.index(value)
+    elif hint is float and is_number(value):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    elif isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
+        return value
+    raise TypeError
+
+
+def _words(hint: Any) -> str:
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_words, get_args(hint))))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        return f"several of {_words(kinds[0])}" if kinds[-1] is Ellipsis else f"{len(kinds)} times {_words(kinds[0])}"
+    named = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
+    return named.get(hint, "None")

@@ -83,7 +83,9 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
 
         tokenizers = [
             PreTrainedTokenizerFast(
-                tokenizer_object=stored, model_max_length=77, pad_token=stored.padding["pad_token"],
+                tokenizer_object=stored,
+                model_max_length=77,
+                pad_token=stored.padding["pad_token"],
                 eos_token="<|endoftext|>",
             )
             for stored in map(Tokenizer.from_str, source.tokenizers())
@@ -274,6 +276,11 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             return self.vae.decode(scaled, return_dict=False)[0].float()
         finally:
             brought(self.vae, held)
+
+
+def _pad(tokenizer: Any) -> str:
+    """Return the token that a `tokenizers.Tokenizer` fills up with: not the same one in every checkpoint."""
+    return str(tokenizer.padding["pad_token"])
 
 
 def _check_identity(identity: Any) -> None:

@@ -28,7 +28,8 @@ class PromptTokenizer:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizers = []
+        self._tokenizers: list[Tokenizer] = []
+        self._pads: list[str] = []
         for name in FILES:
             try:
                 tokenizer = Tokenizer.from_file(str(folder / name))
@@ -42,7 +43,9 @@ class PromptTokenizer:
                     f"{folder / name} gives {lengths[0]} to {lengths[1]} ids, not always {LENGTH}.",
                     fix="Build the engine folder again.",
                 )
+            assert tokenizer.padding is not None  # or it would not always give as many
             self._tokenizers.append(tokenizer)
+            self._pads.append(str(tokenizer.padding["pad_token"]))
 
     def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return `[n, 77]` int32 ids for each text encoder.
@@ -90,7 +93,7 @@ class PromptTokenizer:
         if first:
             found.append(f"a prompt is longer than {LENGTH} tokens; left out: {first}")
         if second and second != first:
-            pad = self._tokenizers[1].padding["pad_token"]
+            pad = self._pads[1]
             why = f', where each "{pad}" is one' if pad in prompt else ""
             found.append(
                 f"a prompt is longer than {LENGTH} tokens of the second text encoder{why}; left out there: {second}"

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from infid_engines.arguments import (
     path_of,
     require_callable,
     require_methods,
+    settle_fields,
     shown,
     text_of,
     texts_of,
@@ -86,3 +88,50 @@ def test_long_values_are_shortened() -> None:
     assert len(shown("x" * 10_000)) < 100
     assert len(shown(list(range(10**6)))) < 100
     assert len(shown(np.zeros((1000, 1000)))) < 100
+
+
+@dataclass(frozen=True)
+class Options:
+    size: int = 1
+    share: float = 0.5
+    name: str | None = None
+    on: bool = False
+    kind: Literal["a", "b"] = "a"
+    folder: Path = Path("x")
+    bounds: tuple[int, int, int] | None = None
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"size": "1"}, "size must be a whole number, not '1'"),
+        ({"size": True}, "size must be a whole number, not True"),
+        ({"size": 1.0}, "size must be a whole number, not 1.0"),
+        ({"size": None}, "size must be a whole number, not None"),
+        ({"share": "0.5"}, "share must be a number, not '0.5'"),
+        ({"share": 10**400}, "share must be a number"),
+        ({"name": 3}, "name must be a text or None, not 3"),
+        ({"on": 1}, "on must be True or False, not 1"),
+        ({"kind": "c"}, "kind must be one of a, b, not 'c'"),
+        ({"kind": ["a"]}, r"kind must be one of a, b, not \['a'\]"),
+        ({"folder": 3}, "folder must be a path, not 3"),
+        ({"folder": ""}, "folder must be a path, not ''"),
+        ({"bounds": (1, 2)}, "bounds must be 3 times a whole number or None"),
+        ({"bounds": (1, 2, "3")}, "bounds must be 3 times"),
+        ({"names": "abc"}, "names must be several of a text, not 'abc'"),
+    ],
+)
+def test_fields_of_another_type_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Options(**fields)
+
+
+def test_fields_are_settled() -> None:
+    given = Options(np.int64(3), np.float32(0.5), "n", True, "b", "a/b", [1, 2, 3], ["x"])  # type: ignore[arg-type]
+    assert given == Options(3, 0.5, "n", True, "b", Path("a/b"), (1, 2, 3), ("x",))
+    assert type(given.size) is int and type(given.share) is float
+    assert Options() == Options()

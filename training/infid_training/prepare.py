@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from infid_engines.arguments import settle_fields
 from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file
 from infid_engines.progress import Reporter, SilentReporter, Stage
@@ -62,6 +63,7 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
+        settle_fields(self)
         if self.size < 64 or self.size % 8:
             raise InputError(f"The size must be a multiple of 8 from 64 on, not {self.size}.", fix="SDXL's is 1024.")
         if not 0 <= self.validation < 1:
