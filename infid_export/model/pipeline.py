@@ -85,7 +85,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             PreTrainedTokenizerFast(
                 tokenizer_object=stored,
                 model_max_length=77,
-                pad_token=stored.padding["pad_token"],
+                pad_token=_pad(stored),
                 eos_token="<|endoftext|>",
             )
             for stored in map(Tokenizer.from_str, source.tokenizers())

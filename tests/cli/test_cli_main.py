@@ -96,6 +96,41 @@ def test_a_refusal_of_the_machine_is_not_called_our_fault(cli: Cli, monkeypatch:
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("error", "home"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "/proc/nowhere"), "/proc/nowhere/me"),
+        (NotADirectoryError(20, "Not a directory", "/dev/null/.triton"), "/dev/null"),
+        (PermissionError(13, "Permission denied", "/proc/nowhere/.cache/x"), "/proc/nowhere"),
+        (RuntimeError("Could not determine home directory."), "/"),
+    ],
+)
+def test_a_home_that_cannot_be_written_is_named(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Exception, home: str
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    fail_with(monkeypatch, error)
+    code, _, err = cli("build")
+    assert code == 1
+    problem, fix = err.splitlines()[-2:]
+    assert problem == f"error: A cache cannot be written: {error}."
+    assert "HOME" in fix
+
+
+def test_a_missing_file_in_a_good_home_is_our_fault(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fail_with(monkeypatch, FileNotFoundError(2, "No such file or directory", str(tmp_path / "x")))
+    assert cli("build")[0] == 2
+
+
+def test_kernels_compile_into_no_cache_without_a_traceback(tmp_path: Path) -> None:
+    words = ("compile-kernels", "--target", "sm_90", "-o", str(tmp_path / "kernels"))
+    found = infid_export(*words, HOME="/dev/null", TRITON_INTERPRET="0")
+    assert found.returncode == 1
+    assert "A cache cannot be written: " in found.stderr
+    assert "Traceback" not in found.stderr
+
+
 WITHOUT = """
 from importlib.machinery import PathFinder
 found = PathFinder.find_spec
