@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,27 +12,22 @@ from infid_engines import registry
 from infid_engines.errors import BuildError, ParityError
 from infid_export.cli import arguments, main
 
-HEAVY = ("torch", "numpy", "onnxruntime", "diffusers", "onnx", "PIL")
+LIGHT = ("infid_export", "infid_engines", "rich")  # rich draws what is printed
 
 
 @pytest.mark.parametrize(
     "command", [(), *((name,) for name in main.COMMANDS)], ids=lambda words: " ".join(words) or "-"
 )
-def test_help_is_fast_and_imports_nothing_heavy(command: tuple[str, ...]) -> None:
+def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
+    """What makes it slow; benchmarks/rebuild_speed.py measures what it takes."""
     program = (
-        "import sys\nfrom infid_export.cli.main import run\n"
-        f"code = run(sys.argv[1:])\nprint([name for name in {HEAVY} if name in sys.modules], code, file=sys.stderr)"
+        "import sys\nbefore = set(sys.modules)\nfrom infid_export.cli.main import run\ncode = run(sys.argv[1:])\n"
+        "found = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        f"print(sorted(found - set(sys.stdlib_module_names) - set({LIGHT})), code, file=sys.stderr)"
     )
-    seconds = []
-    for _ in range(3):
-        before = os.times()
-        found = infid_export(*command, "--help", program=program)
-        after = os.times()
-        # processor time: what other programs do on the machine does not count
-        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
-        assert found.stderr.strip() == "[] 0"
-        assert found.stdout.startswith("usage: infid-export")
-    assert min(seconds) <= 0.3, f"help took {min(seconds):.2f} s"
+    found = infid_export(*command, "--help", program=program)
+    assert found.stderr.strip() == "[] 0"
+    assert found.stdout.startswith("usage: infid-export")
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_a_waiting_generation_is_cancelled_while_the_other_goes_on(tiny_pipe: Pi
     def first_step(index: int, *_: Any) -> None:
         if index == 0:
             first_runs.set()
-            assert waits_no_longer.wait(60), "the other generation waited for this one to end"
+            assert waits_no_longer.wait(600), "the other generation waited for this one to end"
 
     def first() -> None:
         tiny_pipe.generate("a", tiny_person, seed=1, callback=first_step)
@@ -214,7 +214,7 @@ def test_a_waiting_generation_is_cancelled_while_the_other_goes_on(tiny_pipe: Pi
 
     one, two = threading.Thread(target=first), threading.Thread(target=second)
     one.start()
-    assert first_runs.wait(60)
+    assert first_runs.wait(600)
     two.start()
     cancel.set()
     one.join()
