@@ -165,10 +165,10 @@ def _photos(arguments: argparse.Namespace, source: ModelSource, output: Output) 
     """Return the size of the photos in pixels, and how many there are to train on if shards were given."""
     if arguments.shards is None:
         return arguments.estimate_size or source.architecture.size, None
-    from infid_training.run import captions_missing
+    from infid_training.run import caption_notes
     from infid_training.shards import ShardIndex
 
     index = ShardIndex.load(arguments.shards)
-    if arguments.with_text and (missing := captions_missing(arguments.shards, index)):
-        output.note(f"note: {missing}")
+    for sentence in caption_notes(arguments.shards, index, source) if arguments.with_text else ():
+        output.note(f"note: {sentence}")
     return arguments.estimate_size or index.size, sum(shard.photos for shard in index.of("train"))

@@ -160,8 +160,12 @@ class Pipeline:
         """Turn an aligned face and its embedding into a `Person`; `enroll` finds them in a photo.
 
         Raises:
+            InputError: an argument does not fit.
             EngineFolderError: the engine gives non-finite values.
         """
+        if not isinstance(face, FaceInputs):
+            raise InputError(f"The face must be FaceInputs, not {shown(face)}.", fix="Use Pipeline.enroll for photos.")
+        text_of("The name", name)
         with self._lock:
             outputs = self._engines["identity_encoder"].run(
                 {"face_crop": face.face_crop, "face_embedding": face.face_embedding}

@@ -361,6 +361,11 @@ def test_bad_arguments_of_enroll(tiny_pipe: Pipeline, arguments: dict[str, Any],
         tiny_pipe.enroll(**{"photo": dot_photo(), **arguments})
 
 
+def test_bad_arguments_of_encode(tiny_pipe: Pipeline) -> None:
+    with pytest.raises(InputError, match=r"The face must be FaceInputs, not 'a\.jpg'"):
+        tiny_pipe.encode("a.jpg")  # type: ignore[arg-type]
+
+
 def test_a_person_of_another_model_is_told_to_enroll_again(tiny_pipe: Pipeline, tiny_person: Person) -> None:
     other = Person(tiny_person.identity_tokens, tiny_person.identity_keys, tiny_person.identity_values, "b" * 64)
     with pytest.raises(InputError, match=r"enrolled with the model bbbbbbbbbbbb….*Enroll the photo again"):

@@ -239,19 +239,17 @@ def read_members(path: Path) -> Iterator[dict[str, bytes]]:
             yield members
 
 
-def count_captions(path: Path) -> tuple[int, int]:
-    """Return how many photos of a shard have a caption, and how many there are; pictures are not read.
+def read_captions(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the name and the caption of each photo of a shard, empty where there is none; pictures are not read.
 
     Raises:
         InputError: as of `read_shard`.
     """
-    captions = photos = 0
     with _explained(path), tarfile.open(path) as tar:
         for member in tar:
             if member.name.partition(".")[2] == "json" and (file := tar.extractfile(member)):
-                captions += bool(str(json.load(file)["caption"] or "").strip())
-                photos += 1
-    return captions, photos
+                facts = json.load(file)
+                yield f"{facts['person']}/{facts['source']}", str(facts["caption"] or "").strip()
 
 
 @contextmanager
