@@ -9,14 +9,14 @@ PROMPT := an oil painting of a person wearing a blue suit and a crown, at the be
 
 .PHONY: demo test lint format build-wheel gpu-wheels clean
 
-# In a folder of its own: ./engines is source code, and `infid-export build` writes to ./engines.
+# In a folder of its own, so that nothing of it lies among the source code.
 demo: $(VENV)/.demo-installed
 	mkdir -p demo
 	cd demo && "$(BIN)/infid-export" build --fp16
 	cd demo && "$(BIN)/infid-export" evaluate --references world:heldout:3 --prompts world:heldout:4 --stylised 2 -o sheet
 	cd demo && "$(BIN)/infid-export" generate "$(PROMPT)" --photo sheet/references/0.png -o picture.png
-	"$(BIN)/infid-export" inspect demo/engines
-	@echo "contact sheet: demo/sheet/grid.png   picture: demo/picture.png   engines: demo/engines"
+	"$(BIN)/infid-export" inspect demo/infid-engines
+	@echo "contact sheet: demo/sheet/grid.png   picture: demo/picture.png   engines: demo/infid-engines"
 
 test: lint
 	"$(BIN)/python" -m pytest --numprocesses $(WORKERS)

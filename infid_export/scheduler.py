@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from infid_engines.arguments import shown
 from infid_engines.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -48,7 +49,7 @@ def ddim_table(config: Mapping[str, Any], steps: int) -> Array:
     most = trained - offset
     if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or not 1 <= steps <= most:
         raise InputError(
-            f"The number of steps must be a whole number from 1 to {most}, not {steps}.", fix="30 is usual."
+            f"The number of steps must be a whole number from 1 to {most}, not {shown(steps)}.", fix="30 is usual."
         )
     alphas = _alphas_cumprod(float(config["beta_start"]), float(config["beta_end"]), trained)
     stride = trained // int(steps)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 # Written here and not imported, because infid_engines.backends imports numpy and help must not.
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt_rtx")
-ENGINES = Path("engines")
+# Not "engines": a clone of the repository has source code there.
+ENGINES = Path("infid-engines")
 MODEL_HELP = "demo, random-sdxl, a diffusers folder or a hub id (demo)"
 DRY_RUN_HELP = "show what would be made, and make nothing"
 METHOD_CHOICES = {
@@ -29,7 +30,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def add_engines(parser: argparse.ArgumentParser) -> None:
     """Add the choice of an engine folder and how to run it."""
     group = parser.add_argument_group("engines")
-    group.add_argument("--engines", type=Path, default=ENGINES, metavar="DIR", help="engine folder (engines)")
+    group.add_argument("--engines", type=Path, default=ENGINES, metavar="DIR", help=f"engine folder ({ENGINES})")
     add_running(group)
 
 
@@ -46,7 +47,7 @@ def backend_help(default: str) -> str:
 
 def add_folder(parser: argparse.ArgumentParser, name: str, what: str) -> None:
     """Add an engine folder as the command's own argument."""
-    parser.add_argument(name, type=Path, nargs="?", default=ENGINES, metavar=name.upper(), help=f"{what} (engines)")
+    parser.add_argument(name, type=Path, nargs="?", default=ENGINES, metavar=name.upper(), help=f"{what} ({ENGINES})")
 
 
 def add_size(parser: argparse._ActionsContainer) -> None:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-other-encoders", action="store_true", help="identity weights that record another recognizer or encoder"
     )
     graphs = parser.add_argument_group("graphs")
-    graphs.add_argument("-o", "--output", type=Path, default=ENGINES, metavar="DIR", help="engine folder (engines)")
+    graphs.add_argument("-o", "--output", type=Path, default=ENGINES, metavar="DIR", help=f"engine folder ({ENGINES})")
     precision = graphs.add_mutually_exclusive_group()
     precision.add_argument("--fp16", dest="precision", action="store_const", const="fp16", help="networks in fp16")
     precision.add_argument("--precision", choices=("fp16", "fp32"), help="(fp32)")

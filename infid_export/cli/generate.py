@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infid_engines.errors import InputError
+from infid_engines.text_files import without_marks
 from infid_export.cli.arguments import add_engines, add_face_index, add_sampling, add_size
 from infid_export.cli.output import Output
 
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             fix='Write it before --photo, which takes every word after it: generate "…" --photo a.jpg',
         )
     paths = output_paths(arguments.output, len(arguments.prompt))
+    negative: str | None = arguments.negative_prompt
     from infid_export.runtime.person import Person
     from infid_export.runtime.pipeline import Pipeline
 
@@ -60,9 +62,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             person = enrolled(pipe, arguments.photo, arguments.face_index, output)
         with output.warnings_as_notes():
             images = pipe.generate(
-                arguments.prompt,
+                [without_marks(prompt) for prompt in arguments.prompt],
                 person,
-                negative_prompt=arguments.negative_prompt,
+                negative_prompt=None if negative is None else without_marks(negative),
                 seed=arguments.seed,
                 height=arguments.height,
                 width=arguments.width,

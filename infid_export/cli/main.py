@@ -38,6 +38,9 @@ _EXPORT = ("accelerate", "diffusers", "onnx", "onnx_ir", "onnxscript", "open_cli
 # What the machine refuses rather than what we got wrong: no space, no permission, no such length of name.
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE)
 
+# Where libraries keep what they made or fetched; the first is the home that the others lie in by default.
+_CACHES = ("HOME", "XDG_CACHE_HOME", "HF_HOME", "TRITON_CACHE_DIR")
+
 
 class ExitCode(IntEnum):
     """What the shell is told."""
@@ -137,6 +140,14 @@ def _guarded(options: argparse.Namespace, output: Output) -> int:
             problem = f"`infid-export {options.command}` needs {error.name}, which is not installed."
             output.problem(BackendUnavailableError(problem, fix='pip install "infid-export[export]"'))
             return ExitCode.PROBLEM
+        if _in_a_cache(error):
+            output.problem(
+                InputError(
+                    f"A cache cannot be written: {error}.",
+                    fix=f"Set {', '.join(_CACHES[:-1])} or {_CACHES[-1]} to a folder that can be written to.",
+                )
+            )
+            return ExitCode.PROBLEM
         if isinstance(error, OSError) and error.errno in _MACHINE:
             where = f"{error.filename}: " if error.filename else ""
             output.problem(InputError(f"{where}{error.strerror}.", fix="Make room or give permission, and run again."))
@@ -145,6 +156,19 @@ def _guarded(options: argparse.Namespace, output: Output) -> int:
 
         output.fault(error, "".join(traceback.format_exception(error)))
         return ExitCode.FAULT
+
+
+def _in_a_cache(error: Exception) -> bool:
+    """Whether a library failed because the home or a cache folder is not there or cannot be written."""
+    if isinstance(error, RuntimeError):
+        return str(error) == "Could not determine home directory."  # pathlib's words
+    if not isinstance(error, OSError) or not isinstance(error.filename, str):
+        return False
+    file = os.path.abspath(error.filename)
+    folders = [os.path.abspath(folder) for name in _CACHES if (folder := os.environ.get(name))]
+    closed = [folder for folder in folders if not (os.path.isdir(folder) and os.access(folder, os.W_OK))]
+    # a missing parent is named itself: /nowhere of HOME=/nowhere/me
+    return any(os.path.commonpath((file, folder)) in (file, folder) for folder in closed)
 
 
 def _module(command: str) -> Any:

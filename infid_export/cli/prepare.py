@@ -54,15 +54,27 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         detector = _detector(arguments)
         report = prepare(arguments.people, arguments.output, detector, recognizer, options, reporter, kind)
     output.table("Dropped, and why", ("photo", "why"), list(report.dropped.items()))
-    rows = [(split, str(report.people[split]), str(report.photos[split])) for split in report.people]
-    output.table("Kept", ("split", "people", "photos"), rows, numbers=("people", "photos"))
-    total = sum(report.photos.values())
+    output.table("Kept on one side of the split, and why", ("person", "why"), list(report.kept_together.items()))
+    columns = ("people", "photos", "captions")
+    rows = [(split, *(str(getattr(report, name)[split]) for name in columns)) for split in report.people]
+    output.table("Kept", ("split", *columns), rows, numbers=columns)
+    total, captions = sum(report.photos.values()), sum(report.captions.values())
+    output.line(f"captions: {captions} of {total} photos have one")
+    if report.unused_captions:
+        names = ", ".join(report.unused_captions[:3]) + (" …" if len(report.unused_captions) > 3 else "")
+        output.note(
+            f"note: {len(report.unused_captions)} captions belong to no photo: {names}; a caption has its photo's name "
+            "and ends in .txt"
+        )
     output.line(f"{shown(arguments.output)}: {total} photos, {len(report.dropped)} dropped, {report.seconds:.1f} s")
     output.document(
         {
             "folder": arguments.output,
             "people": report.people,
             "photos": report.photos,
+            "captions": report.captions,
+            "unused_captions": report.unused_captions,
+            "kept_together": report.kept_together,
             "dropped": report.dropped,
             "reasons": dict(Counter(report.dropped.values())),
             "seconds": report.seconds,

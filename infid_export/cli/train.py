@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infid_engines.errors import InputError
+from infid_engines.text_files import without_marks
 from infid_export.cli.arguments import DRY_RUN_HELP, MODEL_HELP
 from infid_export.cli.output import Output, shown, size
 from infid_export.cli.progress import duration
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         image_encoder=arguments.image_encoder, model_seed=arguments.model_seed, initial=arguments.identity_init,
         with_text=arguments.with_text, center_tokens=arguments.center_tokens, cache=arguments.cache,
         resume=not arguments.no_resume,
-        sample_prompts=tuple(arguments.sample_prompt or ()), sample_steps=arguments.sample_steps,
+        sample_prompts=tuple(map(without_marks, arguments.sample_prompt or ())), sample_steps=arguments.sample_steps,
     )  # fmt: skip
     first = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate number the processes; one speaks for all
     with output.progress() if first else nullcontext() as reporter:
@@ -130,7 +131,7 @@ def _dry_run(arguments: argparse.Namespace, options: TrainOptions, output: Outpu
     source = open_base(arguments.model, arguments.image_encoder, arguments.identity_init, with_text=arguments.with_text)
     gpus, tflops = arguments.gpus or 1, arguments.tflops or _TFLOPS
     limit = (arguments.gpu_memory or _GPU_GB) * 1e9
-    pixels, photos = _photos(arguments, source)
+    pixels, photos = _photos(arguments, source, output)
     found = estimate(source, options, pixels, gpus, tflops)
     rows = [(name, size(count)) for name, count in found.memory.items() if count]
     output.table("Memory of one GPU", ("for", "size"), [*rows, ("sum", size(found.peak_bytes))], numbers=("size",))
@@ -160,11 +161,14 @@ def _dry_run(arguments: argparse.Namespace, options: TrainOptions, output: Outpu
     return 0 if fits else 1
 
 
-def _photos(arguments: argparse.Namespace, source: ModelSource) -> tuple[int, int | None]:
+def _photos(arguments: argparse.Namespace, source: ModelSource, output: Output) -> tuple[int, int | None]:
     """Return the size of the photos in pixels, and how many there are to train on if shards were given."""
     if arguments.shards is None:
         return arguments.estimate_size or source.architecture.size, None
+    from infid_training.run import caption_notes
     from infid_training.shards import ShardIndex
 
     index = ShardIndex.load(arguments.shards)
+    for sentence in caption_notes(arguments.shards, index, source) if arguments.with_text else ():
+        output.note(f"note: {sentence}")
     return arguments.estimate_size or index.size, sum(shard.photos for shard in index.of("train"))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from infid_engines.arguments import settle_fields
 from infid_engines.errors import InputError
 
 GRAPHS = (
@@ -57,7 +58,7 @@ class BuildOptions:
         tuning: a file that `infid-export tune` wrote, whose choices the `triton` kernels take before the table's.
     """
 
-    output: Path = Path("engines")
+    output: Path = Path("infid-engines")
     model: str = "demo"
     identity: Path | None = None
     image_encoder: str | None = None
@@ -91,6 +92,7 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         """Refuse impossible values, each with a sentence that says what is possible."""
+        settle_fields(self)
         for name in ("height", "width", "parity_size"):
             value = getattr(self, name)
             if value is not None and (value < 64 or value % 32):

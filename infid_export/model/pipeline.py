@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from infid_engines.arguments import finite_number, path_of, require_callable, shown, text_of, texts_of, whole_number
 from infid_engines.errors import InputError
 from infid_export.faces.reader import FaceInputs
 from infid_export.model.components import brought
@@ -28,6 +29,8 @@ from infid_export.scheduler import SDXL_SCHEDULER
 _SAMPLING = {
     name: SDXL_SCHEDULER[name] for name in ("timestep_spacing", "steps_offset", "set_alpha_to_one", "clip_sample")
 }
+
+_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass
@@ -64,6 +67,8 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         Raises:
             InputError: the identity weights do not fit, or there is no such `ops` for their method variant.
         """
+        path_of("The base model", base, "Give a folder in diffusers' format, or a hub id.")
+        path_of("The identity weights", identity, "Give a safetensors file.")
         pipe: InfiniteIDPipeline = super().from_pretrained(base, **kwargs)
         modules = IdentityModules.load(identity, identity_blocks(pipe.unet), pipe.unet.dtype)
         return pipe._with_identity(modules, image_encoder, ops)
@@ -78,9 +83,12 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
 
         tokenizers = [
             PreTrainedTokenizerFast(
-                tokenizer_object=Tokenizer.from_str(text), model_max_length=77, pad_token=pad, eos_token="<|endoftext|>"
+                tokenizer_object=stored,
+                model_max_length=77,
+                pad_token=_pad(stored),
+                eos_token="<|endoftext|>",
             )
-            for text, pad in zip(source.tokenizers(), ("<|endoftext|>", "!"), strict=True)
+            for stored in map(Tokenizer.from_str, source.tokenizers())
         ]
         pipe = cls(
             vae=source.load("vae", dtype),
@@ -179,16 +187,33 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             generator: source of the initial noise.
             latents: `[B, 4, h, w]` initial noise instead.
             text_latents: likewise for the text stream; None is the same noise.
-            callback_on_step_end: diffusers' callback; may replace `latents`.
+            callback_on_step_end: diffusers' callback; is shown a copy of the latents, and may return others.
             output_type: `pil`, `np`, `pt` or `latent`.
 
         Returns:
             Pictures of the identity stream, and the text stream's latents.
+
+        Raises:
+            InputError: an argument does not fit.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
+        prompts = texts_of("A prompt", prompt, "Give a string, or a list of strings.")
+        if not prompts:
+            raise InputError("No prompt was given.", fix="Give at least one.")
+        if negative_prompt is not None:
+            text_of("The negative prompt", negative_prompt, "Give one string, which goes with every prompt.")
         batch, device = len(prompts), self._execution_device
-        side = self.unet.config.sample_size * self.vae_scale_factor
-        height, width = (side if extent is None else extent for extent in (height, width))
+        height, width = self._pixels("height", height), self._pixels("width", width)
+        self._check_steps(num_inference_steps)
+        fix = "The paper's guidance is 5, its strengths are 1."
+        guidance_scale = finite_number("guidance_scale", guidance_scale, fix)
+        style_strength = finite_number("style_strength", style_strength, fix)
+        identity_strength = finite_number("identity_strength", identity_strength, fix)
+        require_callable("callback_on_step_end", callback_on_step_end, "Give diffusers' kind of callback.")
+        if not isinstance(output_type, str) or output_type not in _OUTPUT_TYPES:
+            raise InputError(
+                f"There is no output type {shown(output_type)}.", fix=f"Use one of {', '.join(_OUTPUT_TYPES)}."
+            )
+        _check_identity(identity)
         cond, uncond, pooled, pooled_uncond = self.encode_prompt(
             prompts,
             device=device,
@@ -196,6 +221,8 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             do_classifier_free_guidance=True,
         )
         shape = (batch, 4, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        for name, given in (("latents", latents), ("text_latents", text_latents)):
+            _check_latents(name, given, shape)
         current = (_noise(shape, generator) if latents is None else latents).to(device, torch.float32)
         text = (current if text_latents is None else text_latents).to(device, torch.float32)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -215,13 +242,29 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
                 text = self.scheduler.step(guided[0], timestep, text).prev_sample
                 current = self.scheduler.step(guided[1], timestep, current).prev_sample
                 if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, index, timestep, {"latents": current}) or {}
+                    changed = callback_on_step_end(self, index, timestep, {"latents": current.clone()}) or {}
                     current = changed.get("latents", current)
                 progress.update()
         if output_type == "latent":
             return InfiniteIDOutput(current, text)
         images = self._decode(current)
         return InfiniteIDOutput(self.image_processor.postprocess(images, output_type=output_type), text)
+
+    def _pixels(self, name: str, value: int | None) -> int:
+        if value is None:
+            side: int = self.unet.config.sample_size * self.vae_scale_factor
+            return side
+        fix = f"Give a multiple of {self.vae_scale_factor}, or leave it out."
+        pixels = whole_number(name, value, fix, least=self.vae_scale_factor)
+        if pixels % self.vae_scale_factor:
+            raise InputError(f"{name} must be a multiple of {self.vae_scale_factor}, not {pixels}.", fix=fix)
+        return pixels
+
+    def _check_steps(self, steps: int) -> None:
+        config = self.scheduler.config
+        most = config.num_train_timesteps - config.steps_offset  # the first timestep must be one that was trained
+        if whole_number("num_inference_steps", steps, "30 is usual.", least=1) > most:
+            raise InputError(f"num_inference_steps must be at most {most}, not {steps}.", fix="30 is usual.")
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Decode to `[B, 3, 8h, 8w]` fp32; a VAE that says it overflows in fp16 decodes in fp32, as in diffusers."""
@@ -235,7 +278,36 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             brought(self.vae, held)
 
 
+def _pad(tokenizer: Any) -> str:
+    """Return the token that a `tokenizers.Tokenizer` fills up with: not the same one in every checkpoint."""
+    return str(tokenizer.padding["pad_token"])
+
+
+def _check_identity(identity: Any) -> None:
+    tensors = identity if isinstance(identity, list | tuple) else ()
+    if len(tensors) != 2 or not all(isinstance(each, Tensor) and each.ndim == 3 for each in tensors):
+        raise InputError(
+            f"identity must be keys and values [2, T, S], not {type(identity).__name__}.",
+            fix="Use what encode_identity returns.",
+        )
+
+
+def _check_latents(name: str, latents: Any, shape: tuple[int, ...]) -> None:
+    if latents is None:
+        return
+    if not isinstance(latents, Tensor) or latents.shape != shape or not bool(latents.isfinite().all()):
+        what = list(latents.shape) if isinstance(latents, Tensor) else shown(latents)
+        raise InputError(
+            f"{name} must be a finite tensor {list(shape)}, not {what}.",
+            fix="Draw it with torch.randn, or leave it out.",
+        )
+
+
 def _noise(shape: tuple[int, ...], generator: np.random.Generator | torch.Generator | None) -> Tensor:
+    if not isinstance(generator, np.random.Generator | torch.Generator | type(None)):
+        raise InputError(
+            f"generator must be one of numpy or torch, not {shown(generator)}.", fix="Give numpy.random.default_rng(0)."
+        )
     if isinstance(generator, torch.Generator):
         return torch.randn(shape, generator=generator, device=generator.device)
     source = generator or np.random.default_rng()

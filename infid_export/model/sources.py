@@ -7,6 +7,7 @@ configurations and hashes only; torch is imported when a component is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -304,17 +305,22 @@ def remembered_sha256(path: Path) -> str:
     Hashing the 10 GB of a checkpoint takes longer than an unchanged rebuild may. What is remembered lies in the
     user's cache folder and can be deleted at any time.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infid-export" / "hashes.json"
     status = path.stat()
     key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
     try:
-        known: dict[str, str] = json.loads(cache.read_text())
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infid-export" / "hashes.json"
+    except RuntimeError:  # this user has no home: nothing can be remembered
+        return sha256_file(path)
+    try:
+        stored = json.loads(cache.read_text())
+        known: dict[str, str] = stored if isinstance(stored, dict) else {}
     except (OSError, ValueError):
         known = {}
     if key not in known:
         known[key] = sha256_file(path)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache, known)
+        with contextlib.suppress(OSError):  # where nothing can be remembered, it is hashed again
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_json(cache, known)
     return known[key]
 
 

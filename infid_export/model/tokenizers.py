@@ -54,7 +54,7 @@ def folder_tokenizer_json(folder: Path) -> str:
     try:
         if (folder / "vocab.json").is_file():
             vocabulary = _json(folder / "vocab.json")
-            lines = (folder / "merges.txt").read_text(encoding="utf-8").strip().split("\n")
+            lines = (folder / "merges.txt").read_text(encoding="utf-8-sig").strip().split("\n")
             merges = [tuple(line.split()) for line in lines if not line.startswith("#version")]
             pad = _json(folder / "special_tokens_map.json")["pad_token"]
         else:
@@ -72,7 +72,7 @@ def folder_tokenizer_json(folder: Path) -> str:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_bytes())  # as bytes, so that a byte order mark does not matter
 
 
 def _text(token: str | dict[str, str]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from infid_engines.arguments import finite_number, shown, whole_number
 from infid_engines.backends import Engine
 from infid_engines.errors import CancelledError, EngineFolderError, InputError
 from infid_engines.manifest import Manifest
@@ -70,10 +70,14 @@ def image_size(manifest: Manifest, height: int | None, width: int | None) -> tup
         width: likewise.
 
     Raises:
-        InputError: the engines were not built for that size.
+        InputError: it is no number of pixels, or not one that the engines were built for.
     """
     latents = next(spec for spec in manifest.graph("denoise_step").inputs if spec.name == "identity_latents")
-    chosen = (manifest.height if height is None else height, manifest.width if width is None else width)
+    fix = "Give the pixels as an int, or leave it out."
+    chosen = (
+        manifest.height if height is None else whole_number("height", height, fix),
+        manifest.width if width is None else whole_number("width", width, fix),
+    )
     for name, pixels, extent in zip(("height", "width"), chosen, latents.shape[2:], strict=True):
         ends = [extent] if isinstance(extent, int) else extent
         smallest, largest = (manifest.vae_scale_factor * end for end in (ends[0], ends[-1]))
@@ -132,7 +136,10 @@ def initial_noise(name: str, given: Any, seed: Any, count: int, shape: tuple[int
         return seeded_noise(_seeds(seed, count), shape)
     if seed is not None:
         raise InputError(f"Both a seed and {name} were given.", fix="Give one of them.")
-    values = np.asarray(given)
+    try:
+        values = np.asarray(given)
+    except Exception as error:  # what objects raise that become no array is theirs to choose
+        raise InputError(f"{name} cannot be read as an array ({error}).", fix="Give a numpy array.") from error
     if values.shape != (count, *shape) or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
         raise InputError(
             f"{name} must be finite numbers {[count, *shape]}, not {values.dtype} {list(values.shape)}"
@@ -143,17 +150,16 @@ def initial_noise(name: str, given: Any, seed: Any, count: int, shape: tuple[int
 
 
 def _seeds(seed: Any, count: int) -> list[int]:
+    fix = "Give one from 0 up, or one a prompt."
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0])
-    try:
-        seeds = [operator.index(value) for value in seed] if isinstance(seed, list | tuple) else None
-        found = [operator.index(seed) + index for index in range(count)] if seeds is None else seeds
-    except TypeError as error:
-        raise InputError(
-            f"A seed must be a whole number, not {seed!r}.", fix="Give one from 0 up, or one a prompt."
-        ) from error
+    if isinstance(seed, list | tuple):
+        found = [whole_number("A seed", value, fix) for value in seed]
+    else:
+        first = whole_number("A seed", seed, fix)
+        found = [first + index for index in range(count)]
     if len(found) != count or min(found) < 0:
-        raise InputError(f"The seeds {found} do not fit {count} prompt(s).", fix="Give one from 0 up, or one a prompt.")
+        raise InputError(f"The seeds {shown(found)} do not fit {count} prompt(s).", fix=fix)
     return found
 
 
@@ -163,13 +169,7 @@ def scalar(name: str, value: Any, default: float) -> float:
     Raises:
         InputError: it is not a finite number.
     """
-    try:
-        chosen = float(default if value is None else value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must be a number, not {value!r}.", fix=f"The default is {default}.") from error
-    if not np.isfinite(chosen):
-        raise InputError(f"{name} must be a finite number, not {chosen}.", fix=f"The default is {default}.")
-    return chosen
+    return finite_number(name, default if value is None else value, f"The default is {default}.")
 
 
 def batches(count: int, size: int) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from infid_engines.backends import Backend, Engine
@@ -46,12 +46,19 @@ class EngineSet:
             self._engines[graph] = backend.load(self._folder / stored.file, record.inputs, record.outputs, self._device)
         return self._engines[graph]
 
-    def prepare(self, graphs: Sequence[str], reporter: Reporter) -> None:
-        """Verify and load the engines that are not loaded yet, as the announced stage `loading`."""
+    def prepare(self, graphs: Sequence[str], reporter: Reporter, go_on: Callable[[], None] = lambda: None) -> None:
+        """Verify and load the engines that are not loaded yet, as the announced stage `loading`.
+
+        Args:
+            graphs: which.
+            reporter: shown the progress.
+            go_on: called before each; what it raises stops the loading.
+        """
         missing = [graph for graph in graphs if graph not in self._engines]
         with reporter.stage("loading") as stage:
             for number, graph in enumerate(missing):
                 stage.update(number / len(missing), graph)
+                go_on()
                 self[graph]
             stage.update(1.0)
 

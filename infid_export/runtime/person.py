@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from infid_engines.arguments import is_number, path_of, shown, text_of
 from infid_engines.errors import InputError
 from infid_export.faces.choice import TakenFace
 
@@ -50,6 +51,11 @@ class Person:
     def __post_init__(self) -> None:
         """Refuse what no engine could take."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, np.ndarray):
+                raise InputError(f"A person's {name} must be an array, not {shown(tensor)}.", fix=_AGAIN)
+        text_of("A person's model", self.model)
+        text_of("A person's name", self.name)
         tokens, keys, values = (tensor.shape for tensor in tensors.values())
         if not len(tokens) == len(keys) == 3 or tokens[:2] != keys[:2] or keys != values or keys[0] != 2 or 0 in keys:
             raise InputError(
@@ -72,7 +78,7 @@ class Person:
         Raises:
             InputError: the file cannot be written.
         """
-        target = Path(path)
+        target = path_of("The person file", path, "Give a path that ends in .safetensors.")
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
         content = save(tensors, metadata={_MODEL_KEY: self.model, _NAME_KEY: self.name})
         partial = None
@@ -99,7 +105,8 @@ class Person:
         Raises:
             InputError: the file is missing, cut off, not a person, or holds non-finite values.
         """
-        if not Path(path).is_file():
+        path = path_of("The person file", path, "Give what `infid-export enroll` wrote.")
+        if not path.is_file():
             raise InputError(f"There is no person file at {path}.", fix="Make one with `infid-export enroll`.")
         try:
             with safe_open(path, framework="numpy") as file:
@@ -159,12 +166,15 @@ def mix(people: Sequence[tuple[Person, float]], name: str = "") -> Person:
     Raises:
         InputError: no person, different models or sizes, or weights that sum to nothing.
     """
+    if not all(isinstance(each, list | tuple) and len(each) == 2 for each in people):
+        raise InputError("A mix takes pairs of person and weight.", fix="For example [(anna, 0.5), (bert, 0.5)].")
     first = _same_model([person for person, _ in people])
-    weights = np.array([weight for _, weight in people], dtype=np.float64)
+    given = [weight for _, weight in people]
+    weights = np.array(given if all(map(is_number, given)) else [np.nan], dtype=np.float64)
     total = weights.sum()
     if not np.isfinite(total) or total <= 0:
         raise InputError(
-            f"The weights of a mix must be finite with a positive sum, not {weights.tolist()}.", fix="For example 1, 1."
+            f"The weights of a mix must be finite with a positive sum, not {shown(given)}.", fix="For example 1, 1."
         )
     if len({person.identity_tokens.shape for person, _ in people}) > 1:
         raise InputError("People of different token counts cannot be averaged.", fix="Stack them instead.")
@@ -200,6 +210,9 @@ def stack(people: Sequence[Person], name: str = "") -> Person:
 def _same_model(people: Sequence[Person]) -> Person:
     if not people:
         raise InputError("No person was given.", fix="Give at least one.")
+    for person in people:
+        if not isinstance(person, Person):
+            raise InputError(f"A person must be a Person, not {shown(person)}.", fix="Use Pipeline.enroll.")
     if len({person.model for person in people}) > 1:
         raise InputError("The people were enrolled with different models.", fix="Enroll them with the same engines.")
     return people[0]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from infid_engines.arguments import path_of, require_callable, require_methods, shown, text_of, texts_of, whole_number
 from infid_engines.errors import EngineFolderError, InputError
 from infid_engines.manifest import Manifest, stored_engines
 from infid_engines.progress import Reporter, SilentReporter
@@ -39,6 +41,8 @@ __all__ = ["Pipeline", "seeded_noise"]
 Array = np.ndarray[Any, Any]
 Callback = Callable[[int, float, Array], None]
 _GENERATE = ("text_encoder", "text_encoder_2", "denoise_step")
+_REPORTER = ("plan", "stage", "note")
+_LOOKS_EVERY = 0.05  # seconds between two looks at `cancel` while another generation has its turn
 _READ_SPEED = 5e8  # bytes a second, to say how long loading takes; hashing alone runs at about 1e9
 
 
@@ -88,7 +92,10 @@ class Pipeline:
             BackendUnavailableError: the backend cannot run on this machine.
             InputError: there is no such backend or device.
         """
-        path = Path(folder)
+        path = path_of("The engine folder", folder, "Give the folder that `infid-export build` wrote.")
+        text_of("The backend", backend, "Give its name, or auto.")
+        text_of("The device", device, "Give auto, cpu or cuda.")
+        require_methods("The reporter", reporter, _REPORTER, "Leave it out.")
         manifest = Manifest.load(path)
         if backend == "auto":
             backend, choice = choose_backend(manifest)
@@ -140,6 +147,9 @@ class Pipeline:
         photos: list[Any] = list(photo) if isinstance(photo, list | tuple) else [photo]
         if not photos:
             raise InputError("No photo was given.", fix="Give at least one.")
+        if face_index is not None:
+            face_index = whole_number("The face index", face_index, "Give 0 for the largest face, or leave it out.")
+        text_of("The name", name)
         people = []
         with self._lock:
             self._faces = self._faces or open_face_reader(self.manifest, self._engines)
@@ -161,8 +171,12 @@ class Pipeline:
         """Turn an aligned face and its embedding into a `Person`; `enroll` finds them in a photo.
 
         Raises:
+            InputError: an argument does not fit.
             EngineFolderError: the engine gives non-finite values.
         """
+        if not isinstance(face, FaceInputs):
+            raise InputError(f"The face must be FaceInputs, not {shown(face)}.", fix="Use Pipeline.enroll for photos.")
+        text_of("The name", name)
         with self._lock:
             outputs = self._engines["identity_encoder"].run(
                 {"face_crop": face.face_crop, "face_embedding": face.face_embedding}
@@ -197,7 +211,8 @@ class Pipeline:
         """Generate one picture a prompt.
 
         Args:
-            prompt: one or several; what is beyond 77 tokens is left out, with a warning or a note to the reporter.
+            prompt: one or several; what is beyond 77 tokens of a text encoder is left out there, with a warning or a
+                note to the reporter.
             person: whom the pictures show; enrolled with the same model.
             negative_prompt: what to avoid; None is the folder's default, for SDXL zero embeddings.
             seed: of the initial noise, `numpy.random.default_rng(seed)`; several for several prompts; one seed
@@ -211,9 +226,11 @@ class Pipeline:
             identity_strength: λ, 1 is the paper's.
             noise: `[n, 4, h, w]` initial noise instead of a seed.
             text_noise: likewise for the text stream alone.
-            callback: called after each step with its index, the timestep and the identity latents `[B, 4, h, w]`
-                of the batch; prompts beyond the engines' batch run in several batches, the last filled up.
-            cancel: set it from another thread to stop after the step under way.
+            callback: called after each step with its index, the timestep and a copy of the identity latents
+                `[B, 4, h, w]` of the batch, so that what is written into it changes nothing; prompts beyond the
+                engines' batch run in several batches, the last filled up.
+            cancel: set it from another thread to stop after the step under way, or at once while another generation
+                has its turn.
             reporter: shown the progress.
             output_type: `pil` images, `np` `[n, H, W, 3]` float32 in [0, 1], or `latents` `[n, 4, h, w]`.
 
@@ -225,11 +242,16 @@ class Pipeline:
             CancelledError: `cancel` was set.
             EngineFolderError: the folder is damaged, or its engines give non-finite values.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = texts_of("A prompt", prompt, "Give a string, or a list of strings.")
         if not prompts:
             raise InputError("No prompt was given.", fix="Give at least one.")
-        if output_type not in ("pil", "np", "latents"):
-            raise InputError(f"There is no output type '{output_type}'.", fix="Use pil, np or latents.")
+        if negative_prompt is not None:
+            text_of("The negative prompt", negative_prompt, "Give one string, which goes with every prompt.")
+        if not isinstance(output_type, str) or output_type not in ("pil", "np", "latents"):
+            raise InputError(f"There is no output type {shown(output_type)}.", fix="Use pil, np or latents.")
+        require_callable("The callback", callback, "Give a function of index, timestep and latents.")
+        require_methods("cancel", cancel, ("is_set",), "Give a threading.Event.")
+        require_methods("The reporter", reporter, _REPORTER, "Leave it out.")
         defaults, manifest, count = self.manifest.defaults, self.manifest, len(prompts)
         strengths = {"guidance": guidance, "style_strength": style_strength, "identity_strength": identity_strength}
         scalars = {key: scalar(key, value, float(defaults[key])) for key, value in strengths.items()}
@@ -246,12 +268,11 @@ class Pipeline:
         rows = batches(count, manifest.batch)
         report = reporter or SilentReporter()
         graphs = _GENERATE if output_type == "latents" else (*_GENERATE, "vae_decoder")
-        refuse_cancelled(cancel)
-        with self._lock:
+        with self._turn(cancel):
             loading = {"loading": self._engines.unread_bytes(graphs) / _READ_SPEED}
             decoding = {"decoding": float(len(rows))} if output_type != "latents" else {}
             report.plan({**loading, "denoising": float(len(table) * len(rows)), **decoding})
-            self._engines.prepare(graphs, report)
+            self._engines.prepare(graphs, report, lambda: refuse_cancelled(cancel))
             finished = []
             with report.stage("denoising") as stage:
                 for number, batch in enumerate(rows):
@@ -260,7 +281,7 @@ class Pipeline:
                         done = number * len(table) + index + 1
                         stage.update(done / (len(table) * len(rows)), f"step {index + 1}")
                         if callback is not None:
-                            callback(index, timestep, read())
+                            callback(index, timestep, read().copy())
 
                     texts = self._text_inputs(negative, [prompts[row] for row in batch], pixels)
                     finished.append(
@@ -280,6 +301,22 @@ class Pipeline:
         if output_type == "np":
             return images
         return [Image.fromarray((image * 255).round().clip(0, 255).astype(np.uint8)) for image in images]
+
+    @contextmanager
+    def _turn(self, cancel: threading.Event | None) -> Iterator[None]:
+        """Hold the engines while the block runs.
+
+        Raises:
+            CancelledError: `cancel` was set before it was this thread's turn.
+        """
+        refuse_cancelled(cancel)
+        while not self._lock.acquire(timeout=-1 if cancel is None else _LOOKS_EVERY):
+            refuse_cancelled(cancel)
+        try:
+            refuse_cancelled(cancel)
+            yield
+        finally:
+            self._lock.release()
 
     def _decode(self, latents: Sequence[Array], report: Reporter) -> Array:
         """Return `[n, H, W, 3]` pictures of batches of latents."""
@@ -327,8 +364,7 @@ class Pipeline:
 
     def _tell_dropped(self, prompts: Sequence[str], reporter: Reporter | None) -> None:
         for text in prompts:
-            if dropped := self._tokenizer.dropped(text):
-                sentence = f"a prompt is longer than 77 tokens; left out: {dropped}"
+            for sentence in self._tokenizer.notes(text):
                 if reporter is None:
                     warnings.warn(sentence, stacklevel=3)
                 else:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from infid_engines.errors import EngineFolderError, InputError
+from infid_engines.arguments import text_of
+from infid_engines.errors import EngineFolderError
 
 LENGTH = 77
+_END = "<|endoftext|>"
 FILES = ("tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json")
 
 
@@ -26,7 +28,8 @@ class PromptTokenizer:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizers = []
+        self._tokenizers: list[Tokenizer] = []
+        self._pads: list[str] = []
         for name in FILES:
             try:
                 tokenizer = Tokenizer.from_file(str(folder / name))
@@ -40,7 +43,9 @@ class PromptTokenizer:
                     f"{folder / name} gives {lengths[0]} to {lengths[1]} ids, not always {LENGTH}.",
                     fix="Build the engine folder again.",
                 )
+            assert tokenizer.padding is not None  # or it would not always give as many
             self._tokenizers.append(tokenizer)
+            self._pads.append(str(tokenizer.padding["pad_token"]))
 
     def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return `[n, 77]` int32 ids for each text encoder.
@@ -48,39 +53,65 @@ class PromptTokenizer:
         Raises:
             InputError: a prompt is not a text, or not valid Unicode.
         """
-        for prompt in prompts:
-            _check(prompt)
+        checked = [text_of("A prompt", prompt) for prompt in prompts]
         first, second = (
-            np.array([item.ids for item in tokenizer.encode_batch(list(prompts))], dtype=np.int32)
+            np.array([item.ids for item in tokenizer.encode_batch(checked)], dtype=np.int32)
             for tokenizer in self._tokenizers
         )
         return first, second
 
     def dropped(self, prompt: str) -> str:
-        """Return the words at the end of a prompt that do not fit into 77 tokens, or an empty string.
-
-        A word that was cut in two is among them.
+        """Return the end of a prompt that does not reach both text encoders, or an empty string.
 
         Raises:
             InputError: the prompt is not a text, or not valid Unicode.
         """
-        _check(prompt)
-        encoding = self._tokenizers[0].encode(prompt)
-        if not encoding.overflowing:
-            return ""
-        kept = max((end for _, end in encoding.offsets), default=0)
-        if 0 < kept < len(prompt) and not prompt[kept - 1].isspace() and not prompt[kept].isspace():
-            # a script without spaces has no word to go back to
-            kept = (kept - len(prompt[:kept].split()[-1])) or kept
-        return prompt[kept:].strip()
+        return max(self.dropped_by(prompt), key=len)
+
+    def dropped_by(self, prompt: str) -> tuple[str, str]:
+        """Return the words at the end of a prompt that do not fit into the 77 tokens of each text encoder.
+
+        The two count differently: the second's padding token is "!", and wherever it stands it is a token of its own,
+        so that a row of them pushes words out of the second encoder alone. A word that was cut in two is among those
+        that do not fit.
+
+        Raises:
+            InputError: the prompt is not a text, or not valid Unicode.
+        """
+        text_of("A prompt", prompt)
+        first, second = (_beyond(tokenizer.encode(prompt), prompt) for tokenizer in self._tokenizers)
+        return first, second
+
+    def notes(self, prompt: str) -> list[str]:
+        """Return what the user should know of how a prompt is read, a sentence each.
+
+        Raises:
+            InputError: the prompt is not a text, or not valid Unicode.
+        """
+        first, second = self.dropped_by(prompt)
+        found = []
+        if first:
+            found.append(f"a prompt is longer than {LENGTH} tokens; left out: {first}")
+        if second and second != first:
+            pad = self._pads[1]
+            why = f', where each "{pad}" is one' if pad in prompt else ""
+            found.append(
+                f"a prompt is longer than {LENGTH} tokens of the second text encoder{why}; left out there: {second}"
+            )
+        if _END in prompt:
+            found.append(f"a prompt holds {_END}, at which it ends for the pooled embedding")
+        return found
 
 
-def _check(prompt: str) -> None:
-    if not isinstance(prompt, str):
-        raise InputError(f"A prompt must be a text, not {prompt!r}.", fix="Give a string.")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"The prompt {prompt!r} is not valid Unicode ({error.reason}).", fix="Type it anew."
-        ) from error
+def _beyond(encoding: Any, prompt: str) -> str:
+    """Return what of a prompt is in the overflow of its encoding."""
+    if not encoding.overflowing:
+        return ""
+    rest = encoding.overflowing[0]
+    start, word = next(
+        (span[0], word) for span, word in zip(rest.offsets, rest.word_ids, strict=True) if span[1] > span[0]
+    )
+    if word is not None and word in encoding.word_ids:
+        # a script without spaces has no word to go back to
+        start = encoding.offsets[encoding.word_ids.index(word)][0] or start
+    return prompt[start:].strip()

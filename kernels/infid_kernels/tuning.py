@@ -311,7 +311,7 @@ def read(path: Path) -> tuple[Entry, ...]:
         ValueError: it is missing or of another form.
     """
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_bytes())  # as bytes, so that a byte order mark does not matter
         if document["schema_version"] != _SCHEMA_VERSION:
             raise ValueError(f"it has schema version {document['schema_version']}, not {_SCHEMA_VERSION}")
         entries = tuple(Entry(**{**row, "configuration": parse_choice(row["configuration"])})

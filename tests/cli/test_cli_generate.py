@@ -109,6 +109,13 @@ def test_what_was_taken_of_a_photo_is_noted_and_in_the_document(
         assert json.loads(out)["faces"] == [taken.to_json()]
 
 
+def test_a_byte_order_mark_from_the_shell_is_no_prompt(cli: Cli, pipeline: FakePipeline) -> None:
+    """What `"$(cat prompt.txt)"` passes on."""
+    cli("generate", "\ufeffa knight", "--person", "other.safetensors", "--negative-prompt", "\ufeffblur")
+    prompts, settings = pipeline.calls[-1][1]
+    assert (prompts, settings["negative_prompt"]) == (["a knight"], "blur")
+
+
 def test_as_json(cli: Cli, pipeline: FakePipeline) -> None:
     code, out, _ = cli("generate", "x", "y", "--person", "other.safetensors", "--json")
     assert code == 0

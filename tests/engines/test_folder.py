@@ -67,7 +67,14 @@ def test_interrupted_work_is_found_again(tmp_path):
         assert transaction.find("a", {"v": 2}) is None
 
 
-def test_a_file_knows_what_it_cost_to_make(tmp_path):
+def test_a_file_knows_what_it_cost_to_make(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def slow(path: Path) -> None:
+        clock[0] += 3.0
+        path.write_text("one")
+
     def hungry(path: Path) -> None:
         # not from the allocator's heap, of which earlier tests may have left so much that nothing grows
         with mmap.mmap(-1, 300_000_000) as held:
@@ -77,10 +84,10 @@ def test_a_file_knows_what_it_cost_to_make(tmp_path):
 
     with FolderTransaction(tmp_path / "engines", SilentReporter()) as transaction:
         large = transaction.place("large", {}, hungry)
-        small = transaction.place("small", {}, writer("one"))
+        small = transaction.place("small", {}, slow)
         told = transaction.place("told", {}, lambda path: (path.write_text("x"), Written(peak_bytes=7))[1])
         assert large.peak_bytes - small.peak_bytes > 200_000_000
-        assert 0 < small.seconds < 10
+        assert (large.seconds, small.seconds) == (0.0, 3.0)
         assert told.peak_bytes == 7
         transaction.commit(manifest({"large": large, "small": small, "told": told}), {})
     assert Manifest.load(tmp_path / "engines").files["large"] == large
@@ -138,24 +145,26 @@ def test_kill_9_leaves_whole_artefacts_only_and_frees_the_lock(tmp_path):
 
 
 def test_a_second_build_waits_for_the_first(tmp_path):
-    folder = tmp_path / "engines"
+    """The first goes on only once the second has said that it waits, and leaves a mark before it ends."""
+    folder, mark = tmp_path / "engines", tmp_path / "ended"
     notes: list[str] = []
-
-    class Listener(SilentReporter):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
-    holder = "import sys,time\nfrom pathlib import Path\nfrom infid_engines.folder import FolderTransaction\n"
+    holder = "import sys\nfrom pathlib import Path\nfrom infid_engines.folder import FolderTransaction\n"
     holder += "from infid_engines.progress import SilentReporter\n"
     holder += "with FolderTransaction(Path(sys.argv[1]), SilentReporter()):\n"
-    holder += "    print('held', flush=True)\n    time.sleep(1.5)"
-    with subprocess.Popen([sys.executable, "-c", holder, str(folder)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    holder += "    print('held', flush=True)\n    sys.stdin.readline()\n    Path(sys.argv[2]).touch()"
+    command = [sys.executable, "-c", holder, str(folder), str(mark)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
         process.stdout.readline()
-        started = time.monotonic()
+
+        class Listener(SilentReporter):
+            def note(self, text: str) -> None:
+                notes.append(text)
+                assert not mark.exists()
+                print("go on", file=process.stdin, flush=True)
+
         with FolderTransaction(folder, Listener()):
-            waited = time.monotonic() - started
-    assert waited > 0.5
+            assert mark.exists()
     assert notes == [f"another build (process {process.pid}) is writing {folder}; waiting for it"]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,27 @@ def test_stack_puts_people_side_by_side() -> None:
 def test_weights_that_sum_to_nothing_are_refused(weights: tuple[float, float]) -> None:
     with pytest.raises(InputError, match="finite with a positive sum"):
         mix([(random_person(0), weights[0]), (random_person(1), weights[1])])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Person(None, None, None, MODEL), "identity_tokens must be an array, not None"),  # type: ignore[arg-type]
+        (lambda: replace(random_person(0), model=None), "model must be a text, not None"),
+        (lambda: replace(random_person(0), name=3), "name must be a text, not 3"),
+        (lambda: Person.load(None), "The person file must be a path, not None"),  # type: ignore[arg-type]
+        (lambda: Person.load(b"a"), "The person file must be a path"),  # type: ignore[arg-type]
+        (lambda: random_person(0).save(None), "The person file must be a path"),  # type: ignore[arg-type]
+        (lambda: mix([random_person(0)]), "pairs of person and weight"),  # type: ignore[list-item]
+        (lambda: mix([("anna", 1)]), "must be a Person, not 'anna'"),  # type: ignore[list-item]
+        (lambda: mix([(random_person(0), "1")]), r"not \['1'\]"),  # type: ignore[list-item]
+        (lambda: mix([(random_person(0), True)]), r"not \[True\]"),
+        (lambda: stack(["anna.safetensors"]), "must be a Person, not 'anna.safetensors'"),  # type: ignore[list-item]
+    ],
+)
+def test_wrong_types_are_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
 
 
 def test_people_who_do_not_belong_together_are_refused() -> None:

@@ -82,6 +82,42 @@ def test_dropped_words_are_told(tokenizer: PromptTokenizer, prompt: str, dropped
     assert tokenizer.dropped(prompt) == dropped
 
 
+@pytest.mark.parametrize(
+    ("prompt", "first", "second"),
+    [
+        ("!" * 80 + " a cat", "", "!" * 5 + " a cat"),
+        ("wow" + "!" * 74, "", ""),
+        ("wow" + "!" * 75, "", "!"),
+        ("word " * 70 + "!!!!! a cat", "", "a cat"),
+        ("word " * 74 + "!!! a cat", "a cat", "!! a cat"),
+        ("word " * 80, "word " * 4 + "word", "word " * 4 + "word"),
+        ("word " * 74 + "a,b", "a,b"[1:], "a,b"[1:]),
+    ],
+    ids=["marks", "fits", "one-mark", "words-behind-marks", "both-differ", "both-equal", "punctuation"],
+)
+def test_each_encoder_leaves_out_its_own(tokenizer: PromptTokenizer, prompt: str, first: str, second: str) -> None:
+    assert tokenizer.dropped_by(prompt) == (first, second)
+    assert tokenizer.dropped(prompt) == max(first, second, key=len)
+    told = tokenizer.notes(prompt)
+    assert len(told) == bool(first) + (second not in ("", first))
+    for text in {first, second} - {""}:
+        assert any(note.endswith(f": {text}") or note.endswith(f"there: {text}") for note in told)
+
+
+def test_nothing_is_left_out_that_the_ids_hold(tokenizer: PromptTokenizer) -> None:
+    """What is told and what is kept is the whole prompt: the kept part alone has the same ids."""
+    for prompt in ("!" * 90 + " x", "a " * 90, "word " * 74 + "!!! a cat", "rock'n'roll! " * 30):
+        for number, dropped in enumerate(tokenizer.dropped_by(prompt)):
+            kept = prompt[: len(prompt.rstrip()) - len(dropped)]
+            np.testing.assert_array_equal(tokenizer.encode([prompt])[number], tokenizer.encode([kept])[number])
+
+
+def test_a_control_word_in_a_prompt_is_told(tokenizer: PromptTokenizer) -> None:
+    assert tokenizer.notes("a cat <|endoftext|> at night") == [
+        "a prompt holds <|endoftext|>, at which it ends for the pooled embedding"
+    ]
+
+
 def test_without_spaces_the_rest_is_told(tokenizer: PromptTokenizer) -> None:
     prompt = "光" * 200
     dropped = tokenizer.dropped(prompt)

@@ -15,6 +15,7 @@ from tiny_engines import BATCH, DEPTH_T, LATENT, MODEL, PROJECT_K, SIDE, TOKENS,
 from infid_engines.errors import CancelledError, EngineFolderError, InputError
 from infid_engines.progress import Stage
 from infid_export.runtime.denoise import denoise
+from infid_export.runtime.engine_set import EngineSet
 from infid_export.runtime.person import Person, stack
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
 from infid_export.runtime.tokenizer import PromptTokenizer
@@ -175,6 +176,67 @@ def test_callback_sees_each_step_and_the_last_latents(tiny_pipe: Pipeline, tiny_
     np.testing.assert_array_equal(seen[9][2][0], final[2])
 
 
+def test_a_callback_that_writes_changes_nothing(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    def spoil(index: int, timestep: float, latents: Array) -> None:
+        latents[:] = NAN
+
+    plain = tiny_pipe.generate("a", tiny_person, seed=1, output_type="latents")
+    spoilt = tiny_pipe.generate("a", tiny_person, seed=1, output_type="latents", callback=spoil)
+    np.testing.assert_array_equal(spoilt, plain)
+
+
+def test_what_the_caller_gave_is_not_changed(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    noise = noise_of(1)
+    before = noise.copy(), tiny_person.identity_keys.copy()
+    tiny_pipe.generate("a", tiny_person, noise=noise)[0].putpixel((0, 0), (0, 0, 0))
+    np.testing.assert_array_equal(noise, before[0])
+    np.testing.assert_array_equal(tiny_person.identity_keys, before[1])
+
+
+def test_a_waiting_generation_is_cancelled_while_the_other_goes_on(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    first_runs, waits_no_longer, cancel = threading.Event(), threading.Event(), threading.Event()
+    ends: list[str] = []
+
+    def first_step(index: int, *_: Any) -> None:
+        if index == 0:
+            first_runs.set()
+            assert waits_no_longer.wait(600), "the other generation waited for this one to end"
+
+    def first() -> None:
+        tiny_pipe.generate("a", tiny_person, seed=1, callback=first_step)
+        ends.append("first")
+
+    def second() -> None:
+        with pytest.raises(CancelledError):
+            tiny_pipe.generate("a", tiny_person, seed=1, cancel=cancel)
+        ends.append("second")
+        waits_no_longer.set()
+
+    one, two = threading.Thread(target=first), threading.Thread(target=second)
+    one.start()
+    assert first_runs.wait(600)
+    two.start()
+    cancel.set()
+    one.join()
+    two.join()
+    assert ends == ["second", "first"]
+
+
+def test_cancelling_stops_the_loading(tiny_folder: Path, tiny_person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancel, read = threading.Event(), EngineSet.__getitem__
+    loaded: list[str] = []
+
+    def cancelled_meanwhile(self: EngineSet, graph: str) -> Any:
+        loaded.append(graph)
+        cancel.set()
+        return read(self, graph)
+
+    monkeypatch.setattr(EngineSet, "__getitem__", cancelled_meanwhile)
+    with Pipeline.load(tiny_folder) as pipe, pytest.raises(CancelledError):
+        pipe.generate("a", tiny_person, seed=1, cancel=cancel)
+    assert loaded == ["text_encoder"]
+
+
 def test_progress_is_announced_and_reaches_the_end(tiny_folder: Path, tiny_person: Person) -> None:
     reporter = Recorder()
     with Pipeline.load(tiny_folder, reporter=reporter) as pipe:
@@ -217,6 +279,31 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "prompt-number": ({"prompt": [3]}, "A prompt must be a text, not 3"),
     "prompt-surrogate": ({"prompt": "\ud800"}, "not valid Unicode"),
     "negative-number": ({"negative_prompt": "\udfff"}, "not valid Unicode"),
+    "prompt-none": ({"prompt": None}, "A prompt must be a text, not None"),
+    "prompt-bytes": ({"prompt": b"a"}, "A prompt must be a text, not b'a'"),
+    "prompt-dict": ({"prompt": {"a": 1}}, "A prompt must be a text, not {'a': 1}"),
+    "negative-list": ({"negative_prompt": ["a"]}, r"The negative prompt must be a text, not \['a'\]"),
+    "negative-path": ({"negative_prompt": Path("a")}, "The negative prompt must be a text"),
+    "output-type-list": ({"output_type": ["pil"]}, r"no output type \['pil'\]"),
+    "height-text": ({"height": "64"}, "height must be a whole number, not '64'"),
+    "width-fraction": ({"width": 64.0}, "width must be a whole number, not 64.0"),
+    "height-bool": ({"height": True}, "height must be a whole number, not True"),
+    "height-huge": ({"height": 10**30}, "engines were built for a height of 64"),
+    "steps-text": ({"steps": "3"}, "whole number from 1 to 999, not '3'"),
+    "steps-bool": ({"steps": True}, "whole number from 1 to 999, not True"),
+    "guidance-digits": ({"guidance": "5"}, "guidance must be a number, not '5'"),
+    "guidance-bool": ({"guidance": True}, "guidance must be a number, not True"),
+    "guidance-list": ({"guidance": [5.0]}, r"guidance must be a number, not \[5.0\]"),
+    "guidance-huge": ({"guidance": 10**400}, "guidance must be a finite number"),
+    "seed-bool": ({"seed": True}, "A seed must be a whole number, not True"),
+    "seed-array": ({"seed": np.array([1])}, "A seed must be a whole number"),
+    "text-seed-text": ({"text_seed": "a"}, "A seed must be a whole number, not 'a'"),
+    "noise-ragged": ({"noise": [[1], [1, 2]]}, "noise cannot be read as an array"),
+    "noise-object": ({"noise": object()}, "noise must be finite numbers"),
+    "callback": ({"callback": 3}, "The callback must be a function, not 3"),
+    "cancel": ({"cancel": True}, "cancel must have is_set, which True has not"),
+    "reporter": ({"reporter": print}, "The reporter must have plan, stage, note"),
+    "person-none": ({"person": None}, "must be a Person, not NoneType"),
     "output-type": ({"output_type": "jpg"}, "no output type 'jpg'"),
     "steps-zero": ({"steps": 0}, "whole number from 1 to 999, not 0"),
     "steps-too-many": ({"steps": 1000}, "whole number from 1 to 999, not 1000"),
@@ -244,6 +331,45 @@ def test_bad_arguments_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         tiny_pipe.generate(**{"prompt": "a", "person": tiny_person, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"folder": None}, "The engine folder must be a path, not None"),
+        ({"folder": b"engines"}, "The engine folder must be a path"),
+        ({"backend": None}, "The backend must be a text, not None"),
+        ({"backend": ["auto"]}, "The backend must be a text"),
+        ({"device": 0}, "The device must be a text, not 0"),
+        ({"reporter": "loud"}, "The reporter must have plan, stage, note"),
+    ],
+)
+def test_bad_arguments_of_load(tiny_folder: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Pipeline.load(**{"folder": tiny_folder, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"photo": None}, "A photo must be a path"),
+        ({"photo": {"a": 1}}, "A photo must be a path"),
+        ({"photo": [3]}, "A photo must be a path"),
+        ({"face_index": "0"}, "The face index must be a whole number, not '0'"),
+        ({"face_index": True}, "The face index must be a whole number, not True"),
+        ({"face_index": 1.0}, "The face index must be a whole number, not 1.0"),
+        ({"name": None}, "The name must be a text, not None"),
+        ({"name": "\ud800"}, "not valid Unicode"),
+    ],
+)
+def test_bad_arguments_of_enroll(tiny_pipe: Pipeline, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tiny_pipe.enroll(**{"photo": dot_photo(), **arguments})
+
+
+def test_bad_arguments_of_encode(tiny_pipe: Pipeline) -> None:
+    with pytest.raises(InputError, match=r"The face must be FaceInputs, not 'a\.jpg'"):
+        tiny_pipe.encode("a.jpg")  # type: ignore[arg-type]
 
 
 def test_a_person_of_another_model_is_told_to_enroll_again(tiny_pipe: Pipeline, tiny_person: Person) -> None:
@@ -307,6 +433,14 @@ def test_a_long_prompt_warns_with_what_is_left_out(tiny_pipe: Pipeline, tiny_per
     reporter = Recorder()
     tiny_pipe.generate("a", tiny_person, negative_prompt=prompt, seed=1, steps=1, reporter=reporter)
     assert any("left out: wonderful sunset" in note for note in reporter.notes)
+
+
+def test_what_either_encoder_leaves_out_is_told(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    reporter = Recorder()
+    tiny_pipe.generate("a cat" + "!" * 80 + " at night", tiny_person, seed=1, steps=1, reporter=reporter)
+    (told,) = (note for note in reporter.notes if "left out" in note)
+    assert 'second text encoder, where each "!" is one' in told
+    assert told.endswith("! at night")
 
 
 def dot_photo(x: int = 200, brightness: int = 60) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,14 @@ SIZE = 64
 CAPTIONS = ("a photo of a person", "a pencil sketch of a person")
 
 
-def write_shards(folder: Path, crop: int, seed: int = 0, each: int = 2, single_photo: str = "refuse") -> Path:
+def write_shards(
+    folder: Path,
+    crop: int,
+    seed: int = 0,
+    each: int = 2,
+    single_photo: str = "refuse",
+    captions: Sequence[str | None] = CAPTIONS,
+) -> Path:
     folder.mkdir()
     random = np.random.default_rng(seed)
     shards = []
@@ -32,7 +40,7 @@ def write_shards(folder: Path, crop: int, seed: int = 0, each: int = 2, single_p
                             embedding,
                             (90, 80),
                             (3, 0),
-                            CAPTIONS[number % 2],
+                            captions[number % 2],
                         )
                     )
         shards += writer.shards

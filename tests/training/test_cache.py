@@ -144,7 +144,7 @@ def test_two_runs_at_once_share_the_work(shards: Path, base: ModelSource, monkey
 
     class Encoders(PhotoEncoders):
         def __init__(self, *given: object) -> None:
-            both.wait(timeout=60)  # both have seen that every file is missing
+            both.wait()  # both have seen that every file is missing
             with loading:  # which threads cannot do at once; processes can
                 super().__init__(*given)  # type: ignore[arg-type]
 

@@ -8,7 +8,7 @@ import pytest
 from evaluation_parts import plain, two_people
 
 from infid_engines.errors import InputError
-from infid_training.evaluation.set_sources import json_set, open_set
+from infid_training.evaluation.set_sources import file_prompts, json_set, open_set
 from infid_training.evaluation.sets import EvaluationSet, Prompt, Subject
 from infid_training.recipe.pictures import PEOPLE, PICTURES
 from infid_training.world.drawing import render
@@ -59,6 +59,14 @@ def test_a_folder_of_people_and_a_file_of_prompts(tmp_path: Path) -> None:
     assert chosen.prompts == (Prompt("a knight"), Prompt("a knight as a woodcut", stylised=True))
 
 
+def test_a_file_of_prompts_as_editors_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    lines = "a knight\u2028in armor\r\n\r\nstylised: a woodcut\0"
+    for content in (lines.encode("utf-8-sig"), lines.encode("utf-16")):
+        path.write_bytes(content)
+        assert file_prompts(path) == (Prompt("a knight\u2028in armor"), Prompt("a woodcut", True))
+
+
 def test_a_set_in_json(tmp_path: Path) -> None:
     plain(5).save(tmp_path / "x.png")
     values = {
@@ -66,7 +74,7 @@ def test_a_set_in_json(tmp_path: Path) -> None:
         "prompts": ["a knight", {"text": "a woodcut", "stylised": True}],
         "seeds": [4, 9],
     }
-    (tmp_path / "set.json").write_text(json.dumps(values))
+    (tmp_path / "set.json").write_text(json.dumps(values), encoding="utf-8-sig")
     chosen = json_set(tmp_path / "set.json")
     assert chosen.people[0].photo.getpixel((0, 0)) == (5, 0, 0)
     assert chosen.prompts == (Prompt("a knight"), Prompt("a woodcut", True))

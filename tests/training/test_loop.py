@@ -105,10 +105,8 @@ def test_a_killed_run_goes_on_to_the_same_losses(tmp_path: Path) -> None:
     command = [sys.executable, str(Path(__file__).with_name("small_run.py")), str(killed), json.dumps(options)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     log = killed / "log.jsonl"
-    deadline = time.monotonic() + 60
     while not (log.is_file() and len(log.read_text().splitlines()) >= 5):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
+        assert process.poll() is None  # or it has made all of its steps
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()

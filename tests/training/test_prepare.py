@@ -230,6 +230,23 @@ def test_captions_may_end_in_capitals(people: Path, tmp_path: Path, recognizer: 
     assert captions == ["Anna", "Anna at the sea – grüezi", None]
 
 
+def test_captions_are_counted_and_those_of_nobody_named(people: Path, tmp_path: Path, recognizer: Path) -> None:
+    """Names as tools write them: an ending twice, capitals on either side."""
+    (people / "anna/0.png.txt").write_text("Anna")
+    (people / "bert/0.png").rename(people / "bert/IMG_0.PNG")
+    (people / "bert/img_0.txt").write_bytes("\ufeffBert\r\n".encode())
+    (people / "cleo/beach.txt").write_text("nobody")
+    (people / "dora/0.txt").write_text("")
+    report = run(people, tmp_path / "shards", recognizer)
+    assert report.captions == {"train": 3, "validation": 0}
+    assert report.unused_captions == ["cleo/beach.txt"]
+    stored = json.loads((tmp_path / "shards/report.json").read_text())
+    assert (stored["captions"], stored["unused_captions"]) == (report.captions, report.unused_captions)
+    captions = {photo.name: photo.caption for photo in photos_of(tmp_path / "shards") if photo.caption}
+    assert captions == {"anna/0.png": "Anna", "anna/1.png": "Anna at the sea – grüezi", "bert/IMG_0.PNG": "Bert"}
+    assert report.dropped == {}
+
+
 def test_one_photo_as_its_own_pair(tmp_path: Path, recognizer: Path) -> None:
     write_photo(tmp_path / "people/emil/only.png", 1)
     with pytest.raises(InputError, match=r"emil/only.png: the person's only usable photo"):

@@ -204,3 +204,39 @@ def test_no_library_warns(shards: Path, tmp_path: Path, monkeypatch: pytest.Monk
     options = replace(OPTIONS, steps=1, sample_every=1)
     train_on_shards(RunRequest(shards, tmp_path / "run", options, cache=tmp_path / "cache", sample_steps=1))
     assert told == []
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_text_needs_captions_before_anything_is_cached(
+    tmp_path: Path, dry: tuple[str, ...], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "fill_cache", never)
+    crop = open_base("demo").architecture.image_encoder["image_size"]
+    silent = write_shards(tmp_path / "silent", crop, captions=(None, " "))
+    words = ["train", str(silent), "-o", str(tmp_path / "run"), "--train-steps", "2", *FLAGS, "--with-text", *dry]
+    assert command(words) == 1
+    assert "None of the 6 photos to train on has a caption" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_photos_without_a_caption_and_long_captions_are_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "fill_cache", stop)
+    crop = open_base("demo").architecture.image_encoder["image_size"]
+    half = write_shards(tmp_path / "half", crop, captions=("wow" + "!" * 80 + " a photo", None))
+    words = ["train", str(half), "-o", str(tmp_path / "run"), "--train-steps", "1", *FLAGS, "--with-text"]
+    assert command(words) == 1
+    told = capfd.readouterr().err
+    assert "note: 3 of 6 photos to train on have no caption; their text is empty" in told
+    assert "note: 3 captions are longer than a text encoder reads, such as p0/0.jpg's; their ends are lost" in told
+
+
+def stop(*_: object) -> None:
+    raise InputError("Stopped.", fix="Go on.")
+
+
+def test_training_without_text_asks_for_no_captions(tmp_path: Path) -> None:
+    crop = open_base("demo").architecture.image_encoder["image_size"]
+    silent = write_shards(tmp_path / "silent", crop, captions=(None, None))
+    assert train_on_shards(RunRequest(silent, tmp_path / "run", replace(OPTIONS, steps=1))).steps == 1

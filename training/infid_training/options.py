@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
+from infid_engines.arguments import settle_fields
 from infid_engines.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -75,16 +76,11 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        hints = get_type_hints(type(self))
-        for name, hint in hints.items():
-            value, allowed = getattr(self, name), get_args(hint)
-            if allowed and value not in allowed:
-                raise InputError(
-                    f"{name} must be one of {', '.join(allowed)}, not {value!r}.", fix=f"Choose one of them for {name}."
-                )
-            least = _AT_LEAST.get(name)
+        settle_fields(self)
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
             # not (value >= least), so that a NaN is refused as well
-            if least is not None and not value >= least:
+            if not value >= least:
                 raise InputError(f"{name} must be at least {least}, not {value}.", fix=f"Give another {name}.")
         for name, usual in (("ema_decay", "0.9999"), ("identity_dropout", "0.05")):
             if getattr(self, name) >= 1:

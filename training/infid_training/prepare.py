@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -15,24 +16,26 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from infid_engines.arguments import settle_fields
 from infid_engines.errors import InputError
-from infid_engines.progress import Reporter, SilentReporter
+from infid_engines.progress import Reporter, SilentReporter, Stage
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_template
 from infid_export.faces.choice import choose_face, plausible_faces
 from infid_export.faces.detection import Face, FaceDetector
 from infid_export.faces.photos import load_photo
 from infid_export.faces.recognition import SIZE, ArcFaceRecognizer
 from infid_export.faces.search import find_faces
+from infid_training.captions import ENDINGS, Captions
+from infid_training.duplicates import keep_together, link_people, reasons, thumbnail
 from infid_training.durable import locked, whole_folder
-from infid_training.shards import REPORT, SPLITS, PreparedPhoto, ShardIndex, ShardWriter
+from infid_training.shards import REPORT, SPLITS, PreparedPhoto, Shard, ShardIndex, ShardWriter, read_members
 
 # A second face at least this share of the largest one's area could be the person meant as well.
 _RIVAL = 0.5
 _NOT_UTF8 = "its name is not UTF-8"
 # A photo is enlarged at most so much: beyond it a target teaches blur.
 _ENLARGED = 2.0
-_CAPTION = ".txt"
-_NO_PHOTO = (_CAPTION, ".json")
+_WAITING = ".waiting"  # photos whose split is not known yet, within the folder being written
 
 Array = np.ndarray[Any, Any]
 
@@ -61,6 +64,7 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
+        settle_fields(self)
         if self.size < 64 or self.size % 8:
             raise InputError(f"The size must be a multiple of 8 from 64 on, not {self.size}.", fix="SDXL's is 1024.")
         if not 0 <= self.validation < 1:
@@ -78,14 +82,30 @@ class PrepareReport:
     Args:
         people: kept, by split.
         photos: kept, by split.
+        captions: kept photos that have one, by split.
         dropped: reason by `person/photo`.
+        kept_together: why people are on one side of the split, by person.
+        unused_captions: those that belong to no photo, as `person/caption`.
         seconds: that it took.
     """
 
     people: dict[str, int]
     photos: dict[str, int]
+    captions: dict[str, int]
     dropped: dict[str, str]
+    kept_together: dict[str, str]
+    unused_captions: list[str]
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is remembered of a photo that waits for its split."""
+
+    person: str
+    source: str
+    captioned: bool
+    thumbnail: Array
 
 
 def split_of(person: str, seed: int, validation: float) -> str:
@@ -106,7 +126,7 @@ def prepare(
     """Write shards of a folder of people.
 
     Args:
-        folder: one sub-folder per person, with photos, and captions in .txt files of the same name.
+        folder: one sub-folder per person, with photos, and captions beside them (see `Captions`).
         output: folder to write; must not exist. It appears when all of it is written.
         detector: finds faces.
         recognizer: ArcFace-type ONNX file.
@@ -125,42 +145,75 @@ def prepare(
     shown = reporter or SilentReporter()
     embedder = ArcFaceRecognizer(recognizer, options.face_width)
     people, dropped = find_people(folder)
-    counts = {"people": dict.fromkeys(SPLITS, 0), "photos": dict.fromkeys(SPLITS, 0)}
-    reader = _PhotoReader(detector, embedder, options)
+    unused: list[str] = []
+    reader = _PhotoReader(detector, embedder, options, dropped, unused)
     shown.plan({"photos": 1.0})
-    total, seen = sum(map(len, people.values())), 0
     lock = locked(output.parent / f".{output.name}.lock", f"Another process writes {output}.")
-    with lock, whole_folder(output) as partial, ExitStack() as stack, shown.stage("photos") as stage:
-        writers = {
-            split: stack.enter_context(ShardWriter(partial, split, options.photos_per_shard)) for split in SPLITS
+    with lock, whole_folder(output) as partial, shown.stage("photos") as stage:
+        with ShardWriter(partial / _WAITING, "photos", options.photos_per_shard) as writer:
+            kept = _read_all(people, reader, writer, stage)
+        links = link_people([(photo.person, photo.source) for photo in kept], [photo.thumbnail for photo in kept])
+        alone = {photo.person: split_of(photo.person, options.seed, options.validation) for photo in kept}
+        splits = keep_together(alone, links)
+        counts = {
+            "people": Counter(splits.values()),
+            "photos": Counter(splits[photo.person] for photo in kept),
+            "captions": Counter(splits[photo.person] for photo in kept if photo.captioned),
         }
-        for person, paths in people.items():
-            photos = []
-            for photo in reader.read(person, paths, dropped):
-                seen += 1
-                stage.update(seen / total, f"{seen} of {total}, {len(dropped)} dropped")
-                if photo is not None:
-                    photos.append(photo)
-            if len(photos) == 1 and options.single_photo == "refuse":
-                dropped[photos.pop().name] = "the person's only usable photo (--single-photo own-pair uses it)"
-            split = split_of(person, options.seed, options.validation)
-            counts["people"][split] += bool(photos)
-            counts["photos"][split] += len(photos)
-            for photo in photos:
-                writers[split].write(photo)
-        stack.close()  # finishes the shards
         if not counts["photos"]["train"]:
             raise _nobody_left(folder, counts["photos"]["validation"], dropped)
-        shards = tuple(shard for writer in writers.values() for shard in writer.shards)
+        shards = _split_up(partial, writer.shards, [splits[photo.person] for photo in kept], options)
         ShardIndex(
             options.size, options.crop_size, options.face_width, options.single_photo, embedder.fingerprint,
             options.seed, options.validation, shards, embedder.name, detector_kind,
         ).write(partial)  # fmt: skip
-        report = PrepareReport(counts["people"], counts["photos"], dropped, time.monotonic() - started)
+        report = PrepareReport(
+            **{name: {split: count[split] for split in SPLITS} for name, count in counts.items()},
+            dropped=dropped,
+            kept_together=reasons(links, splits),
+            unused_captions=unused,
+            seconds=time.monotonic() - started,
+        )
         written = json.dumps(asdict(report), indent=1, ensure_ascii=False)
         # a reason may name the folder of people, whose name need not be UTF-8; JSON knows the escapes that are written
         (partial / REPORT).write_text(written, encoding="utf-8", errors="backslashreplace")
     return report
+
+
+def _read_all(people: dict[str, list[Path]], reader: _PhotoReader, writer: ShardWriter, stage: Stage) -> list[_Kept]:
+    """Write every usable photo, and return what decides its split, in the same order."""
+    total, seen = sum(map(len, people.values())), 0
+    kept: list[_Kept] = []
+    for person, paths in people.items():
+        photos = []
+        for read in reader.read(person, paths):
+            seen += 1
+            stage.update(seen / total, f"{seen} of {total}, {len(reader.dropped)} dropped")
+            if read is not None:
+                photos.append(read)
+        if len(photos) == 1 and reader.options.single_photo == "refuse":
+            only = photos.pop()[0].name
+            reader.dropped[only] = "the person's only usable photo (--single-photo own-pair uses it)"
+        for photo, small in photos:
+            writer.write(photo)
+            kept.append(_Kept(person, photo.source, photo.caption is not None, small))
+    return kept
+
+
+def _split_up(
+    folder: Path, waiting: Sequence[Shard], splits: Sequence[str], options: PrepareOptions
+) -> tuple[Shard, ...]:
+    """Move photos into the shards of their splits; the disk holds one shard twice at most."""
+    split = iter(splits)
+    with ExitStack() as stack:
+        writers = {name: stack.enter_context(ShardWriter(folder, name, options.photos_per_shard)) for name in SPLITS}
+        for shard in waiting:
+            path = folder / _WAITING / shard.file
+            for members in read_members(path):
+                writers[next(split)].write_members(members)
+            path.unlink()
+    (folder / _WAITING).rmdir()
+    return tuple(shard for writer in writers.values() for shard in writer.shards)
 
 
 def find_people(folder: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
@@ -201,7 +254,7 @@ def _possible_photos(folder: Path, dropped: dict[str, str]) -> list[Path]:
         name = _readable(path.name)
         if path.is_dir():
             dropped[f"{folder.name}/{name}"] = "a folder within a person's folder"
-        elif name.startswith(".") or path.suffix.lower() in _NO_PHOTO:
+        elif name.startswith(".") or path.suffix.lower() in ENDINGS:
             continue
         elif name != path.name:
             dropped[f"{folder.name}/{name}"] = _NOT_UTF8
@@ -216,30 +269,41 @@ def _readable(name: str) -> str:
 
 
 class _PhotoReader:
-    def __init__(self, detector: FaceDetector, recognizer: ArcFaceRecognizer, options: PrepareOptions) -> None:
-        self._detector, self._recognizer, self._options = detector, recognizer, options
+    """Reads people's photos, and writes down what was left out: photos in `dropped`, captions in `unused`."""
 
-    def read(self, person: str, paths: Sequence[Path], dropped: dict[str, str]) -> Iterator[PreparedPhoto | None]:
-        """Yield one entry per path: the photo, or None if it was dropped."""
+    def __init__(
+        self,
+        detector: FaceDetector,
+        recognizer: ArcFaceRecognizer,
+        options: PrepareOptions,
+        dropped: dict[str, str],
+        unused: list[str],
+    ) -> None:
+        self._detector, self._recognizer = detector, recognizer
+        self.options, self.dropped, self._unused = options, dropped, unused
+
+    def read(self, person: str, paths: Sequence[Path]) -> Iterator[tuple[PreparedPhoto, Array] | None]:
+        """Yield one entry per path: the photo and its thumbnail, or None if it was dropped."""
         known: dict[bytes, str] = {}
-        beside = [path for path in sorted(paths[0].parent.iterdir()) if path.suffix.lower() == _CAPTION]
-        captions = {path.stem: path for path in beside if path.is_file()}
+        beside = (path for path in sorted(paths[0].parent.iterdir()) if path.suffix.lower() in ENDINGS)
+        captions = Captions(paths, [path for path in beside if path.is_file() and not path.name.startswith(".")])
+        self._unused += [f"{person}/{_readable(name)}" for name in captions.unused]
         for path in paths:
             try:
                 pixels = load_photo(path)
                 digest = hashlib.sha256(pixels.tobytes()).digest()
                 if digest in known:
                     raise InputError(f"The same picture as {known[digest]}.", fix="One is enough.")
-                photo = self._prepared(person, path, pixels, captions.get(path.stem))
+                photo = self._prepared(person, path, pixels, captions.of(path))
                 known[digest] = path.name
             except InputError as error:
-                dropped[f"{person}/{path.name}"] = error.problem
+                self.dropped[f"{person}/{path.name}"] = error.problem
                 yield None
                 continue
-            yield photo
+            yield photo, thumbnail(pixels)
 
-    def _prepared(self, person: str, path: Path, pixels: Array, caption: Path | None) -> PreparedPhoto:
-        size, (height, width) = self._options.size, pixels.shape[:2]
+    def _prepared(self, person: str, path: Path, pixels: Array, caption: str | None) -> PreparedPhoto:
+        size, (height, width) = self.options.size, pixels.shape[:2]
         if min(height, width) * _ENLARGED < size:
             raise InputError(
                 f"Too small: {width} × {height}, of which {size} × {size} would be an enlargement by more than "
@@ -256,11 +320,11 @@ class _PhotoReader:
             person=person,
             source=path.name,
             target=target,
-            face=align(pixels, face.landmarks, portrait_template(), self._options.crop_size),
+            face=align(pixels, face.landmarks, portrait_template(), self.options.crop_size),
             embedding=self._recognizer.embed(align(pixels, face.landmarks, ARCFACE_TEMPLATE, SIZE)),
             original_size=(height, width),
             crop=crop,
-            caption=None if caption is None else _text(caption),
+            caption=caption,
         )
 
 
@@ -279,18 +343,6 @@ def _target(pixels: Array, face: Face, size: int) -> tuple[Array, tuple[int, int
         corner.append(int(np.clip(round(start), 0, extent - size)))
     top, left = corner
     return np.asarray(scaled.crop((left, top, left + size, top + size))), (top, left)
-
-
-def _text(caption: Path) -> str | None:
-    """Return what a caption says, None if nothing.
-
-    Raises:
-        InputError: it is not UTF-8.
-    """
-    try:
-        return caption.read_text(encoding="utf-8").strip() or None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The caption {caption.name} cannot be read ({error}).", fix="Save it as UTF-8.") from error
 
 
 def _nobody_left(folder: Path, held_out: int, dropped: dict[str, str]) -> InputError:

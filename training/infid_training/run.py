@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from tokenizers import Tokenizer
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file
@@ -21,7 +22,7 @@ from infid_training.cache import ShardedPhotos, fill_cache, photos_fingerprint
 from infid_training.loop import TrainReport, memory_full, opened_run, run_settings, train
 from infid_training.options import TrainOptions
 from infid_training.samples import PROMPTS, SampleGrid, fixed_people
-from infid_training.shards import SPLITS, ShardIndex
+from infid_training.shards import SPLITS, ShardIndex, read_captions
 from infid_training.stepper import DTYPES, check_device
 
 CACHE = "cache"
@@ -85,6 +86,8 @@ def train_on_shards(request: RunRequest, reporter: Reporter | None = None) -> Tr
         request.center_tokens,
     )  # fmt: skip
     model = f"UNet {source.fingerprint('unet')[:12]} from {_start(request.initial)}"
+    for sentence in caption_notes(request.shards, index, source) if request.with_text else ():
+        shown.note(f"note: {sentence}")
     _refuse_early(request, options, index, source, model, state)
     cache = request.cache or request.shards / CACHE
     shown.plan({"caching": float(sum(shard.photos for shard in index.shards))})
@@ -144,6 +147,41 @@ def _refuse_early(
     settings = run_settings(options, model, photos, source.config, blocks, state.num_processes)
     with opened_run(request.folder, options, settings, request.resume, state.is_main_process):
         pass
+
+
+def caption_notes(folder: Path, index: ShardIndex, source: ModelSource) -> list[str]:
+    """Return sentences on photos to train on whose text is not what their captions say: missing, or cut off.
+
+    Args:
+        folder: of the shards.
+        index: theirs.
+        source: the model, whose tokenizers cut.
+
+    Raises:
+        InputError: no photo has a caption, or a shard cannot be read.
+    """
+    tokenizers = [Tokenizer.from_str(text) for text in source.tokenizers()]
+    photos = captions = 0
+    cut: list[str] = []
+    for shard in index.of(SPLITS[0]):
+        for name, caption in read_captions(folder / shard.file):
+            photos += 1
+            captions += bool(caption)
+            if any(tokenizer.encode(caption).overflowing for tokenizer in tokenizers):
+                cut.append(name)
+    if not captions:
+        raise InputError(
+            f"None of the {photos} photos to train on has a caption, so there is no text to train with.",
+            fix="Put a .txt file of the same name beside each photo and prepare them again, or leave --with-text out.",
+        )
+    found = []
+    if captions < photos:
+        found.append(f"{photos - captions} of {photos} photos to train on have no caption; their text is empty")
+    if cut:
+        found.append(
+            f"{len(cut)} captions are longer than a text encoder reads, such as {cut[0]}'s; their ends are lost"
+        )
+    return found
 
 
 def _start(initial: str) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,8 @@ class ShardWriter:
         self.shards: list[Shard] = []
 
     def __enter__(self) -> ShardWriter:
-        """Open nothing yet."""
+        """Make the folder if it is missing; open nothing yet."""
+        self._folder.mkdir(exist_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,18 +158,26 @@ class ShardWriter:
 
     def write(self, photo: PreparedPhoto) -> None:
         """Add a photo."""
+        facts = {"person": photo.person, "source": photo.source, "original_size": photo.original_size,
+                 "crop": photo.crop, "caption": photo.caption}  # fmt: skip
+        embedding = io.BytesIO()
+        np.save(embedding, photo.embedding, allow_pickle=False)
+        self.write_members(
+            {
+                "target.jpg": _encoded(photo.target, "JPEG", quality=_QUALITY, subsampling=0),
+                "face.png": _encoded(photo.face, "PNG"),
+                "embedding.npy": embedding.getvalue(),
+                "json": json.dumps(facts, ensure_ascii=False).encode(),
+            }
+        )
+
+    def write_members(self, members: Mapping[str, bytes]) -> None:
+        """Add a photo as `read_members` gives it."""
         if self._tar is None or self._in_shard == self._photos:
             self._finish()
             self._tar = tarfile.open(self._folder / self._file, "w")  # noqa: SIM115 (closed by _finish)
-        key = f"{self._written:08d}"
-        facts = {"person": photo.person, "source": photo.source, "original_size": photo.original_size,
-                 "crop": photo.crop, "caption": photo.caption}  # fmt: skip
-        self._add(f"{key}.target.jpg", _encoded(photo.target, "JPEG", quality=_QUALITY, subsampling=0))
-        self._add(f"{key}.face.png", _encoded(photo.face, "PNG"))
-        embedding = io.BytesIO()
-        np.save(embedding, photo.embedding, allow_pickle=False)
-        self._add(f"{key}.embedding.npy", embedding.getvalue())
-        self._add(f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
+        for kind, content in members.items():
+            self._add(f"{self._written:08d}.{kind}", content)
         self._in_shard += 1
         self._written += 1
 
@@ -208,24 +218,53 @@ def read_shard(path: Path) -> Iterator[PreparedPhoto]:
     Raises:
         InputError: it is missing, cut off, or not such a shard.
     """
+    with _explained(path):
+        for members in read_members(path):
+            yield _photo(members)
+
+
+def read_members(path: Path) -> Iterator[dict[str, bytes]]:
+    """Yield the files of each photo of a shard by what follows the first dot of their names, in order.
+
+    Raises:
+        InputError: as of `read_shard`.
+    """
+    with _explained(path), tarfile.open(path) as tar:
+        members: dict[str, bytes] = {}
+        current = ""
+        for member in tar:
+            key, _, kind = member.name.partition(".")
+            if members and key != current:
+                yield members
+                members = {}
+            file = tar.extractfile(member)
+            members[kind], current = b"" if file is None else file.read(), key
+        if members:
+            yield members
+
+
+def read_captions(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the name and the caption of each photo of a shard, empty where there is none; pictures are not read.
+
+    Raises:
+        InputError: as of `read_shard`.
+    """
+    with _explained(path), tarfile.open(path) as tar:
+        for member in tar:
+            if member.name.partition(".")[2] == "json" and (file := tar.extractfile(member)):
+                facts = json.load(file)
+                yield f"{facts['person']}/{facts['source']}", str(facts["caption"] or "").strip()
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        with tarfile.open(path) as tar:
-            members: dict[str, bytes] = {}
-            current = ""
-            for member in tar:
-                key, _, kind = member.name.partition(".")
-                if members and key != current:
-                    yield _photo(members)
-                    members = {}
-                file = tar.extractfile(member)
-                members[kind], current = b"" if file is None else file.read(), key
-            if members:
-                yield _photo(members)
+        yield
     except (OSError, tarfile.TarError, ValueError, KeyError, TypeError, EOFError) as error:
         raise InputError(f"The shard {path} cannot be read ({type(error).__name__}: {error}).", fix=_AGAIN) from error
 
 
-def _photo(members: dict[str, bytes]) -> PreparedPhoto:
+def _photo(members: Mapping[str, bytes]) -> PreparedPhoto:
     facts = json.loads(members["json"])
     target, face = (np.asarray(Image.open(io.BytesIO(members[kind]))) for kind in ("target.jpg", "face.png"))
     embedding = np.load(io.BytesIO(members["embedding.npy"]), allow_pickle=False)

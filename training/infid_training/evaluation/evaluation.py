@@ -125,7 +125,7 @@ class Evaluation:
             InputError: the file is missing or is no such document.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_bytes())  # as bytes, so that a byte order mark does not matter
             if (values["kind"], values["schema_version"]) != ("evaluation", SCHEMA_VERSION):
                 raise ValueError(f"it is {values['kind']} of version {values['schema_version']}")
             pictures = tuple(PictureScore(**picture) for picture in values["pictures"])

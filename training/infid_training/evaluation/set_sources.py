@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from infid_engines.errors import InputError
+from infid_engines.text_files import read_text
 from infid_export.faces.photos import load_photo
 from infid_training.evaluation.sets import EvaluationSet, Prompt, Subject
 from infid_training.world.drawing import render
@@ -132,7 +133,8 @@ def file_prompts(path: Path) -> tuple[Prompt, ...]:
     Raises:
         InputError: the file cannot be read or is empty.
     """
-    lines = [line.strip() for line in _read(path, f"Give a text file of one prompt a line, or {WORLD}.").splitlines()]
+    text = read_text(path, f"Give a text file of one prompt a line, or {WORLD}.")
+    lines = [line.strip() for line in text.split("\n")]  # and not splitlines, which also ends lines within a prompt
     found = tuple(Prompt(line.removeprefix(_STYLED).strip(), line.startswith(_STYLED)) for line in lines if line)
     if not found or not all(prompt.text for prompt in found):
         raise InputError(f"{path} has {'a line without' if found else 'no'} prompt.", fix="Write one prompt a line.")
@@ -149,7 +151,7 @@ def json_set(path: Path) -> EvaluationSet:
     """
     shape = 'Write {"people": [{"name": "ann", "photo": "ann.jpg"}], "prompts": [{"text": "…", "stylised": false}]}.'
     try:
-        values: Any = json.loads(_read(path, shape))
+        values: Any = json.loads(read_text(path, shape))
         people = [(str(each["name"]), path.parent / each["photo"]) for each in values["people"]]
         prompts = tuple(
             Prompt(each) if isinstance(each, str) else Prompt(str(each["text"]), bool(each.get("stylised", False)))
@@ -161,10 +163,3 @@ def json_set(path: Path) -> EvaluationSet:
         raise InputError(f"{path} is no evaluation set ({what}).", fix=shape) from error
     subjects = tuple(Subject(name, Image.fromarray(load_photo(photo))) for name, photo in people)
     return EvaluationSet(str(path), subjects, prompts, seeds)
-
-
-def _read(path: Path, fix: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}).", fix=fix) from error
