@@ -61,7 +61,7 @@ def test_paths() -> None:
     assert path_of("p", "a/b", "") == path_of("p", Path("a/b"), "") == Path("a/b")
 
 
-@pytest.mark.parametrize("value", [None, 3, b"a", {"a": 1}, iter("a"), [1], ["a", None], [["a"]]], ids=repr)
+@pytest.mark.parametrize("value", [None, 3, b"a", {"a": 1}, range(3), [1], ["a", None], [["a"]]], ids=repr)
 def test_what_is_no_text(value: Any) -> None:
     with pytest.raises(InputError, match=r"^A prompt must be a text, not "):
         texts_of("A prompt", value, "Give a string.")
