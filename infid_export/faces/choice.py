@@ -14,9 +14,9 @@ from infid_export.faces.alignment import ARCFACE_TEMPLATE, similarity
 from infid_export.faces.detection import Face
 
 MIN_EYE_DISTANCE = 12.0  # pixels; below it a 112-pixel crop is mostly interpolation
-# With the demo model's detector the lowest score of 200 drawn portraits was 0.72; the highest of the 65 places it took
-# for faces in 24 pictures without one, at six sizes and three ways round, was 0.42. With CenterFace those were 0.76, of
-# nine real faces, and 0.00, of four places.
+# With the demo model's detector the lowest score of 200 drawn portraits was 0.72, the highest of the 65 places that it
+# took for faces in 24 pictures without one, at six sizes and three ways round, 0.42. With CenterFace the lowest of nine
+# real faces was 0.76, and its four places without one had 0.
 MIN_SCORE = 0.6
 # A larger face is taken before a smaller one unless its score is lower by more than this. Looks at one face differ by
 # up to 0.18 in score, their means by less.
