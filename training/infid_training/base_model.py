@@ -11,10 +11,11 @@ import torch
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import canonical_key
+from infid_export.model.checkpoint_files import checkpoint_folder
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
-from infid_export.model.sources import BUILT_IN, CheckpointSource, ModelSource, checkpoint_folder, open_source
+from infid_export.model.sources import BUILT_IN, CheckpointSource, ModelSource, open_source
 
 FRESH = "fresh"
 
