@@ -266,7 +266,7 @@ class Exporter:
             output_type="np",
         ).images
         value = psnr(expected, found)
-        return ImageParity(value, threshold, steps, value >= threshold, self.plan.image_key())
+        return ImageParity(manifest.precision, value, threshold, steps, value >= threshold, self.plan.image_key())
 
     def _dtype(self, graph: str, vae_precision: str) -> torch.dtype:
         if graph == "vae_decoder":

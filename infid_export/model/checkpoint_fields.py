@@ -70,7 +70,7 @@ UNET = Fields(
         "attention_type": Needed(("default",), "default"),
         "cross_attention_norm": _NONE,
         "only_cross_attention": Needed((False, None), False, each=True),
-        "mid_block_only_cross_attention": _FALSE,
+        "mid_block_only_cross_attention": Needed((False, None)),
         "dual_cross_attention": _FALSE,
         "time_embedding_type": Needed(("positional",), "positional"),
         "mid_block_type": Needed(

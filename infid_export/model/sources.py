@@ -18,7 +18,7 @@ from infid_engines.errors import InputError
 from infid_engines.hashes import remembered_sha256
 from infid_export.model.architectures import DEMO, SDXL, Architecture, identity_config
 from infid_export.model.checkpoint import check_identity, image_encoder_config, read_checkpoint
-from infid_export.model.checkpoint_files import checkpoint_folder, image_encoder_file, weight_files
+from infid_export.model.checkpoint_files import checkpoint_folder, image_encoder_file, local_folder, weight_files
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.shipped import ShippedSource
 
@@ -239,6 +239,7 @@ def open_source(
         return ShippedSource(chosen, identity)
     if model in BUILT_IN:
         return RandomSource(model, seed, identity_config(BUILT_IN[model]).with_choices(**chosen))
+    local_folder(model)  # a path to something else is named before what a checkpoint would need besides
     if identity is None or image_encoder is None:
         raise InputError(
             f"The checkpoint {model} needs identity weights and an image encoder.",

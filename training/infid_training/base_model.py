@@ -11,7 +11,7 @@ import torch
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import canonical_key
-from infid_export.model.checkpoint_files import checkpoint_folder
+from infid_export.model.checkpoint_files import checkpoint_folder, local_folder
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
@@ -50,6 +50,7 @@ def open_base(
         source = open_source(model, seed=seed)
         source.config = chosen(stored or source.config)
         return source
+    local_folder(model)  # a path to something else is named before what a checkpoint would need besides
     if image_encoder is None:
         raise InputError(
             f"The checkpoint {model} needs an image encoder.", fix="Give --image-encoder open_clip_checkpoint."
