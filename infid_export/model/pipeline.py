@@ -93,10 +93,11 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
 
         tokenizers = [
             PreTrainedTokenizerFast(
-                tokenizer_object=Tokenizer.from_str(text), model_max_length=77, pad_token=pad, eos_token="<|endoftext|>"
+                tokenizer_object=tokenizer, model_max_length=77, pad_token=tokenizer.padding["pad_token"],
+                eos_token="<|endoftext|>",
             )
-            for text, pad in zip(source.tokenizers(), ("<|endoftext|>", "!"), strict=True)
-        ]
+            for tokenizer in map(Tokenizer.from_str, source.tokenizers())
+        ]  # fmt: skip
         pipe = cls(
             vae=source.load("vae", dtype),
             text_encoder=source.load("text_encoder", dtype),

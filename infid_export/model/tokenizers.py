@@ -119,7 +119,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         if not all(type(index) is int and index >= 0 for index in words.values()) or not {_START, _END} <= set(words):
             raise ValueError("the vocabulary is not CLIP's")
         pairs = [(left, right) for left, right in merges]
-        added = _added_words(folder, config, whole, words)
+        added = _added_words(folder, config, whole, words, _text(pad))
         return Vocabulary(words, pairs, _text(pad), added)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
@@ -130,7 +130,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 
 
 def _added_words(
-    folder: Path, config: Mapping[str, Any], whole: Mapping[str, Any] | None, words: Mapping[str, int]
+    folder: Path, config: Mapping[str, Any], whole: Mapping[str, Any] | None, words: Mapping[str, int], pad: str
 ) -> dict[str, AddedWord]:
     """Collect the added words of all three places that versions of transformers have kept them in.
 
@@ -148,12 +148,11 @@ def _added_words(
         known = found.setdefault(word, AddedWord(int(entry["id"]), **flags))
         if known.id != int(entry["id"]) or words.get(word, known.id) != known.id:
             raise ValueError(f"the word {word!r} has several ids")
-    found = {word: known for word, known in found.items() if word not in words}
-    taken = {*words.values()}
+    taken = {index: word for word, index in words.items()}
     for word, known in found.items():
-        if known.id in taken:
+        if taken.setdefault(known.id, word) != word:
             raise ValueError(f"the id of the word {word!r} is another's as well")
-        taken.add(known.id)
+    found = {word: known for word, known in found.items() if word not in (_START, _END, pad)}
     return dict(sorted(found.items(), key=lambda item: item[1].id))
 
 
@@ -190,6 +189,7 @@ def _tokenizer_json(
     from tokenizers.models import BPE
 
     extra = added or {}
+    several = _several_vectors(extra)
     tokenizer = Tokenizer(
         BPE(dict(vocabulary), list(merges), continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=_END)
     )
@@ -198,8 +198,8 @@ def _tokenizer_json(
             normalizers.NFC(),
             normalizers.Replace(Regex(r"\s+"), " "),
             normalizers.Strip(),
-            *(normalizers.Replace(Regex(pattern), text) for pattern, text in _several_vectors(extra).items()),
             normalizers.Lowercase(),
+            *(normalizers.Replace(Regex(pattern), row) for pattern, row in map(_written_out, several.values())),
         ]
     )
     pattern = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
@@ -217,31 +217,45 @@ def _tokenizer_json(
     tokenizer.add_special_tokens([_START, _END, pad])
     for word, known in extra.items():
         flags = {name: getattr(known, name) for name in _FLAGS}
-        (tokenizer.add_special_tokens if known.special else tokenizer.add_tokens)([AddedToken(word, **flags)])
-        if tokenizer.token_to_id(word) != known.id:
+        content = f"{word}_0" if word in several else word
+        (tokenizer.add_special_tokens if known.special else tokenizer.add_tokens)([AddedToken(content, **flags)])
+        if tokenizer.token_to_id(content) != known.id:
             raise ValueError(f"the added word {word!r} cannot have the id {known.id}: the ids before it have gaps")
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(length=LENGTH, pad_id=vocabulary[pad], pad_token=pad)
     return str(tokenizer.to_str())
 
 
-def _several_vectors(added: Mapping[str, AddedWord]) -> dict[str, str]:
-    """Return what to write for the words of several vectors, by the pattern that finds them.
+def _several_vectors(added: Mapping[str, AddedWord]) -> dict[str, list[str]]:
+    """Return the words of several vectors, each with the words of all its vectors in order.
 
     Textual inversion stores the further vectors of `<word>` under the words `<word>_1`, `<word>_2`, …, and diffusers
-    writes all of them where a prompt has the first. One that is written out already is left as it is.
+    writes all of them where a prompt has the first.
 
     Raises:
-        ValueError: such a word is cut out of the text before this can be done.
+        ValueError: such a word is cut out of the text before that can be done.
     """
     found = {}
     for word in added:
         vectors = [word]
         while f"{word}_{len(vectors)}" in added:
             vectors.append(f"{word}_{len(vectors)}")
-        if len(vectors) == 1:
-            continue
-        if not added[word].normalized:
-            raise ValueError(f"the added word {word!r} has several vectors, but is not normalized")
-        found[f"{re.escape(word)}(?!_[0-9]| {re.escape(vectors[1])})"] = " ".join(vectors)
+        if len(vectors) > 1:
+            found[word] = vectors
+            if not added[word].normalized or f"{word}_0" in added:
+                raise ValueError(
+                    f"the added word {word!r} has several vectors, and is not normalized or has another _0"
+                )
     return found
+
+
+def _written_out(vectors: Sequence[str]) -> tuple[str, str]:
+    """Return the pattern of a word of several vectors in a lower-case text, and what to write in its place.
+
+    The first vector's own token is then called `<word>_0`: a token is found by its content as normalized, and this
+    has to stay as it is. All vectors in a row, as diffusers writes them, are left as they are.
+    """
+    word, *others = (re.escape(vector.lower()) for vector in vectors)
+    row = " ".join(others)
+    numbers = "|".join(map(str, range(len(vectors))))
+    return f"{word}(?!_(?:{numbers})(?![0-9]))(?: {row})?", f"{vectors[0]}_0 {' '.join(vectors[1:])}".lower()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from infid_export.export.build import BuildReport, build, stale, verify
 from infid_export.export.exporter import Exporter
 from infid_export.export.inspection import read_graph
 from infid_export.export.options import GRAPHS, BuildOptions
-from infid_export.export.parity import compare, psnr
+from infid_export.export.parity import ImageParity, ParityReport, compare, psnr
 from infid_export.export.plan import make_plan, weights_file
 from infid_export.export.weights import WeightsLayout
 from infid_export.runtime.pipeline import Pipeline
@@ -140,6 +141,17 @@ def test_a_file_of_the_same_size_but_other_content_is_made_again(small_folder):
         verify(small_folder)
     assert build(small(small_folder)).made == {"onnx/vae.safetensors": "damaged"}
     assert verify(small_folder).passed
+
+
+def test_a_file_replaced_with_the_same_size_and_time_is_made_again(small_folder):
+    path = small_folder / "onnx/vae.safetensors"
+    build(small(small_folder))  # by now its hash is known
+    status, other = path.stat(), path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    corrupt(other, "decoder.conv_in.weight", small_folder)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    assert build(small(small_folder)).made == {"onnx/vae.safetensors": "damaged"}
 
 
 def test_a_file_that_was_only_touched_is_kept(small_folder):
@@ -368,6 +380,19 @@ def test_a_failing_comparison_is_never_a_pass():
     spike = x["y"].copy()
     spike[3] += 0.2
     assert not compare("g", x, {"y": spike}, **settings)[0].passed
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_failed_comparison_advises_fp32_only_where_that_is_another_precision(precision):
+    x = {"y": np.random.default_rng(0).standard_normal(1000).astype(np.float32)}
+    rows = compare("g", x, {"y": 2 * x["y"]}, precision=precision, key="k", size=(64, 64), groups={})
+    image = ImageParity(precision, 10.0, 40.0, 30, False, "k")
+    for report in (ParityReport(tuple(rows)), ParityReport((), image)):
+        assert ParityReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+        with pytest.raises(ParityError) as caught:
+            report.require()
+        assert ("Build with --precision fp32" in caught.value.fix) == (precision == "fp16")
+        assert "Nothing was kept as valid" in caught.value.fix
 
 
 def test_psnr():

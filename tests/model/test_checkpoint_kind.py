@@ -55,8 +55,14 @@ def test_sdxls_own_configurations_are_accepted(part):
 WRITTEN = {
     "unet": ("unet", lambda: diffusers.UNet2DConditionModel.from_config(DEMO.unet).config),
     "vae": ("vae", lambda: diffusers.AutoencoderKL.from_config(DEMO.vae).config),
-    "text": ("text_encoder", lambda: json.loads(transformers.CLIPTextConfig(**DEMO.text_encoder).to_json_string(False))),
-    "text diff": ("text_encoder", lambda: json.loads(transformers.CLIPTextConfig(**DEMO.text_encoder).to_json_string())),
+    "text": (
+        "text_encoder",
+        lambda: json.loads(transformers.CLIPTextConfig(**DEMO.text_encoder).to_json_string(False)),
+    ),
+    "text diff": (
+        "text_encoder",
+        lambda: json.loads(transformers.CLIPTextConfig(**DEMO.text_encoder).to_json_string()),
+    ),
     "unipc": ("scheduler", lambda: diffusers.UniPCMultistepScheduler.from_config(SCHEDULER).config),
     "dpm": ("scheduler", lambda: diffusers.DPMSolverMultistepScheduler.from_config(SCHEDULER).config),
     "turbo": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -111,13 +112,24 @@ def test_text_encoders_are_loaded_as_sdxls_own_files_name_their_tensors(base, so
 
 
 def test_names_without_effect_are_allowed(base):
-    extra = {"text_model.embeddings.position_ids": torch.arange(77)[None], "text_projection.weight": torch.zeros(64, 64)}
+    extra = {
+        "text_model.embeddings.position_ids": torch.arange(77)[None],
+        "text_projection.weight": torch.zeros(64, 64),
+    }
     rewrite(weights_of(base, "text_encoder"), lambda state: {**state, **extra})
     load_network(base, "text_encoder", torch.float32)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 70_000.0])
-@pytest.mark.parametrize("component", NETWORKS)
+@pytest.mark.parametrize(
+    ("component", "value"),
+    [
+        ("unet", math.nan),
+        ("vae", math.inf),
+        ("vae", 70_000.0),
+        ("text_encoder", math.nan),
+        ("text_encoder_2", 70_000.0),
+    ],
+)
 def test_values_that_are_not_finite_in_their_type_are_named(base, component, value):
     key = KEY[component]
     rewrite(weights_of(base, component), lambda state: {**state, key: torch.full_like(state[key], value)})
@@ -135,14 +147,15 @@ def test_values_that_are_not_finite_in_their_type_are_named(base, component, val
 def test_the_written_weights_say_the_same(tmp_path):
     layer = torch.nn.Linear(2, 2)
     layout = WeightsLayout.of(layer, torch.float16)
-    for value, message in ((70_000.0, "but fp16 ends at 65504"), (float("nan"), "not finite")):
+    for value, message in ((70_000.0, "but fp16 ends at 65504"), (math.nan, "not finite")):
         weights = [("weight", torch.full((2, 2), value)), ("bias", torch.zeros(2))]
         with pytest.raises(InputError, match=message):
             layout.write(tmp_path / "w", weights)
 
 
-@pytest.mark.parametrize("component", NETWORKS)
-@pytest.mark.parametrize("damage", ["cut", "empty", "pickle"])
+@pytest.mark.parametrize(
+    ("component", "damage"), [("unet", "cut"), ("vae", "empty"), ("text_encoder", "pickle"), ("text_encoder_2", "cut")]
+)
 def test_damaged_weights_are_named_when_the_checkpoint_is_opened(parts, base, component, damage):
     path = weights_of(base, component)
     content = path.read_bytes()
@@ -230,7 +243,7 @@ def test_an_image_encoder_that_is_no_checkpoint_is_named(source, tmp_path, conte
 
 def test_an_image_encoder_with_values_that_are_not_finite_is_named(parts, tmp_path):
     key = "visual.conv1.weight"
-    path = encoder_file(parts, tmp_path / "encoder.pt", lambda state: {**state, key: state[key] * float("nan")})
+    path = encoder_file(parts, tmp_path / "encoder.pt", lambda state: {**state, key: state[key] * math.nan})
     with pytest.raises(InputError, match=r"visual\.conv1\.weight has values that are not finite"):
         opened(parts, parts["base"], encoder=path).load("image_encoder", torch.float32)
 
@@ -248,15 +261,19 @@ def test_a_pickled_program_is_not_run(source, tmp_path):
 
 @pytest.mark.parametrize(
     ("tag", "message"),
-    [("no_such_tag", "no file no_such_tag, and open_clip has no such checkpoint"), ("dfn5b", "trained with quick_gelu")],
+    [
+        ("no_such_tag", "no file no_such_tag, and open_clip has no such checkpoint"),
+        ("dfn5b", "trained with quick_gelu"),
+    ],
 )
 def test_a_tag_that_cannot_be_used_is_named(source, tag, message):
     with pytest.raises(InputError, match=message):
         load_image_encoder(source.empty("image_encoder"), "ViT-H-14", tag)
 
 
-def test_an_architecture_that_the_encoder_does_not_compute_is_rejected(parts, tmp_path, monkeypatch):
+def test_an_architecture_that_the_encoder_does_not_compute_is_rejected(parts, tmp_path):
     config = json.loads((parts["identity"].parent / "infid-test-vit.json").read_text())
+    modules = identity_modules(parts)
     for name, changed in (
         ("quick", {"quick_gelu": True}),
         ("pooled", {"vision_cfg": {**config["vision_cfg"], "no_ln_pre": True}}),
@@ -264,7 +281,6 @@ def test_an_architecture_that_the_encoder_does_not_compute_is_rejected(parts, tm
     ):
         (tmp_path / f"infid-test-{name}.json").write_text(json.dumps({**config, **changed}))
         open_clip.add_model_config(tmp_path / f"infid-test-{name}.json")
-        modules = identity_modules(parts)
         modules.config = replace(modules.config, image_encoder=f"infid-test-{name}")
         modules.save(tmp_path / "identity.safetensors")
         with pytest.raises(InputError, match="is not a plain vision transformer"):
@@ -278,15 +294,16 @@ def identity_modules(parts: dict[str, Path]) -> IdentityModules:
 
 def test_identity_weights_of_another_model_are_rejected_when_it_is_opened(parts, tmp_path):
     path = tmp_path / "identity.safetensors"
+    modules = identity_modules(parts)
+    own = modules.config
     for field, value in (("cross_attention_dim", 2048), ("clip_tokens", 257), ("clip_width", 1280)):
-        modules = identity_modules(parts)
-        modules.config = replace(modules.config, **{field: value})
+        modules.config = replace(own, **{field: value})
         modules.save(path)
         with pytest.raises(InputError, match=f"{field} = {value}"):
             opened(parts, parts["base"], identity=path)
 
 
-@pytest.mark.parametrize("value", [float("nan"), 70_000.0])
+@pytest.mark.parametrize("value", [math.nan, 70_000.0])
 def test_identity_weights_that_are_not_finite_are_named(parts, tmp_path, value):
     path = tmp_path / "identity.safetensors"
     modules = identity_modules(parts)
