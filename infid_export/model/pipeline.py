@@ -93,11 +93,13 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
 
         tokenizers = [
             PreTrainedTokenizerFast(
-                tokenizer_object=tokenizer, model_max_length=77, pad_token=tokenizer.padding["pad_token"],
+                tokenizer_object=tokenizer,
+                model_max_length=77,
+                pad_token=(tokenizer.padding or {})["pad_token"],
                 eos_token="<|endoftext|>",
             )
             for tokenizer in map(Tokenizer.from_str, source.tokenizers())
-        ]  # fmt: skip
+        ]
         pipe = cls(
             vae=source.load("vae", dtype),
             text_encoder=source.load("text_encoder", dtype),

@@ -144,7 +144,13 @@ class CheckpointSource:
         checkpoint = read_checkpoint(folder)
         self.zero_negative, self.notes = checkpoint.zero_negative, checkpoint.notes
         vision = image_encoder_config(self.config.image_encoder)
-        self.architecture = Architecture(image_encoder=vision, **checkpoint.parts)
+        self.architecture = Architecture(
+            checkpoint.parts["unet"],
+            checkpoint.parts["vae"],
+            checkpoint.parts["text_encoder"],
+            checkpoint.parts["text_encoder_2"],
+            vision,
+        )
         check_identity(self.config, vision, self.architecture.unet["cross_attention_dim"], self.name)
         self._image_encoder_file = image_encoder_file(image_encoder)
 
@@ -180,7 +186,8 @@ class CheckpointSource:
         return brought(self._load(component, dtype), dtype).eval().requires_grad_(False)
 
     def _load(self, component: str, dtype: torch.dtype) -> nn.Module:
-        from infid_export.model.loading import load_image_encoder, load_network, require_finite
+        from infid_export.model.finite import require_finite
+        from infid_export.model.loading import load_image_encoder, load_network
 
         if component == "identity":
             from infid_export.model.identity import IdentityModules

@@ -22,8 +22,8 @@ from infid_export.model.tokenizers import folder_tokenizer_json, read_vocabulary
 WORDS = ["<cat-toy>", "<cat-toy>_1", "<cat-toy>_2", "Xyzzy", "<s0>"]
 FIRST = 49408
 PROMPTS = (
-    "a photo of <cat-toy>, oil painting", "a <cat-toy>, and a cat-toy<cat-toy>", "xyzzy XYZZY axyzzyb!", "<s0><s1> in the rain",
-    "<cat-toy>_1 alone", "Ünïcode <s0>.", "w " * 80 + "xyzzy",
+    "a photo of <cat-toy>, oil painting", "a <cat-toy>, and a cat-toy<cat-toy>", "xyzzy XYZZY axyzzyb!",
+    "<s0><s1> in the rain", "<cat-toy>_1 alone", "Ünïcode <s0>.", "w " * 80 + "xyzzy",
 )  # fmt: skip
 
 

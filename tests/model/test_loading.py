@@ -167,7 +167,7 @@ def test_damaged_weights_are_named_when_the_checkpoint_is_opened(parts, base, co
 
 def test_a_configuration_that_makes_no_network_is_named(parts, base):
     set_json(base / "unet/config.json", norm_num_groups=7)
-    with pytest.raises(InputError, match="The unet of .* cannot be"):
+    with pytest.raises(InputError, match=r"The unet of .* cannot be"):
         opened(parts, base).empty("unet")
 
 
@@ -369,3 +369,8 @@ def test_a_checkpoint_of_the_libraries_has_no_notes_but_its_sampler(parts, base)
     set_json(base / "model_index.json", scheduler=["diffusers", "EulerDiscreteScheduler"])
     set_json(base / "scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler")
     assert ["EulerDiscreteScheduler" in note for note in read_checkpoint(base).notes] == [True]
+
+
+def test_a_fresh_run_takes_the_width_of_the_checkpoint(parts, base):
+    found = open_base(str(base), image_encoder=str(parts["encoder"]))
+    assert found.config.cross_attention_dim == found.architecture.unet["cross_attention_dim"] == 128

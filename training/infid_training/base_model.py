@@ -11,6 +11,7 @@ import torch
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import canonical_key
+from infid_export.model.checkpoint import read_checkpoint
 from infid_export.model.checkpoint_files import checkpoint_folder, local_folder
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity import IdentityModules
@@ -55,9 +56,11 @@ def open_base(
         raise InputError(
             f"The checkpoint {model} needs an image encoder.", fix="Give --image-encoder open_clip_checkpoint."
         )
-    config = chosen(stored or IdentityConfig())
+    folder = checkpoint_folder(model)
+    if stored is None:
+        stored = IdentityConfig(cross_attention_dim=read_checkpoint(folder).parts["unet"]["cross_attention_dim"])
     # the identity file is read by nobody: the configuration is given, and the weights come from `initial_identity`
-    return CheckpointSource(checkpoint_folder(model), Path(initial), image_encoder, config)
+    return CheckpointSource(folder, Path(initial), image_encoder, chosen(stored))
 
 
 def encoder_fingerprint(source: ModelSource) -> str:
