@@ -31,7 +31,7 @@ def require_finite_tensor(value: Tensor, what: str, dtype: torch.dtype) -> None:
     largest = float(value.abs().max()) if value.numel() else 0.0  # NaN is the largest of all
     if not largest < float("inf"):
         raise InputError(
-            f"{what} has values that are not finite.", fix="Use an intact checkpoint; train or convert it again."
+            f"{what} has non-finite values.", fix="Use an intact checkpoint; train or convert it again."
         )
     if largest > torch.finfo(dtype).max:
         raise InputError(

@@ -273,7 +273,7 @@ def _configuration(part: Any) -> dict[str, Any]:
 
 def _dtype(options: Mapping[str, Any], name: str) -> torch.dtype:
     """Return the type that diffusers would load a part in."""
-    asked = options.get("torch_dtype")
+    asked = options.get("dtype", options.get("torch_dtype"))  # the newer name, and the older
     if isinstance(asked, dict):
         asked = asked.get(name, asked.get("default"))
     return asked if isinstance(asked, torch.dtype) else torch.float32

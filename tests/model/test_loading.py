@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -141,13 +143,13 @@ def test_values_that_are_not_finite_in_their_type_are_named(base, component, val
         assert "--precision fp32" in caught.value.fix
         load_network(base, component, torch.float32)
     else:
-        assert "not finite" in caught.value.problem
+        assert "non-finite" in caught.value.problem
 
 
 def test_the_written_weights_say_the_same(tmp_path):
     layer = torch.nn.Linear(2, 2)
     layout = WeightsLayout.of(layer, torch.float16)
-    for value, message in ((70_000.0, "but fp16 ends at 65504"), (math.nan, "not finite")):
+    for value, message in ((70_000.0, "but fp16 ends at 65504"), (math.nan, "non-finite")):
         weights = [("weight", torch.full((2, 2), value)), ("bias", torch.zeros(2))]
         with pytest.raises(InputError, match=message):
             layout.write(tmp_path / "w", weights)
@@ -244,7 +246,7 @@ def test_an_image_encoder_that_is_no_checkpoint_is_named(source, tmp_path, conte
 def test_an_image_encoder_with_values_that_are_not_finite_is_named(parts, tmp_path):
     key = "visual.conv1.weight"
     path = encoder_file(parts, tmp_path / "encoder.pt", lambda state: {**state, key: state[key] * math.nan})
-    with pytest.raises(InputError, match=r"visual\.conv1\.weight has values that are not finite"):
+    with pytest.raises(InputError, match=r"visual\.conv1\.weight has non-finite values"):
         opened(parts, parts["base"], encoder=path).load("image_encoder", torch.float32)
 
 
@@ -309,7 +311,7 @@ def test_identity_weights_that_are_not_finite_are_named(parts, tmp_path, value):
     modules = identity_modules(parts)
     modules.clip_mapper[0].bias.data.fill_(value)
     modules.save(path)
-    with pytest.raises(InputError, match=r"clip_mapper\.0\.bias (has values|reaches 7e\+04)"):
+    with pytest.raises(InputError, match=r"clip_mapper\.0\.bias (has non-finite|reaches 7e\+04)"):
         opened(parts, parts["base"], identity=path).load("identity", torch.float16)
 
 
@@ -374,3 +376,12 @@ def test_a_checkpoint_of_the_libraries_has_no_notes_but_its_sampler(parts, base)
 def test_a_fresh_run_takes_the_width_of_the_checkpoint(parts, base):
     found = open_base(str(base), image_encoder=str(parts["encoder"]))
     assert found.config.cross_attention_dim == found.architecture.unet["cross_attention_dim"] == 128
+
+
+def test_a_checkpoint_is_read_without_torch(base):
+    program = (
+        "import sys; from pathlib import Path; from infid_export.model.checkpoint import read_checkpoint; "
+        f"read_checkpoint(Path({str(base)!r})); sys.exit('torch' in sys.modules)"
+    )
+    paths = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
+    assert subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": paths}).returncode == 0
