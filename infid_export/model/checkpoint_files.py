@@ -252,9 +252,9 @@ def describe_tensors(names: Sequence[str]) -> str:
         ("image_proj", "an IP-Adapter"),
         ("ip_adapter", "an IP-Adapter"),
         ("visual.", "an OpenCLIP checkpoint"),
-        ("down_blocks.", "the weights of a UNet alone"),
-        ("decoder.", "the weights of a VAE alone"),
-        ("text_model.", "the weights of a text encoder alone"),
+        ("down_blocks.", "a UNet alone"),
+        ("decoder.", "a VAE alone"),
+        ("text_model.", "a text encoder alone"),
     ):
         if any(name.startswith(start) for name in names):
             return kind

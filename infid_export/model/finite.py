@@ -30,9 +30,7 @@ def require_finite_tensor(value: Tensor, what: str, dtype: torch.dtype) -> None:
     """Check one weight, as in `require_finite`."""
     largest = float(value.abs().max()) if value.numel() else 0.0  # NaN is the largest of all
     if not largest < float("inf"):
-        raise InputError(
-            f"{what} has non-finite values.", fix="Use an intact checkpoint; train or convert it again."
-        )
+        raise InputError(f"{what} has non-finite values.", fix="Use an intact checkpoint; train or convert it again.")
     if largest > torch.finfo(dtype).max:
         raise InputError(
             f"{what} reaches {largest:.4g}, but fp16 ends at {torch.finfo(dtype).max:.0f}.",

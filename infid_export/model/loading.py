@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def load_network(folder: Path, component: str, dtype: torch.dtype, variant: str 
         InputError: weights are missing, unexpected, of another shape, damaged, or not finite.
     """
     chosen = weight_files(folder / component, variant)
-    with explained(f"The {component} weights of {folder}"):
-        kind = _library_class(component)
+    kind = _library_class(component)
+    with explained(f"The {component} weights of {folder}"), _without_bars(kind):
         module, report = kind.from_pretrained(
             folder,
             subfolder=component,
@@ -168,6 +169,19 @@ def _require_all(what: str, missing: Iterable[str], unexpected: Iterable[str], m
 
 
 @contextmanager
+def _without_bars(kind: Any) -> Iterator[None]:
+    """Keep a library from drawing progress bars of its own."""
+    bars = import_module(f"{kind.__module__.partition('.')[0]}.utils.logging")
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+@contextmanager
 def explained(what: str, fix: str = "Copy or download them again.") -> Iterator[None]:
     """Turn whatever a library raises into one sentence; their errors have no common base. Their warnings are ours."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
@@ -176,11 +190,13 @@ def explained(what: str, fix: str = "Copy or download them again.") -> Iterator[
         logger.setLevel(logging.ERROR)
     try:
         yield
-    except (InfidError, ImportError, MemoryError):
+    except (InfidError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{what} cannot be loaded ({lines[0][:300]}).", fix=fix) from error
+        full = "can't allocate memory" in str(error)  # torch has no class of its own for it on CPUs
+        advice = "Free memory, or use a machine with more." if full else fix
+        raise InputError(f"{what} cannot be loaded ({lines[0][:300]}).", fix=advice) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

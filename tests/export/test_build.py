@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from infid_engines.errors import EngineFolderError, InputError, ParityError
 from infid_engines.folder import FolderTransaction
@@ -316,6 +317,17 @@ def test_vae_that_overflows_fp16_is_kept_in_fp32(tmp_path, monkeypatch, source):
     layout = WeightsLayout.of(source.empty("vae"), next(iter(source.empty("vae").parameters())).dtype)
     assert (report.folder / weights_file("vae")).stat().st_size == layout.size
     assert report.parity.passed
+
+
+def test_vae_with_a_weight_beyond_fp16_is_kept_in_fp32(tmp_path, monkeypatch, source):
+    vae = source.load("vae", torch.float32)
+    vae.quant_conv.weight.data.fill_(70_000.0)  # of the encoder: it changes no activation of the decoder
+    exporter = Exporter(make_plan(small(tmp_path / "engines", precision="fp16")))
+    monkeypatch.setattr(exporter.source, "load", lambda *_: vae)
+    exporter.write_vae_range(tmp_path / "range.json")
+    found = json.loads((tmp_path / "range.json").read_text())
+    assert found["precision"] == "fp32"
+    assert "a weight reaches 70000" in found["why"]
 
 
 def test_parity_at_another_size_uses_the_same_weights(tmp_path):

@@ -58,7 +58,7 @@ SINGLE = {
     "a single-file checkpoint": ("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.encoder.x"),
     "a LoRA": ("lora_unet_down_blocks_0.lora_down.weight",),
     "an identity file": ("clip_mapper.0.weight",),
-    "the weights of a UNet alone": ("down_blocks.0.resnets.0.conv1.weight",),
+    "a UNet alone": ("down_blocks.0.resnets.0.conv1.weight",),
     "a safetensors file of something else": ("x",),
 }
 
