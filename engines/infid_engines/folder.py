@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from infid_engines.errors import BuildError, EngineFolderError
+from infid_engines.hashes import remembered_sha256
 from infid_engines.manifest import MANIFEST, FileRecord, Manifest, canonical_key, sha256_file, write_json
 from infid_engines.memory import peak_memory, reset_peak_memory
 from infid_engines.progress import Reporter
@@ -143,7 +144,7 @@ class FolderTransaction:
     def damage(self, name: str) -> str:
         """Return what is wrong with a file of the old folder: `missing`, `damaged`, or nothing.
 
-        Its content is hashed only if it was written to since the folder was made.
+        Its content is hashed unless it is the very file that was hashed before, see `remembered_sha256`.
         """
         if name not in self._damage:
             known, path = (self.previous.files if self.previous else {})[name], self.target / name
@@ -152,8 +153,7 @@ class FolderTransaction:
             elif path.stat().st_size != known.size:
                 self._damage[name] = "damaged"
             else:
-                touched = path.stat().st_mtime_ns != known.mtime_ns
-                self._damage[name] = "damaged" if touched and sha256_file(path) != known.sha256 else ""
+                self._damage[name] = "damaged" if remembered_sha256(path) != known.sha256 else ""
         return self._damage[name]
 
     def staged(self, name: str) -> FileRecord | None:
@@ -162,8 +162,12 @@ class FolderTransaction:
         path = self.staging / name
         if not record_path.is_file() or not path.is_file():
             return None
-        record = FileRecord(**json.loads(record_path.read_text()))
-        return record if path.stat().st_size == record.size else None
+        try:
+            record = FileRecord(**json.loads(record_path.read_text()))
+        except (ValueError, TypeError):  # another version's
+            return None
+        whole = path.stat().st_size == record.size and remembered_sha256(path) == record.sha256
+        return record if whole else None
 
     def place(self, name: str, fields: Mapping[str, Any], write: Callable[[Path], Written | None]) -> FileRecord:
         """Make an artefact.
@@ -195,10 +199,7 @@ class FolderTransaction:
             partial.unlink(missing_ok=True)
             raise
         seconds, peak = time.monotonic() - started, known.peak_bytes or peak_memory()
-        status = path.stat()
-        record = FileRecord(
-            digest, status.st_size, canonical_key(fields), dict(fields), seconds, peak, status.st_mtime_ns
-        )
+        record = FileRecord(digest, path.stat().st_size, canonical_key(fields), dict(fields), seconds, peak)
         self._record(name, record)
         return record
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from infid_engines.errors import EngineFolderError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 _REBUILD = "Build the folder again with the `infid-export build` command it was made with."
 
@@ -75,7 +75,6 @@ class FileRecord:
         key_fields: see above.
         seconds: that it took to make.
         peak_bytes: largest memory of the process that made it, meanwhile.
-        mtime_ns: when it was last written; a file written to since may not be what it was.
     """
 
     sha256: str
@@ -84,7 +83,6 @@ class FileRecord:
     key_fields: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_bytes: int = 0
-    mtime_ns: int = 0
 
 
 @dataclass(frozen=True)

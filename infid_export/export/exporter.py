@@ -154,8 +154,11 @@ class Exporter:
             vae.decode(latents / vae.config.scaling_factor)
         for handle in handles:
             handle.remove()
-        safe = largest <= _FP16_SAFE
+        weight = max(float(parameter.abs().max()) for parameter in vae.parameters())
+        safe = largest <= _FP16_SAFE and weight <= torch.finfo(torch.float16).max
         why = f"activations reach {largest:.0f} on these weights, the limit for fp16 is {_FP16_SAFE:.0f}"
+        if weight > torch.finfo(torch.float16).max:
+            why = f"a weight reaches {weight:.0f}, fp16 ends at {torch.finfo(torch.float16).max:.0f}"
         path.write_text(json.dumps({"largest": largest, "precision": "fp16" if safe else "fp32", "why": why}))
 
     def compare(self, folder: Path, manifest: Manifest, graphs: list[str], stage: Stage) -> Iterator[ParityRow]:
@@ -266,7 +269,7 @@ class Exporter:
             output_type="np",
         ).images
         value = psnr(expected, found)
-        return ImageParity(value, threshold, steps, value >= threshold, self.plan.image_key())
+        return ImageParity(manifest.precision, value, threshold, steps, value >= threshold, self.plan.image_key())
 
     def _dtype(self, graph: str, vae_precision: str) -> torch.dtype:
         if graph == "vae_decoder":

@@ -16,6 +16,12 @@ from infid_export.export.tolerances import VERSION, tolerance
 Array = np.ndarray[Any, Any]
 PARITY = "parity.json"
 _MEASURED = ("max_error", "rms_error", "cosine")
+# What to do about a comparison that failed, by the precision it was made in.
+_FIXES = {
+    "fp16": "Nothing was kept as valid. Build with --precision fp32 to see whether it is rounding.",
+    "fp32": "Nothing was kept as valid. fp32 rounds too little for this, so the graph or ONNX Runtime is wrong: please "
+    "report it with the written comparison, the model's configuration and the output of `infid-export doctor`.",
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class ParityRow:
         graph: the graph.
         output: its output; the per-block text features are one row.
         dtype: the graph's output type.
+        precision: `fp16` or `fp32`, in which the graph computes.
         max_error: largest absolute difference over the reference's RMS.
         rms_error: RMS of the difference over the reference's RMS.
         cosine: one minus the cosine similarity.
@@ -38,6 +45,7 @@ class ParityRow:
     graph: str
     output: str
     dtype: str
+    precision: str
     max_error: float
     rms_error: float
     cosine: float
@@ -55,8 +63,9 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class ImageParity:
-    """A whole picture, engines against reference."""
+    """A whole picture, engines against reference; `precision` is that of the engines."""
 
+    precision: str
     psnr_db: float
     threshold_db: float
     steps: int
@@ -110,13 +119,13 @@ class ParityReport:
             raise ParityError(
                 f"{len(failed)} output(s) differ from the reference, worst {worst.graph}.{worst.output}: "
                 f"{worst.smallest_tolerance} against max {worst.max_tolerance:.1e}, rms {worst.rms_tolerance:.1e}.",
-                fix="Nothing was kept as valid. Build with --precision fp32 to see whether it is rounding.",
+                fix=_FIXES[worst.precision],
             )
         if self.image is not None and not self.image.passed:
             raise ParityError(
                 f"The picture differs from the reference: PSNR {self.image.psnr_db:.1f} dB, "
                 f"at least {self.image.threshold_db:.0f} dB are required.",
-                fix="Nothing was kept as valid. Build with --precision fp32 to see whether it is rounding.",
+                fix=_FIXES[self.image.precision],
             )
 
 
@@ -167,6 +176,7 @@ def compare(
                 graph,
                 label,
                 found[names[0]].dtype.name,
+                precision,
                 largest,
                 rms,
                 cosine,

@@ -44,7 +44,8 @@ TOKENIZERS = ("tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json")
 _PARTS = tuple(f"model/{name}.py" for name in ("architectures", "components", "config", "encoders", "identity"))
 _REFERENCES = tuple(f"kernels/{name}.py" for name in ("adain", "mixed_attention", "merged_cross_attention"))
 _CODE: Mapping[str, tuple[str, ...]] = {
-    "weights": (*_PARTS, "model/shipped.py", "model/sources.py", "export/weights.py"),
+    "weights": (*_PARTS, "model/shipped.py", "model/sources.py", "model/loading.py", "model/checkpoint_files.py",
+                "export/weights.py"),
     "graph": (*_PARTS, *_REFERENCES, "model/processors.py", "model/step.py", "export/graphs.py", "export/onnx_graph.py",
               "export/weights.py"),
     "fused": ("export/plugin_nodes.py", "kernels/mean_shift.py"),
@@ -256,7 +257,7 @@ def make_plan(options: BuildOptions) -> Plan:
         require_measured(options.tuning, sorted(plugins))
     if options.kernels == "triton" and not plugins:
         why += ("kernels triton: exported and compared, but built into no engine, since no tensorrt engine is built",)
-    return Plan(options, source, model, weights, graphs, files, tuple(engines), (*notes, *why))
+    return Plan(options, source, model, weights, graphs, files, tuple(engines), (*source.notes, *notes, *why))
 
 
 def _check_fused(options: BuildOptions, source: ModelSource) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from infid_export.model.finite import require_finite_tensor
+
 LAYOUT_VERSION = 1
 _TYPE_NAMES = {torch.float16: "F16", torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
 
@@ -112,7 +114,8 @@ class WeightsLayout:
             The file's sha256.
 
         Raises:
-            ValueError: a weight is missing, unknown, of another shape, or not finite in the stored type.
+            InputError: a weight is not finite in the stored type.
+            ValueError: a weight is missing, unknown or of another shape.
         """
         missing = set(self.tensors)
         with path.open("wb") as file:
@@ -126,7 +129,7 @@ class WeightsLayout:
                 if tuple(data.shape) != stored.shape:
                     raise ValueError(f"weight {name} has shape {tuple(data.shape)}, expected {stored.shape}")
                 if not bool(data.isfinite().all()):
-                    raise ValueError(f"weight {name} is not finite in {stored.dtype}")
+                    require_finite_tensor(value, f"The weight {name}", stored.dtype)
                 file.seek(stored.offset)
                 file.write(memoryview(data.flatten().view(torch.uint8).numpy()))
                 missing.discard(name)

@@ -66,6 +66,11 @@ class IdentityConfig:
                     f"{field.name} must be one of {', '.join(allowed)}, not {value!r}.",
                     fix=f"Choose one of them for {field.name}.",
                 )
+            if hints[field.name] in (str, bool) and type(value) is not hints[field.name]:
+                raise InputError(
+                    f"{field.name} must be {'a name' if hints[field.name] is str else 'true or false'}, not {value!r}.",
+                    fix="Correct it in the identity file's configuration.",
+                )
             if hints[field.name] is int and (type(value) is not int or value < 1):
                 raise InputError(
                     f"{field.name} must be a positive integer, not {value!r}.",
@@ -94,12 +99,16 @@ class IdentityConfig:
         """
         try:
             values = json.loads(text)
-            unknown = set(values) - {field.name for field in fields(cls)}
-        except (ValueError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
-                f"The identity configuration is not a JSON object ({error}).",
-                fix="Export the identity weights again.",
+                f"The identity configuration is not JSON ({error}).", fix="Export the identity weights again."
             ) from error
+        if not isinstance(values, dict):
+            raise InputError(
+                f"The identity configuration is {text[:40]!r}, not a JSON object.",
+                fix="Export the identity weights again.",
+            )
+        unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise InputError(
                 f"The identity configuration has unknown fields: {', '.join(sorted(unknown))}.",

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from infid_export.model.identity import IdentityModules
 
 # OpenCLIP's image statistics (RGB), as in open_clip.constants.
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalized(pixels: Tensor) -> Tensor:
     """Return `[B, 3, H, W]` RGB in [0, 1] with OpenCLIP's mean taken off and divided by its deviation."""
-    mean = torch.tensor(_MEAN, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(_STD, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1)
+    mean = torch.tensor(MEAN, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(STD, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1)
     return (pixels - mean) / std
 
 

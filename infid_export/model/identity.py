@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from infid_engines.errors import InputError
 from infid_export.model.config import CONFIG_KEY, IdentityConfig, read_config
 from infid_export.model.encoder_record import ENCODERS_KEY, EncoderRecord
+from infid_export.model.finite import require_finite_tensor
 
 _KEY, _VALUE = "to_k_id", "to_v_id"
 
@@ -134,7 +135,8 @@ class IdentityModules(nn.Module):
             The modules in evaluation mode.
 
         Raises:
-            InputError: the file is missing, truncated, without configuration, or made for another UNet.
+            InputError: the file is missing, truncated, without configuration, made for another UNet, or not finite
+                in this type.
         """
         config = read_config(path)
         with torch.device("meta"):
@@ -151,8 +153,7 @@ class IdentityModules(nn.Module):
                         f"{path}: {key} has shape {list(tensor.shape)}, this model needs {list(shape)}.",
                         fix="Use identity weights trained for this base model.",
                     )
-                if not bool(tensor.isfinite().all()):
-                    raise InputError(f"{path}: {key} has non-finite values.", fix="Use an intact checkpoint.")
+                require_finite_tensor(tensor, f"{path}: {key}", dtype)
                 tensors[name] = tensor.to(dtype)
         modules.load_state_dict(tensors, assign=True)
         return modules.eval().requires_grad_(False)

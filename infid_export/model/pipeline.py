@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from torch import Tensor
 from infid_engines.arguments import finite_number, path_of, require_callable, shown, text_of, texts_of, whole_number
 from infid_engines.errors import InputError
 from infid_export.faces.reader import FaceInputs
+from infid_export.model.checkpoint import NETWORKS, check_identity, read_checkpoint
+from infid_export.model.checkpoint_files import local_folder, unreachable
 from infid_export.model.components import brought
-from infid_export.model.config import IdentityConfig
+from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.encoders import IdentityEncoder, ImageEncoder
 from infid_export.model.identity import IdentityModules
+from infid_export.model.loading import load_network
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import ModelSource
 from infid_export.model.step import DenoiseStep
@@ -29,6 +32,7 @@ from infid_export.scheduler import SDXL_SCHEDULER
 _SAMPLING = {
     name: SDXL_SCHEDULER[name] for name in ("timestep_spacing", "steps_offset", "set_alpha_to_one", "clip_sample")
 }
+_PARTS = (*NETWORKS, "scheduler", "tokenizer", "tokenizer_2")
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -62,14 +66,25 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             identity: identity weights (safetensors).
             image_encoder: an `ImageEncoder`, for `encode_identity`.
             ops: `torch`, or `triton` for the fused kernels (fp16 or bf16 on a GPU).
-            kwargs: passed on to diffusers, such as `torch_dtype` and `variant`.
+            kwargs: passed on to diffusers, such as `torch_dtype`, `variant`, and parts to take instead of the
+                checkpoint's.
 
         Raises:
-            InputError: the identity weights do not fit, or there is no such `ops` for their method variant.
+            InputError: the checkpoint is not SDXL's, or its weights are incomplete; the identity weights do not fit,
+                or there is no such `ops` for their method variant.
         """
         path_of("The base model", base, "Give a folder in diffusers' format, or a hub id.")
         path_of("The identity weights", identity, "Give a safetensors file.")
-        pipe: InfiniteIDPipeline = super().from_pretrained(base, **kwargs)
+        folder = _checkpoint_folder(cls, base, kwargs)
+        read_checkpoint(folder, {name: _configuration(kwargs[name]) for name in _PARTS if name in kwargs})
+        own = {
+            name: load_network(folder, name, _dtype(kwargs, name), kwargs.get("variant"))
+            for name in NETWORKS
+            if name not in kwargs
+        }
+        pipe: InfiniteIDPipeline = super().from_pretrained(folder, **kwargs, **own)
+        width = pipe.unet.config.cross_attention_dim
+        check_identity(read_config(identity), None, width, str(base))
         modules = IdentityModules.load(identity, identity_blocks(pipe.unet), pipe.unet.dtype)
         return pipe._with_identity(modules, image_encoder, ops)
 
@@ -83,12 +98,12 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
 
         tokenizers = [
             PreTrainedTokenizerFast(
-                tokenizer_object=stored,
+                tokenizer_object=tokenizer,
                 model_max_length=77,
-                pad_token=_pad(stored),
+                pad_token=(tokenizer.padding or {})["pad_token"],
                 eos_token="<|endoftext|>",
             )
-            for stored in map(Tokenizer.from_str, source.tokenizers())
+            for tokenizer in map(Tokenizer.from_str, source.tokenizers())
         ]
         pipe = cls(
             vae=source.load("vae", dtype),
@@ -278,11 +293,6 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             brought(self.vae, held)
 
 
-def _pad(tokenizer: Any) -> str:
-    """Return the token that a `tokenizers.Tokenizer` fills up with: not the same one in every checkpoint."""
-    return str(tokenizer.padding["pad_token"])
-
-
 def _check_identity(identity: Any) -> None:
     tensors = identity if isinstance(identity, list | tuple) else ()
     if len(tensors) != 2 or not all(isinstance(each, Tensor) and each.ndim == 3 for each in tensors):
@@ -301,6 +311,32 @@ def _check_latents(name: str, latents: Any, shape: tuple[int, ...]) -> None:
             f"{name} must be a finite tensor {list(shape)}, not {what}.",
             fix="Draw it with torch.randn, or leave it out.",
         )
+
+
+def _checkpoint_folder(kind: Any, base: str | Path, options: Mapping[str, Any]) -> Path:
+    """Return the folder of a checkpoint; of one on the hub, diffusers fetches what the options ask for."""
+    found = local_folder(str(base))
+    if found is not None:
+        return found
+    try:
+        return Path(kind.download(str(base), **options))
+    except Exception as error:  # the hub's errors have no common public base
+        raise unreachable(str(base), error) from error
+
+
+def _configuration(part: Any) -> dict[str, Any]:
+    """Return the configuration of a network, scheduler or tokenizer that the caller gave."""
+    config = getattr(part, "config", {})
+    values = config.to_diff_dict() if hasattr(config, "to_diff_dict") else dict(config)
+    return {**values, "_class_name": type(part).__name__}
+
+
+def _dtype(options: Mapping[str, Any], name: str) -> torch.dtype:
+    """Return the type that diffusers would load a part in."""
+    asked = options.get("dtype", options.get("torch_dtype"))  # the newer name, and the older
+    if isinstance(asked, dict):
+        asked = asked.get(name, asked.get("default"))
+    return asked if isinstance(asked, torch.dtype) else torch.float32
 
 
 def _noise(shape: tuple[int, ...], generator: np.random.Generator | torch.Generator | None) -> Tensor:

@@ -40,6 +40,7 @@ class ShippedSource:
     name = "demo"
     architecture = DEMO
     zero_negative = True
+    notes: tuple[str, ...] = ()
 
     def __init__(self, choices: Mapping[str, str | None] | None = None, identity: Path | None = None) -> None:
         self.identity = identity or shipped_file("identity")

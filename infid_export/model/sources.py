@@ -7,21 +7,20 @@ configurations and hashes only; torch is imported when a component is asked for.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from infid_engines.errors import InputError
-from infid_engines.manifest import sha256_file, write_json
+from infid_engines.hashes import remembered_sha256
 from infid_export.model.architectures import DEMO, SDXL, Architecture, identity_config
+from infid_export.model.checkpoint import check_identity, image_encoder_config, read_checkpoint
+from infid_export.model.checkpoint_files import checkpoint_folder, image_encoder_file, local_folder, weight_files
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.shipped import ShippedSource
-from infid_export.scheduler import SDXL_SCHEDULER
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +37,7 @@ class ModelSource(Protocol):
     architecture: Architecture
     config: IdentityConfig
     zero_negative: bool  # whether no negative prompt means zero embeddings instead of those of an empty text
+    notes: tuple[str, ...]  # what was chosen where the model leaves a choice, and why
 
     def fingerprint(self, component: str) -> str:
         """Return a sha256 that changes when the component's weights or configuration change."""
@@ -69,6 +69,8 @@ class RandomSource:
         seed: seed of all weights.
         config: the method variant; None is the default one.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, name: str, seed: int = 0, config: IdentityConfig | None = None) -> None:
         self.name = name
@@ -139,63 +141,54 @@ class CheckpointSource:
         self.name = str(folder)
         self.folder, self.identity, self.image_encoder = folder, identity, image_encoder
         self.config = config or read_config(identity)
-        parts: dict[str, Any] = {
-            name: _read_config(folder, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")
-        }
-        if parts["unet"].get("addition_embed_type") != "text_time":
-            raise InputError(f"{folder} is not an SDXL checkpoint.", fix="Use SDXL base or a fine-tune of it.")
-        channels = parts["unet"].get("in_channels")
-        if channels != 4:
-            raise InputError(
-                f"The UNet of {folder} takes {channels} channels, not 4 (an inpainting model?).",
-                fix="Use a text-to-image checkpoint.",
-            )
-        _check_schedule(folder)
-        self.zero_negative = bool(_read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True))
-        self.architecture = Architecture(image_encoder=_vision(self.config.image_encoder), **parts)
+        checkpoint = read_checkpoint(folder)
+        self.zero_negative, self.notes = checkpoint.zero_negative, checkpoint.notes
+        vision = image_encoder_config(self.config.image_encoder)
+        self.architecture = Architecture(
+            checkpoint.parts["unet"],
+            checkpoint.parts["vae"],
+            checkpoint.parts["text_encoder"],
+            checkpoint.parts["text_encoder_2"],
+            vision,
+        )
+        check_identity(self.config, vision, self.architecture.unet["cross_attention_dim"], self.name)
+        self._image_encoder_file = image_encoder_file(image_encoder)
 
     def fingerprint(self, component: str) -> str:
         """Return a hash of the component's files."""
-        if component == "image_encoder" and not Path(self.image_encoder).is_file():
+        if component == "image_encoder" and self._image_encoder_file is None:
             return hashlib.sha256(f"open_clip:{self.config.image_encoder}:{self.image_encoder}".encode()).hexdigest()
         if component in ("image_encoder", "identity"):
             return remembered_sha256(Path(self.image_encoder if component == "image_encoder" else self.identity))
-        files = [self.folder / component / "config.json", *self._weight_files(component)]
+        files = [self.folder / component / "config.json", *weight_files(self.folder / component).all]
         return hashlib.sha256("".join(remembered_sha256(file) for file in files).encode()).hexdigest()
 
-    def _weight_files(self, component: str) -> list[Path]:
-        files = sorted((self.folder / component).glob("*.safetensors"))
-        plain = [file for file in files if ".fp16." not in file.name]
-        if not files:
-            raise InputError(
-                f"{self.folder / component} has no .safetensors weights.",
-                fix="Download or convert the checkpoint in safetensors format.",
-            )
-        return plain or files
-
     def empty(self, component: str) -> nn.Module:
-        """Return the component with its parameters on the meta device."""
-        from infid_export.model.components import build_component
+        """Return the component with its parameters on the meta device.
 
-        return build_component(component, self.architecture, self.config)
+        Raises:
+            InputError: its library makes no network of the configuration.
+        """
+        from infid_export.model.components import build_component
+        from infid_export.model.loading import explained
+
+        with explained(f"The {component} of {self.name}", fix="Use SDXL base or a fine-tune of it."):
+            return build_component(component, self.architecture, self.config)
 
     def load(self, component: str, dtype: torch.dtype) -> nn.Module:
         """Load the component through its library's own loader.
 
         Raises:
-            InputError: the weights are cut off or do not fit the configuration.
+            InputError: the weights are damaged, incomplete, not finite, or do not fit the configuration.
         """
         from infid_export.model.components import brought
 
-        try:
-            return brought(self._load(component, dtype), dtype).eval().requires_grad_(False)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise InputError(
-                f"The {component} weights of {self.name} cannot be loaded ({error}).",
-                fix="Copy or download them again.",
-            ) from error
+        return brought(self._load(component, dtype), dtype).eval().requires_grad_(False)
 
     def _load(self, component: str, dtype: torch.dtype) -> nn.Module:
+        from infid_export.model.finite import require_finite
+        from infid_export.model.loading import load_image_encoder, load_network
+
         if component == "identity":
             from infid_export.model.identity import IdentityModules
             from infid_export.model.processors import identity_blocks
@@ -204,25 +197,9 @@ class CheckpointSource:
             modules.config = self.config  # the caller's choices go before the file's
             return modules
         if component == "image_encoder":
-            import open_clip
-
-            from infid_export.model.encoders import ImageEncoder
-
-            model = open_clip.create_model(self.config.image_encoder, pretrained=self.image_encoder)
-            return ImageEncoder(model.visual)
-        variant = "fp16" if all(".fp16." in file.name for file in self._weight_files(component)) else None
-        options: dict[str, Any] = {"subfolder": component, "torch_dtype": dtype, "variant": variant}
-        if component in ("unet", "vae"):
-            import diffusers
-
-            kind = diffusers.UNet2DConditionModel if component == "unet" else diffusers.AutoencoderKL
-        else:
-            import transformers
-
-            kind = (
-                transformers.CLIPTextModel if component == "text_encoder" else transformers.CLIPTextModelWithProjection
-            )
-        return kind.from_pretrained(self.folder, use_safetensors=True, **options)
+            encoder = load_image_encoder(self.empty(component), self.config.image_encoder, self.image_encoder)
+            return require_finite(encoder, f"The image encoder {self.image_encoder}", dtype)
+        return load_network(self.folder, component, dtype)
 
     def weights(self, component: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Yield the loaded component's parameters."""
@@ -230,7 +207,7 @@ class CheckpointSource:
             yield name, parameter.detach()
 
     def tokenizers(self) -> tuple[str, str]:
-        """Read both tokenizer folders."""
+        """Return both tokenizers, with the words that were added to them."""
         from infid_export.model.tokenizers import folder_tokenizer_json
 
         return folder_tokenizer_json(self.folder / "tokenizer"), folder_tokenizer_json(self.folder / "tokenizer_2")
@@ -238,7 +215,8 @@ class CheckpointSource:
     def tokenizer_fingerprint(self) -> str:
         """Return a hash of the files of both tokenizer folders."""
         files = sorted(file for name in ("tokenizer", "tokenizer_2") for file in (self.folder / name).glob("*.*"))
-        return hashlib.sha256("".join(f"{file.name}{remembered_sha256(file)}" for file in files).encode()).hexdigest()
+        facts = (f"{file.name}{remembered_sha256(file)}" for file in files if file.is_file())
+        return hashlib.sha256("".join(facts).encode()).hexdigest()
 
 
 def open_source(
@@ -268,6 +246,7 @@ def open_source(
         return ShippedSource(chosen, identity)
     if model in BUILT_IN:
         return RandomSource(model, seed, identity_config(BUILT_IN[model]).with_choices(**chosen))
+    local_folder(model)  # a path to something else is named before what a checkpoint would need besides
     if identity is None or image_encoder is None:
         raise InputError(
             f"The checkpoint {model} needs identity weights and an image encoder.",
@@ -276,90 +255,3 @@ def open_source(
     return CheckpointSource(
         checkpoint_folder(model), identity, image_encoder, read_config(identity).with_choices(**chosen)
     )
-
-
-def checkpoint_folder(model: str) -> Path:
-    """Return a checkpoint's folder: the one named, or a hub id's, fetched through huggingface_hub or from its cache.
-
-    Raises:
-        InputError: there is neither.
-    """
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.txt", "*/*.safetensors"]
-        return Path(snapshot_download(model, allow_patterns=patterns))
-    except Exception as error:  # the hub's errors have no common public base
-        raise InputError(
-            f"{model} is neither a built-in model, nor a folder, nor a hub id that can be reached "
-            f"({type(error).__name__}).",
-            fix=f"Use one of {', '.join(BUILT_IN)}, or the path of a checkpoint folder in diffusers' format.",
-        ) from error
-
-
-def remembered_sha256(path: Path) -> str:
-    """Return a file's sha256, hashing it only if its size or modification time has changed since the last time.
-
-    Hashing the 10 GB of a checkpoint takes longer than an unchanged rebuild may. What is remembered lies in the
-    user's cache folder and can be deleted at any time.
-    """
-    status = path.stat()
-    key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infid-export" / "hashes.json"
-    except RuntimeError:  # this user has no home: nothing can be remembered
-        return sha256_file(path)
-    try:
-        stored = json.loads(cache.read_text())
-        known: dict[str, str] = stored if isinstance(stored, dict) else {}
-    except (OSError, ValueError):
-        known = {}
-    if key not in known:
-        known[key] = sha256_file(path)
-        with contextlib.suppress(OSError):  # where nothing can be remembered, it is hashed again
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            write_json(cache, known)
-    return known[key]
-
-
-def _vision(name: str) -> dict[str, Any]:
-    """Return the configuration of an image encoder; only an unusual one has to be asked of open_clip."""
-    if name == IdentityConfig.image_encoder:
-        return SDXL.image_encoder
-    import open_clip
-
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise InputError(f"open_clip has no model named {name}.", fix="Register it with open_clip.add_model_config.")
-    return {**config["vision_cfg"], "embed_dim": config["embed_dim"]}
-
-
-def _check_schedule(folder: Path) -> None:
-    """Refuse a model that was trained on another noise schedule, or to predict something else than the noise.
-
-    How the timesteps of a generation are spaced is the sampler's choice, and the same here for every model.
-    """
-    path = folder / "scheduler" / "scheduler_config.json"
-    found = _read_json(path)
-    trained = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-    wanted = {name: SDXL_SCHEDULER[name] for name in trained} | {"rescale_betas_zero_snr": False}
-    for name, value in wanted.items():
-        if found.get(name, value) != value:
-            raise InputError(
-                f"{path} has {name} = {found[name]!r}; only SDXL's {value!r} is supported.",
-                fix="Use a checkpoint that was trained with SDXL's schedule.",
-            )
-
-
-def _read_config(folder: Path, component: str) -> dict[str, Any]:
-    return _read_json(folder / component / "config.json")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}).", fix="Use a checkpoint in diffusers' format.") from error
-    return values

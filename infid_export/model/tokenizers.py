@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from infid_engines.errors import InputError
 
 LENGTH = 77
 _START, _END = "<|startoftext|>", "<|endoftext|>"
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _MERGES = 49152 - 256 - 2  # merges that CLIP uses of the file; see open_clip's SimpleTokenizer
 
 
@@ -42,32 +46,128 @@ def sdxl_tokenizers() -> tuple[str, str]:
     return clip_tokenizer_json(pad=_END), clip_tokenizer_json(pad="!")
 
 
-def folder_tokenizer_json(folder: Path) -> str:
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer folder of a checkpoint holds.
+
+    Args:
+        words: token ids by the vocabulary's symbols.
+        merges: of byte-pair encoding, in order.
+        pad: the padding token.
+        added: words that were added later, such as those of textual inversion, each with its flags, in the order of
+            their ids; without the special tokens.
+    """
+
+    words: Mapping[str, int]
+    merges: Sequence[tuple[str, str]]
+    pad: str
+    added: Mapping[str, AddedWord]
+
+    @property
+    def size(self) -> int:
+        """Rows that a text encoder's embedding needs."""
+        return 1 + max((*self.words.values(), *(word.id for word in self.added.values())))
+
+    @property
+    def end(self) -> int:
+        """Id of the end of the text."""
+        return self.words[_END]
+
+
+@dataclass(frozen=True)
+class AddedWord:
+    """A word that was added to a vocabulary; the flags are those of `tokenizers.AddedToken`."""
+
+    id: int
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = True
+    special: bool = False
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
     """Read a tokenizer folder of an SDXL checkpoint.
 
     It holds either `vocab.json`, `merges.txt` and `special_tokens_map.json`, or what newer versions of transformers
-    write instead: `tokenizer.json` and `tokenizer_config.json`.
+    write instead: `tokenizer.json` and `tokenizer_config.json`. Added words are in `added_tokens.json`,
+    `tokenizer_config.json` or `tokenizer.json`.
 
     Raises:
-        InputError: a file is missing or broken.
+        InputError: a file is missing or broken, or they disagree about a word.
     """
     try:
+        whole = _json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
+        config = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
         if (folder / "vocab.json").is_file():
-            vocabulary = _json(folder / "vocab.json")
+            words = _json(folder / "vocab.json")
             lines = (folder / "merges.txt").read_text(encoding="utf-8-sig").strip().split("\n")
             merges = [tuple(line.split()) for line in lines if not line.startswith("#version")]
             pad = _json(folder / "special_tokens_map.json")["pad_token"]
+            if whole is not None and whole["model"]["vocab"] != words:
+                raise ValueError("vocab.json and tokenizer.json have different vocabularies")
+        elif whole is not None:
+            if whole["model"]["type"] != "BPE":
+                raise ValueError(f"the tokenizer is of type {whole['model']['type']}, not BPE")
+            words = whole["model"]["vocab"]
+            merges = [
+                tuple(pair.split()) if isinstance(pair, str) else tuple(pair) for pair in whole["model"]["merges"]
+            ]
+            pad = config["pad_token"]
         else:
-            model = _json(folder / "tokenizer.json")["model"]
-            vocabulary = model["vocab"]
-            merges = [tuple(pair.split()) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-            pad = _json(folder / "tokenizer_config.json")["pad_token"]
-        return _tokenizer_json(vocabulary, [(left, right) for left, right in merges], _text(pad))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError("there is neither vocab.json nor tokenizer.json")
+        if not all(type(index) is int and index >= 0 for index in words.values()) or not {_START, _END} <= set(words):
+            raise ValueError("the vocabulary is not CLIP's")
+        pairs = [(left, right) for left, right in merges]
+        added = _added_words(folder, config, whole, words, _text(pad))
+        return Vocabulary(words, pairs, _text(pad), added)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{folder} has no usable CLIP tokenizer ({error}).",
             fix="It needs vocab.json, merges.txt and special_tokens_map.json, or tokenizer.json and "
             "tokenizer_config.json.",
+        ) from error
+
+
+def _added_words(
+    folder: Path, config: Mapping[str, Any], whole: Mapping[str, Any] | None, words: Mapping[str, int], pad: str
+) -> dict[str, AddedWord]:
+    """Collect the added words of all three places that versions of transformers have kept them in.
+
+    Raises:
+        ValueError: two places have a word under different ids, or two words share one.
+    """
+    listed = [] if whole is None else list(whole.get("added_tokens") or [])
+    listed += [{**entry, "id": int(index)} for index, entry in (config.get("added_tokens_decoder") or {}).items()]
+    if (folder / "added_tokens.json").is_file():
+        listed += [{"content": word, "id": index} for word, index in _json(folder / "added_tokens.json").items()]
+    found: dict[str, AddedWord] = {}
+    for entry in listed:
+        word = str(entry["content"])
+        flags = {name: entry[name] for name in _FLAGS if name in entry}
+        known = found.setdefault(word, AddedWord(int(entry["id"]), **flags))
+        if known.id != int(entry["id"]) or words.get(word, known.id) != known.id:
+            raise ValueError(f"the word {word!r} has several ids")
+    taken = {index: word for word, index in words.items()}
+    for word, known in found.items():
+        if taken.setdefault(known.id, word) != word:
+            raise ValueError(f"the id of the word {word!r} is another's as well")
+    found = {word: known for word, known in found.items() if word not in (_START, _END, pad)}
+    return dict(sorted(found.items(), key=lambda item: item[1].id))
+
+
+def folder_tokenizer_json(folder: Path) -> str:
+    """Return a tokenizer folder of a checkpoint as JSON text; see `read_vocabulary`.
+
+    Raises:
+        InputError: the folder holds no CLIP tokenizer, or added words that cannot be carried over.
+    """
+    vocabulary = read_vocabulary(folder)
+    try:
+        return _tokenizer_json(vocabulary.words, vocabulary.merges, vocabulary.pad, vocabulary.added)
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(
+            f"{folder} has no usable CLIP tokenizer ({error}).", fix="Copy or download the tokenizer again."
         ) from error
 
 
@@ -79,15 +179,28 @@ def _text(token: str | dict[str, str]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
-def _tokenizer_json(vocabulary: dict[str, int], merges: list[tuple[str, str]], pad: str) -> str:
-    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
+def _tokenizer_json(
+    vocabulary: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
+    pad: str,
+    added: Mapping[str, AddedWord] | None = None,
+) -> str:
+    from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
     from tokenizers.models import BPE
 
+    extra = added or {}
+    several = _several_vectors(extra)
     tokenizer = Tokenizer(
-        BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=_END)
+        BPE(dict(vocabulary), list(merges), continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=_END)
     )
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Lowercase()]
+        [
+            normalizers.NFC(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+            normalizers.Lowercase(),
+            *(normalizers.Replace(Regex(pattern), row) for pattern, row in map(_written_out, several.values())),
+        ]
     )
     pattern = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -102,6 +215,47 @@ def _tokenizer_json(vocabulary: dict[str, int], merges: list[tuple[str, str]], p
     # Special tokens are cut out of a prompt wherever they stand. With SDXL's second tokenizer that is "!" as well,
     # its padding token: transformers does so, and the pictures depend on it.
     tokenizer.add_special_tokens([_START, _END, pad])
+    for word, known in extra.items():
+        flags = {name: getattr(known, name) for name in _FLAGS}
+        content = f"{word}_0" if word in several else word
+        (tokenizer.add_special_tokens if known.special else tokenizer.add_tokens)([AddedToken(content, **flags)])
+        if tokenizer.token_to_id(content) != known.id:
+            raise ValueError(f"the added word {word!r} cannot have the id {known.id}: the ids before it have gaps")
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(length=LENGTH, pad_id=vocabulary[pad], pad_token=pad)
     return str(tokenizer.to_str())
+
+
+def _several_vectors(added: Mapping[str, AddedWord]) -> dict[str, list[str]]:
+    """Return the words of several vectors, each with the words of all its vectors in order.
+
+    Textual inversion stores the further vectors of `<word>` under the words `<word>_1`, `<word>_2`, …, and diffusers
+    writes all of them where a prompt has the first.
+
+    Raises:
+        ValueError: such a word is cut out of the text before that can be done.
+    """
+    found = {}
+    for word in added:
+        vectors = [word]
+        while f"{word}_{len(vectors)}" in added:
+            vectors.append(f"{word}_{len(vectors)}")
+        if len(vectors) > 1:
+            found[word] = vectors
+            if not added[word].normalized or f"{word}_0" in added:
+                raise ValueError(
+                    f"the added word {word!r} has several vectors, and is not normalized or has another _0"
+                )
+    return found
+
+
+def _written_out(vectors: Sequence[str]) -> tuple[str, str]:
+    """Return the pattern of a word of several vectors in a lower-case text, and what to write in its place.
+
+    The first vector's own token is then called `<word>_0`: a token is found by its content as normalized, and this
+    has to stay as it is. All vectors in a row, as diffusers writes them, are left as they are.
+    """
+    word, *others = (re.escape(vector.lower()) for vector in vectors)
+    row = " ".join(others)
+    numbers = "|".join(map(str, range(len(vectors))))
+    return f"{word}(?!_(?:{numbers})(?![0-9]))(?: {row})?", f"{vectors[0]}_0 {' '.join(vectors[1:])}".lower()

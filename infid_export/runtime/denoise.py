@@ -110,7 +110,7 @@ def refuse_non_finite(values: Array, what: str) -> None:
     if bad:
         raise EngineFolderError(
             f"The engines gave {what} with {bad} non-finite values of {values.size}.",
-            fix="Run `infid-export verify` on the folder, and build it with --precision fp32.",
+            fix="Run `infid-export verify` on the folder; if it was built with --fp16, build it with --precision fp32.",
         )
 
 

@@ -217,7 +217,7 @@ def test_files_are_verified(tmp_path):
         (None, "no manifest.json"),
         ("{", "cannot be read"),
         ('{"schema_version": 99}', "schema version 99"),
-        ('{"schema_version": 1}', "lacks or misnames"),
+        ('{"schema_version": 2}', "lacks or misnames"),
     ],
 )
 def test_broken_manifests_are_refused(tmp_path, content, message):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from infid_engines.errors import EngineFolderError, InputError, ParityError
 from infid_engines.folder import FolderTransaction
@@ -22,7 +24,7 @@ from infid_export.export.build import BuildReport, build, stale, verify
 from infid_export.export.exporter import Exporter
 from infid_export.export.inspection import read_graph
 from infid_export.export.options import GRAPHS, BuildOptions
-from infid_export.export.parity import compare, psnr
+from infid_export.export.parity import ImageParity, ParityReport, compare, psnr
 from infid_export.export.plan import make_plan, weights_file
 from infid_export.export.weights import WeightsLayout
 from infid_export.runtime.pipeline import Pipeline
@@ -158,6 +160,17 @@ def test_a_file_of_the_same_size_but_other_content_is_made_again(small_folder):
         verify(small_folder)
     assert build(small(small_folder)).made == {"onnx/vae.safetensors": "damaged"}
     assert verify(small_folder).passed
+
+
+def test_a_file_replaced_with_the_same_size_and_time_is_made_again(small_folder):
+    path = small_folder / "onnx/vae.safetensors"
+    build(small(small_folder))  # by now its hash is known
+    status, other = path.stat(), path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    corrupt(other, "decoder.conv_in.weight", small_folder)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    assert build(small(small_folder)).made == {"onnx/vae.safetensors": "damaged"}
 
 
 def test_a_file_that_was_only_touched_is_kept(small_folder):
@@ -324,6 +337,17 @@ def test_vae_that_overflows_fp16_is_kept_in_fp32(tmp_path, monkeypatch, source):
     assert report.parity.passed
 
 
+def test_vae_with_a_weight_beyond_fp16_is_kept_in_fp32(tmp_path, monkeypatch, source):
+    vae = source.load("vae", torch.float32)
+    vae.quant_conv.weight.data.fill_(70_000.0)  # of the encoder: it changes no activation of the decoder
+    exporter = Exporter(make_plan(small(tmp_path / "engines", precision="fp16")))
+    monkeypatch.setattr(exporter.source, "load", lambda *_: vae)
+    exporter.write_vae_range(tmp_path / "range.json")
+    found = json.loads((tmp_path / "range.json").read_text())
+    assert found["precision"] == "fp32"
+    assert "a weight reaches 70000" in found["why"]
+
+
 def test_parity_at_another_size_uses_the_same_weights(tmp_path):
     report = build(small(tmp_path / "engines", parity_size=96))
     assert report.parity.passed
@@ -386,6 +410,19 @@ def test_a_failing_comparison_is_never_a_pass():
     spike = x["y"].copy()
     spike[3] += 0.2
     assert not compare("g", x, {"y": spike}, **settings)[0].passed
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_failed_comparison_advises_fp32_only_where_that_is_another_precision(precision):
+    x = {"y": np.random.default_rng(0).standard_normal(1000).astype(np.float32)}
+    rows = compare("g", x, {"y": 2 * x["y"]}, precision=precision, key="k", size=(64, 64), groups={})
+    image = ImageParity(precision, 10.0, 40.0, 30, False, "k")
+    for report in (ParityReport(tuple(rows)), ParityReport((), image)):
+        assert ParityReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+        with pytest.raises(ParityError) as caught:
+            report.require()
+        assert ("Build with --precision fp32" in caught.value.fix) == (precision == "fp16")
+        assert "Nothing was kept as valid" in caught.value.fix
 
 
 def test_psnr():

@@ -11,10 +11,12 @@ import torch
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import canonical_key
+from infid_export.model.checkpoint import read_checkpoint
+from infid_export.model.checkpoint_files import checkpoint_folder, local_folder
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
-from infid_export.model.sources import BUILT_IN, CheckpointSource, ModelSource, checkpoint_folder, open_source
+from infid_export.model.sources import BUILT_IN, CheckpointSource, ModelSource, open_source
 
 FRESH = "fresh"
 
@@ -49,13 +51,16 @@ def open_base(
         source = open_source(model, seed=seed)
         source.config = chosen(stored or source.config)
         return source
+    local_folder(model)  # a path to something else is named before what a checkpoint would need besides
     if image_encoder is None:
         raise InputError(
             f"The checkpoint {model} needs an image encoder.", fix="Give --image-encoder open_clip_checkpoint."
         )
-    config = chosen(stored or IdentityConfig())
+    folder = checkpoint_folder(model)
+    if stored is None:
+        stored = IdentityConfig(cross_attention_dim=read_checkpoint(folder).parts["unet"]["cross_attention_dim"])
     # the identity file is read by nobody: the configuration is given, and the weights come from `initial_identity`
-    return CheckpointSource(checkpoint_folder(model), Path(initial), image_encoder, config)
+    return CheckpointSource(folder, Path(initial), image_encoder, chosen(stored))
 
 
 def encoder_fingerprint(source: ModelSource) -> str:

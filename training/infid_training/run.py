@@ -85,6 +85,8 @@ def train_on_shards(request: RunRequest, reporter: Reporter | None = None) -> Tr
         request.model, request.image_encoder, request.initial, request.model_seed, request.with_text,
         request.center_tokens,
     )  # fmt: skip
+    for note in source.notes:
+        shown.note(note)
     model = f"UNet {source.fingerprint('unet')[:12]} from {_start(request.initial)}"
     for sentence in caption_notes(request.shards, index, source) if request.with_text else ():
         shown.note(f"note: {sentence}")

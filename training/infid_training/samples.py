@@ -120,7 +120,7 @@ class _TrainedSource:
 
     def __init__(self, source: ModelSource, unet: Any, identity: IdentityModules) -> None:
         self.name, self.architecture, self.config = source.name, source.architecture, identity.config
-        self.zero_negative = source.zero_negative
+        self.zero_negative, self.notes = source.zero_negative, source.notes
         self._own = {
             "unet": unet,
             "identity": deepcopy(identity).eval().requires_grad_(False),

@@ -1,0 +1,87 @@
+"""Remembered hashes: the content of a file is read again only where the file system says that it may have changed.
+
+Hashing the 10 GB of a checkpoint takes longer than an unchanged rebuild may.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from infid_engines.errors import InputError
+from infid_engines.manifest import sha256_file
+
+# File systems write times in steps: of some milliseconds (ext4), of up to two seconds (FAT). A file that was changed
+# within the last such step may change again without another time.
+_STEP_NS = 2_000_000_000
+_KEPT = 2000  # hashes, the newest ones: an engine folder has some 20 files, and a rebuild makes them other files
+
+
+def remembered_sha256(path: Path) -> str:
+    """Return a file's sha256, hashing it only if it is not the file that was hashed before.
+
+    A file counts as the same while its device, inode, size, time of modification and time of change are. Programs can
+    set the time of modification back (`cp -p`, `rsync -t`, `touch -r`), but not that of change, which only a changed
+    clock or a network file system that keeps no such time can hide. What is remembered is stored in the user's cache
+    folder, can be deleted at any time, and is not needed: where that folder cannot be written to, files are hashed
+    each time.
+
+    Raises:
+        InputError: the file cannot be read, or changes while it is read.
+    """
+    try:
+        before = _identity(path)
+        known = _known()
+        digest = known.get(before)
+        if isinstance(digest, str):
+            return digest
+        digest = sha256_file(path)
+        after, status = _identity(path), path.stat()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}).", fix="Check the path and its permissions."
+        ) from error
+    if after != before:
+        raise InputError(f"{path} changed while it was read.", fix="Run again when nothing writes to it.")
+    if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _STEP_NS:
+        with contextlib.suppress(OSError, RuntimeError):
+            _remember({**_known(), before: digest})
+    return digest
+
+
+def _identity(path: Path) -> str:
+    status = path.stat()
+    return ":".join(
+        str(part) for part in (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    )
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infid-export" / "hashes.json"
+
+
+def _known() -> dict[str, object]:
+    """Return the remembered hashes by identity; none where the cache is missing or broken."""
+    try:
+        known = json.loads(_cache().read_text())
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home folder
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(known: dict[str, object]) -> None:
+    """Replace the cache; each process writes a temporary file of its own, so that none is half another's."""
+    cache = _cache()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=cache.parent, prefix=".hashes-")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(dict(list(known.items())[-_KEPT:]), file)
+        Path(partial).replace(cache)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise

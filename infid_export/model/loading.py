@@ -1,0 +1,202 @@
+"""Loading a checkpoint's networks: through their libraries, and only if every weight is there, fits and is finite."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from infid_engines.errors import InfidError, InputError
+from infid_export.model.checkpoint_files import (
+    OPENCLIP,
+    describe_tensors,
+    image_encoder_file,
+    tensor_names,
+    weight_files,
+)
+from infid_export.model.encoders import MEAN as _MEAN
+from infid_export.model.encoders import STD as _STD
+from infid_export.model.finite import not_finite, require_finite
+
+# Tensors of a file that no result depends on, by the end of their names.
+_WITHOUT_EFFECT = (
+    "position_ids",  # 0, 1, 2, …: a buffer that older versions of transformers saved
+    "logit_scale",  # of CLIP's training loss
+)
+# Likewise, of one component: SDXL reads the first text encoder's hidden states alone.
+_UNREAD = {"text_encoder": ("text_projection.weight",)}
+# As the ImageEncoder scales its pixels.
+_PREPROCESSING = {"mean": _MEAN, "std": _STD, "quick_gelu": False}
+
+
+def load_network(folder: Path, component: str, dtype: torch.dtype, variant: str | None = None) -> nn.Module:
+    """Load a UNet, VAE or text encoder of a checkpoint folder.
+
+    Args:
+        folder: the checkpoint's.
+        component: `unet`, `vae`, `text_encoder` or `text_encoder_2`.
+        dtype: to hold the weights in.
+        variant: of the files, if there is a choice; see `weight_files`.
+
+    Returns:
+        The module, as its library returns it.
+
+    Raises:
+        InputError: weights are missing, unexpected, of another shape, damaged, or not finite.
+    """
+    chosen = weight_files(folder / component, variant)
+    kind = _library_class(component)
+    with explained(f"The {component} weights of {folder}"), _without_bars(kind):
+        module, report = kind.from_pretrained(
+            folder,
+            subfolder=component,
+            variant=chosen.variant,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are in the report, by name
+            output_loading_info=True,
+        )
+    unread = (*_WITHOUT_EFFECT, *_UNREAD.get(component, ()))
+    _require_all(
+        f"The {component} weights of {folder}",
+        missing=report["missing_keys"],
+        unexpected=[name for name in report["unexpected_keys"] if not name.endswith(unread)],
+        mismatched=[each if isinstance(each, str) else each[0] for each in report["mismatched_keys"]],
+    )
+    if not_finite(module) is not None and dtype != torch.float32:
+        require_finite(load_network(folder, component, torch.float32, variant), f"The {component} of {folder}", dtype)
+    return require_finite(module, f"The {component} of {folder}", dtype)
+
+
+def load_image_encoder(encoder: nn.Module, name: str, checkpoint: str) -> nn.Module:
+    """Give an image encoder without weights those of an OpenCLIP checkpoint.
+
+    Args:
+        encoder: an `ImageEncoder` on the meta device.
+        name: open_clip's name of the architecture.
+        checkpoint: a file, or a tag that open_clip can fetch.
+
+    Returns:
+        The same module, with weights in the file's type.
+
+    Raises:
+        InputError: the checkpoint is missing, of another format or architecture, or damaged.
+    """
+    file = image_encoder_file(checkpoint) or _fetched(name, checkpoint)
+    if file.suffix == ".safetensors":
+        _check_openclip(file, tensor_names(file))
+    from open_clip.factory import load_state_dict
+
+    with explained(f"The image_encoder weights of {file}"):
+        stored: dict[str, Any] = load_state_dict(str(file))
+        _check_openclip(file, list(stored))
+    weights = {key: value for key, value in stored.items() if key.startswith("visual.")}
+    wanted = encoder.state_dict()
+    _require_all(
+        f"The image_encoder weights of {file}, as {name},",
+        missing=wanted.keys() - weights.keys(),
+        unexpected=weights.keys() - wanted.keys(),
+        mismatched=[key for key in wanted.keys() & weights.keys() if wanted[key].shape != weights[key].shape],
+    )
+    encoder.load_state_dict(weights, assign=True)
+    return encoder
+
+
+def _library_class(component: str) -> Any:
+    if component in ("unet", "vae"):
+        import diffusers
+
+        return diffusers.UNet2DConditionModel if component == "unet" else diffusers.AutoencoderKL
+    import transformers
+
+    return transformers.CLIPTextModel if component == "text_encoder" else transformers.CLIPTextModelWithProjection
+
+
+def _fetched(name: str, tag: str) -> Path:
+    """Fetch a checkpoint that open_clip knows by a tag.
+
+    Raises:
+        InputError: there is no such tag, its pictures are scaled in another way, or it cannot be fetched.
+    """
+    import open_clip
+    from open_clip.pretrained import download_pretrained
+
+    known = open_clip.get_pretrained_cfg(name, tag)
+    if not known:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise InputError(
+            f"There is no file {tag}, and open_clip has no such checkpoint of {name} ({tags}).", fix=OPENCLIP
+        )
+    other = [f"{field} = {known[field]}" for field, value in _PREPROCESSING.items() if known.get(field, value) != value]
+    if other:
+        raise InputError(f"open_clip's {tag} was trained with {', '.join(other)}.", fix="Choose another checkpoint.")
+    with explained(f"The checkpoint {tag} of open_clip", fix="Give a file, or connect to the hub."):
+        return Path(download_pretrained(known))
+
+
+def _check_openclip(file: Path, names: Iterable[str]) -> None:
+    found = list(names)
+    if not any(name.startswith("visual.") for name in found):
+        kind = describe_tensors(found) or f"something else (tensors such as {', '.join(sorted(map(str, found))[:3])})"
+        raise InputError(f"{file} is {kind}, not an OpenCLIP checkpoint: it has no tensors visual.….", fix=OPENCLIP)
+
+
+def _require_all(what: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]) -> None:
+    """Reject weights of which the network would keep some random, or leave some out."""
+    groups = {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": sorted(mismatched)}
+    if not any(groups.values()):
+        return
+    shown = "; ".join(
+        f"{problem}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for problem, names in groups.items()
+        if names
+    )
+    adapted = any("base_layer" in name or "lora_" in name for name in groups["unexpected"])
+    raise InputError(
+        f"{what} do not fit their configuration ({shown}).",
+        fix="Merge the adapter first (`fuse_lora` and `unload_lora_weights` of diffusers, `merge_and_unload` of PEFT), "
+        "then save again."
+        if adapted
+        else "Convert or download the checkpoint again.",
+    )
+
+
+@contextmanager
+def _without_bars(kind: Any) -> Iterator[None]:
+    """Keep a library from drawing progress bars of its own."""
+    bars = import_module(f"{kind.__module__.partition('.')[0]}.utils.logging")
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+@contextmanager
+def explained(what: str, fix: str = "Copy or download them again.") -> Iterator[None]:
+    """Turn whatever a library raises into one sentence; their errors have no common base. Their warnings are ours."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except (InfidError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        full = "can't allocate memory" in str(error)  # torch has no class of its own for it on CPUs
+        advice = "Free memory, or use a machine with more." if full else fix
+        raise InputError(f"{what} cannot be loaded ({lines[0][:300]}).", fix=advice) from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
