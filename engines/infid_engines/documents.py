@@ -1,6 +1,6 @@
 """JSON documents: strict reading, a seal that shows damage, and dataclasses checked field by field.
 
-A seal is the sha256 of a document's other entries. A file that a disk, a copy or an editor has changed in any digit
+A seal, the entry `seal`, is the sha256 of a document's other entries. A file that a disk, a copy or an editor has changed in any digit
 has another one, so a document that says what other files must be cannot itself be wrong without a word.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-SEAL = "sha256"
+SEAL = "seal"
 _Record = TypeVar("_Record")
 _MOST_BYTES = 1 << 28  # 256 MiB; SDXL's manifest has 0.1 MiB
 
@@ -63,7 +63,7 @@ def unsealed(document: Any) -> dict[str, Any]:
     if SEAL not in content:
         raise ValueError(f"it has no {SEAL}")
     if content.pop(SEAL) != _digest(content):
-        raise ValueError(f"it has changed since it was written: its content does not have its {SEAL}")
+        raise ValueError(f"it has changed since it was written: its content does not have the {SEAL} that it carries")
     return content
 
 
@@ -157,7 +157,9 @@ def _sequence(kind: Any, hints: tuple[Any, ...], value: Any, where: str) -> Any:
     if kind is tuple and Ellipsis not in hints:
         if len(value) != len(hints):
             raise ValueError(f"{where} has {len(value)} entries, not {len(hints)}")
-        return tuple(_converted(hint, entry, f"{where}[{i}]") for i, (hint, entry) in enumerate(zip(hints, value, strict=True)))
+        return tuple(
+            _converted(hint, entry, f"{where}[{i}]") for i, (hint, entry) in enumerate(zip(hints, value, strict=True))
+        )
     return kind(_converted(hints[0], entry, f"{where}[{index}]") for index, entry in enumerate(value))
 
 

@@ -197,8 +197,12 @@ def _check_spec(name: str, spec: TensorSpec) -> None:
 def is_inside(name: str) -> bool:
     """Return whether a name is the plain path of a file within a folder, whatever the folder holds."""
     parts = PurePosixPath(name).parts
-    return bool(parts) and str(PurePosixPath(*parts)) == name and ".." not in parts and parts[0] != "/" and (
-        "\0" not in name and "\\" not in name and all(len(part.encode(errors="replace")) < 256 for part in parts)
+    return (
+        bool(parts)
+        and str(PurePosixPath(*parts)) == name
+        and ".." not in parts
+        and parts[0] != "/"
+        and ("\0" not in name and "\\" not in name and all(len(part.encode(errors="replace")) < 256 for part in parts))
     )
 
 

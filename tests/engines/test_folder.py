@@ -209,7 +209,7 @@ def test_files_are_verified(tmp_path):
         (None, "no manifest.json"),
         ("{", "cannot be read"),
         ('{"schema_version": 99}', "schema version 99"),
-        ('{"schema_version": 2}', "it has no sha256"),
+        ('{"schema_version": 2}', "it has no seal"),
         (json.dumps(sealed({"schema_version": 2})), "it lacks 'infid_export'"),
         ("[" * 100_000, "nested too deeply"),
         ("[]", "cannot be read"),
