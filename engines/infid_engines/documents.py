@@ -1,7 +1,8 @@
 """JSON documents: strict reading, a seal that shows damage, and dataclasses checked field by field.
 
-A seal, the entry `seal`, is the sha256 of a document's other entries. A file that a disk, a copy or an editor has changed in any digit
-has another one, so a document that says what other files must be cannot itself be wrong without a word.
+A seal, the entry `seal`, is the sha256 of a document's other entries. A file that a disk, a copy or an editor has
+changed in any digit has another one, so a document that says what other files must be cannot itself be wrong without a
+word.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from infid_engines.errors import InputError
+from infid_engines.tensor_seal import SEAL_KEY, TensorBytes, sort_header, tensor_seal
 from infid_export.model.config import CONFIG_KEY, IdentityConfig, read_config
 
 _KEY, _VALUE = "to_k_id", "to_v_id"
@@ -109,7 +110,9 @@ class IdentityModules(nn.Module):
         target = Path(path)
         partial = target.with_name(f".{target.name}.partial")
         tensors = {_file_key(name): value.detach().contiguous() for name, value in self.state_dict().items()}
-        save_file(tensors, partial, metadata={CONFIG_KEY: json.dumps(self.config.to_dict())})
+        metadata = {CONFIG_KEY: json.dumps(self.config.to_dict())}
+        save_file(tensors, partial, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
+        sort_header(partial)
         partial.replace(target)
 
     @classmethod
@@ -126,9 +129,10 @@ class IdentityModules(nn.Module):
             The modules in evaluation mode.
 
         Raises:
-            InputError: the file is missing, truncated, without configuration, or made for another UNet.
+            InputError: the file is missing, damaged, without configuration, or made for another UNet.
         """
         config = read_config(path)
+        _check_seal(path)
         with torch.device("meta"):
             modules = cls(config, blocks)
         expected = {_file_key(name): (name, tuple(value.shape)) for name, value in modules.state_dict().items()}
@@ -153,6 +157,25 @@ class IdentityModules(nn.Module):
 def _file_key(name: str) -> str:
     """Name of a parameter in the file: projections carry the UNet's own path."""
     return name.removeprefix("projections.").replace("/", ".")
+
+
+def _seal(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    described = (
+        TensorBytes(name, str(tensor.dtype), tensor.shape, tensor.cpu().flatten().view(torch.uint8).numpy())
+        for name, tensor in sorted(tensors.items())
+    )
+    return tensor_seal(metadata, described)
+
+
+def _check_seal(path: str | Path) -> None:
+    """Refuse a file whose content is not what was written; one without a seal is of other software or older."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        if SEAL_KEY not in metadata:
+            return
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if _seal(metadata, tensors) != metadata[SEAL_KEY]:
+            raise InputError(f"{path} is damaged: its content is not what was written.", fix="Copy or train it again.")
 
 
 def _check_keys(path: str | Path, wanted: set[str], found: set[str]) -> None:

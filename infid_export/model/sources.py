@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from infid_engines.documents import read_json
 from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file, write_json
 from infid_export.model.architectures import DEMO, SDXL, Architecture, identity_config
@@ -353,7 +354,9 @@ def _read_config(folder: Path, component: str) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise ValueError("it is no object")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}).", fix="Use a checkpoint in diffusers' format.") from error
     return values

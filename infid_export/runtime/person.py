@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from infid_engines.errors import InputError
+from infid_engines.tensor_seal import SEAL_KEY, TensorBytes, tensor_seal
 
 Array = np.ndarray[Any, Any]
 _TENSORS = ("identity_tokens", "identity_keys", "identity_values")
@@ -71,7 +72,8 @@ class Person:
         """
         target = Path(path)
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
-        content = save(tensors, metadata={_MODEL_KEY: self.model, _NAME_KEY: self.name})
+        metadata = {_MODEL_KEY: self.model, _NAME_KEY: self.name}
+        content = save(tensors, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
         partial = None
         try:
             with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
@@ -94,7 +96,7 @@ class Person:
         """Read a person.
 
         Raises:
-            InputError: the file is missing, cut off, not a person, or holds non-finite values.
+            InputError: the file is missing, damaged, not a person, or holds non-finite values.
         """
         if not Path(path).is_file():
             raise InputError(f"There is no person file at {path}.", fix="Make one with `infid-export enroll`.")
@@ -108,7 +110,10 @@ class Person:
                         fix="Make one with `infid-export enroll`.",
                     )
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
-        except (SafetensorError, OSError, TypeError) as error:  # TypeError: a type numpy does not have
+            # a file without a seal was written by other software, or before there were seals
+            if metadata.get(SEAL_KEY, _seal(metadata, tensors)) != _seal(metadata, tensors):
+                raise ValueError("its content is not what was written")
+        except (SafetensorError, OSError, TypeError, ValueError) as error:  # TypeError: a type numpy does not have
             raise InputError(f"{path} is not a whole person file ({error}).", fix=_AGAIN) from error
         try:
             return cls(**tensors, model=metadata[_MODEL_KEY], name=metadata.get(_NAME_KEY, ""))
@@ -190,6 +195,12 @@ def stack(people: Sequence[Person], name: str = "") -> Person:
     first = _same_model(people)
     tensors = {tensor: np.concatenate([getattr(person, tensor) for person in people], axis=1) for tensor in _TENSORS}
     return Person(**tensors, model=first.model, name=name)
+
+
+def _seal(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> str:
+    arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    described = (TensorBytes(name, array.dtype.name, array.shape, array) for name, array in arrays.items())
+    return tensor_seal(metadata, described)
 
 
 def _same_model(people: Sequence[Person]) -> Person:
