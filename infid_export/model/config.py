@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from infid_engines.errors import InputError
 
 CONFIG_KEY = "infid_config"  # of an identity file's header
+_LARGEST = 1 << 16  # tokens or channels; SDXL has at most 2048 of either
 
 CrossAdaIN = Literal["kv", "output", "off"]
 UncondIdentity = Literal["zeros", "off"]
@@ -66,9 +67,14 @@ class IdentityConfig:
                     f"{field.name} must be one of {', '.join(allowed)}, not {value!r}.",
                     fix=f"Choose one of them for {field.name}.",
                 )
-            if hints[field.name] is int and (type(value) is not int or value < 1):
+            if hints[field.name] in (str, bool) and type(value) is not hints[field.name]:
                 raise InputError(
-                    f"{field.name} must be a positive integer, not {value!r}.",
+                    f"{field.name} must be {'a name' if hints[field.name] is str else 'true or false'}, not {value!r}.",
+                    fix="Correct it in the identity file's configuration.",
+                )
+            if hints[field.name] is int and (type(value) is not int or not 1 <= value <= _LARGEST):
+                raise InputError(
+                    f"{field.name} must be a positive integer up to {_LARGEST}, not {value!r}.",
                     fix="Correct it in the identity file's configuration.",
                 )
 
@@ -94,12 +100,16 @@ class IdentityConfig:
         """
         try:
             values = json.loads(text)
-            unknown = set(values) - {field.name for field in fields(cls)}
-        except (ValueError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
-                f"The identity configuration is not a JSON object ({error}).",
-                fix="Export the identity weights again.",
+                f"The identity configuration is not JSON ({error}).", fix="Export the identity weights again."
             ) from error
+        if not isinstance(values, dict):
+            raise InputError(
+                f"The identity configuration is {text[:40]!r}, not a JSON object.",
+                fix="Export the identity weights again.",
+            )
+        unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise InputError(
                 f"The identity configuration has unknown fields: {', '.join(sorted(unknown))}.",

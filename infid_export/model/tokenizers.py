@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
+from infid_engines.documents import read_json
 from infid_engines.errors import InputError
 
 LENGTH = 77
 _START, _END = "<|startoftext|>", "<|endoftext|>"
+_MOST_WORDS = 1 << 20  # numbers of words; the tokenizers library makes a table up to the largest
 _MERGES = 49152 - 256 - 2  # merges that CLIP uses of the file; see open_clip's SimpleTokenizer
 
 
@@ -63,7 +64,10 @@ def folder_tokenizer_json(folder: Path) -> str:
             merges = [tuple(pair.split()) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
             pad = _json(folder / "tokenizer_config.json")["pad_token"]
         return _tokenizer_json(vocabulary, [(left, right) for left, right in merges], _text(pad))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except BaseException as error:
+        # the tokenizers library raises bare Exception, and where its Rust code panics a BaseException
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InputError(
             f"{folder} has no usable CLIP tokenizer ({error}).",
             fix="It needs vocab.json, merges.txt and special_tokens_map.json, or tokenizer.json and "
@@ -72,7 +76,7 @@ def folder_tokenizer_json(folder: Path) -> str:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def _text(token: str | dict[str, str]) -> str:
@@ -80,6 +84,9 @@ def _text(token: str | dict[str, str]) -> str:
 
 
 def _tokenizer_json(vocabulary: dict[str, int], merges: list[tuple[str, str]], pad: str) -> str:
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [None]
+    if not all(type(each) is int and 0 <= each < _MOST_WORDS for each in ids) or len(set(ids)) != len(ids):
+        raise ValueError(f"its words have no different numbers from 0 to {_MOST_WORDS}")
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
     from tokenizers.models import BPE
 

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from infid_engines.errors import InputError
+from infid_export.runtime.tokenizer_file import open_tokenizer
 
-from infid_engines.errors import EngineFolderError, InputError
-
-LENGTH = 77
 FILES = ("tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json")
 
 
@@ -26,21 +24,7 @@ class PromptTokenizer:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizers = []
-        for name in FILES:
-            try:
-                tokenizer = Tokenizer.from_file(str(folder / name))
-            except Exception as error:  # the library raises bare Exception
-                raise EngineFolderError(
-                    f"{folder / name} cannot be read ({error}).", fix="Build the engine folder again."
-                ) from error
-            lengths = [len(tokenizer.encode(text).ids) for text in ("", "word " * LENGTH)]
-            if lengths != [LENGTH, LENGTH]:
-                raise EngineFolderError(
-                    f"{folder / name} gives {lengths[0]} to {lengths[1]} ids, not always {LENGTH}.",
-                    fix="Build the engine folder again.",
-                )
-            self._tokenizers.append(tokenizer)
+        self._tokenizers = [open_tokenizer(folder / name) for name in FILES]
 
     def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return `[n, 77]` int32 ids for each text encoder.
