@@ -140,7 +140,7 @@ class CheckedInputs:
             InputError: names the input, what was wanted and what was got.
         """
         wanted = set(self.specs) if names is None else names
-        for problem, found in (("lacks", wanted - set(arrays)), ("has no", set(arrays) - wanted)):
+        for problem, found in (("lacks", wanted - set(arrays)), ("has no", set(arrays) - (wanted & set(self.specs)))):
             if found:
                 raise InputError(
                     f"The graph's call {problem} input {', '.join(sorted(found))}.",

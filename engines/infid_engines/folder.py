@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import json
 import os
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from infid_engines.documents import read_json, record, sealed, unsealed
 from infid_engines.errors import BuildError, EngineFolderError
 from infid_engines.hashes import remembered_sha256
 from infid_engines.manifest import MANIFEST, FileRecord, Manifest, canonical_key, sha256_file, write_json
@@ -163,11 +163,11 @@ class FolderTransaction:
         if not record_path.is_file() or not path.is_file():
             return None
         try:
-            record = FileRecord(**json.loads(record_path.read_text()))
-        except (ValueError, TypeError):  # another version's
+            found = record(FileRecord, unsealed(read_json(record_path)))
+        except (OSError, ValueError):  # damaged, or another version's
             return None
-        whole = path.stat().st_size == record.size and remembered_sha256(path) == record.sha256
-        return record if whole else None
+        whole = path.stat().st_size == found.size and remembered_sha256(path) == found.sha256
+        return found if whole else None
 
     def place(self, name: str, fields: Mapping[str, Any], write: Callable[[Path], Written | None]) -> FileRecord:
         """Make an artefact.
@@ -199,9 +199,9 @@ class FolderTransaction:
             partial.unlink(missing_ok=True)
             raise
         seconds, peak = time.monotonic() - started, known.peak_bytes or peak_memory()
-        record = FileRecord(digest, path.stat().st_size, canonical_key(fields), dict(fields), seconds, peak)
-        self._record(name, record)
-        return record
+        made = FileRecord(digest, path.stat().st_size, canonical_key(fields), dict(fields), seconds, peak)
+        self._record(name, made)
+        return made
 
     def path(self, name: str) -> Path:
         """Return where an artefact is staged, with its folder made."""
@@ -218,11 +218,11 @@ class FolderTransaction:
 
         Args:
             manifest: the table of contents; files it does not list are left out.
-            extra: JSON documents by name, written beside the manifest.
+            extra: JSON documents by name, written beside the manifest and sealed as it is.
         """
         with full_disk_explained(self.target.parent):
             for name, document in extra.items():
-                write_json(self.staging / name, document)
+                write_json(self.staging / name, sealed(document))
             manifest.write(self.staging)
         kept = {*manifest.files, *extra, MANIFEST}
         for path in sorted(self.staging.rglob("*"), reverse=True):
@@ -235,9 +235,9 @@ class FolderTransaction:
     def _record_path(self, name: str) -> Path:
         return self.staging / _RECORDS / f"{name.replace('/', '__')}.json"
 
-    def _record(self, name: str, record: FileRecord) -> None:
+    def _record(self, name: str, made: FileRecord) -> None:
         with full_disk_explained(self.target.parent):
-            write_json(self._record_path(name), asdict(record))
+            write_json(self._record_path(name), sealed(asdict(made)))
 
 
 def put_in_place(staging: Path, target: Path, retired: Path) -> None:

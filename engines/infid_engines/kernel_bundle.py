@@ -14,19 +14,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from infid_engines.documents import parse_json, read_json, record, sealed, unsealed
 from infid_engines.errors import EngineFolderError
 from infid_engines.folder import put_in_place, temporary_beside
 from infid_engines.kernel_launch import Kernel
-from infid_engines.manifest import write_json
+from infid_engines.manifest import is_inside, write_json
 
 INDEX = "bundle.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _COMMAND = "infid-export compile-kernels"
 _TILE_SIZES = ("block_m", "block_n", "num_warps", "num_stages")
 
@@ -64,6 +64,20 @@ class Listed:
     dtype: str
     head_size: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The document `bundle.json`."""
+
+    schema_version: int
+    kernels: Mapping[str, Listed]
+
+    def __post_init__(self) -> None:
+        """Refuse names that lead out of the folder."""
+        for name in self.kernels:
+            if not is_inside(name) or "/" in name:
+                raise ValueError(f"{name!r} is not the name of a file within the folder")
 
 
 def require_bundle_or_nothing(folder: Path) -> None:
@@ -117,7 +131,7 @@ def write_bundle(folder: Path, kernels: Iterable[Compiled]) -> dict[str, Mapping
             identity = {field: kernel.launch[field] for field in ("op", "architecture", "dtype", "head_size")}
             listed[name] = Listed(**identity, sha256=digest)
         index = {name: asdict(kernel) for name, kernel in listed.items()}
-        write_json(staging / INDEX, {"schema_version": SCHEMA_VERSION, "kernels": index})
+        write_json(staging / INDEX, sealed({"schema_version": SCHEMA_VERSION, "kernels": index}))
         put_in_place(staging, folder, Path(scratch) / "old")
     return written
 
@@ -159,11 +173,11 @@ class KernelBundle:
             )
         again = f"Make the bundle again with `{_COMMAND} --target … -o {folder}`."
         try:
-            document = json.loads(path.read_bytes())
+            document = read_json(path)
             version = document["schema_version"]
             if version == SCHEMA_VERSION:
-                index = {name: Listed(**fields) for name, fields in document["kernels"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                index = record(_Index, unsealed(document), "it").kernels
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise EngineFolderError(f"{path} cannot be read ({error}).", fix=again) from error
         if version != SCHEMA_VERSION:
             raise EngineFolderError(
@@ -171,7 +185,7 @@ class KernelBundle:
             )
         launches = {}
         for name, listed in index.items():
-            launches[name] = json.loads(_verified(folder / f"{name}.json", listed.sha256, again))
+            launches[name] = parse_json(_verified(folder / f"{name}.json", listed.sha256, again))
             for ending, digest in launches[name]["sha256"].items():
                 _verified(folder / f"{name}.{ending}", digest, again)
         return cls(folder, index, launches)

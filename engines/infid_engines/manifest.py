@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from infid_engines.documents import read_json, record, sealed, unsealed
 from infid_engines.errors import EngineFolderError
 
 SCHEMA_VERSION = 2
@@ -17,6 +18,8 @@ MANIFEST = "manifest.json"
 _REBUILD = "Build the folder again with the `infid-export build` command it was made with."
 
 Dimension = int | list[int]  # fixed, or [smallest, usual, largest]
+_LARGEST = 1 << 16  # pixels of a side, images of a batch, tokens: far more than any engine has
+_DTYPES = ("float16", "float32", "int32", "int64")
 
 
 @dataclass(frozen=True)
@@ -110,14 +113,14 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest, whole or not at all."""
-        write_json(folder / MANIFEST, asdict(self))
+        write_json(folder / MANIFEST, sealed(asdict(self)))
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Read and check a folder's manifest.
 
         Raises:
-            EngineFolderError: there is none, it is broken, or it has another schema version.
+            EngineFolderError: there is none, it is damaged, or it has another schema version.
         """
         path = folder / MANIFEST
         if not path.is_file():
@@ -126,9 +129,9 @@ class Manifest:
                 fix=f"Build one with `infid-export build -o {folder}`.",
             )
         try:
-            values = json.loads(path.read_text())
-            version = values.pop("schema_version")
-        except (ValueError, KeyError, AttributeError, OSError) as error:
+            document = read_json(path)
+            version = document["schema_version"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
             raise EngineFolderError(f"{path} cannot be read ({error}).", fix=_REBUILD) from error
         if version != SCHEMA_VERSION:
             raise EngineFolderError(
@@ -136,15 +139,11 @@ class Manifest:
                 fix=_REBUILD,
             )
         try:
-            graphs = {
-                name: GraphRecord(**{**graph, "inputs": _specs(graph["inputs"]), "outputs": _specs(graph["outputs"])})
-                for name, graph in values.pop("graphs").items()
-            }
-            engines = tuple(EngineRecord(**engine) for engine in values.pop("engines"))
-            files = {name: FileRecord(**file) for name, file in values.pop("files").items()}
-            return cls(graphs=graphs, engines=engines, files=files, **values)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise EngineFolderError(f"{path} lacks or misnames an entry ({error}).", fix=_REBUILD) from error
+            manifest = record(cls, unsealed(document), "it")
+            _check(manifest)
+        except ValueError as error:
+            raise EngineFolderError(f"{path} cannot be used: {error}.", fix=_REBUILD) from error
+        return manifest
 
     def graph(self, name: str) -> GraphRecord:
         """Return one graph's record.
@@ -160,8 +159,49 @@ class Manifest:
         return self.graphs[name]
 
 
-def _specs(values: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(value["name"], value["dtype"], tuple(value["shape"])) for value in values)
+def _check(manifest: Manifest) -> None:
+    """Refuse what no build writes: impossible sizes, and files outside the folder.
+
+    Raises:
+        ValueError: names the entry.
+    """
+    for name in ("height", "width", "batch", "people", "identity_tokens", "vae_scale_factor"):
+        if not 1 <= getattr(manifest, name) <= _LARGEST:
+            raise ValueError(f"{name} is {getattr(manifest, name)}, not from 1 to {_LARGEST}")
+    if not isinstance(manifest.model.get("id"), str) or not isinstance(manifest.model.get("name"), str):
+        raise ValueError("model has no id or no name")
+    for name, graph in manifest.graphs.items():
+        for spec in (*graph.inputs, *graph.outputs):
+            _check_spec(f"graphs.{name}.{spec.name}", spec)
+    names = [*manifest.files, *(graph.file for graph in manifest.graphs.values())]
+    names += [weights for graph in manifest.graphs.values() for weights in graph.weights]
+    names += [engine.file for engine in manifest.engines]
+    for name in names:
+        if not is_inside(name):
+            raise ValueError(f"{name!r} is not the path of a file within the folder")
+        if name not in manifest.files:
+            raise ValueError(f"files lacks {name!r}")
+
+
+def _check_spec(name: str, spec: TensorSpec) -> None:
+    if spec.dtype not in _DTYPES:
+        raise ValueError(f"{name} has the type {spec.dtype!r}, not one of {', '.join(_DTYPES)}")
+    for extent in spec.shape:
+        ends = [extent] * 3 if isinstance(extent, int) else extent
+        if len(ends) != 3 or sorted(ends) != ends or ends[0] < 0:  # 0 is a free dimension
+            raise ValueError(f"{name} has the dimension {extent}, not a size, nor [smallest, usual, largest]")
+
+
+def is_inside(name: str) -> bool:
+    """Return whether a name is the plain path of a file within a folder, whatever the folder holds."""
+    parts = PurePosixPath(name).parts
+    return (
+        bool(parts)
+        and str(PurePosixPath(*parts)) == name
+        and ".." not in parts
+        and parts[0] != "/"
+        and ("\0" not in name and "\\" not in name and all(len(part.encode(errors="replace")) < 256 for part in parts))
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -89,7 +89,23 @@ class OnnxRuntimeBackend:
                 f"onnxruntime found no usable CUDA device and chose {session.get_providers()[0]}.",
                 fix="Check the driver with `infid-export doctor`, or use the CPU.",
             )
+        _check_names(path, session, inputs, outputs)
         return OnnxRuntimeEngine(session, inputs, outputs)
+
+
+def _check_names(path: Path, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """Refuse a graph whose inputs or outputs are not those that the manifest names.
+
+    Raises:
+        EngineFolderError: names the first that differs.
+    """
+    for kind, specs, values in (("inputs", inputs, session.get_inputs()), ("outputs", outputs, session.get_outputs())):
+        different = sorted({spec.name for spec in specs} ^ {value.name for value in values})
+        if different:
+            raise EngineFolderError(
+                f"The {kind} of {path} are not those of the manifest: only one of them has {different[0]!r}.",
+                fix="Build the folder again with `infid-export build`.",
+            )
 
 
 class OnnxRuntimeEngine:
@@ -114,7 +130,13 @@ class OnnxRuntimeEngine:
 
     def _run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         names = list(self.outputs)
-        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        try:
+            return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        except Exception as error:  # onnxruntime's exception types are not public
+            raise EngineFolderError(
+                f"onnxruntime cannot run the graph ({error}).",
+                fix="Run `infid-export verify` on the folder, and build it again if it fails.",
+            ) from error
 
     def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays) -> OnnxRuntimeLoop:
         """Start a loop; fixed and carried inputs are checked once."""

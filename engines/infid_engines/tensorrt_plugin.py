@@ -9,13 +9,13 @@ than 48 KB of shared memory, above which TensorRT documents nothing. Not yet run
 from __future__ import annotations
 
 import inspect
-import json
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infid_engines.documents import read_json
 from infid_engines.errors import EngineFolderError
 from infid_engines.expressions import evaluate
 
@@ -69,7 +69,7 @@ def read_variants(path: Path) -> dict[str, list[Variant]]:
         EngineFolderError: it is missing, broken, or of another form.
     """
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path)
         if document["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"it has schema version {document['schema_version']}, not {SCHEMA_VERSION}")
         variants: dict[str, list[Variant]] = {}

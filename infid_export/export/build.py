@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infid_engines.backends import BuildRequest
+from infid_engines.documents import sealed
 from infid_engines.errors import EngineFolderError
 from infid_engines.folder import FolderTransaction, Written
 from infid_engines.manifest import (
@@ -298,7 +299,7 @@ class _Builder:
         return parity
 
     def _keep(self, parity: ParityReport) -> None:
-        write_json(self.transaction.staging / PARITY, parity.to_json())
+        write_json(self.transaction.staging / PARITY, sealed(parity.to_json()))
 
     def _compare_image(self, manifest: Manifest, steps: int) -> Any:
         manifest.write(self.transaction.staging)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from infid_engines.documents import read_json, record, unsealed
 from infid_engines.errors import EngineFolderError, ParityError
 from infid_export.export.tolerances import VERSION, tolerance
 
@@ -87,25 +87,25 @@ class ParityReport:
         return all(row.passed for row in self.rows) and (self.image is None or self.image.passed)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of parity.json."""
+        """Return the content of parity.json, which is written sealed."""
         rows = [{**asdict(row), **{name: _json_number(getattr(row, name)) for name in _MEASURED}} for row in self.rows]
         return {**asdict(self), "rows": rows, "passed": self.passed}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ParityReport:
-        """Read the content of parity.json.
+        """Read the content of parity.json, unsealed.
 
         Raises:
-            EngineFolderError: an entry is missing.
+            ValueError: an entry is missing, unknown or of another type.
         """
-        try:
-            rows = tuple(_row(row) for row in values["rows"])
-            image = None if values["image"] is None else ImageParity(**values["image"])
-            return cls(rows, image, values["version"])
-        except (KeyError, TypeError) as error:
-            raise EngineFolderError(
-                f"parity.json lacks or misnames an entry ({error}).", fix="Run `infid-export verify` on the folder."
-            ) from error
+        rows = values.get("rows")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError("it has no list of rows")
+        finite = [{**row, **{name: 0.0 for name in _MEASURED if row.get(name, 0.0) is None}} for row in rows]
+        verdict = {name: value for name, value in values.items() if name != "passed"}
+        report = record(cls, {**verdict, "rows": finite}, "it")
+        made = tuple(_measured(row, given) for row, given in zip(report.rows, rows, strict=True))
+        return replace(report, rows=made)
 
     def require(self) -> None:
         """Raise unless everything passed.
@@ -134,9 +134,10 @@ def _json_number(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _row(values: Mapping[str, Any]) -> ParityRow:
-    measured = {name: np.inf if values[name] is None else values[name] for name in _MEASURED}
-    return ParityRow(**{**values, **measured, "size": tuple(values["size"])})
+def _measured(row: ParityRow, given: Mapping[str, Any]) -> ParityRow:
+    """Return a row with the measurements that JSON has no number for, written as null, infinite again."""
+    infinite: dict[str, Any] = {name: np.inf for name in _MEASURED if given[name] is None}
+    return replace(row, **infinite)
 
 
 def compare(
@@ -217,11 +218,11 @@ def stored_parity(folder: Path) -> ParityReport:
     """Read a folder's parity.json.
 
     Raises:
-        EngineFolderError: it is missing or broken.
+        EngineFolderError: it is missing or damaged.
     """
     path = folder / PARITY
     try:
-        return ParityReport.from_json(json.loads(path.read_text()))
+        return ParityReport.from_json(unsealed(read_json(path)))
     except (OSError, ValueError) as error:
         raise EngineFolderError(
             f"{path} cannot be read ({error}).", fix="Run `infid-export verify` on the folder."

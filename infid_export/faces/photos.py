@@ -13,6 +13,7 @@ from infid_engines.errors import InputError
 from infid_export.faces.color import to_srgb
 
 MAX_PIXELS = 100_000_000  # 100 megapixels: 300 MB decoded, more than nearly every camera gives
+_STRIP = 25_000_000  # pixels that are converted at once
 # Named, so that Pillow never hands a file to an external program (it runs Ghostscript for EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
 _READABLE = "JPEG, PNG, WebP, TIFF, BMP and GIF can be read; HEIC, AVIF and camera raw cannot"
@@ -105,13 +106,26 @@ def _decode(name: str, image: Image.Image) -> np.ndarray[Any, Any]:
         frames = getattr(image, "n_frames", 1)
         # phones keep a depth map or thumbnail as further frames of a JPEG (MPO); the first is the photo
         if frames == 1 or image.format == "MPO":
-            return np.asarray(_to_rgb(name, ImageOps.exif_transpose(image), image))
+            return _converted(name, ImageOps.exif_transpose(image), image)
     except InputError:
         raise
     except Exception as error:  # what a decoder raises on broken files is not documented
         raise _damaged(name, error) from error
     what = f"has {frames} pages" if image.format == "TIFF" else f"is animated ({frames} frames)"
     raise InputError(f"{name} {what}.", fix="Save one as PNG or JPEG.")
+
+
+def _converted(name: str, image: Image.Image, photo: Image.Image) -> np.ndarray[Any, Any]:
+    """Return the sRGB pixels of an upright image, strip by strip; `photo` is what it was opened as.
+
+    The steps of a conversion each hold a copy: of 100 megapixels with transparency at once they took 2.4 GB.
+    """
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = np.asarray(_to_rgb(name, image.crop((0, top, image.width, bottom)), photo))
+    return pixels
 
 
 def _damaged(name: str, error: Exception) -> InputError:

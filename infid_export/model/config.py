@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from infid_engines.errors import InputError
 
 CONFIG_KEY = "infid_config"  # of an identity file's header
+_LARGEST = 1 << 16  # tokens or channels; SDXL has at most 2048 of either
 
 CrossAdaIN = Literal["kv", "output", "off"]
 UncondIdentity = Literal["zeros", "off"]
@@ -71,9 +72,9 @@ class IdentityConfig:
                     f"{field.name} must be {'a name' if hints[field.name] is str else 'true or false'}, not {value!r}.",
                     fix="Correct it in the identity file's configuration.",
                 )
-            if hints[field.name] is int and (type(value) is not int or value < 1):
+            if hints[field.name] is int and (type(value) is not int or not 1 <= value <= _LARGEST):
                 raise InputError(
-                    f"{field.name} must be a positive integer, not {value!r}.",
+                    f"{field.name} must be a positive integer up to {_LARGEST}, not {value!r}.",
                     fix="Correct it in the identity file's configuration.",
                 )
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from infid_engines.errors import InputError
+from infid_engines.tensor_seal import SEAL_KEY, TensorBytes, sort_header, tensor_seal
 from infid_export.model.config import CONFIG_KEY, IdentityConfig, read_config
 from infid_export.model.encoder_record import ENCODERS_KEY, EncoderRecord
 from infid_export.model.finite import require_finite_tensor
@@ -118,7 +119,8 @@ class IdentityModules(nn.Module):
         metadata = {CONFIG_KEY: json.dumps(self.config.to_dict())}
         if self.encoders is not None:
             metadata[ENCODERS_KEY] = self.encoders.to_json()
-        save_file(tensors, partial, metadata=metadata)
+        save_file(tensors, partial, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
+        sort_header(partial)
         partial.replace(target)
 
     @classmethod
@@ -135,10 +137,11 @@ class IdentityModules(nn.Module):
             The modules in evaluation mode.
 
         Raises:
-            InputError: the file is missing, truncated, without configuration, made for another UNet, or not finite
+            InputError: the file is missing, damaged, without configuration, made for another UNet, or not finite
                 in this type.
         """
         config = read_config(path)
+        _check_seal(path)
         with torch.device("meta"):
             modules = cls(config, blocks, EncoderRecord.read(Path(path)))
         expected = {_file_key(name): (name, tuple(value.shape)) for name, value in modules.state_dict().items()}
@@ -162,6 +165,25 @@ class IdentityModules(nn.Module):
 def _file_key(name: str) -> str:
     """Name of a parameter in the file: projections carry the UNet's own path."""
     return name.removeprefix("projections.").replace("/", ".")
+
+
+def _seal(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    described = (
+        TensorBytes(name, str(tensor.dtype), tensor.shape, tensor.cpu().flatten().view(torch.uint8).numpy())
+        for name, tensor in sorted(tensors.items())
+    )
+    return tensor_seal(metadata, described)
+
+
+def _check_seal(path: str | Path) -> None:
+    """Refuse a file whose content is not what was written; one without a seal is of other software or older."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        if SEAL_KEY not in metadata:
+            return
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if _seal(metadata, tensors) != metadata[SEAL_KEY]:
+            raise InputError(f"{path} is damaged: its content is not what was written.", fix="Copy or train it again.")
 
 
 def _check_keys(path: str | Path, wanted: set[str], found: set[str]) -> None:

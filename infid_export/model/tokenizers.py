@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infid_engines.documents import read_json
 from infid_engines.errors import InputError
 
 LENGTH = 77
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_MOST_WORDS = 1 << 20  # numbers of words; the tokenizers library makes a table up to the largest
 _MERGES = 49152 - 256 - 2  # merges that CLIP uses of the file; see open_clip's SimpleTokenizer
 
 
@@ -172,7 +173,7 @@ def folder_tokenizer_json(folder: Path) -> str:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_bytes())  # as bytes, so that a byte order mark does not matter
+    return read_json(path)
 
 
 def _text(token: str | dict[str, str]) -> str:
@@ -185,6 +186,9 @@ def _tokenizer_json(
     pad: str,
     added: Mapping[str, AddedWord] | None = None,
 ) -> str:
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [None]
+    if not all(type(each) is int and 0 <= each < _MOST_WORDS for each in ids) or len(set(ids)) != len(ids):
+        raise ValueError(f"its words have no different numbers from 0 to {_MOST_WORDS}")
     from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
     from tokenizers.models import BPE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from infid_engines.arguments import is_number, path_of, shown, text_of
 from infid_engines.errors import InputError
+from infid_engines.tensor_seal import SEAL_KEY, TensorBytes, tensor_seal
 from infid_export.faces.choice import TakenFace
 
 Array = np.ndarray[Any, Any]
@@ -80,7 +81,8 @@ class Person:
         """
         target = path_of("The person file", path, "Give a path that ends in .safetensors.")
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
-        content = save(tensors, metadata={_MODEL_KEY: self.model, _NAME_KEY: self.name})
+        metadata = {_MODEL_KEY: self.model, _NAME_KEY: self.name}
+        content = save(tensors, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
         partial = None
         try:
             with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
@@ -103,7 +105,7 @@ class Person:
         """Read a person.
 
         Raises:
-            InputError: the file is missing, cut off, not a person, or holds non-finite values.
+            InputError: the file is missing, damaged, not a person, or holds non-finite values.
         """
         path = path_of("The person file", path, "Give what `infid-export enroll` wrote.")
         if not path.is_file():
@@ -118,7 +120,10 @@ class Person:
                         fix="Make one with `infid-export enroll`.",
                     )
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
-        except (SafetensorError, OSError, TypeError) as error:  # TypeError: a type numpy does not have
+            # a file without a seal was written by other software, or before there were seals
+            if metadata.get(SEAL_KEY, _seal(metadata, tensors)) != _seal(metadata, tensors):
+                raise ValueError("its content is not what was written")
+        except (SafetensorError, OSError, TypeError, ValueError) as error:  # TypeError: a type numpy does not have
             raise InputError(f"{path} is not a whole person file ({error}).", fix=_AGAIN) from error
         try:
             return cls(**tensors, model=metadata[_MODEL_KEY], name=metadata.get(_NAME_KEY, ""))
@@ -205,6 +210,12 @@ def stack(people: Sequence[Person], name: str = "") -> Person:
         tensor: np.concatenate([getattr(person, tensor) for person in people], axis=1) for tensor in _TENSORS
     }
     return Person(**tensors, model=first.model, name=name)
+
+
+def _seal(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> str:
+    arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    described = (TensorBytes(name, array.dtype.name, array.shape, array) for name, array in arrays.items())
+    return tensor_seal(metadata, described)
 
 
 def _same_model(people: Sequence[Person]) -> Person:

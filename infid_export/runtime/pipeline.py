@@ -33,6 +33,7 @@ from infid_export.runtime.denoise import (
 from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_target
 from infid_export.runtime.enrolment import open_face_reader
 from infid_export.runtime.person import Person, mix
+from infid_export.runtime.requirements import require_usable
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
 from infid_export.scheduler import ddim_table
 
@@ -97,6 +98,7 @@ class Pipeline:
         text_of("The device", device, "Give auto, cpu or cuda.")
         require_methods("The reporter", reporter, _REPORTER, "Leave it out.")
         manifest = Manifest.load(path)
+        require_usable(manifest)
         if backend == "auto":
             backend, choice = choose_backend(manifest)
         else:

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from infid_engines.arguments import text_of
-from infid_engines.errors import EngineFolderError
+from infid_export.runtime.tokenizer_file import LENGTH, open_tokenizer
 
-LENGTH = 77
 _END = "<|endoftext|>"
 FILES = ("tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json")
 
@@ -28,24 +26,8 @@ class PromptTokenizer:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizers: list[Tokenizer] = []
-        self._pads: list[str] = []
-        for name in FILES:
-            try:
-                tokenizer = Tokenizer.from_file(str(folder / name))
-            except Exception as error:  # the library raises bare Exception
-                raise EngineFolderError(
-                    f"{folder / name} cannot be read ({error}).", fix="Build the engine folder again."
-                ) from error
-            lengths = [len(tokenizer.encode(text).ids) for text in ("", "word " * LENGTH)]
-            if lengths != [LENGTH, LENGTH]:
-                raise EngineFolderError(
-                    f"{folder / name} gives {lengths[0]} to {lengths[1]} ids, not always {LENGTH}.",
-                    fix="Build the engine folder again.",
-                )
-            assert tokenizer.padding is not None  # or it would not always give as many
-            self._tokenizers.append(tokenizer)
-            self._pads.append(str(tokenizer.padding["pad_token"]))
+        self._tokenizers = [open_tokenizer(folder / name) for name in FILES]
+        self._pads = [str((tokenizer.padding or {})["pad_token"]) for tokenizer in self._tokenizers]
 
     def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return `[n, 77]` int32 ids for each text encoder.

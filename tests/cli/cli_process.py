@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from infid_engines.documents import sealed
+
 Cli = Callable[..., tuple[int, str, str]]
 PROGRAM = "from infid_export.cli.main import entry_point; entry_point()"
 
@@ -33,4 +35,6 @@ def write_parity(folder: Path, rms_error: float) -> None:
         "size": [64, 64],
     }  # fmt: skip
     image = {"psnr_db": 68.7, "threshold_db": 40.0, "steps": 30, "passed": True, "key": ""}
-    (folder / "parity.json").write_text(json.dumps({"rows": [row], "image": image, "version": 1, "passed": True}))
+    (folder / "parity.json").write_text(
+        json.dumps(sealed({"rows": [row], "image": image, "version": 1, "passed": True}))
+    )

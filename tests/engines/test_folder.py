@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from infid_engines.documents import sealed
 from infid_engines.errors import BuildError, EngineFolderError
 from infid_engines.folder import FolderTransaction, Written
 from infid_engines.manifest import (
@@ -26,7 +27,7 @@ from infid_engines.progress import SilentReporter
 
 
 def manifest(files: dict[str, FileRecord]) -> Manifest:
-    return Manifest("0", {}, {}, "fp32", 64, 64, 1, 1, 1, {}, (), files, {}, {}, {})
+    return Manifest("0", {"name": "none", "id": "0"}, {}, "fp32", 64, 64, 1, 1, 1, {}, (), files, {}, {}, {})
 
 
 def writer(text: str):
@@ -217,7 +218,10 @@ def test_files_are_verified(tmp_path):
         (None, "no manifest.json"),
         ("{", "cannot be read"),
         ('{"schema_version": 99}', "schema version 99"),
-        ('{"schema_version": 2}', "lacks or misnames"),
+        ('{"schema_version": 2}', "it has no seal"),
+        (json.dumps(sealed({"schema_version": 2})), "it lacks 'infid_export'"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[]", "cannot be read"),
     ],
 )
 def test_broken_manifests_are_refused(tmp_path, content, message):

@@ -228,7 +228,7 @@ def test_files_and_graphs_the_manifest_lacks_are_named(tmp_path: Path, tiny_pers
     values = records(folder)
     files = {name: record for name, record in values["files"].items() if name != "onnx/denoise_step.onnx"}
     Manifest(**{**values, "files": files}).write(folder)
-    with pytest.raises(EngineFolderError, match=r"does not list onnx/denoise_step\.onnx"):
+    with pytest.raises(EngineFolderError, match=r"files lacks 'onnx/denoise_step\.onnx'"):
         generate(folder, tiny_person)
     engines = tuple(item for item in values["engines"] if item.graph != "vae_decoder")
     Manifest(**{**values, "engines": engines}).write(folder)

@@ -18,7 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_run import OPTIONS, losses, small_identity, small_photos, small_run, small_unet
 
+from infid_engines.documents import sealed
 from infid_engines.errors import InputError, TrainingError
+from infid_engines.manifest import sha256_file
+from infid_engines.tensor_seal import SEAL_KEY
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_training import checkpoint, loop, stepper
@@ -282,6 +285,25 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
         small_run(tmp_path)
 
 
+def sign(path: Path) -> None:
+    """Let a checkpoint's state vouch for a file, as if the checkpoint had been written with it."""
+    state = path.parent / checkpoint.STATE
+    document = json.loads(state.read_text())
+    document["files"][path.name] = sha256_file(path)
+    state.write_text(json.dumps(sealed(document)))
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE])
+def test_one_changed_bit_of_a_checkpoint_is_damage(tmp_path: Path, name: str) -> None:
+    small_run(tmp_path, steps=4)
+    path = tmp_path / "checkpoints/step-00000004" / name
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 2
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} cannot be read .*Remove this checkpoint's folder"):
+        small_run(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "key", "tensor", "reason"),
     [
@@ -301,7 +323,9 @@ def test_another_runs_tensors_are_damage(
         metadata = file.metadata()
     tensors = load_file(path)
     tensors.pop(key, None)
-    save_file(tensors if tensor is None else {**tensors, key: tensor}, path, metadata)
+    unsealed = {name: value for name, value in (metadata or {}).items() if name != SEAL_KEY}
+    save_file(tensors if tensor is None else {**tensors, key: tensor}, path, unsealed)
+    sign(path)
     with pytest.raises(InputError, match=f"{name} cannot be read .*{reason}.*Remove this checkpoint's folder"):
         small_run(tmp_path)
     shutil.rmtree(path.parent)
@@ -312,6 +336,7 @@ def test_weights_of_another_configuration_are_damage(tmp_path: Path) -> None:
     small_run(tmp_path, steps=2)
     path = tmp_path / "checkpoints/step-00000002" / checkpoint.WEIGHTS
     small_identity(small_unet(), center_tokens=True).save(path)
+    sign(path)
     with pytest.raises(InputError, match=r"cannot be read .*center_tokens: true -> false.*Remove this checkpoint's"):
         small_run(tmp_path)
 

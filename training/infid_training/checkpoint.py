@@ -13,13 +13,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from infid_engines.documents import read_json, sealed, unsealed
 from infid_engines.errors import InfidError, InputError
-from infid_engines.manifest import differing_fields
+from infid_engines.manifest import differing_fields, sha256_file
 from infid_export.model.identity import IdentityModules
 from infid_training.durable import remove_folder, whole_folder
 
 WEIGHTS, EMA, OPTIMIZER, STATE = "identity.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -85,14 +86,16 @@ class Checkpoints:
             if trained.ema is not None:
                 trained.ema.save(folder / EMA)
             save_file(tensors, folder / OPTIMIZER)
+            files = [WEIGHTS, OPTIMIZER, *([] if trained.ema is None else [EMA])]
             state = {
                 "version": _VERSION,
+                "files": {name: sha256_file(folder / name) for name in files},
                 "step": step,
                 "settings": self._settings,
                 "optimizer": numbers,
                 "scaler": trained.scaler.state_dict(),
             }
-            (folder / STATE).write_text(json.dumps(state, indent=1))
+            (folder / STATE).write_text(json.dumps(sealed(state), indent=1))
         for old in self.steps()[: -self._keep]:
             remove_folder(self.path(old))
 
@@ -106,7 +109,7 @@ class Checkpoints:
         if folder is None:
             return None
         try:
-            state: dict[str, Any] = json.loads((folder / STATE).read_text())
+            state = unsealed(read_json(folder / STATE))
             if state["version"] != _VERSION:
                 raise ValueError(f"version {state['version']}")
             different = differing_fields(state["settings"], self._settings)
@@ -136,6 +139,7 @@ class Checkpoints:
             return 0
         modules = [(trained.identity, WEIGHTS), *([(trained.ema, EMA)] if trained.ema is not None else [])]
         for module, name in modules:
+            _check_file(folder / name, state)
             try:
                 loaded = IdentityModules.load(folder / name, module.blocks)
                 different = differing_fields(loaded.config.to_dict(), module.config.to_dict())
@@ -144,6 +148,7 @@ class Checkpoints:
             except (InputError, ValueError) as error:
                 raise _damaged(folder / name, error) from error
             module.load_state_dict(loaded.state_dict())
+        _check_file(folder / OPTIMIZER, state)
         try:
             _load_optimizer(trained, load_file(folder / OPTIMIZER), state["optimizer"])
         except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -198,6 +203,15 @@ def _load_optimizer(
                 raise ValueError(f"{name}.{entry} is {list(entries[entry].shape)}, not {list(parameter.shape)}")
     groups = trained.optimizer.state_dict()["param_groups"]
     trained.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _check_file(path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse a file that is not the one its checkpoint was written with."""
+    try:
+        if sha256_file(path) != state["files"][path.name]:
+            raise ValueError("its content is not what was written")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> InputError:

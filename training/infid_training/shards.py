@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from infid_engines.documents import read_json, record, sealed, unsealed
 from infid_engines.errors import InputError
-from infid_engines.manifest import sha256_file
+from infid_engines.manifest import is_inside, sha256_file
+from infid_training.shard_members import embedding, facts, member_bytes, picture
 
 INDEX, REPORT = "index.json", "report.json"
 SPLITS = ("train", "validation")
-_VERSION = 1
+_VERSION = 2
 _QUALITY = 95  # of the target's JPEG, colour at full resolution
 _AGAIN = "Prepare the photos again with `infid-export prepare`."
 
@@ -110,7 +112,7 @@ class ShardIndex:
 
     def write(self, folder: Path) -> None:
         """Write `index.json`."""
-        (folder / INDEX).write_text(json.dumps({"version": _VERSION, **asdict(self)}, indent=1))
+        (folder / INDEX).write_text(json.dumps(sealed({"version": _VERSION, **asdict(self)}), indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> ShardIndex:
@@ -123,13 +125,31 @@ class ShardIndex:
         if not path.is_file():
             raise InputError(f"{folder} holds no shards: it has no {INDEX}.", fix=_AGAIN)
         try:
-            values = json.loads(path.read_text())
-            if values.pop("version") != _VERSION:
-                raise ValueError("another version")
-            shards = tuple(Shard(**shard) for shard in values.pop("shards"))
-            return cls(**values, shards=shards)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            document = read_json(path)
+            if document["version"] != _VERSION:
+                raise ValueError(f"it has version {document['version']}, not {_VERSION}")
+            values = unsealed(document)
+            del values["version"]
+            index = record(cls, values, "it")
+            _check(index)
+            return index
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} cannot be read ({error}).", fix=_AGAIN) from error
+
+
+def _check(index: ShardIndex) -> None:
+    """Refuse what `prepare` does not write.
+
+    Raises:
+        ValueError: names the entry.
+    """
+    if min(index.size, index.crop_size, index.face_width) < 1:
+        raise ValueError("a size is not positive")
+    for shard in index.shards:
+        if not is_inside(shard.file):
+            raise ValueError(f"{shard.file!r} is not the name of a file within the folder")
+        if shard.split not in SPLITS or shard.photos < 1:
+            raise ValueError(f"{shard.file} has the split {shard.split!r} and {shard.photos} photos")
 
 
 class ShardWriter:
@@ -237,8 +257,7 @@ def read_members(path: Path) -> Iterator[dict[str, bytes]]:
             if members and key != current:
                 yield members
                 members = {}
-            file = tar.extractfile(member)
-            members[kind], current = b"" if file is None else file.read(), key
+            members[kind], current = member_bytes(tar, member), key
         if members:
             yield members
 
@@ -265,11 +284,11 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _photo(members: Mapping[str, bytes]) -> PreparedPhoto:
-    facts = json.loads(members["json"])
-    target, face = (np.asarray(Image.open(io.BytesIO(members[kind]))) for kind in ("target.jpg", "face.png"))
-    embedding = np.load(io.BytesIO(members["embedding.npy"]), allow_pickle=False)
-    sizes = {name: (int(facts[name][0]), int(facts[name][1])) for name in ("original_size", "crop")}
-    return PreparedPhoto(facts["person"], facts["source"], target, face, embedding, caption=facts["caption"], **sizes)
+    said = facts(members)
+    target, face = (picture(members, kind) for kind in ("target.jpg", "face.png"))
+    return PreparedPhoto(
+        said.person, said.source, target, face, embedding(members), said.original_size, said.crop, said.caption
+    )
 
 
 def _encoded(pixels: Array, kind: str, **options: int) -> bytes:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from infid_engines.errors import TrainingError
+from infid_engines.tensor_seal import SEAL_KEY
 from infid_export.model.shipped import ROWS
 from infid_training.recipe.contrast import token_ids, tokenizers
 from infid_training.recipe.files import read_tensors, write_tensors
@@ -44,7 +45,7 @@ def pack(modules: Mapping[str, nn.Module], identity: Mapping[str, Path], words: 
         write_tensors(state, files[-1])
     for name, path in identity.items():
         with safe_open(path, framework="pt") as file:
-            header = file.metadata()
+            header = {name: value for name, value in file.metadata().items() if name != SEAL_KEY}  # of other numbers
         files.append(folder / f"{name}.safetensors")
         write_tensors({key: _halved(value, key) for key, value in read_tensors(path).items()}, files[-1], header)
     return files

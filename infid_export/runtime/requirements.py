@@ -1,0 +1,58 @@
+"""What the manifest of an engine folder must say for pictures to be made from it, beside what every manifest says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from infid_engines.documents import record
+from infid_engines.errors import EngineFolderError
+from infid_engines.manifest import Manifest
+from infid_export.scheduler import ddim_table
+
+_MOST_TIMESTEPS = 100_000  # the noise schedule is a table of so many rows; SDXL's has 1000
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    steps: int
+    guidance: float
+    style_strength: float
+    identity_strength: float
+    negative_prompt: str | None
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    num_train_timesteps: int
+    beta_start: float
+    beta_end: float
+    steps_offset: int
+
+
+def require_usable(manifest: Manifest) -> None:
+    """Refuse a manifest without defaults, with an impossible schedule, or with other latents than pictures have.
+
+    Raises:
+        EngineFolderError: names what is wrong.
+    """
+    try:
+        record(_Defaults, _chosen(_Defaults, manifest.defaults), "defaults")
+        schedule = record(_Schedule, _chosen(_Schedule, manifest.scheduler), "scheduler")
+        if not 2 <= schedule.num_train_timesteps <= _MOST_TIMESTEPS:
+            raise ValueError(f"scheduler.num_train_timesteps is {schedule.num_train_timesteps}")
+        if not 0 < schedule.beta_start <= schedule.beta_end < 1 or schedule.steps_offset not in (0, 1):
+            raise ValueError("scheduler has impossible betas or another steps_offset than 0 or 1")
+        ddim_table(manifest.scheduler, 1)
+        if "denoise_step" in manifest.graphs:
+            latents = [spec for spec in manifest.graphs["denoise_step"].inputs if spec.name == "identity_latents"]
+            if len(latents) != 1 or len(latents[0].shape) != 4:
+                raise ValueError("graphs.denoise_step takes no identity_latents of four dimensions")
+    except ValueError as error:
+        raise EngineFolderError(
+            f"The manifest cannot be used: {error}.", fix="Build the engine folder again with `infid-export build`."
+        ) from error
+
+
+def _chosen(kind: Any, values: Any) -> dict[str, Any]:
+    return {name: values[name] for name in kind.__dataclass_fields__ if name in values}
