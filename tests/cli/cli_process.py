@@ -32,9 +32,9 @@ def write_parity(folder: Path, rms_error: float) -> None:
     row = {
         "graph": "vae_decoder", "output": "image", "dtype": "float32", "max_error": 1e-3, "rms_error": rms_error,
         "cosine": 1e-7, "max_tolerance": 1e-1, "rms_tolerance": 1e-2, "passed": rms_error <= 1e-2, "key": "",
-        "size": [64, 64],
+        "size": [64, 64], "precision": "fp32",
     }  # fmt: skip
-    image = {"psnr_db": 68.7, "threshold_db": 40.0, "steps": 30, "passed": True, "key": ""}
+    image = {"psnr_db": 68.7, "threshold_db": 40.0, "steps": 30, "passed": True, "key": "", "precision": "fp32"}
     (folder / "parity.json").write_text(
         json.dumps(sealed({"rows": [row], "image": image, "version": 1, "passed": True}))
     )

@@ -223,7 +223,8 @@ def test_tokens_are_centred_where_asked_for_or_stored(base: ModelSource, tmp_pat
     ("arguments", "message"),
     [
         (("nowhere", "tag"), "neither a built-in model, nor a folder"),
-        ((".",), "needs an image encoder"),
+        ((".",), "is not a checkpoint in diffusers' format"),
+        (("someone/sdxl",), "needs an image encoder"),
         (("demo", None, "nowhere.safetensors"), "no identity file"),
     ],
 )
