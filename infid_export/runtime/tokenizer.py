@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from infid_engines.errors import InputError
 from infid_export.runtime.tokenizer_file import open_tokenizer
 

@@ -10,7 +10,7 @@ from typing import Any
 # What a length field, a count or a size can be mistaken for.
 NUMBERS = (0, 1, -1, 7, 127, 255, 65_535, 2**31 - 1, 2**31, 2**32 - 1, 2**53 + 1, 2**63, 2**64 - 1, 10**30)
 TEXTS = (
-    "", " ", "\0", "\ud800", "..", "../../etc/passwd", "/etc/passwd", "a/../../b", "C:\\x", "name\nwith\nlines", "x" * 300,
+    "", " ", "\0", "\ud800", "..", "../../etc/passwd", "/etc/passwd", "a/../../b", "C:\\x", "two\nlines", "x" * 300,
     "y" * 5000, "NaN", "null", "1", "é" * 40, "\u202e", "🙂", "%s%n", "{}", "float16", "F64", "cpu",
 )  # fmt: skip
 _FLOATS = (0.5, -0.0, 1e308, -1e-320)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import AcceptedDamageError, Attempt
+from fuzz_harness import AcceptedDamageError, Attempt
 from mutations import damaged, damaged_json, json_text
 from safetensors.torch import load_file
 

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from harness import AcceptedDamageError, Attempt
+from fuzz_harness import AcceptedDamageError, Attempt
 from mutations import damaged, damaged_json, json_text
 from tiny_engines import DEPTH_K, DEPTH_T, MODEL, TOKENS, write_folder
 
@@ -109,8 +109,8 @@ def engine_files(folder: Path) -> Attempt:
 def parity_documents(folder: Path) -> Attempt:
     """Read damaged comparisons: only those that say the same are taken."""
     row = {
-        "graph": "vae_decoder", "output": "image", "dtype": "float32", "max_error": None, "rms_error": 1e-4, "cosine": 1e-7,
-        "max_tolerance": 1e-1, "rms_tolerance": 1e-2, "passed": False, "key": "k", "size": [64, 64],
+        "graph": "vae_decoder", "output": "image", "dtype": "float32", "max_error": None, "rms_error": 1e-4,
+        "cosine": 1e-7, "max_tolerance": 1e-1, "rms_tolerance": 1e-2, "passed": False, "key": "k", "size": [64, 64],
     }  # fmt: skip
     image = {"psnr_db": 68.7, "threshold_db": 40.0, "steps": 30, "passed": True, "key": ""}
     document = sealed({"rows": [row, {**row, "max_error": 1e-3}], "image": image, "version": 1, "passed": False})
