@@ -58,6 +58,8 @@ class FolderTransaction:
 
     def __init__(self, target: Path, reporter: Reporter) -> None:
         self.target = target.resolve()  # through a link, which could not be exchanged
+        if not self.target.name:
+            raise EngineFolderError(f"{self.target} cannot be an engine folder.", fix="Give a folder with --output.")
         self.staging = self.target.with_name(f".{self.target.name}.building")
         self._retired = self.target.with_name(f".{self.target.name}.old")
         self._lock_path = self.target.with_name(f".{self.target.name}.lock")

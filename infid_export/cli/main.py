@@ -152,6 +152,9 @@ def _guarded(options: argparse.Namespace, output: Output) -> int:
             where = f"{error.filename}: " if error.filename else ""
             output.problem(InputError(f"{where}{error.strerror}.", fix="Make room or give permission, and run again."))
             return ExitCode.PROBLEM
+        if isinstance(error, MemoryError):
+            output.problem(InputError("The memory is full.", fix="End other programs, or ask for less at once."))
+            return ExitCode.PROBLEM
         import traceback
 
         output.fault(error, "".join(traceback.format_exception(error)))

@@ -42,7 +42,8 @@ def to_srgb(name: str, pixels: Image.Image, photo: Image.Image) -> Image.Image:
             reason = " ".join(str(error).split()) or type(error).__name__
             sentence = f"{name} has a color profile that cannot be used ({reason}); its colors are taken as sRGB"
             warnings.warn(sentence, stacklevel=2)
-    elif pixels.mode == "RGB" and _notes_adobe_rgb(photo):
+            photo.info["icc_profile"] = b""  # said once: a photo is converted in strips
+    elif profile is None and pixels.mode == "RGB" and _notes_adobe_rgb(photo):
         return _from_adobe_rgb(pixels)
     return pixels.convert("RGB")
 

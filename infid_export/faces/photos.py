@@ -13,7 +13,7 @@ from infid_engines.errors import InputError
 from infid_export.faces.color import to_srgb
 
 MAX_PIXELS = 100_000_000  # 100 megapixels: 300 MB decoded, more than nearly every camera gives
-_STRIP = 25_000_000  # pixels that are converted at once
+_STRIP = 1_000_000  # pixels that are converted at once
 # Named, so that Pillow never hands a file to an external program (it runs Ghostscript for EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
 _READABLE = "JPEG, PNG, WebP, TIFF, BMP and GIF can be read; HEIC, AVIF and camera raw cannot"

@@ -127,7 +127,7 @@ class ShardIndex:
         try:
             document = read_json(path)
             if document["version"] != _VERSION:
-                raise ValueError(f"it has version {document['version']}, not {_VERSION}")
+                raise ValueError(f"it has version {document['version']!r}, not {_VERSION}")
             values = unsealed(document)
             del values["version"]
             index = record(cls, values, "it")

@@ -18,6 +18,7 @@ from infid_training.world.scenes import STYLES, portrait, scene
 
 WORLD = "world:heldout"
 PEOPLE, PROMPTS = 20, 10  # of the world's set, unless other numbers are asked for
+MOST = 1000  # of either, and of seeds; all portraits are drawn before the first picture is made
 PORTRAIT_SIZE = 128  # pixels, what the world draws by default
 _STYLED = "stylised:"
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -43,8 +44,8 @@ def open_set(
     Raises:
         InputError: nothing is found there, or a number is impossible.
     """
-    if seeds < 1:
-        raise InputError(f"There cannot be {seeds} seeds.", fix="Give at least 1.")
+    if not 1 <= seeds <= MOST:
+        raise InputError(f"There cannot be {seeds} seeds.", fix=f"Give 1 to {MOST}.")
     people = world_people(_count(references, PEOPLE)) if of_world(references) else folder_people(Path(references))
     if of_world(prompts):
         count = _count(prompts, PROMPTS)
@@ -66,8 +67,11 @@ def of_world(source: str) -> bool:
 def _count(text: str, default: int) -> int:
     """Read N of `world:heldout:N`."""
     name, _, number = text.removeprefix("world:").partition(":")
-    if name != "heldout" or (number and (not number.isdecimal() or int(number) < 1)):
-        raise InputError(f"'{text}' is no part of the world.", fix=f"Write {WORLD}, or {WORLD}:8 for eight.")
+    digits = number.isascii() and number.isdecimal() and len(number) <= len(str(MOST))
+    if name != "heldout" or (number and not (digits and 1 <= int(number) <= MOST)):
+        raise InputError(
+            f"'{text}' is no part of the world.", fix=f"Write {WORLD}, or {WORLD}:8 for eight, at most {WORLD}:{MOST}."
+        )
     return int(number) if number else default
 
 
