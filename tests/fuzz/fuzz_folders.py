@@ -110,9 +110,10 @@ def parity_documents(folder: Path) -> Attempt:
     """Read damaged comparisons: only those that say the same are taken."""
     row = {
         "graph": "vae_decoder", "output": "image", "dtype": "float32", "max_error": None, "rms_error": 1e-4,
-        "cosine": 1e-7, "max_tolerance": 1e-1, "rms_tolerance": 1e-2, "passed": False, "key": "k", "size": [64, 64], "precision": "fp32",
+        "cosine": 1e-7, "max_tolerance": 1e-1, "rms_tolerance": 1e-2, "passed": False, "key": "k",
+        "size": [64, 64], "precision": "fp32",
     }  # fmt: skip
-    image = {"psnr_db": 68.7, "threshold_db": 40.0, "steps": 30, "passed": True, "key": ""}
+    image = {"psnr_db": 68.7, "threshold_db": 40.0, "steps": 30, "passed": True, "key": "", "precision": "fp32"}
     document = sealed({"rows": [row, {**row, "max_error": 1e-3}], "image": image, "version": 1, "passed": False})
     path = folder / "parity.json"
     path.write_text(json.dumps(document))
