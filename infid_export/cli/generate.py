@@ -135,10 +135,10 @@ def require_writable(path: Path) -> None:
         InputError: its folder is missing or not writable, or it is a folder itself.
     """
     folder = path.absolute().parent
-    if path.is_dir() or not path.name:
-        raise InputError(f"{path} is a folder.", fix="Give the path of a file with -o.")
-    partial = _partial(path)
     try:
+        if path.is_dir() or not path.name:
+            raise InputError(f"{path} is a folder.", fix="Give the path of a file with -o.")
+        partial = _partial(path)
         if not folder.is_dir():
             raise InputError(f"The folder {folder} does not exist.", fix=f"mkdir -p {folder}")
         partial.write_bytes(b"")
