@@ -230,6 +230,8 @@ def make_plan(options: BuildOptions) -> Plan:
         graphs=tuple(name for name in GRAPHS if name in (options.graphs or GRAPHS)),
         detector=options.detector or ("drawn" if source.name == "demo" else "centerface"),
     )
+    backends, why = _backends(options)
+    _check_effects(options, source, backends)
     components = sorted({name for graph in options.graphs for name in components_of(graph).values()})
     prints = {name: source.fingerprint(name) for name in components}
     made_by = {"precision": options.precision, "code": code_hash("weights")}
@@ -248,8 +250,6 @@ def make_plan(options: BuildOptions) -> Plan:
     model = {"name": source.name, "files": prints, "config": source.config.to_dict()}
     person = {name: source.fingerprint(name) for name in ("image_encoder", "identity")}
     model["id"] = canonical_key({**person, "precision": options.precision, "recognizer": files[RECOGNIZER]})
-    backends, why = _backends(options)
-    _check_effects(options, source, backends)
     engines = [item for name in backends for item in _engines(name, options, graphs, weights)]
     plugins = {item.target for item in engines if item.onnx != item.graph}
     files |= {plugins_file(target): _plugin_fields(target, options.tuning) for target in sorted(plugins)}

@@ -82,7 +82,10 @@ def test_step_graphs_share_one_weights_file(demo_build):
 
 
 def test_an_unchanged_rebuild_does_nothing(demo_folder):
-    """Nothing of it is made, written, hashed or loaded; benchmarks/rebuild_speed.py measures what that takes."""
+    """Nothing of it is made, written, hashed or loaded; benchmarks/rebuild_speed.py measures what that takes.
+
+    The first one after a build hashes its files once, since a hash is remembered only of a file that has come to rest.
+    """
     program = (
         "import sys\nfrom infid_engines import manifest\nhash_of, hashed = manifest.sha256_file, []\n"
         "manifest.sha256_file = lambda path, *rest: (hashed.append(str(path)), hash_of(path, *rest))[1]\n"
@@ -92,7 +95,8 @@ def test_an_unchanged_rebuild_does_nothing(demo_folder):
     )
     arguments = ["build", "--fp16", "-o", str(demo_folder), "--backend", "onnxruntime", "--json", "--quiet"]
     states = files_of(demo_folder)
-    found = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    for _ in range(2):
+        found = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     code, heavy, *hashed = found.stderr.splitlines()
     assert (code, heavy) == ("0", "[]")
     assert hashed

@@ -117,10 +117,13 @@ def test_the_reference_reads_prompts_as_the_engines_do(
 def test_the_reference_tells_what_the_second_encoder_drops(
     reference: InfiniteIDPipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
+    shown = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_warning()  # other tests may have silenced it
     diffusers_logging.enable_propagation()
     try:
         with caplog.at_level(logging.WARNING):
             reference.encode_prompt("a cat" + "!" * 80 + " at night", do_classifier_free_guidance=False)
     finally:
         diffusers_logging.disable_propagation()
+        diffusers_logging.set_verbosity(shown)
     assert "night" in caplog.text
