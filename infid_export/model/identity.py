@@ -111,9 +111,13 @@ class IdentityModules(nn.Module):
         partial = target.with_name(f".{target.name}.partial")
         tensors = {_file_key(name): value.detach().contiguous() for name, value in self.state_dict().items()}
         metadata = {CONFIG_KEY: json.dumps(self.config.to_dict())}
-        save_file(tensors, partial, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
-        sort_header(partial)
-        partial.replace(target)
+        try:
+            save_file(tensors, partial, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
+            sort_header(partial)
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | Path, blocks: Mapping[str, int], dtype: torch.dtype = torch.float32) -> IdentityModules:

@@ -50,7 +50,8 @@ _LINES = (
 _WORDS = (
     "-", "--", "---", "--=", "-o", "--json", "--quiet", "--help", "--json=1", "nan", "inf", "-inf", "1e999", "1e-400",
     "0x10", "9" * 400, "9" * 5000, "-1", "0.5", "world:heldout:0", "world:heldout:999999999", "world:", "/dev/null",
-    "/dev/zero", "/dev/full", "/proc/self/mem", "/", ".", "..", "~", "fifo", "empty.png", "folder.png", "loop", "missing/out.png",
+    "/dev/zero", "/dev/full", "/proc/self/mem", "/", ".", "..", "~", "fifo", "empty.png", "folder.png", "loop",
+    "missing/out.png",
     "\udcff\udcfe", "a:b:0.5", "x:0.99999999999999999999", ":", "@photo.png", "*", "$HOME", "`id`", "a\nb", "\t",
 )  # fmt: skip
 
