@@ -207,11 +207,15 @@ def is_inside(name: str) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON by a temporary neighbour and a rename, so that a reader never sees half of it."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w") as file:
+            json.dump(value, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def canonical_key(fields: Mapping[str, Any]) -> str:

@@ -119,9 +119,13 @@ class IdentityModules(nn.Module):
         metadata = {CONFIG_KEY: json.dumps(self.config.to_dict())}
         if self.encoders is not None:
             metadata[ENCODERS_KEY] = self.encoders.to_json()
-        save_file(tensors, partial, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
-        sort_header(partial)
-        partial.replace(target)
+        try:
+            save_file(tensors, partial, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
+            sort_header(partial)
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | Path, blocks: Mapping[str, int], dtype: torch.dtype = torch.float32) -> IdentityModules:

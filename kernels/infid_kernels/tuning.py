@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -346,5 +347,12 @@ def write(path: Path, entries: Sequence[Entry]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     rows = [{**asdict(row), "configuration": row.configuration.told()} for row in entries]
     document = {"schema_version": _SCHEMA_VERSION, "entries": rows}
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.replace(path)
+    try:
+        with partial.open("w") as file:
+            file.write(json.dumps(document, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

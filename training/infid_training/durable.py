@@ -42,7 +42,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
                 _flush(path)
             _flush(partial)
             partial.rename(target)
-            _flush(target.parent)
+            try:
+                _flush(target.parent)
+            except BaseException:  # or the same command would find it and refuse to go on
+                target.rename(partial)
+                raise
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -1,0 +1,305 @@
+"""The commands that write, each as small as it can be, with what it finds there from an earlier call."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from bundle_parts import compiled
+from evaluation_parts import TINY_CLIP, dotted, write_tiny_clip
+from face_models import write_dot_detector, write_recognizer
+from fuzz_folders import person, small_folder
+from PIL import Image
+from small_run import small_run, small_unet
+
+from infid_engines.kernel_bundle import KernelBundle
+from infid_engines.manifest import Manifest, verify_file
+from infid_export.cli import tune as tune_command
+from infid_export.cli.main import run
+from infid_export.export import face_models, kernel_bundle
+from infid_export.export.exporter import Exporter
+from infid_export.export.parity import ParityRow
+from infid_export.faces.detection import CenterFaceDetector
+from infid_export.model.identity import IdentityModules
+from infid_export.model.processors import identity_blocks
+from infid_export.runtime.person import Person
+from infid_kernels import autotune, tuning
+from infid_training import run as training_run
+from infid_training.evaluation.evaluation import Evaluation
+from infid_training.shards import ShardIndex, check_shard
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that writes.
+
+    Args:
+        prepare: writes what the command reads into an empty folder.
+        words: the command line, run in that folder.
+        whole: refuses damaged results; called when there are any.
+        results: what the command makes.
+        stubs: what stands for hours of work.
+        again: whether the command is run once before, so that it finds its results there; `prepare` does not allow it.
+    """
+
+    prepare: Callable[[Path], None]
+    words: str
+    whole: Callable[[Path], None]
+    results: tuple[str, ...]
+    stubs: Callable[[], Any] = ExitStack
+    again: bool = True
+
+
+def _engines(folder: Path) -> None:
+    small_folder(folder)
+    person().save(folder / "who.safetensors")
+    dotted(40).save(folder / "photo.png")
+
+
+def _picture(folder: Path) -> None:
+    for name in ("out-0.png", "out-1.png"):
+        if (folder / name).exists():
+            with Image.open(folder / name) as image:
+                image.load()
+
+
+def _people(folder: Path) -> None:
+    write_recognizer(folder / "recognizer.onnx")
+    write_dot_detector(folder / "detector.onnx")
+    random = np.random.default_rng(0)
+    for name in ("ann", "bob", "cid"):
+        (folder / "people" / name).mkdir(parents=True)
+        for number in range(2):
+            pixels = random.integers(0, 200, (96, 96, 3)).astype(np.uint8)
+            pixels[40:44, 40:44] = 255
+            Image.fromarray(pixels).save(folder / "people" / name / f"{number}.png")
+
+
+def _whole_shards(folder: Path) -> None:
+    if (folder / "shards").exists():
+        for shard in ShardIndex.load(folder / "shards").shards:
+            check_shard(folder / "shards", shard)
+
+
+@contextmanager
+def _dot_detector() -> Iterator[None]:
+    def opened(_: str) -> tuple[CenterFaceDetector, str]:
+        return CenterFaceDetector(Path("detector.onnx")), "dots"
+
+    with patch.object(face_models, "open_detector", opened):
+        yield
+
+
+@contextmanager
+def _small_training() -> Iterator[None]:
+    def trained(request: Any, reporter: Any = None) -> Any:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return small_run(request.folder, steps=request.options.steps, checkpoint_every=1, validate_every=0)
+        finally:
+            torch.set_num_threads(threads)
+
+    with patch.object(training_run, "train_on_shards", trained):
+        yield
+
+
+def _earlier_run(folder: Path) -> None:
+    with _small_training():
+        training_run.train_on_shards(
+            training_run.RunRequest(Path("shards"), folder / "run", replace(training_run.TrainOptions(), steps=2))
+        )
+
+
+def _whole_run(folder: Path) -> None:
+    blocks = identity_blocks(small_unet())
+    for path in [
+        *(folder / "run").glob("checkpoints/step-*/identity.safetensors"),
+        folder / "run/identity.safetensors",
+    ]:
+        IdentityModules.load(path, blocks)
+
+
+@contextmanager
+def _fake_kernels() -> Iterator[None]:
+    kernels = [compiled(), compiled("mean_shift", whole=None)]
+    resources = [replace(each, launch={**each.launch, "registers": 9, "stack_bytes": 0}) for each in kernels]
+    with (
+        patch.object(kernel_bundle, "_compiled", lambda *_: iter(resources)),
+        patch.object(kernel_bundle, "_require_compiler", lambda: None),
+    ):
+        yield
+
+
+@contextmanager
+def _fake_gpu() -> Iterator[None]:
+    def fake(level: Any, device: Any, timer: Any, candidates: Any, progress: Any) -> Any:
+        timing = autotune.Timing(0.4, 0.4, 0.4, 50)
+        trials = [autotune.Trial(candidate, 1e-4, timing) for candidate in candidates]
+        return autotune.Tuned(level, trials, autotune.select(level, trials, "sm_90", "a GPU"))
+
+    with (
+        patch.object(tune_command, "_gpu", lambda: torch.device("cuda")),
+        patch.object(tuning, "architecture_of", lambda device: "sm_90"),
+        patch.object(autotune, "tune", fake),
+    ):
+        yield
+
+
+def _judges(folder: Path) -> None:
+    _engines(folder)
+    write_dot_detector(folder / "detector.onnx")
+    write_recognizer(folder / "facenet.onnx")
+    write_tiny_clip(folder)
+    (folder / "people").mkdir()
+    dotted(40).save(folder / "people" / "ann.png")
+    (folder / "prompts.txt").write_text("a knight\n")
+
+
+def _whole_scores(folder: Path) -> None:
+    if (folder / "scores/scores.json").exists():
+        Evaluation.load(folder / "scores/scores.json")
+    for path in (folder / "scores").rglob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+
+
+def _whole_engines(folder: Path) -> None:
+    if (folder / "built").exists():
+        for name, file in Manifest.load(folder / "built").files.items():
+            verify_file(folder / "built", name, file)
+
+
+def _recognizer(folder: Path) -> None:
+    write_recognizer(folder / "recognizer.onnx")
+
+
+def _read(path: str, load: Callable[[Path], object], folder: Path) -> None:
+    if (folder / path).exists():
+        load(folder / path)
+
+
+@functools.cache
+def _exported() -> dict[str, bytes]:
+    """Return a place for graphs by what they were made from."""
+    return {}
+
+
+@contextmanager
+def _remembered_exports() -> Iterator[None]:
+    """Let torch's exporter and the comparison run once for each graph; what they gave is written again afterwards."""
+    write_graph, compare = Exporter.write_graph, Exporter.compare
+    graphs, compared = _exported(), _compared()
+
+    def written(self: Exporter, graph: str, vae_precision: str, path: Path, *size: Any) -> Any:
+        key = f"{graph} {self.plan.options.batch}"
+        if key not in graphs:
+            write_graph(self, graph, vae_precision, path, *size)
+            graphs[key] = path.read_bytes()
+        path.write_bytes(graphs[key])
+
+    def rows(self: Exporter, folder: Path, manifest: Manifest, names: Sequence[str], stage: Any) -> Iterator[ParityRow]:
+        key = f"{names} {self.plan.options.batch}"
+        if key not in compared:
+            compared[key] = list(compare(self, folder, manifest, names, stage))
+        return iter(compared[key])
+
+    with patch.object(Exporter, "write_graph", written), patch.object(Exporter, "compare", rows):
+        yield
+
+
+@functools.cache
+def _compared() -> dict[str, list[ParityRow]]:
+    """Return a place for comparisons by what was compared."""
+    return {}
+
+
+def _earlier_build(folder: Path) -> None:
+    _recognizer(folder)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with _remembered_exports():
+            assert run(_BUILD.split()) == 0
+    finally:
+        os.chdir(before)
+
+
+_EVALUATION = (
+    f"evaluate engines --clip {TINY_CLIP} clip.safetensors --facenet facenet.onnx --face-detector detector.onnx "
+    "--references people --prompts prompts.txt --steps 1 -o scores"
+)
+_BUILD = (
+    "build -o built --graph text_encoder --backend onnxruntime --recognizer recognizer.onnx --detector centerface "
+    "--parity-image off"
+)
+COMMANDS: Mapping[str, Command] = {
+    "generate": Command(
+        prepare=_engines,
+        words="generate one two --person who.safetensors -o out.png --steps 1 --engines engines",
+        whole=_picture,
+        results=("out-0.png", "out-1.png"),
+    ),
+    "enroll": Command(
+        prepare=_engines,
+        words="enroll photo.png -o new.safetensors --engines engines",
+        whole=partial(_read, "new.safetensors", Person.load),
+        results=("new.safetensors",),
+    ),
+    "prepare": Command(
+        prepare=_people,
+        words="prepare people -o shards --recognizer recognizer.onnx --photo-size 64 --crop-size 32 --validation 0",
+        whole=_whole_shards,
+        results=("shards",),
+        stubs=_dot_detector,
+        again=False,
+    ),
+    "train": Command(
+        prepare=_earlier_run,
+        words="train shards -o run --train-steps 4",
+        whole=_whole_run,
+        results=("run",),
+        stubs=_small_training,
+        again=False,
+    ),
+    "compile-kernels": Command(
+        prepare=lambda folder: None,
+        words="compile-kernels --target sm_80 -o kernels",
+        whole=partial(_read, "kernels", KernelBundle.load),
+        results=("kernels",),
+        stubs=_fake_kernels,
+    ),
+    "tune": Command(
+        prepare=lambda folder: None,
+        words="tune -o tuning.json --quick",
+        whole=partial(_read, "tuning.json", tuning.read),
+        results=("tuning.json",),
+        stubs=_fake_gpu,
+    ),
+    "evaluate": Command(prepare=_judges, words=_EVALUATION, whole=_whole_scores, results=("scores",)),
+    "build": Command(
+        prepare=_recognizer,
+        words=_BUILD,
+        whole=_whole_engines,
+        results=("built",),
+        stubs=_remembered_exports,
+        again=False,
+    ),
+    "rebuild": Command(  # of a folder that is there, with another batch
+        prepare=_earlier_build,
+        words=f"{_BUILD} --batch 2",
+        whole=_whole_engines,
+        results=("built",),
+        stubs=_remembered_exports,
+        again=False,
+    ),
+}
