@@ -80,7 +80,17 @@ class FolderTransaction:
                 f"{self.target.parent} cannot be written to ({error.strerror}).",
                 fix="Choose another --output.",
             ) from error
-        self._wait_for_lock()
+        try:
+            with full_disk_explained(self.target.parent):
+                self._wait_for_lock()
+                self._open()
+        except BaseException:
+            self.__exit__()  # or the next build of this process would wait for this one
+            raise
+        return self
+
+    def _open(self) -> None:
+        """Finish what an interrupted exchange left, read the old folder, and make the staging folder."""
         if self._retired.exists():
             if self.target.exists():
                 shutil.rmtree(self._retired)
@@ -88,16 +98,13 @@ class FolderTransaction:
                 self._retired.rename(self.target)
         if self.target.exists() and any(self.target.iterdir()):
             if not (self.target / MANIFEST).is_file():
-                self.__exit__()
                 raise EngineFolderError(
                     f"{self.target} holds files but no {MANIFEST}, so it is not an engine folder.",
                     fix="Choose an empty or new folder with --output.",
                 )
             with contextlib.suppress(EngineFolderError):  # a folder of another version is rebuilt
                 self.previous = Manifest.load(self.target)
-        with full_disk_explained(self.target.parent):
-            (self.staging / _RECORDS).mkdir(parents=True, exist_ok=True)
-        return self
+        (self.staging / _RECORDS).mkdir(parents=True, exist_ok=True)
 
     def peek(self) -> None:
         """Read what the folder holds, without the lock and without writing anything."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import mmap
 import os
@@ -240,3 +241,19 @@ def test_manifest_round_trip(tmp_path):
 def test_keys_ignore_order_and_differences_are_named():
     assert canonical_key({"a": 1, "b": 2}) == canonical_key({"b": 2, "a": 1})
     assert differing_fields({"a": 1, "b": [1]}, {"a": 2, "b": (1,), "c": "x"}) == ["a: 1 -> 2", "c: none -> x"]
+
+
+def test_a_transaction_that_cannot_be_opened_gives_its_lock_back(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with (
+            pytest.raises(BuildError, match="is full"),
+            FolderTransaction(tmp_path / "engines", SilentReporter()),
+        ):
+            pass
+    lock = os.open(tmp_path / ".engines.lock", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(lock)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -59,11 +61,9 @@ _WORDS = (
 def command_lines(folder: Path) -> Attempt:
     """Run odd command lines in this process, in a folder with an engine folder, a person and some odd files."""
     _write_files(folder)
-    lines = [line.split() for line in _LINES]
-    flags = sorted({word for line in lines for word in line if word.startswith("-")})
 
     def attempt(random: Random) -> None:
-        arguments = odd_line(random, lines, flags)
+        arguments = odd_line(random)
         with _in(folder), _work_stopped():
             code, out, err = _run(folder, arguments)
         judge(arguments, code, out, err)
@@ -73,8 +73,34 @@ def command_lines(folder: Path) -> Attempt:
     return attempt
 
 
-def odd_line(random: Random, lines: list[list[str]], flags: list[str]) -> list[str]:
+def processes(folder: Path) -> Attempt:
+    """Run odd command lines that begin no work in processes of their own: they must end as in this one."""
+    _write_files(folder)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)}
+
+    def attempt(random: Random) -> None:
+        begins = True
+        while begins:
+            arguments = odd_line(random)
+            with _in(folder), _work_stopped():
+                code, _, err = _run(folder, arguments)
+            begins = code == 0 or "The work would begin" in err or len(" ".join(arguments)) > 4000
+        found = subprocess.run(
+            [sys.executable, "-m", "infid_export", *arguments],
+            cwd=folder, env=environment, capture_output=True, text=True, errors="replace", check=False,
+        )  # fmt: skip
+        judge(arguments, found.returncode, found.stdout, found.stderr)
+        if found.returncode != code:
+            raise AcceptedDamageError(f"{arguments}: exit code {found.returncode} in a process of its own, here {code}")
+        raise InputError(" ".join((found.stderr or found.stdout).split())[:300].strip(), fix="…")
+
+    return attempt
+
+
+def odd_line(random: Random) -> list[str]:
     """Return the words of a command line that is not as it should be."""
+    lines = [line.split() for line in _LINES]
+    flags = sorted({word for line in lines for word in line if word.startswith("-")})
     words = list(random.choice(lines))
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         place = random.randrange(len(words) + 1)

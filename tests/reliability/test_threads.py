@@ -99,9 +99,9 @@ def test_eight_threads_make_what_one_makes(engines: Path, shared: bool) -> None:
 
 @pytest.mark.reliability
 @pytest.mark.parametrize("shared", [True, False], ids=["one-pipeline", "one-each"])
-def test_hundreds_of_generations_in_eight_threads(engines: Path, shared: bool, record_property: Record) -> None:
-    found = run(engines, 500, shared)
+def test_thousands_of_generations_in_eight_threads(engines: Path, shared: bool, record_property: Record) -> None:
+    found = run(engines, 4000, shared)
     record_property("figures", json.dumps(found))
-    assert (found["different"], found["generations"]) == (0, 500)
+    assert (found["different"], found["generations"]) == (0, 4000)
     assert found["same"] and found["cancelled"]
     assert found["bytes_per_generation"] < MOST_BYTES_EACH
