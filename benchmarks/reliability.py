@@ -49,7 +49,8 @@ def run_section(path: str) -> dict[str, Any]:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "reliability", path, f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "reliability", path]
+        command += [f"--junitxml={report}", "-o", "junit_family=xunit1"]
         paths = [str(ROOT / name) for name in ("", "engines", "kernels", "training")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         subprocess.run(command, cwd=ROOT, env=environment, check=False)
@@ -139,7 +140,7 @@ def _none(faults: int) -> str:
 def _thread_row(each: Mapping[str, Any]) -> str:
     pipelines = "one `Pipeline`" if each["pipelines"] == 1 else "a `Pipeline` each"
     return (
-        f"| {each['threads']} threads on {pipelines} | {each['generations']:,} generations, {each['cancelled']} of them "
+        f"| {each['threads']} threads on {pipelines} | {each['generations']:,} generations, {each['cancelled']} "
         f"cancelled | {each['different']} pictures differ from those of one thread; memory "
         f"{each['bytes_per_generation'] / 1000:+.2f} kB per generation |"
     )
