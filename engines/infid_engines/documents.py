@@ -8,9 +8,11 @@ word.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
+import stat
 import types
 import typing
 from collections.abc import Mapping
@@ -41,9 +43,20 @@ def read_json(path: Path) -> Any:
         ValueError: see `parse_json`; or the file is larger than any document of ours.
         OSError: it cannot be read.
     """
+    require_plain(path)
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
     return parse_json(path.read_bytes())
+
+
+def require_plain(path: Path) -> None:
+    """Refuse what is no plain file: a pipe would be waited for, and a device may never end.
+
+    Raises:
+        OSError: it is none, or is not there.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a plain file", str(path))
 
 
 def sealed(document: Mapping[str, Any]) -> dict[str, Any]:

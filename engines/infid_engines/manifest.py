@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from infid_engines.documents import read_json, record, sealed, unsealed
+from infid_engines.documents import read_json, record, require_plain, sealed, unsealed
 from infid_engines.errors import EngineFolderError
 
 SCHEMA_VERSION = 2
@@ -241,6 +241,7 @@ def _brief(value: Any) -> str:
 
 def sha256_file(path: Path, on_progress: Callable[[float], None] | None = None) -> str:
     """Hash a file in blocks; `on_progress` receives the fraction read."""
+    require_plain(path)
     digest, done, size = hashlib.sha256(), 0, max(path.stat().st_size, 1)
     with path.open("rb") as file:
         while block := file.read(1 << 24):

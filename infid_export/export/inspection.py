@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 
+from infid_engines.documents import require_plain
 from infid_engines.errors import EngineFolderError
 from infid_engines.manifest import TensorSpec
 
@@ -41,6 +42,7 @@ def read_graph(path: Path) -> GraphFacts:
         EngineFolderError: it is missing or not an ONNX file.
     """
     try:
+        require_plain(path)
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's error type is not public
         raise EngineFolderError(f"{path} is not an ONNX file ({error}).", fix="Export it again.") from error

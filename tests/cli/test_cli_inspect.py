@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,3 +145,13 @@ def test_an_empty_file_is_not_a_graph(cli: Cli, tmp_path: Path) -> None:
     code, _, err = cli("inspect", tmp_path / "empty.onnx")
     assert code == 1
     assert "it holds no nodes" in err
+
+
+@pytest.mark.parametrize("name", ["a pipe", "/dev/full"])
+def test_what_may_never_end_is_not_read(cli: Cli, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if path.name == "a pipe":
+        os.mkfifo(path)
+    code, _, err = cli("inspect", path)
+    assert code == 1
+    assert "it is not a plain file" in err
