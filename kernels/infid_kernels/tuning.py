@@ -22,6 +22,7 @@ OPS = ("mixed_attention", "merged_cross_attention")
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 TABLE = Path(__file__).with_name("configurations.json")
 _SCHEMA_VERSION = 1
+_LARGEST = 4096  # of a tile's sides, warps and stages
 
 
 @dataclass(frozen=True)
@@ -312,19 +313,40 @@ def read(path: Path) -> tuple[Entry, ...]:
         ValueError: it is missing or of another form.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a plain file")
         document = json.loads(path.read_bytes())  # as bytes, so that a byte order mark does not matter
         if document["schema_version"] != _SCHEMA_VERSION:
             raise ValueError(f"it has schema version {document['schema_version']}, not {_SCHEMA_VERSION}")
         entries = tuple(Entry(**{**row, "configuration": parse_choice(row["configuration"])})
                         for row in document["entries"])  # fmt: skip
         for each in entries:
-            if isinstance(each.configuration, Library) and each.op != "mixed_attention":
-                raise ValueError(f"{each.op} has no implementation by {each.configuration.library}")
+            _check(each)
         return entries
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a file of kernel configurations ({error}); write one with `infid-export tune`"
         ) from error
+
+
+def _check(entry: Entry) -> None:
+    """Refuse an entry of no operation of ours, and numbers that are none.
+
+    Raises:
+        ValueError: names the entry.
+    """
+    if entry.op not in OPS or entry.architecture not in ARCHITECTURES:
+        raise ValueError(f"there is no {entry.op!r} for {entry.architecture!r}")
+    chosen, wrong = entry.configuration, ""
+    if isinstance(chosen, Library):
+        wrong = "" if entry.op == "mixed_attention" else f"implementation by {chosen.library}"
+    else:
+        sizes = (chosen.block_m, chosen.block_n, chosen.num_warps, chosen.num_stages, entry.block_d)
+        flags = (chosen.descriptors, chosen.gluon, entry.whole)
+        sized = all(type(size) is int and 0 < size <= _LARGEST for size in sizes)
+        wrong = "" if sized and all(type(flag) is bool for flag in flags) else f"configuration {chosen}"
+    if wrong or type(entry.queries) is not int or type(entry.evidence) is not str:
+        raise ValueError(f"{entry.op} has no {wrong or 'such entry'}")
 
 
 def parse_choice(fields: Mapping[str, Any]) -> Choice:
