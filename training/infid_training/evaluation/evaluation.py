@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, islice
@@ -12,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from infid_engines.documents import read_json, record
 from infid_engines.errors import InputError
 from infid_engines.progress import Stage
 from infid_training.evaluation.bootstrap import LEVEL, RESAMPLES, SEED, Interval, mean_interval
@@ -125,10 +124,10 @@ class Evaluation:
             InputError: the file is missing or is no such document.
         """
         try:
-            values = json.loads(path.read_bytes())  # as bytes, so that a byte order mark does not matter
+            values = read_json(path)
             if (values["kind"], values["schema_version"]) != ("evaluation", SCHEMA_VERSION):
                 raise ValueError(f"it is {values['kind']} of version {values['schema_version']}")
-            pictures = tuple(PictureScore(**picture) for picture in values["pictures"])
+            pictures = tuple(record(PictureScore, picture, "a picture") for picture in values["pictures"])
             parts: list[dict[str, Any]] = [dict(values[name]) for name in ("set", "generator", "scorers")]
             parts[0]["fingerprint"], parts[1]["settings"]
             if not pictures:
@@ -138,9 +137,6 @@ class Evaluation:
             raise InputError(
                 f"{path} is no evaluation of this version ({what}).", fix="Make one with `infid-export evaluate -o`."
             ) from error
-        bad = [each for each in pictures if not all(math.isfinite(getattr(each, metric)) for metric in METRICS)]
-        if bad:
-            raise InputError(f"{path} has scores that are not finite.", fix="Evaluate again.")
         return cls(parts[0], parts[1], parts[2], pictures)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from infid_engines.documents import parse_json
 from infid_engines.errors import InputError
 from infid_engines.text_files import read_text
 from infid_export.faces.photos import load_photo
@@ -155,14 +155,16 @@ def json_set(path: Path) -> EvaluationSet:
     """
     shape = 'Write {"people": [{"name": "ann", "photo": "ann.jpg"}], "prompts": [{"text": "…", "stylised": false}]}.'
     try:
-        values: Any = json.loads(read_text(path, shape))
+        values: Any = parse_json(read_text(path, shape))
         people = [(str(each["name"]), path.parent / each["photo"]) for each in values["people"]]
         prompts = tuple(
             Prompt(each) if isinstance(each, str) else Prompt(str(each["text"]), bool(each.get("stylised", False)))
             for each in values["prompts"]
         )
         seeds = tuple(int(seed) for seed in values.get("seeds", [0]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        for text in (*(name for name, _ in people), *(prompt.text for prompt in prompts)):
+            text.encode()  # JSON can hold halves of characters
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path} is no evaluation set ({what}).", fix=shape) from error
     subjects = tuple(Subject(name, Image.fromarray(load_photo(photo))) for name, photo in people)
