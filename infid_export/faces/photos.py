@@ -72,13 +72,13 @@ def _checked_array(photo: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder.", fix="Give the path of one photo.")
-    if not path.is_file():
-        raise InputError(f"There is no photo at {path}.", fix="Check the path.")
     try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder.", fix="Give the path of one photo.")
+        if not path.is_file():
+            raise InputError(f"There is no photo at {path}.", fix="Check the path.")
         content = path.read_bytes()
-    except OSError as error:
+    except OSError as error:  # also of a name that no file can have
         raise InputError(f"{path} cannot be read ({error.strerror}).", fix="Check its permissions.") from error
     if not content:
         raise InputError(f"{path} is an empty file.", fix="Copy the photo again.")

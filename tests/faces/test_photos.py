@@ -162,8 +162,13 @@ def test_between_pillows_limits_a_bomb_is_refused_before_decoding(monkeypatch: p
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("missing.jpg", "There is no photo at"), ("", "is a folder"), ("a\0b", "There is no photo at")],
-    ids=["missing", "folder", "null-byte"],
+    [
+        ("missing.jpg", "There is no photo at"),
+        ("", "is a folder"),
+        ("a\0b", "There is no photo at"),
+        ("x" * 5000, "File name too long"),
+    ],
+    ids=["missing", "folder", "null-byte", "too-long"],
 )
 def test_bad_paths_are_refused(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
