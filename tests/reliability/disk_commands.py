@@ -239,8 +239,8 @@ _EVALUATION = (
     "--references people --prompts prompts.txt --steps 1 -o scores"
 )
 _BUILD = (
-    "build -o built --graph text_encoder --backend onnxruntime --recognizer recognizer.onnx --detector centerface "
-    "--parity-image off"
+    "build -o built --graph text_encoder --backend onnxruntime --recognizer recognizer.onnx --allow-other-encoders "
+    "--detector centerface --parity-image off"
 )
 COMMANDS: Mapping[str, Command] = {
     "generate": Command(

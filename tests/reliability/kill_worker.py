@@ -76,6 +76,7 @@ class _Build(_Subject):
                 batch=self.batch,
                 recognizer=self.folder / "recognizer.onnx",
                 detector="centerface",
+                allow_other_encoders=True,
                 parity_image="off",
             )
         )
