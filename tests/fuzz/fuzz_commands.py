@@ -52,7 +52,7 @@ _LINES = (
 _WORDS = (
     "-", "--", "---", "--=", "-o", "--json", "--quiet", "--help", "--json=1", "nan", "inf", "-inf", "1e999", "1e-400",
     "0x10", "9" * 400, "9" * 5000, "-1", "0.5", "world:heldout:0", "world:heldout:999999999", "world:", "/dev/null",
-    "/dev/zero", "/dev/full", "/proc/self/mem", "/", ".", "..", "~", "fifo", "empty.png", "folder.png", "loop",
+    "/dev/zero", "/dev/full", "/proc/self/mem", "/", ".", "..", "~", "empty.png", "folder.png", "loop",
     "missing/out.png",
     "\udcff\udcfe", "a:b:0.5", "x:0.99999999999999999999", ":", "@photo.png", "*", "$HOME", "`id`", "a\nb", "\t",
 )  # fmt: skip
@@ -154,7 +154,6 @@ def _write_files(folder: Path) -> None:
     (folder / "empty.png").touch()
     (folder / "folder.png").mkdir()
     (folder / "people" / "ann").mkdir(parents=True)
-    os.mkfifo(folder / "fifo")
     (folder / "loop").symlink_to("loop")
 
 
@@ -177,10 +176,12 @@ def _begun(*_: Any, **__: Any) -> NoReturn:
 
 @contextmanager
 def _work_stopped() -> Iterator[None]:
+    targets = [target.rpartition(".") for target in _WORK]
+    # all modules first: one that is imported under a patch would keep what it takes from the patched one
+    modules = [importlib.import_module(module) for module, _, _ in targets]
     with ExitStack() as stack:
-        for target in _WORK:
-            module, _, name = target.rpartition(".")
-            stack.enter_context(patch.object(importlib.import_module(module), name, _begun))
+        for module, (_, _, name) in zip(modules, targets, strict=True):
+            stack.enter_context(patch.object(module, name, _begun))
         yield
 
 

@@ -31,7 +31,7 @@ def small_folder(folder: Path) -> Path:
     """Write a tiny engine folder whose tokenizers know few words, so that it is loaded within milliseconds."""
     engines = write_folder(folder / "engines")
     for name, pad in zip(FILES, ("<|endoftext|>", "!"), strict=True):
-        checkpoint = _checkpoint_tokenizer(folder / "words", pad)
+        checkpoint = checkpoint_tokenizer(folder / "words", pad)
         (engines / name).write_text(folder_tokenizer_json(checkpoint), encoding="utf-8")
     document = json.loads((engines / MANIFEST).read_text())
     for name in FILES:
@@ -142,10 +142,10 @@ def tokenizers(folder: Path) -> Attempt:
     texts = []
     for name, pad in zip(FILES, ("<|endoftext|>", "!"), strict=True):
         (engines / name).parent.mkdir(parents=True)
-        texts.append(folder_tokenizer_json(_checkpoint_tokenizer(folder / "words", pad)))
+        texts.append(folder_tokenizer_json(checkpoint_tokenizer(folder / "words", pad)))
         (engines / name).write_text(texts[-1], encoding="utf-8")
     document = json.loads(texts[0])
-    checkpoints = [_checkpoint_tokenizer(folder / "old", "!"), _new_checkpoint_tokenizer(folder / "new", document)]
+    checkpoints = [checkpoint_tokenizer(folder / "old", "!"), _new_checkpoint_tokenizer(folder / "new", document)]
     contents = {path: path.read_bytes() for each in checkpoints for path in sorted(each.iterdir())}
 
     def attempt(random: Random) -> None:
@@ -174,7 +174,7 @@ def _damaged_text(random: Random, content: bytes, is_json: bool) -> bytes:
     return damaged(random, content)
 
 
-def _checkpoint_tokenizer(folder: Path, pad: str) -> Path:
+def checkpoint_tokenizer(folder: Path, pad: str) -> Path:
     """Write a tokenizer folder as checkpoints have it, of few words."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 

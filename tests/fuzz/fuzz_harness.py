@@ -24,6 +24,10 @@ class AcceptedDamageError(Exception):
     """Something that was damaged was taken for whole."""
 
 
+class TooLongError(BaseException):
+    """A case took too long; no `except OSError` and no `except Exception` takes it for something else."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of a case; kind and seed make it again."""
@@ -68,7 +72,7 @@ def _judged(error: InfidError) -> tuple[Any, str]:
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
     def late(*_: object) -> None:
-        raise TimeoutError(f"took more than {seconds:.0f} s")
+        raise TooLongError(f"took more than {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds)

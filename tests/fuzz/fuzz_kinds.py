@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fuzz_checkpoints import configurations
 from fuzz_commands import command_lines, processes
+from fuzz_documents import bundles, users_documents
 from fuzz_folders import engine_files, forged_manifests, manifests, parity_documents, tokenizers
 from fuzz_harness import Attempt
 from fuzz_images import photos
@@ -43,6 +44,8 @@ KINDS: Mapping[str, Kind] = {
     "checkpoint configurations": Kind(configurations, 30, 800),
     "command lines": Kind(command_lines, 50, 2000),
     "command lines in processes": Kind(processes, 1, 50),
+    "documents of users": Kind(users_documents, 30, 800),
+    "bundles of kernels": Kind(bundles, 20, 400),
     "indices of shards": Kind(indices, 20, 500),
     "shards": Kind(tars, 40, 1000),
     "states of trainings": Kind(run_states, 20, 400),
