@@ -25,6 +25,18 @@ from infid_training.world import people, scenes
 from infid_training.world.drawing import render
 
 
+# fixtures of the whole run that take long: who uses one of them runs in one process, so that it is made once
+_SHARED = ("demo_build", "compile_kernels_run")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests together under `--dist loadgroup`, and those that share a slow fixture."""
+    for item in items:
+        used = next((name for name in _SHARED if name in getattr(item, "fixturenames", ())), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(used))
+
+
 @pytest.fixture(scope="session")
 def astronaut() -> np.ndarray:
     return skimage.data.astronaut()

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from face_models import quick_faces
 
 from infid_engines.errors import EngineFolderError, InputError, ParityError
 from infid_engines.folder import FolderTransaction
@@ -34,9 +35,8 @@ SMALL = ("vae_decoder",)
 
 def small(folder: Path, **options) -> BuildOptions:
     """A build of one small graph."""
-    return BuildOptions(
-        **{"output": folder, "graphs": SMALL, "backends": ("onnxruntime",), "height": 64, "width": 64, **options}
-    )
+    wanted = {"graphs": SMALL, "backends": ("onnxruntime",), "height": 64, "width": 64, **quick_faces(folder.parent)}
+    return BuildOptions(output=folder, **{**wanted, **options})
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +214,8 @@ def test_code_that_concerns_one_kind_of_artefact_makes_only_that_one_stale(small
 def test_a_build_killed_at_any_moment_resumes(tmp_path):
     folder, staging = tmp_path / "engines", tmp_path / ".engines.building"
     arguments = ["build", "-o", str(folder), "--graph", "vae_decoder", "--height", "64", "--width", "64"]
+    recognizer = str(quick_faces(tmp_path)["recognizer"])
+    arguments += ["--recognizer", recognizer, "--allow-other-encoders", "--detector", "centerface"]
     arguments += ["--backend", "onnxruntime", "--quiet", "--json"]
     for awaited in ("onnx/vae.safetensors", "onnx/vae_decoder.onnx"):
         with subprocess.Popen([sys.executable, "-m", "infid_export", *arguments], stdout=subprocess.DEVNULL) as process:

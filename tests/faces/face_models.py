@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -94,6 +95,12 @@ def write_recognizer(
         [helper.make_tensor_value_info("embedding", kind, [batch, width])],
         {"projection": projection, "fill": np.array(fill or 0, dtype), **constants},
     )
+
+
+def quick_faces(folder: Path) -> dict[str, Any]:
+    """Return options of a build that exports no face models; the recognizer is written into the folder."""
+    recognizer = write_recognizer(folder / "recognizer.onnx")
+    return {"recognizer": recognizer, "detector": "centerface", "allow_other_encoders": True}
 
 
 def write_scrfd(path: Path, landmarks: bool = True) -> Path:
