@@ -19,7 +19,7 @@ demo: $(VENV)/.demo-installed
 	@echo "contact sheet: demo/sheet/grid.png   picture: demo/picture.png   engines: demo/infid-engines"
 
 test: lint
-	"$(BIN)/python" -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	"$(BIN)/python" -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev-installed
 	"$(BIN)/ruff" check .

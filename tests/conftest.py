@@ -24,17 +24,6 @@ from infid_export.runtime.pipeline import Pipeline
 from infid_training.world import people, scenes
 from infid_training.world.drawing import render
 
-# fixtures of the whole run that take long: who uses one of them runs in one process, so that it is made once
-_SHARED = ("demo_build", "compile_kernels_run")
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests together under `--dist loadgroup`, and those that share a slow fixture."""
-    for item in items:
-        used = next((name for name in _SHARED if name in getattr(item, "fixturenames", ())), item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(used))
-
 
 @pytest.fixture(scope="session")
 def astronaut() -> np.ndarray:
@@ -49,8 +38,13 @@ def source() -> RandomSource:
 
 @pytest.fixture(scope="session")
 def demo_build(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
-    """The demo folder in fp16, on ONNX Runtime, with every parity check including the 30-step picture."""
-    folder = tmp_path_factory.mktemp("demo") / "engines"
+    """The demo folder in fp16, on ONNX Runtime, with every parity check including the 30-step picture.
+
+    Workers share it: who comes second waits for the first one's build, and finds everything there.
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "demo" / "engines"
+    folder.parent.mkdir(exist_ok=True)
     return build(BuildOptions(output=folder, precision="fp16", backends=("onnxruntime",)))
 
 

@@ -229,6 +229,8 @@ def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypa
             Exporter(each).write_plugins(plugins_file("sm_90"), tmp_path / "plugins.json", stage)
     assert used[0] == entry != used[1]
     stored = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(tuned.options).items()}
+    (tmp_path / "faces").mkdir()
+    quick_faces(tmp_path / "faces")
     assert make_plan(_options(SimpleNamespace(options=stored), tmp_path)).files  # verified where the file is not
     for problem, given in (
         ("concerns the Triton kernels alone", {"kernels": "native"}),
