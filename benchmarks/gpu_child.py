@@ -90,13 +90,14 @@ def measure_in_child(function: str, bench: Bench, seconds: float, /, **arguments
         function: as `module:name`; it is called with a bench of the child's own and the arguments, and returns a
             result. It may call `bench.keep` with what it has so far.
         bench: whose device, workload, seed, ceilings and results the child's is made with.
-        seconds: limit; less if less is left.
+        seconds: limit; on a CPU at least the workload's patience; less if less is left.
         arguments: plain JSON.
 
     Returns:
         The result, or what was kept of it, with `error` if the child failed or was stopped.
     """
-    limit = min(seconds, bench.seconds_left() - RESERVE)
+    limit = seconds if bench.on_gpu else max(seconds, bench.workload.patience)
+    limit = min(limit, bench.seconds_left() - RESERVE)
     if bench.on_gpu:
         torch.cuda.empty_cache()  # the child needs the memory
     with tempfile.TemporaryDirectory() as folder:

@@ -53,8 +53,7 @@ _LAST_MOMENT = 2.0  # before the limit, when the command ends whatever it is doi
 _RESTART = 30.0  # seconds without which a restart is not worth it
 _RESTARTS = 5
 _IMPORTS = 10.0  # seconds kept for starting Python and importing torch, before the clock runs
-_PATIENCE = 3.0  # times its expected seconds, and at least _LEAST_PATIENCE, after which an item is stopped
-_LEAST_PATIENCE = 30.0
+_PATIENCE = 3.0  # times its expected seconds, and at least the workload's patience, after which an item is stopped
 
 
 class UsageError(Exception):
@@ -120,7 +119,8 @@ class Suite:
     def _run(self, item: Item) -> dict[str, Any]:
         started = time.monotonic()
         self._kept = {}
-        patience = min(max(_PATIENCE * item.seconds, _LEAST_PATIENCE), self.bench.seconds_left() - _LAST_MOMENT)
+        patience = max(_PATIENCE * item.seconds, self.bench.workload.patience)
+        patience = min(patience, self.bench.seconds_left() - _LAST_MOMENT)
         clock = threading.Timer(max(patience, 0.0), self._overrun, (item, started))
         clock.daemon = True
         self._running = item

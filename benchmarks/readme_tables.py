@@ -6,9 +6,10 @@ Usage::
     python benchmarks/readme_tables.py keep demo-fp16 build.json "2 CPU cores"
     python benchmarks/ablation.py --identity-with-text benchmarks/identity-with-text.safetensors
     python benchmarks/backends.py
+    python benchmarks/reliability.py
     python benchmarks/readme_tables.py draw
 
-`keep` takes what the tables need of a build; the other two write their documents themselves.
+`keep` takes what the tables need of a build; the others write their documents themselves.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import ablation
 import backends
+import reliability
 from provenance import RESULTS, ROOT, measured_on
 
 README = ROOT / "README.md"
@@ -117,15 +119,16 @@ def engine_table(result: dict[str, Any]) -> str:
 
 def drawn() -> str:
     """Return README with its tables drawn from the results."""
-    demo, full, variants, engines = (
+    demo, full, variants, engines, tried = (
         json.loads((RESULTS / f"{name}.json").read_text())
-        for name in ("demo-fp16", "random-sdxl-fp16", "ablation", "backends")
+        for name in ("demo-fp16", "random-sdxl-fp16", "ablation", "backends", "reliability")
     )
     tables = {
         "parity": parity_table({"demo": demo, "random-sdxl": full}),
         "engines": engine_table(full),
         "ablation": ablation.markdown(variants),
         "backends": backends.markdown(engines),
+        "reliability": reliability.markdown(tried),
     }
     text = README.read_text()
     for name, table in tables.items():

@@ -24,7 +24,6 @@ from infid_export.runtime.pipeline import Pipeline
 from infid_training.world import people, scenes
 from infid_training.world.drawing import render
 
-
 # fixtures of the whole run that take long: who uses one of them runs in one process, so that it is made once
 _SHARED = ("demo_build", "compile_kernels_run")
 

@@ -10,8 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 SEAL_KEY = "infid_seal"
 
@@ -48,15 +47,18 @@ def tensor_seal(metadata: Mapping[str, str], tensors: Iterable[TensorBytes]) -> 
     return digest.hexdigest()
 
 
-def sort_header(path: Path) -> None:
+def sort_header(file: BinaryIO) -> None:
     """Bring a header's entries of metadata into order, so that the same content makes the same bytes.
 
     The library writes them in an order of chance. The header keeps its length.
+
+    Args:
+        file: open for reading and writing.
     """
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        file.seek(8)
-        file.write(text.ljust(length))
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    file.seek(8)
+    file.write(text.ljust(length))

@@ -121,7 +121,8 @@ class IdentityModules(nn.Module):
             metadata[ENCODERS_KEY] = self.encoders.to_json()
         try:
             save_file(tensors, partial, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
-            sort_header(partial)
+            with partial.open("r+b") as file:
+                sort_header(file)
             partial.replace(target)
         except BaseException:
             partial.unlink(missing_ok=True)

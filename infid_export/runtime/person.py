@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from safetensors.numpy import save
 
 from infid_engines.arguments import is_number, path_of, shown, text_of
 from infid_engines.errors import InputError
-from infid_engines.tensor_seal import SEAL_KEY, TensorBytes, tensor_seal
+from infid_engines.tensor_seal import SEAL_KEY, TensorBytes, sort_header, tensor_seal
 from infid_export.faces.choice import TakenFace
 
 Array = np.ndarray[Any, Any]
@@ -82,12 +83,13 @@ class Person:
         target = path_of("The person file", path, "Give a path that ends in .safetensors.")
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
         metadata = {_MODEL_KEY: self.model, _NAME_KEY: self.name}
-        content = save(tensors, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
+        content = io.BytesIO(save(tensors, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)}))
+        sort_header(content)
         partial = None
         try:
             with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
                 partial = Path(file.name)
-                file.write(content)
+                file.write(content.getvalue())
                 file.flush()
                 os.fsync(file.fileno())
             partial.chmod(0o600)  # a face is personal data
@@ -120,8 +122,9 @@ class Person:
                         fix="Make one with `infid-export enroll`.",
                     )
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            # a file without a seal was written by other software, or before there were seals
-            if metadata.get(SEAL_KEY, _seal(metadata, tensors)) != _seal(metadata, tensors):
+            if SEAL_KEY not in metadata:
+                raise ValueError("it has no seal")
+            if metadata[SEAL_KEY] != _seal(metadata, tensors):
                 raise ValueError("its content is not what was written")
         except (SafetensorError, OSError, TypeError, ValueError) as error:  # TypeError: a type numpy does not have
             raise InputError(f"{path} is not a whole person file ({error}).", fix=_AGAIN) from error

@@ -15,7 +15,7 @@ from infid_kernels.measure import Call, Timing
 
 MIXED, MERGED = Call("mixed_attention", 2, 2, 40, 50, 30), Call("merged_cross_attention", 2, 2, 40, 50, 7)
 TINY = replace(
-    DEMO, calls={"mixed-4096": MIXED, "merged-4096": MERGED}, matrix=64, copy=1024, races=3,
+    DEMO, calls={"mixed-4096": MIXED, "merged-4096": MERGED}, matrix=64, copy=1024, races=3, patience=30.0,
     levels=(
         Level("whole", Call("mixed_attention", 2, 2, 64, 64, 64), 0, True),
         Level("odd", MIXED, 0, False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,7 +114,7 @@ def test_what_does_not_fit_is_skipped_with_the_reason(suite: Suite) -> None:
 def test_an_item_that_hangs_is_an_error_and_the_program_starts_anew(
     bench: FakeBench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(gpu_suite, "_LEAST_PATIENCE", 0.2)
+    bench.workload = replace(bench.workload, patience=0.2)
     restarted, killed = threading.Event(), []
     written: list[dict[str, Any]] = []
 

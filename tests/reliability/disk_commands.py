@@ -290,7 +290,7 @@ COMMANDS: Mapping[str, Command] = {
         prepare=_recognizer,
         words=_BUILD,
         whole=_whole_engines,
-        results=("built",),
+        results=("built", ".built.lock"),  # the lock says only who holds it
         stubs=_remembered_exports,
         again=False,
     ),
@@ -298,7 +298,7 @@ COMMANDS: Mapping[str, Command] = {
         prepare=_earlier_build,
         words=f"{_BUILD} --batch 2",
         whole=_whole_engines,
-        results=("built",),
+        results=("built", ".built.lock"),  # the lock says only who holds it
         stubs=_remembered_exports,
         again=False,
     ),

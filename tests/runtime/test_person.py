@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_engines import DEPTH_K, DEPTH_T, MODEL, TOKENS
 
 from infid_engines.errors import InputError
-from infid_export.runtime.person import Person, mix, stack
+from infid_engines.tensor_seal import SEAL_KEY
+from infid_export.runtime.person import Person, _seal, mix, stack
 
 TENSORS = ("identity_tokens", "identity_keys", "identity_values")
 
@@ -86,8 +88,29 @@ def test_a_cut_off_file_is_refused(tmp_path: Path, share: float) -> None:
 
 def changed(path: Path, **tensors: np.ndarray) -> Path:
     random_person(0).save(path)
-    save_file({**load_file(path), **tensors}, path, metadata={"infid_model": MODEL})
+    found, metadata = {**load_file(path), **tensors}, {"infid_model": MODEL}
+    save_file(found, path, metadata={**metadata, SEAL_KEY: _seal(metadata, found)})
     return path
+
+
+def test_the_same_person_is_the_same_file(tmp_path: Path) -> None:
+    for number in range(8):  # the library orders metadata by chance
+        random_person(0).save(tmp_path / str(number))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["another seal", "no seal"])
+def test_what_was_changed_after_it_was_written_is_rejected(tmp_path: Path, sealed: bool) -> None:
+    path = tmp_path / "person.safetensors"
+    random_person(0).save(path)
+    with safe_open(path, framework="numpy") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if not sealed:
+        del metadata[SEAL_KEY]
+    save_file(tensors, path, metadata={**metadata, "infid_name": "somebody else"})
+    why = "its content is not what was written" if sealed else "it has no seal"
+    with pytest.raises(InputError, match=f"not a whole person file \\({why}"):
+        Person.load(path)
 
 
 @pytest.mark.parametrize(
