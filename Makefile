@@ -7,13 +7,13 @@ BIN := $(CURDIR)/$(VENV)/bin
 GPU_WHEELS := diffusers==0.42.1 open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.2.13 importlib_metadata==8.7.0
 PROMPT := an oil painting of a person wearing a blue suit and a crown, at the beach
 
-.PHONY: demo test lint format build-wheel gpu-wheels clean
+.PHONY: demo test lint format docs pictures build-wheel gpu-wheels clean
 
 # In a folder of its own, so that nothing of it lies among the source code.
 demo: $(VENV)/.demo-installed
 	mkdir -p demo
 	cd demo && "$(BIN)/infid-export" build --fp16
-	cd demo && "$(BIN)/infid-export" evaluate --references world:heldout:3 --prompts world:heldout:4 --stylised 2 -o sheet
+	cd demo && "$(BIN)/infid-export" evaluate --references world:heldout:3 --prompts world:heldout:4 --stylised 3 -o sheet
 	cd demo && "$(BIN)/infid-export" generate "$(PROMPT)" --photo sheet/references/0.png -o picture.png
 	"$(BIN)/infid-export" inspect demo/infid-engines
 	@echo "contact sheet: demo/sheet/grid.png   picture: demo/picture.png   engines: demo/infid-engines"
@@ -31,6 +31,15 @@ format: $(VENV)/.dev-installed
 	"$(BIN)/ruff" check --fix .
 	"$(BIN)/ruff" format .
 
+# The site, in site/. It fails on a dead link, and on anything that a page would load from another host.
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --strict --quiet
+
+# The pictures of README.md and docs/, from the demo and the import contracts.
+pictures: demo
+	"$(BIN)/python" benchmarks/document_pictures.py sheet demo/sheet/grid.png
+	"$(BIN)/python" benchmarks/document_pictures.py layers
+
 build-wheel: $(VENV)/.created
 	"$(BIN)/python" -m pip wheel --no-deps --wheel-dir dist .
 
@@ -39,7 +48,7 @@ gpu-wheels: $(VENV)/.created
 	"$(BIN)/python" -m pip download --no-deps --only-binary=:all: --dest gpu-wheels $(GPU_WHEELS)
 
 clean:
-	rm -rf demo dist gpu-wheels .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf demo dist gpu-wheels site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # The stamps say what is installed; a changed pyproject.toml installs again.
 $(VENV)/.created:
@@ -53,3 +62,7 @@ $(VENV)/.demo-installed: pyproject.toml $(VENV)/.created
 $(VENV)/.dev-installed: pyproject.toml $(VENV)/.created
 	"$(BIN)/python" -m pip install -e ".[dev]"
 	touch $@ $(VENV)/.demo-installed
+
+$(VENV)/.docs-installed: pyproject.toml $(VENV)/.created
+	"$(BIN)/python" -m pip install -e ".[docs]"
+	touch $@

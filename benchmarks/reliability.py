@@ -3,7 +3,7 @@
 Usage::
 
     python benchmarks/reliability.py [--machine "2 CPU cores"] [SECTION ...]
-    python benchmarks/readme_tables.py draw
+    python benchmarks/document_tables.py draw
 
 The tests marked `reliability` are the measurement: 13,000 damaged inputs, processes killed at random moments, a disk
 that is full at each write, and eight threads. Each records its figures; what is here collects them. After each section
@@ -84,7 +84,7 @@ def measure(sections: Sequence[str], machine: str) -> None:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Return the tables of README's section on limits."""
+    """Return the tables of docs/reliability.md."""
     sections = document["sections"]
     fuzz = sections["fuzz"]["figures"]
     lines = [

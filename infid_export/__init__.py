@@ -1,27 +1,41 @@
-"""infid-export: identity-preserving SDXL (Infinite-ID) from PyTorch to engines."""
+"""infid-export: identity-preserving SDXL (Infinite-ID) from PyTorch to engines.
+
+`__all__` is what is public. `Pipeline`, `Person`, `mix` and `stack` are the runtime; `InfiniteIDPipeline` is the
+PyTorch reference and needs the extra `export`. Each is imported when it is first asked for: `import infid_export`
+imports neither numpy nor torch.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from infid_export.model.pipeline import InfiniteIDPipeline as InfiniteIDPipeline
     from infid_export.runtime.person import Person as Person
     from infid_export.runtime.person import mix as mix
     from infid_export.runtime.person import stack as stack
     from infid_export.runtime.pipeline import Pipeline as Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["Person", "Pipeline", "__version__", "mix", "stack"]
+__all__ = ["InfiniteIDPipeline", "Person", "Pipeline", "__version__", "mix", "stack"]
+
+_MODULE_OF = {
+    "InfiniteIDPipeline": "infid_export.model.pipeline",
+    "Person": "infid_export.runtime.person",
+    "Pipeline": "infid_export.runtime.pipeline",
+    "mix": "infid_export.runtime.person",
+    "stack": "infid_export.runtime.person",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the runtime when it is first asked for, so that the command's help stays fast."""
-    if name == "Pipeline":
-        from infid_export.runtime.pipeline import Pipeline
+    """Import a public name when it is first asked for.
 
-        return Pipeline
-    if name in ("Person", "mix", "stack"):
-        from infid_export.runtime import person
-
-        return getattr(person, name)
-    raise AttributeError(f"module 'infid_export' has no attribute '{name}'")
+    Raises:
+        AttributeError: there is no such name.
+        ModuleNotFoundError: `InfiniteIDPipeline` was asked for without torch or diffusers.
+    """
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'infid_export' has no attribute '{name}'")
+    return getattr(import_module(_MODULE_OF[name]), name)

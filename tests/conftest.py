@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 # several workers share the cores; processes that tests start inherit it
@@ -16,6 +18,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
+from infid_engines.manifest import Manifest
 from infid_export.export.build import BuildReport, build
 from infid_export.export.options import BuildOptions
 from infid_export.model.sources import RandomSource
@@ -51,6 +54,15 @@ def demo_build(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
 @pytest.fixture(scope="session")
 def demo_folder(demo_build: BuildReport) -> Path:
     return demo_build.folder
+
+
+@pytest.fixture(scope="session")
+def quick_folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo folder with one step as its default, for what is run to see that it runs."""
+    folder = shutil.copytree(demo_folder, tmp_path_factory.mktemp("quick") / "engines")
+    manifest = Manifest.load(folder)
+    replace(manifest, defaults={**manifest.defaults, "steps": 1}).write(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from infid_engines.manifest import EngineRecord, FileRecord, Manifest
     from infid_export.export.parity import ParityReport
 
+EXAMPLES = (
+    "infid-export build --fp16",
+    "infid-export build --fp16 --model path/to/sdxl --identity identity.safetensors \\\n"
+    "      --image-encoder vit_h_14.safetensors --recognizer arcface.onnx",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments; each is a field of `BuildOptions`."""

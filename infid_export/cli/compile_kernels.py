@@ -13,6 +13,10 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 DTYPES = ("float16", "bfloat16")
 HEAD_SIZES = (32, 40, 64, 80, 96, 128)
 _NUMBERS = ("d", "registers", "spills", "shared", "cubin")
+EXAMPLES = (
+    "infid-export compile-kernels --target sm_90",
+    "infid-export compile-kernels --target sm_89 sm_90 --tuning tuning.json -o kernels-bundle",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

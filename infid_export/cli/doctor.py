@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from infid_export.cli.output import Output
 
+EXAMPLES = ("infid-export doctor", "infid-export doctor --json")
 OLDEST_PYTHON = (3, 10)
 # Extra of this package -> its libraries with the oldest version that works, as in pyproject.toml ("" is the runtime).
 LIBRARIES: Mapping[str, Mapping[str, str]] = {

@@ -10,6 +10,11 @@ from infid_export.cli.arguments import add_engines, add_face_index
 from infid_export.cli.generate import enrolled, require_writable
 from infid_export.cli.output import Output
 
+EXAMPLES = (
+    "infid-export enroll anna-1.jpg anna-2.jpg -o anna.safetensors",
+    "infid-export enroll anna.jpg --mix bert.safetensors:0.3 -o blend.safetensors",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""

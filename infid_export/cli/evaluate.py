@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 _WORLD = "world:heldout"
 _SETTINGS = ("steps", "guidance", "style_strength", "plain_style_strength", "identity_strength")
 _SECONDS = 3.0  # a picture of the demo model takes on two cores; only shares of it are shown
+EXAMPLES = (
+    "infid-export evaluate infid-engines -o scores",
+    "infid-export evaluate infid-engines --against reference/scores.json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,10 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpeg": ("JPEG", {"quality": 95}),
     ".webp": ("WEBP", {"lossless": True}),
 }
+EXAMPLES = (
+    'infid-export generate "a portrait in the rain" --person person.safetensors -o rain.png',
+    'infid-export generate "a photo of a person at night" --photo me.jpg --style-strength 0 --seed 7',
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from infid_export.export.inspection import GraphFacts
     from infid_export.export.parity import ParityReport
 
+EXAMPLES = ("infid-export inspect infid-engines --hash", "infid-export inspect infid-engines/onnx/denoise_step.onnx")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""

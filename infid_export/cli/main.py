@@ -72,10 +72,15 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         description = f"{summary[0].upper()}{summary[1:]}."
-        child = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+        child = commands.add_parser(
+            name, help=summary, description=description, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
         if name == command:
-            _module(name).add_arguments(child)
+            module = _module(name)
+            module.add_arguments(child)
             add_common(child)
+            child.epilog = "\n".join(("examples:", *(f"  {example}" for example in module.EXAMPLES)))
     return parser
 
 

@@ -14,6 +14,11 @@ from infid_export.cli.output import Output, shown
 if TYPE_CHECKING:
     from infid_export.faces.detection import FaceDetector
 
+EXAMPLES = (
+    "infid-export prepare people/ --recognizer arcface.onnx -o shards/",
+    "infid-export prepare people/ --detector drawn --photo-size 128 -o shards/",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""

@@ -24,6 +24,10 @@ _SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wi
 # Of an A100 in bf16 312 are promised; that 40 % of them are reached is an assumption, no GPU has been measured.
 _TFLOPS = 125.0
 _GPU_GB = 80.0
+EXAMPLES = (
+    "infid-export train shards/ -o run/ --train-steps 1000 --sample-every 200",
+    "infid-export train --dry-run --model random-sdxl --precision bf16 --gpus 16",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_export.cli.output import Output, shown
 
+EXAMPLES = ("infid-export train-demo -o demo-training", "infid-export train-demo --base-steps 23250 --ablation")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _SAMPLES, _QUICK_SAMPLES = 50, 10
 _QUICK_CANDIDATES = 6  # the most promising come first
 _SECONDS = 3.0  # a candidate's compilation and its timing; an estimate, no GPU has run it yet
+EXAMPLES = ("infid-export tune", "infid-export tune --quick -o tuning.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

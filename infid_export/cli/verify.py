@@ -8,6 +8,8 @@ from infid_export.cli.arguments import add_folder
 from infid_export.cli.build import show_parity
 from infid_export.cli.output import Output
 
+EXAMPLES = ("infid-export verify infid-engines", "infid-export verify infid-engines --json --quiet")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""

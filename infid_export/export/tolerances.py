@@ -2,7 +2,7 @@
 
 The reference is PyTorch in fp32 on the unrounded weights. Rounding weights and activations to fp16 (11 bits) moves
 each value by up to 4.9e-4 of itself; through a network's depth, and guidance, which multiplies a difference by five,
-this grows to what README's table shows (Parity): up to 2.2e-3 RMS and 8.2e-3 at the worst value in full-size random
+this grows to what the table in docs/parity.md shows: up to 2.2e-3 RMS and 8.2e-3 at the worst value in full-size random
 weights, 8.7e-4 and 1.1e-2 in the demo model. In fp32 the demo model measures 9.5e-7 and 8.0e-6. What the limits have to
 catch: in the demo model's step, λ taken for 1 where 0.875 was asked for moves the output by 1.0e-2 RMS, s taken for 1
 where 0.75 was asked for by 1.5e-2, and one of its 11 identity blocks without effect by 6.1e-3 to 4.9e-2. The limit of

@@ -1,15 +1,16 @@
-"""Draw README's tables from the documents kept in benchmarks/results.
+"""Draw the tables of README.md and docs/*.md from the measurements kept in benchmarks/results.
 
 Usage::
 
     infid-export build --fp16 --json > build.json
-    python benchmarks/readme_tables.py keep demo-fp16 build.json "2 CPU cores"
+    python benchmarks/document_tables.py keep demo-fp16 build.json "2 CPU cores"
     python benchmarks/ablation.py --identity-with-text benchmarks/identity-with-text.safetensors
     python benchmarks/backends.py
     python benchmarks/reliability.py
-    python benchmarks/readme_tables.py draw
+    python benchmarks/document_tables.py draw
 
-`keep` takes what the tables need of a build; the others write their documents themselves.
+`keep` takes what the tables need of a build; the others write their results themselves. A table's place in a document
+is `<!-- table: NAME -->` … `<!-- end -->`; each table has exactly one place.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import backends
 import reliability
 from provenance import RESULTS, ROOT, measured_on
 
-README = ROOT / "README.md"
+_MARKER = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13")
 
 
@@ -117,30 +118,50 @@ def engine_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def drawn() -> str:
-    """Return README with its tables drawn from the results."""
+def documents() -> list[Path]:
+    """Return the documents that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def tables() -> dict[str, str]:
+    """Return every table in Markdown by its name."""
     demo, full, variants, engines, tried = (
         json.loads((RESULTS / f"{name}.json").read_text())
         for name in ("demo-fp16", "random-sdxl-fp16", "ablation", "backends", "reliability")
     )
-    tables = {
+    return {
         "parity": parity_table({"demo": demo, "random-sdxl": full}),
         "engines": engine_table(full),
         "ablation": ablation.markdown(variants),
         "backends": backends.markdown(engines),
         "reliability": reliability.markdown(tried),
     }
-    text = README.read_text()
-    for name, table in tables.items():
-        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, count = pattern.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
-        if count != 1:
-            raise ValueError(f"README has {count} places for the table {name}")
-    return text
+
+
+def drawn() -> dict[Path, str]:
+    """Return the text of every document with its tables drawn from the results.
+
+    Raises:
+        ValueError: a table has no place or several, or a place names no table.
+    """
+    made, texts = tables(), {path: path.read_text() for path in documents()}
+    places = [match[2] for text in texts.values() for match in _MARKER.finditer(text)]
+    if sorted(places) != sorted(made):
+        raise ValueError(f"the documents have places for {sorted(places)}, the tables are {sorted(made)}")
+    return {
+        path: _MARKER.sub(lambda match: f"{match[1]}{made[match[2]]}\n{match[3]}", text) for path, text in texts.items()
+    }
+
+
+def draw() -> None:
+    """Write the documents whose tables have changed."""
+    for path, text in drawn().items():
+        if text != path.read_text():
+            path.write_text(text)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "keep":
         keep(sys.argv[2], Path(sys.argv[3]), sys.argv[4])
     else:
-        README.write_text(drawn())
+        draw()

@@ -1,0 +1,68 @@
+"""The documents of the repository, and the blocks of commands and of Python in them.
+
+A block of `sh` or `python` has a comment on the line before it that says how it is tested: `<!-- run -->` is run on the
+demo model, `<!-- tested by: FILE -->` names the test that runs it, and `<!-- needs: WHAT -->` what a test lacks. All
+commands must parse, and all Python must compile and name what exists.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/README.md"]
+# What a block may say that it needs.
+NEEDS = ("a GPU", "weights", "minutes", "a package index", "a checkout")
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_MARK = re.compile(r"<!-- (run|needs|tested by)(?:: ([^>]+))? -->\n$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document.
+
+    Args:
+        document: where it stands.
+        line: its first line, counted from 1.
+        language: `sh` or `python`.
+        text: what it holds.
+        mark: `run`, `needs`, `tested by`, or empty where there is no comment before it.
+        detail: what the comment says after it.
+    """
+
+    document: Path
+    line: int
+    language: str
+    text: str
+    mark: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.document.relative_to(ROOT)}:{self.line}"
+
+    def commands(self) -> Iterator[list[str]]:
+        """Yield the words of every command of a block of `sh`."""
+        for line in self.text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+def blocks(document: Path) -> list[Block]:
+    """Return the blocks of commands and of Python in a document."""
+    text = document.read_text()
+    found = []
+    for fence in _FENCE.finditer(text):
+        if fence[1] in ("sh", "python"):
+            mark = _MARK.search(text, 0, fence.start())
+            kind, detail = (mark[1], mark[2] or "") if mark else ("", "")
+            line = text.count("\n", 0, fence.start()) + 2
+            found.append(Block(document, line, fence[1], fence[2], kind, detail))
+    return found
+
+
+BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
