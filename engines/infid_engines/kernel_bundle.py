@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from infid_engines.atomic_files import put_in_place, temporary_beside
 from infid_engines.documents import parse_json, read_json, record, sealed, unsealed
 from infid_engines.errors import EngineFolderError
-from infid_engines.folder import put_in_place, temporary_beside
 from infid_engines.kernel_launch import Kernel
 from infid_engines.manifest import is_inside, write_json
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from infid_engines import tensorrt_plugin
+from infid_engines.atomic_files import whole_file
 from infid_engines.backends import Backend, BuildRequest, Extra
 from infid_engines.errors import BackendUnavailableError, BuildError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
@@ -107,9 +108,8 @@ class TensorRTBackend(Backend):
         with request.output.open("wb") as file:
             file.write(memoryview(engine))
         if cache is not None and request.timing_cache is not None:
-            partial = request.timing_cache.with_name(f".{request.timing_cache.name}.partial")
-            partial.write_bytes(memoryview(cache.serialize()))
-            partial.replace(request.timing_cache)
+            with whole_file(request.timing_cache) as partial:
+                partial.write_bytes(memoryview(cache.serialize()))
 
     def _configure(self, trt: Any, builder: Any, config: Any, request: BuildRequest) -> None:
         if request.refit:

@@ -96,7 +96,8 @@ def build(options: BuildOptions, reporter: Reporter | None = None) -> BuildRepor
         InputError: an option, model or face model cannot be used.
         BackendUnavailableError: an asked-for backend is missing.
         EngineFolderError: the output is not an engine folder.
-        BuildError: an engine could not be built, or the disk is full.
+        BuildError: an engine could not be built.
+        DiskFullError: the disk is full; finished parts are kept.
         ParityError: a graph differs from the reference; nothing is kept as valid.
     """
     started = time.monotonic()

@@ -14,7 +14,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from infid_engines.folder import temporary_beside
+from infid_engines.atomic_files import temporary_beside
 from infid_engines.manifest import Dimension, Manifest, TensorSpec
 from infid_engines.progress import Stage
 from infid_engines.registry import PARITY_BACKEND, get_backend

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from infid_engines.documents import sealed
-from infid_engines.errors import BuildError, EngineFolderError
+from infid_engines.errors import DiskFullError, EngineFolderError
 from infid_engines.folder import FolderTransaction, Written
 from infid_engines.manifest import (
     FileRecord,
@@ -178,7 +178,7 @@ def test_a_full_disk_is_explained_and_loses_nothing(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with (
-        pytest.raises(BuildError, match=r"is full .* GB free.*old folder is untouched"),
+        pytest.raises(DiskFullError, match=r"is full .* GB free.*old folder is untouched"),
         FolderTransaction(folder, SilentReporter()) as transaction,
     ):
         transaction.place("b", {}, full)
