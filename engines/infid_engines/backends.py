@@ -119,6 +119,7 @@ class Backend(ABC):
         cuda_builds: CUDA major version by distribution of the library, where it has one per CUDA version.
         device: kind of device that its engines run on: `cpu` or `cuda`.
         uses_graph_as_engine: nothing is built: the exported graph, which reads its weights' files, is the engine.
+        builds_anywhere: whether engines can be built without the device that they run on.
         takes_targets: whether engines are built for GPU architectures that the user can name.
         takes_flags: whether refit, strip and the optimization level mean something to it.
         takes_plugins: whether engines can hold the fused Triton kernels as plugins.
@@ -130,6 +131,7 @@ class Backend(ABC):
     cuda_builds: ClassVar[Mapping[str, int]] = {}
     device: ClassVar[str]
     uses_graph_as_engine: ClassVar[bool] = False
+    builds_anywhere: ClassVar[bool] = True
     takes_targets: ClassVar[bool] = False
     takes_flags: ClassVar[bool] = False
     takes_plugins: ClassVar[bool] = False

@@ -30,6 +30,7 @@ class TensorRTBackend(Backend):
     extras = (Extra("tensorrt", {"tensorrt": "10.10", **_CUDA_PYTHON}),)
     cuda_builds: ClassVar[Mapping[str, int]] = {"tensorrt-cu12": 12, "tensorrt-cu13": 13}
     device = "cuda"
+    builds_anywhere = False
     takes_targets = takes_flags = takes_plugins = True
 
     def _library(self) -> Any:
@@ -170,6 +171,7 @@ class TensorRTRTXBackend(TensorRTBackend):
     rank = 1
     extras = (Extra("tensorrt-rtx", {"tensorrt-rtx-cu13": "1.4", **_CUDA_PYTHON}),)
     cuda_builds: ClassVar[Mapping[str, int]] = {"tensorrt-rtx-cu13": 13}
+    builds_anywhere = True
     takes_plugins = False
 
     def targets(self) -> tuple[str, ...]:

@@ -114,7 +114,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     output.line(
         f"GPU: {', '.join(gpu.names)}; driver {gpu.driver}, CUDA up to {gpu.cuda[0]}.{gpu.cuda[1]}"
         if gpu
-        else f"GPU: none found; engines run with {PARITY_BACKEND} on the CPU"
+        else f"GPU: none found; engines run with {PARITY_BACKEND} on the CPU, and {_built_here()} engines can still be "
+        "built"
     )
     rows = [
         (name, machine.versions.get(name, "missing"), f">= {oldest}", f"infid-export[{extra}]" if extra else "always")
@@ -144,6 +145,12 @@ def _beside() -> list[str]:
     asked_for = {name for needed in libraries().values() for name in needed}
     builds = {name for backend in BACKENDS.values() for name in backend.cuda_builds}
     return ["torchvision", *sorted(builds - asked_for)]
+
+
+def _built_here() -> str:
+    """Return the backends whose engines are for GPUs and can be built without one."""
+    names = [name for name, backend in BACKENDS.items() if backend.builds_anywhere and backend.device == "cuda"]
+    return " and ".join(names)
 
 
 def look() -> Machine:
