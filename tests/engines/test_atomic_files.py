@@ -147,6 +147,16 @@ def test_a_lock_is_waited_for_or_not(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_lock_that_cannot_be_written_is_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(DiskFullError, match="is full"), locked(path):
+            pass
+    with locked(path, "Somebody else is here."):
+        pass
+
+
 def test_a_lock_where_nothing_can_be_written_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written to"), locked(tmp_path / "file/lock"):

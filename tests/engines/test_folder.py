@@ -186,6 +186,16 @@ def test_a_full_disk_is_explained_and_loses_nothing(tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_a_folder_that_cannot_be_opened_gives_its_lock_back(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(DiskFullError, match="is full"), FolderTransaction(tmp_path / "engines", SilentReporter()):
+            pass
+    assert not list(tmp_path.iterdir())
+    with FolderTransaction(tmp_path / "engines", SilentReporter()):
+        pass
+
+
 def test_folders_of_others_are_refused(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
