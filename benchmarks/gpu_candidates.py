@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import roofline
 from gpu_bench import Bench, Item, Result, Workload
 from gpu_checks import form_of
+from infid_engines.atomic_files import whole_file
 from infid_kernels.autotune import Level, NoCandidateError, Trial, measure, select
 from infid_kernels.measure import Timing
 from infid_kernels.tuning import Choice, Entry, choices, load, parse_choice, write
@@ -135,5 +136,6 @@ def adopt_again(bench: Bench) -> None:
 
 
 def write_entries(path: Path, found: Sequence[Entry]) -> None:
-    """Write the entries as a file that `infid_kernels.tuning.load` reads."""
-    write(path, found)
+    """Write the entries as a file that `infid_kernels.tuning.load` reads, whole or not at all."""
+    with whole_file(path) as file:
+        write(file, found)

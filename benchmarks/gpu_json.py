@@ -7,12 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from infid_engines.atomic_files import whole_file
+
 
 def write(path: Path, document: Any) -> None:
     """Write a document, whole or not at all; NaN and infinity, which JSON lacks, become words."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(plain(document), indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(plain(document), indent=1, allow_nan=False) + "\n")
 
 
 def plain(value: Any) -> Any:

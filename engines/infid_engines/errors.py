@@ -25,6 +25,10 @@ class InputError(InfidError):
     """An argument, photo, prompt, weights file or configuration cannot be used."""
 
 
+class DiskFullError(InputError):
+    """The disk is full; nothing was left half-written."""
+
+
 class BackendUnavailableError(InfidError):
     """A backend's library, device or target is missing on this machine."""
 

@@ -8,28 +8,29 @@ one system call, so a reader sees the old folder or the new one. A lock keeps tw
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from infid_engines.atomic_files import full_disk_explained, locked, put_in_place, whole_file
 from infid_engines.documents import read_json, record, sealed, unsealed
-from infid_engines.errors import BuildError, EngineFolderError
+from infid_engines.errors import EngineFolderError
 from infid_engines.hashes import remembered_sha256
 from infid_engines.manifest import MANIFEST, FileRecord, Manifest, canonical_key, sha256_file, write_json
 from infid_engines.memory import peak_memory, reset_peak_memory
 from infid_engines.progress import Reporter
 
 _RECORDS = ".records"
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
+_FULL = (
+    "Free some space (`infid-export build --dry-run` says how much is needed) and run the command again: "
+    "finished parts are kept and the old folder is untouched."
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class FolderTransaction:
         self._retired = self.target.with_name(f".{self.target.name}.old")
         self._lock_path = self.target.with_name(f".{self.target.name}.lock")
         self._reporter = reporter
-        self._lock: int | None = None
+        self._held = contextlib.ExitStack()
         self._damage: dict[str, str] = {}
         self.previous: Manifest | None = None
 
@@ -72,25 +73,16 @@ class FolderTransaction:
         """Take the lock, finish what an interrupted exchange left, and open the staging folder."""
         if self.target.is_file():
             raise EngineFolderError(f"{self.target} is a file.", fix="Give a folder with --output.")
+        with self._explained():
+            self._held.enter_context(locked(self._lock_path, on_wait=self._say_that_it_waits))
         try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self._lock_path, os.O_CREAT | os.O_RDWR, 0o644)
-        except OSError as error:
-            raise EngineFolderError(
-                f"{self.target.parent} cannot be written to ({error.strerror}).",
-                fix="Choose another --output.",
-            ) from error
-        try:
-            with full_disk_explained(self.target.parent):
-                self._wait_for_lock()
-                self._open()
+            self._open()
         except BaseException:
-            self.__exit__()  # or the next build of this process would wait for this one
+            self._held.close()
             raise
         return self
 
     def _open(self) -> None:
-        """Finish what an interrupted exchange left, read the old folder, and make the staging folder."""
         if self._retired.exists():
             if self.target.exists():
                 shutil.rmtree(self._retired)
@@ -104,7 +96,14 @@ class FolderTransaction:
                 )
             with contextlib.suppress(EngineFolderError):  # a folder of another version is rebuilt
                 self.previous = Manifest.load(self.target)
-        (self.staging / _RECORDS).mkdir(parents=True, exist_ok=True)
+        with self._explained():
+            (self.staging / _RECORDS).mkdir(parents=True, exist_ok=True)
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return full_disk_explained(self.target, _FULL)
+
+    def _say_that_it_waits(self, holder: str) -> None:
+        self._reporter.note(f"another build (process {holder}) is writing {self.target}; waiting for it")
 
     def peek(self) -> None:
         """Read what the folder holds, without the lock and without writing anything."""
@@ -115,20 +114,7 @@ class FolderTransaction:
 
     def __exit__(self, *_: object) -> None:
         """Release the lock; the staging folder stays for a later build unless it was committed."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def _wait_for_lock(self) -> None:
-        assert self._lock is not None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(self._lock, 32).decode().strip() or "unknown"
-            self._reporter.note(f"another build (process {holder}) is writing {self.target}; waiting for it")
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        self._held.close()
 
     def find(self, name: str, fields: Mapping[str, Any]) -> FileRecord | None:
         """Return the record of an artefact made from exactly these fields, staged or in the old folder.
@@ -145,7 +131,7 @@ class FolderTransaction:
             return None
         destination = self.path(name)
         destination.unlink(missing_ok=True)
-        with full_disk_explained(self.target.parent):
+        with self._explained():
             _link(source, destination)
         self._record(name, known)
         return known
@@ -190,23 +176,15 @@ class FolderTransaction:
             The record, kept beside the artefact so that a later build finds it.
 
         Raises:
-            BuildError: the disk is full.
+            DiskFullError: the disk is full.
         """
         path = self.path(name)
-        partial = path.with_name(f"{path.name}.partial")
         self._record_path(name).unlink(missing_ok=True)
         started = time.monotonic()
         reset_peak_memory()
-        try:
-            with full_disk_explained(self.target.parent):
-                known = write(partial) or Written()
-                digest = known.sha256 or sha256_file(partial)
-                with partial.open("rb") as file:
-                    os.fsync(file.fileno())
-                partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with self._explained(), whole_file(path) as partial:
+            known = write(partial) or Written()
+            digest = known.sha256 or sha256_file(partial)
         seconds, peak = time.monotonic() - started, known.peak_bytes or peak_memory()
         made = FileRecord(digest, path.stat().st_size, canonical_key(fields), dict(fields), seconds, peak)
         self._record(name, made)
@@ -229,7 +207,7 @@ class FolderTransaction:
             manifest: the table of contents; files it does not list are left out.
             extra: JSON documents by name, written beside the manifest and sealed as it is.
         """
-        with full_disk_explained(self.target.parent):
+        with self._explained():
             for name, document in extra.items():
                 write_json(self.staging / name, sealed(document))
             manifest.write(self.staging)
@@ -245,47 +223,8 @@ class FolderTransaction:
         return self.staging / _RECORDS / f"{name.replace('/', '__')}.json"
 
     def _record(self, name: str, made: FileRecord) -> None:
-        with full_disk_explained(self.target.parent):
+        with self._explained():
             write_json(self._record_path(name), sealed(asdict(made)))
-
-
-def put_in_place(staging: Path, target: Path, retired: Path) -> None:
-    """Make a finished folder the target; what was the target before is removed.
-
-    Args:
-        staging: the finished folder, on the target's disk.
-        target: where readers look.
-        retired: where the old target waits for a moment on systems that cannot exchange two folders.
-    """
-    if not target.exists():
-        staging.rename(target)
-    elif _exchange(staging, target):
-        shutil.rmtree(staging)
-    else:
-        target.rename(retired)
-        staging.rename(target)
-        shutil.rmtree(retired)
-
-
-def temporary_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    """Return a scratch folder on the same disk, so that weights can be linked into it."""
-    return tempfile.TemporaryDirectory(prefix=f".{folder.name}.scratch-", dir=folder.absolute().parent)
-
-
-@contextlib.contextmanager
-def full_disk_explained(folder: Path) -> Iterator[None]:
-    """Turn "no space left" into a sentence that says how much is free."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(folder).free
-        raise BuildError(
-            f"The disk that holds {folder} is full ({free / 1e9:.2f} GB free).",
-            fix="Free some space (`infid-export build --dry-run` says how much is needed) and run the command again: "
-            "finished parts are kept and the old folder is untouched.",
-        ) from error
 
 
 def _link(source: Path, destination: Path) -> None:
@@ -295,12 +234,3 @@ def _link(source: Path, destination: Path) -> None:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
             raise
         shutil.copy2(source, destination)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two folders in one step; False where the system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    arguments = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
-    return bool(renameat2(*arguments) == 0)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 
-from infid_engines.errors import InputError
+from infid_engines.atomic_files import whole_file
+from infid_engines.errors import DiskFullError, InputError
 from infid_engines.manifest import sha256_file
 
 # File systems write times in steps: of some milliseconds (ext4), of up to two seconds (FAT). A file that was changed
@@ -48,7 +48,7 @@ def remembered_sha256(path: Path) -> str:
     if after != before:
         raise InputError(f"{path} changed while it was read.", fix="Run again when nothing writes to it.")
     if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _STEP_NS:
-        with contextlib.suppress(OSError, RuntimeError):
+        with contextlib.suppress(OSError, RuntimeError, DiskFullError):
             _remember({**_known(), before: digest})
     return digest
 
@@ -74,14 +74,8 @@ def _known() -> dict[str, object]:
 
 
 def _remember(known: dict[str, object]) -> None:
-    """Replace the cache; each process writes a temporary file of its own, so that none is half another's."""
+    """Replace the cache."""
     cache = _cache()
     cache.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=cache.parent, prefix=".hashes-")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(dict(list(known.items())[-_KEPT:]), file)
-        Path(partial).replace(cache)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with whole_file(cache, private=True) as partial:  # several processes may write it at once
+        partial.write_text(json.dumps(dict(list(known.items())[-_KEPT:])))

@@ -19,14 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from infid_engines.atomic_files import put_in_place, temporary_beside
 from infid_engines.documents import parse_json, read_json, record, sealed, unsealed
 from infid_engines.errors import EngineFolderError
-from infid_engines.folder import put_in_place, temporary_beside
 from infid_engines.kernel_launch import Kernel
 from infid_engines.manifest import is_inside, write_json
 
 INDEX = "bundle.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _COMMAND = "infid-export compile-kernels"
 _TILE_SIZES = ("block_m", "block_n", "num_warps", "num_stages")
 
@@ -267,7 +267,7 @@ class KernelBundle:
             name for name in names if shared_limit is None or self.launches[name]["shared_bytes"] <= shared_limit
         ]
         for whole in (True, False):
-            forms = [name for name in allowed if bool(self.launches[name]["constants"].get("WHOLE")) == whole]
+            forms = [name for name in allowed if bool(self.launches[name]["multiples"]) == whole]
             starts = {start: name for name in forms for start in self.launches[name]["queries"] if start <= queries}
             if starts:
                 chosen = starts[max(starts)]
@@ -275,8 +275,8 @@ class KernelBundle:
                 chosen = forms[0]
             else:
                 continue
-            block = self.launches[chosen]["constants"]["BLOCK_N"]
-            if not whole or all(length % block == 0 for length in lengths):
+            multiples = self.launches[chosen]["multiples"].values()
+            if all(length % multiple == 0 for length in lengths for multiple in multiples):
                 return chosen
         return None
 

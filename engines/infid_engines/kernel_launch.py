@@ -111,7 +111,7 @@ class Kernel:
                     raise InputError(f"{name} must be 0 to {largest}, got {value}.", fix="Use smaller tensors.")
                 values.append(ctypes.c_int32(value))
             else:
-                self._check_address(name, pointers[name], sizes)
+                self._check_address(each, pointers[name], sizes)
                 self._check_multiple(name, pointers[name], each["multiple_of"], "bytes")
                 values.append(ctypes.c_uint64(pointers[name]))
         # Triton appends pointers to scratch memory, which these kernels do not read
@@ -191,11 +191,10 @@ class Kernel:
             least = 0 if name == "identity_length" else 1
             if sizes[name] < least:
                 raise InputError(f"{name} must be at least {least}, got {sizes[name]}.", fix=f"Correct {name}.")
-        constants = self.description["constants"]
-        for name in ("identity_length", "text_length"):
-            if constants.get("WHOLE") and sizes[name] % constants["BLOCK_N"]:
+        for name, multiple in self.description["multiples"].items():
+            if sizes[name] % multiple:
                 raise InputError(
-                    f"This kernel takes whole blocks of {constants['BLOCK_N']} keys, and {name} is {sizes[name]}.",
+                    f"This kernel takes whole blocks of {multiple} keys, and {name} is {sizes[name]}.",
                     fix="Look the kernel up with `KernelBundle.find` and these lengths.",
                 )
 
@@ -205,11 +204,13 @@ class Kernel:
             what = f"lacks the {kind} {', '.join(missing)}" if missing else f"has no {kind} {', '.join(unknown)}"
             raise InputError(f"{self.description['op']} {what}.", fix=f"It takes {', '.join(sorted(known)) or 'none'}.")
 
-    def _check_address(self, name: str, address: int, sizes: Mapping[str, int]) -> None:
-        """Refuse a null pointer, which is fine only where there is nothing to read: without identity tokens."""
-        unread = sizes["identity_length"] == 0 and name in ("k_id", "v_id")
-        if not 0 < address < 2**64 and not (address == 0 and unread):
-            raise InputError(f"{name} must be a device address, got {address}.", fix="Give the tensor's address.")
+    def _check_address(self, argument: Mapping[str, Any], address: int, sizes: Mapping[str, int]) -> None:
+        """Reject a null pointer, which is fine only where the tensor is empty: without identity tokens."""
+        empty = any(evaluate(extent, sizes) == 0 for extent in argument["shape"])
+        if not 0 < address < 2**64 and not (address == 0 and empty):
+            raise InputError(
+                f"{argument['name']} must be a device address, got {address}.", fix="Give the tensor's address."
+            )
 
     def _check_multiple(self, name: str, value: int, multiple: int, unit: str) -> None:
         if value % multiple:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from infid_engines.atomic_files import whole_file
 from infid_engines.documents import read_json, record, require_plain, sealed, unsealed
 from infid_engines.errors import EngineFolderError
 
@@ -205,17 +205,9 @@ def is_inside(name: str) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON by a temporary neighbour and a rename, so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w") as file:
-            json.dump(value, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    """Write JSON, whole or not at all."""
+    with whole_file(path) as partial, partial.open("w") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
 
 
 def canonical_key(fields: Mapping[str, Any]) -> str:

@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from infid_engines.backends import Arrays, BuildRequest, CheckedInputs
+from infid_engines.backends import Arrays, Backend, BuildRequest, CheckedInputs, Extra
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
 from infid_engines.progress import Stage
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Above this, optimising the graph would hold an fp32 copy of every fp16 weight (the CPU kernels are fp32):
 # 10 GB more for SDXL. Below it the copy is worth its speed.
 LARGE_WEIGHTS = 1 << 31
 
 
-class OnnxRuntimeBackend:
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_CPU = Extra("cpu", {"onnxruntime": "1.23"})
+_CUDA = Extra("cuda", {"onnxruntime-gpu": "1.23"}, needs_gpu=True)
+
+
+def import_onnxruntime() -> Any:
+    """Return the module `onnxruntime`, which either of two distributions installs.
+
+    Raises:
+        BackendUnavailableError: neither is installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"ONNX Runtime cannot be imported ({error}).",
+            fix=f"{_CPU.install}, or on a machine with an NVIDIA GPU {_CUDA.install}",
+        ) from error
+    return onnxruntime
+
+
+class OnnxRuntimeBackend(Backend):
     """The embedded default: nothing to build, parity on every machine."""
 
     name = "onnxruntime"
+    rank = 2
+    extras = (_CPU, _CUDA)
+    device = "cpu"
+    uses_graph_as_engine = True
 
     def versions(self) -> dict[str, str]:
         """Return the version of ONNX Runtime."""
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise BackendUnavailableError("onnxruntime is not installed.", fix="pip install onnxruntime") from error
-        return {"onnxruntime": onnxruntime.__version__}
+        return {self.name: import_onnxruntime().__version__}
 
     def check_target(self, target: str) -> None:
         """Accept `cpu` and `cuda`; the graph is the same for both."""
-        if target not in ("cpu", "cuda"):
-            raise InputError(f"onnxruntime has no target '{target}'.", fix="Use cpu or cuda.")
+        if target not in _PROVIDERS:
+            raise InputError(f"{self.name} has no target '{target}'.", fix=f"Use {' or '.join(_PROVIDERS)}.")
 
     def default_targets(self) -> tuple[str, ...]:
         """Return the one target that needs nothing."""
@@ -51,6 +73,12 @@ class OnnxRuntimeBackend:
         """Do nothing: ONNX Runtime's engine is the graph itself."""
         stage.update(1.0)
 
+    def choose_target(self, device: str, targets: Sequence[str]) -> tuple[str | None, str]:
+        """Take the graphs, which are the same for all targets; `auto` runs them on the CPU."""
+        if device != "auto":
+            self._provider(device)
+        return None, self.device if device == "auto" else device
+
     def load(
         self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str = "cpu"
     ) -> OnnxRuntimeEngine:
@@ -60,15 +88,12 @@ class OnnxRuntimeBackend:
             BackendUnavailableError: CUDA was asked for and this onnxruntime has no CUDA.
             EngineFolderError: the file cannot be loaded.
         """
-        import onnxruntime as ort
-
-        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device)
-        if provider is None:
-            raise InputError(f"onnxruntime has no device '{device}'.", fix="Use cpu or cuda.")
+        ort = import_onnxruntime()
+        provider = self._provider(device)
         if provider not in ort.get_available_providers():
             raise BackendUnavailableError(
                 f"This onnxruntime ({ort.__version__}) cannot run on {device}.",
-                fix="pip uninstall onnxruntime && pip install onnxruntime-gpu",
+                fix=f"pip uninstall -y onnxruntime && {_CUDA.install}",
             )
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -91,6 +116,11 @@ class OnnxRuntimeBackend:
             )
         _check_names(path, session, inputs, outputs)
         return OnnxRuntimeEngine(session, inputs, outputs)
+
+    def _provider(self, device: str) -> str:
+        if device not in _PROVIDERS:
+            raise InputError(f"{self.name} has no device '{device}'.", fix=f"Use {' or '.join(_PROVIDERS)}.")
+        return _PROVIDERS[device]
 
 
 def _check_names(path: Path, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:

@@ -1,11 +1,17 @@
-"""The backends by name."""
+"""The backends by name: the only list of them. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from infid_engines.backends import Backend
 from infid_engines.errors import InputError
+from infid_engines.onnxruntime_backend import OnnxRuntimeBackend
+from infid_engines.tensorrt_backend import TensorRTBackend, TensorRTRTXBackend
 
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (OnnxRuntimeBackend(), TensorRTBackend(), TensorRTRTXBackend())
+}
+# Parity is measured on it, and it runs face models: it needs no GPU and nothing that has to be built.
+PARITY_BACKEND = OnnxRuntimeBackend.name
 
 
 def get_backend(name: str) -> Backend:
@@ -14,12 +20,11 @@ def get_backend(name: str) -> Backend:
     Raises:
         InputError: there is none of that name.
     """
-    if name == "onnxruntime":
-        from infid_engines.onnxruntime_backend import OnnxRuntimeBackend
+    if name not in BACKENDS:
+        raise InputError(f"There is no backend named '{name}'.", fix=f"Choose from {', '.join(BACKENDS)}.")
+    return BACKENDS[name]
 
-        return OnnxRuntimeBackend()
-    if name in ("tensorrt", "tensorrt_rtx"):
-        from infid_engines.tensorrt_backend import TensorRTBackend
 
-        return TensorRTBackend(name)
-    raise InputError(f"There is no backend named '{name}'.", fix=f"Choose from {', '.join(BACKENDS)}.")
+def fastest_first() -> list[Backend]:
+    """Return all backends in the order of `auto`."""
+    return sorted(BACKENDS.values(), key=lambda backend: backend.rank)

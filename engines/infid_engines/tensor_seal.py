@@ -10,7 +10,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
 SEAL_KEY = "infid_seal"
 
@@ -47,18 +48,15 @@ def tensor_seal(metadata: Mapping[str, str], tensors: Iterable[TensorBytes]) -> 
     return digest.hexdigest()
 
 
-def sort_header(file: BinaryIO) -> None:
+def sort_header(path: Path) -> None:
     """Bring a header's entries of metadata into order, so that the same content makes the same bytes.
 
     The library writes them in an order of chance. The header keeps its length.
-
-    Args:
-        file: open for reading and writing.
     """
-    file.seek(0)
-    length = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(length))
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    file.seek(8)
-    file.write(text.ljust(length))
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(length))

@@ -7,64 +7,45 @@ Networks are strongly typed: every type is the graph's own.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from infid_engines import tensorrt_plugin
-from infid_engines.backends import BuildRequest
+from infid_engines.atomic_files import whole_file
+from infid_engines.backends import Backend, BuildRequest, Extra
 from infid_engines.errors import BackendUnavailableError, BuildError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
 from infid_engines.progress import Stage
 
-_EXTRA = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 _PREFIX = "sm_"
+_CUDA_PYTHON = {"cuda-python": "13"}
 
 
-class TensorRTBackend:
-    """Builds and runs TensorRT engines.
+class TensorRTBackend(Backend):
+    """TensorRT: builds on and for the GPU that is present. The name is also that of the Python module."""
 
-    Args:
-        name: `tensorrt` or `tensorrt_rtx`, also the name of the Python module.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name = "tensorrt"
+    rank = 0
+    extras = (Extra("tensorrt", {"tensorrt": "10.10", **_CUDA_PYTHON}),)
+    cuda_builds: ClassVar[Mapping[str, int]] = {"tensorrt-cu12": 12, "tensorrt-cu13": 13}
+    device = "cuda"
+    builds_anywhere = False
+    takes_targets = takes_flags = takes_plugins = True
 
     def _library(self) -> Any:
         try:
             return importlib.import_module(self.name)
         except ImportError as error:
-            raise BackendUnavailableError(
-                f"{self.name} is not installed.", fix=f'pip install "infid-export[{_EXTRA[self.name]}]"'
-            ) from error
-
-    @property
-    def _builds_without_gpu(self) -> bool:
-        return self.name == "tensorrt_rtx"
+            raise BackendUnavailableError(f"{self.name} is not installed.", fix=self.extras[0].install) from error
 
     def versions(self) -> dict[str, str]:
         """Return the library's version."""
         return {self.name: self._library().__version__}
 
-    def targets(self) -> tuple[str, ...]:
-        """Return the architectures TensorRT-RTX builds for, as `sm_…`."""
-        return tuple(
-            _PREFIX + name.removeprefix("SM")
-            for name in self._library().ComputeCapability.__members__
-            if name.startswith("SM")
-        )
-
     def check_target(self, target: str) -> None:
-        """Refuse an architecture that this library does not build for on this machine."""
-        if not target.startswith(_PREFIX) or not target.removeprefix(_PREFIX).isdigit():
-            raise InputError(f"'{target}' is not a GPU architecture.", fix="Write it like sm_89.")
-        if self._builds_without_gpu:
-            if target not in self.targets():
-                raise InputError(
-                    f"TensorRT-RTX cannot build for {target}; it builds for {', '.join(self.targets())}.",
-                    fix="For data-centre GPUs such as sm_90 use --backend tensorrt on the GPU itself.",
-                )
-            return
+        """Accept the architecture of the GPU that is present."""
+        _check_architecture(target)
         present = _present_gpu()
         if present != target:
             raise BackendUnavailableError(
@@ -73,9 +54,7 @@ class TensorRTBackend:
             )
 
     def default_targets(self) -> tuple[str, ...]:
-        """Return sm_89 for TensorRT-RTX, and the GPU that is present for TensorRT."""
-        if self._builds_without_gpu:
-            return ("sm_89",)
+        """Return the GPU that is present."""
         present = _present_gpu()
         if present is None:
             raise BackendUnavailableError(
@@ -89,7 +68,7 @@ class TensorRTBackend:
         return _present_gpu()
 
     def check_device(self) -> None:
-        """Refuse a machine without an NVIDIA GPU."""
+        """Reject a machine without an NVIDIA GPU."""
         if _present_gpu() is None:
             raise BackendUnavailableError(
                 f"{self.name} engines run on an NVIDIA GPU, and none was found.",
@@ -102,12 +81,6 @@ class TensorRTBackend:
         Raises:
             BuildError: the parser or the builder refused the graph.
         """
-        if self._builds_without_gpu and (request.refit or request.strip) and _present_gpu() is None:
-            # measured with 1.7.1: the builder calls CUDA for such engines and fails with an internal error
-            raise BackendUnavailableError(
-                "TensorRT-RTX needs a GPU to build engines that can be refitted or are stripped of weights.",
-                fix="Leave out --refit and --strip, or build on a machine with a GPU.",
-            )
         trt = self._library()
         if request.plugins is not None:
             plugins = importlib.import_module(f"{self.name}.plugin")
@@ -136,15 +109,10 @@ class TensorRTBackend:
         with request.output.open("wb") as file:
             file.write(memoryview(engine))
         if cache is not None and request.timing_cache is not None:
-            partial = request.timing_cache.with_name(f".{request.timing_cache.name}.partial")
-            partial.write_bytes(memoryview(cache.serialize()))
-            partial.replace(request.timing_cache)
+            with whole_file(request.timing_cache) as partial:
+                partial.write_bytes(memoryview(cache.serialize()))
 
     def _configure(self, trt: Any, builder: Any, config: Any, request: BuildRequest) -> None:
-        if self._builds_without_gpu:
-            config.num_compute_capabilities = 1
-            capability = getattr(trt.ComputeCapability, "SM" + request.target.removeprefix(_PREFIX))
-            config.set_compute_capability(capability, 0)
         if request.refit:
             config.set_flag(trt.BuilderFlag.REFIT)
         if request.strip:
@@ -160,8 +128,8 @@ class TensorRTBackend:
             config.add_optimization_profile(profile)
 
     def _timing_cache(self, config: Any, request: BuildRequest) -> Any:
-        """Attach the timing cache; TensorRT-RTX times nothing at build, so it has none."""
-        if request.timing_cache is None or self._builds_without_gpu:
+        """Attach the timing cache."""
+        if request.timing_cache is None:
             return None
         stored = request.timing_cache.read_bytes() if request.timing_cache.is_file() else b""
         cache = config.create_timing_cache(stored)
@@ -194,6 +162,73 @@ class TensorRTBackend:
                 fix=f"infid-export build --backend {self.name} --target {present}",
             )
         return TensorRTEngine(trt, runtime, engine, inputs, outputs)
+
+
+class TensorRTRTXBackend(TensorRTBackend):
+    """TensorRT-RTX: builds for RTX-class GPUs, without a GPU."""
+
+    name = "tensorrt_rtx"
+    rank = 1
+    extras = (Extra("tensorrt-rtx", {"tensorrt-rtx-cu13": "1.4", **_CUDA_PYTHON}),)
+    cuda_builds: ClassVar[Mapping[str, int]] = {"tensorrt-rtx-cu13": 13}
+    builds_anywhere = True
+    takes_plugins = False
+
+    def targets(self) -> tuple[str, ...]:
+        """Return the architectures it builds for, as `sm_…`."""
+        return tuple(
+            _PREFIX + name.removeprefix("SM")
+            for name in self._library().ComputeCapability.__members__
+            if name.startswith("SM")
+        )
+
+    def check_target(self, target: str) -> None:
+        """Accept the architectures it builds for."""
+        _check_architecture(target)
+        if target not in self.targets():
+            raise InputError(
+                f"TensorRT-RTX cannot build for {target}; it builds for {', '.join(self.targets())}.",
+                fix="For data-center GPUs such as sm_90 use --backend tensorrt on the GPU itself.",
+            )
+
+    def default_targets(self) -> tuple[str, ...]:
+        """Return one architecture that many GPUs have."""
+        return ("sm_89",)
+
+    def build(self, request: BuildRequest, stage: Stage) -> None:
+        """Parse the graph and build its engine.
+
+        Raises:
+            BackendUnavailableError: the engine needs a GPU to be built, and there is none.
+            BuildError: the parser or the builder rejected the graph.
+        """
+        if (request.refit or request.strip) and _present_gpu() is None:
+            # measured with 1.7.1: the builder calls CUDA for such engines and fails with an internal error
+            raise BackendUnavailableError(
+                "TensorRT-RTX needs a GPU to build engines that can be refitted or are stripped of weights.",
+                fix="Leave out --refit and --strip, or build on a machine with a GPU.",
+            )
+        super().build(request, stage)
+
+    def _configure(self, trt: Any, builder: Any, config: Any, request: BuildRequest) -> None:
+        config.num_compute_capabilities = 1
+        capability = getattr(trt.ComputeCapability, "SM" + request.target.removeprefix(_PREFIX))
+        config.set_compute_capability(capability, 0)
+        super()._configure(trt, builder, config, request)
+
+    def _timing_cache(self, config: Any, request: BuildRequest) -> Any:
+        """Attach nothing: TensorRT-RTX times nothing at build."""
+        return None
+
+
+def _check_architecture(target: str) -> None:
+    """Reject what is not the name of a GPU architecture.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not target.startswith(_PREFIX) or not target.removeprefix(_PREFIX).isdigit():
+        raise InputError(f"'{target}' is not a GPU architecture.", fix="Write it like sm_89.")
 
 
 def _network_flags(trt: Any) -> int:

@@ -20,7 +20,7 @@ from infid_engines.errors import EngineFolderError
 from infid_engines.expressions import evaluate
 
 NAMESPACE = "infid"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUILD_AGAIN = "Build again with `infid-export build --kernels triton`."
 _TYPES = {"*fp16": "FP16", "*bf16": "BF16", "*fp32": "FP32"}
 
@@ -52,13 +52,27 @@ class Variant:
         """Its int32 arguments."""
         return [each for each in self.launch["arguments"] if each["type"] == "i32"]
 
-    def takes(self, lengths: Sequence[int], head_size: int) -> bool:
-        """Return whether it computes segments of these lengths with this head size; -1 is a length that varies."""
-        if head_size != self.launch["head_size"]:
-            return False
-        constants = self.launch["constants"]
-        return not constants.get("WHOLE") or all(
-            length >= 0 and length % constants["BLOCK_N"] == 0 for length in lengths
+    def sizes(self, shapes: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """Return what the symbols of the description stand for in inputs of these shapes."""
+        return {
+            symbol: extent
+            for each, shape in zip(self.inputs, shapes, strict=True)
+            for symbol, extent in zip(each["shape"], shape, strict=True)
+            if not symbol.isdigit()
+        }
+
+    def takes(self, shapes: Sequence[Sequence[int]]) -> bool:
+        """Return whether it computes inputs of these shapes; -1 is an extent that varies."""
+        fixed = (
+            (int(symbol), extent)
+            for each, shape in zip(self.inputs, shapes, strict=True)
+            for symbol, extent in zip(each["shape"], shape, strict=True)
+            if symbol.isdigit()
+        )
+        sizes = self.sizes(shapes)
+        return all(wanted == extent for wanted, extent in fixed) and all(
+            sizes[symbol] >= 0 and sizes[symbol] % multiple == 0
+            for symbol, multiple in self.launch["multiples"].items()
         )
 
 
@@ -101,7 +115,7 @@ def _register(trtp: Any, plugin: str, variants: Sequence[Variant]) -> None:
 
     def describe(*inputs: Any) -> Any:
         """Return the outputs' shapes and types."""
-        found = tuple(_output(trtp, first, inputs, index) for index in range(len(first.outputs)))
+        found = tuple(_output(trtp, first, inputs, each) for each in first.outputs)
         return found if several else found[0]
 
     def autotune(*given: Any) -> Any:
@@ -110,17 +124,18 @@ def _register(trtp: Any, plugin: str, variants: Sequence[Variant]) -> None:
         Raises:
             EngineFolderError: there is none.
         """
-        lengths, head_size = _lengths(given[: len(names)], names), given[0].shape[3]
-        tactics = [number for number, each in enumerate(variants, 1) if each.takes(lengths, head_size)]
+        shapes = [tuple(tensor.shape) for tensor in given[: len(names)]]
+        tactics = [number for number, each in enumerate(variants, 1) if each.takes(shapes)]
         if not tactics:
-            raise EngineFolderError(f"{plugin} has no kernel for a head size of {head_size}.", fix=_BUILD_AGAIN)
+            shown = ", ".join(f"{name} {list(shape)}" for name, shape in zip(names, shapes, strict=True))
+            raise EngineFolderError(f"{plugin} has no kernel for {shown}.", fix=_BUILD_AGAIN)
         types = ", ".join(_TYPES[each["type"]] for each in (*first.inputs, *first.outputs))
         return [trtp.AutoTuneCombination(types, "LINEAR", tactics)]
 
     def aot_impl(*given: Any) -> Any:
         """Return one tactic's code, launch and integer arguments."""
         variant = variants[given[-1] - 1]
-        sizes = _sizes(given[: len(names)], names)
+        sizes = variant.sizes([tensor.shape_expr for tensor in given[: len(names)]])
         launch = trtp.KernelLaunchParams()
         launch.grid_x, launch.grid_y, launch.grid_z = (
             evaluate(expression, sizes, trtp.SymInt32) for expression in variant.launch["grid"]
@@ -140,30 +155,12 @@ def _register(trtp: Any, plugin: str, variants: Sequence[Variant]) -> None:
     trtp.aot_impl(plugin)(_signed(aot_impl, {**described, **outputs, "tactic": int}, result))
 
 
-def _output(trtp: Any, variant: Variant, inputs: Sequence[Any], index: int) -> Any:
-    """Describe an output: the attention's is like its queries, a shift has one vector a head and part."""
-    if variant.inputs[0]["name"] == "q":
-        return inputs[0].like()
-    rows, _, heads, size = (inputs[0].shape_expr[axis] for axis in range(4))
-    wide = inputs[[each["type"] for each in variant.inputs].index("*fp32")].dtype
-    return trtp.from_shape_expr((rows, heads, variant.launch["constants"]["SPLITS"], size), dtype=wide)
-
-
-def _sizes(inputs: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the sizes that launch descriptions speak of, as expressions of `[B, N, H, d]` inputs."""
-    shapes = {name: tensor.shape_expr for name, tensor in zip(names, inputs, strict=True)}
-    sizes = {
-        "rows": shapes["v_t"][0],
-        "heads": shapes["v_t"][2],
-        "text_length": shapes["v_t"][1],
-        "identity_length": shapes["v_id"][1],
-    }
-    return sizes | ({"queries": shapes["q"][1]} if "q" in shapes else {})
-
-
-def _lengths(inputs: Sequence[Any], names: Sequence[str]) -> list[int]:
-    """Return the lengths of the segments; -1 where they vary."""
-    return [inputs[names.index(name)].shape[1] for name in ("v_id", "v_t")]
+def _output(trtp: Any, variant: Variant, inputs: Sequence[Any], output: Mapping[str, Any]) -> Any:
+    """Describe an output: its shape from the inputs' shapes, its type from an input of the same."""
+    sizes = variant.sizes([tensor.shape_expr for tensor in inputs])
+    alike = [each["type"] for each in variant.inputs].index(output["type"])
+    shape = tuple(evaluate(extent, sizes) for extent in output["shape"])
+    return trtp.from_shape_expr(shape, dtype=inputs[alike].dtype)
 
 
 def _signed(function: Callable[..., Any], parameters: Mapping[str, Any], returned: Any) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -36,7 +37,8 @@ def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> in
     Raises:
         BuildError: the builder refused the graph, or the process was killed.
     """
-    job = {"backend": backend, **asdict(request)}
+    kind = type(get_backend(backend))
+    job = {"module": kind.__module__, "class": kind.__qualname__, **asdict(request)}
     source = Path(__file__).resolve().parent.parent
     environment = {
         **os.environ,
@@ -109,7 +111,7 @@ def _say(message: dict[str, Any]) -> None:
 
 def _main(text: str) -> None:
     job = json.loads(text)
-    backend = get_backend(job.pop("backend"))
+    backend = getattr(importlib.import_module(job.pop("module")), job.pop("class"))()
     request = BuildRequest(
         **{
             **job,

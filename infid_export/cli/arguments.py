@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-# Written here and not imported, because infid_engines.backends imports numpy and help must not.
-BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt_rtx")
+from infid_engines.registry import BACKENDS
+
 # Not "engines": a clone of the repository has source code there.
 ENGINES = Path("infid-engines")
 MODEL_HELP = "demo, random-sdxl, a diffusers folder or a hub id (demo)"
@@ -36,13 +36,20 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
 
 def add_running(group: argparse._ActionsContainer) -> None:
     """Add how engines are run."""
-    group.add_argument("--backend", choices=BACKENDS, default="auto", metavar="NAME", help=backend_help("auto"))
+    group.add_argument(
+        "--backend", choices=backend_choices(), default="auto", metavar="NAME", help=backend_help("auto")
+    )
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime (auto: cpu)")
+
+
+def backend_choices() -> tuple[str, ...]:
+    """Return the values of every --backend."""
+    return ("auto", *BACKENDS)
 
 
 def backend_help(default: str) -> str:
     """Return the help of every --backend."""
-    return f"{', '.join(BACKENDS)} ({default})"
+    return f"{', '.join(backend_choices())} ({default})"
 
 
 def add_folder(parser: argparse.ArgumentParser, name: str, what: str) -> None:

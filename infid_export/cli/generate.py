@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infid_engines.atomic_files import partial_of, whole_file
 from infid_engines.errors import InputError
 from infid_engines.text_files import without_marks
 from infid_export.cli.arguments import add_engines, add_face_index, add_sampling, add_size
@@ -102,20 +104,10 @@ def enrolled(pipe: Pipeline, photos: Sequence[Path], face_index: int | None, out
 
 def _save(images: Sequence[Image], paths: Sequence[Path]) -> None:
     """Write all pictures, each whole or not at all."""
-    partials = [_partial(path) for path in paths]
-    try:
-        for image, path, partial in zip(images, paths, partials, strict=True):
+    with ExitStack() as all_written:
+        for image, path in zip(images, paths, strict=True):
             kind, settings = FORMATS[path.suffix.lower()]
-            image.save(partial, format=kind, **settings)
-        for path, partial in zip(paths, partials, strict=True):
-            partial.replace(path)
-    finally:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+            image.save(all_written.enter_context(whole_file(path)), format=kind, **settings)
 
 
 def output_paths(path: Path, count: int) -> list[Path]:
@@ -142,7 +134,7 @@ def require_writable(path: Path) -> None:
     try:
         if path.is_dir() or not path.name:
             raise InputError(f"{path} is a folder.", fix="Give the path of a file with -o.")
-        partial = _partial(path)
+        partial = partial_of(path)
         if not folder.is_dir():
             raise InputError(f"The folder {folder} does not exist.", fix=f"mkdir -p {folder}")
         partial.write_bytes(b"")

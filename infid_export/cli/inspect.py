@@ -154,10 +154,13 @@ def find_problems(folder: Path, manifest: Manifest, with_hashes: bool) -> dict[s
             except InfidError as error:
                 problems[name] = f"damaged: {error.problem}"
     for engine in manifest.engines:
-        if engine.backend == "onnxruntime" or engine.file in problems:
-            continue  # ONNX Runtime's engine is the graph, which other versions read as well
+        if engine.file in problems:
+            continue
         try:
-            present = get_backend(engine.backend).versions()
+            backend = get_backend(engine.backend)
+            if backend.uses_graph_as_engine:
+                continue  # other versions of the library read it as well
+            present = backend.versions()
         except InfidError:
             continue  # built elsewhere: there is nothing here to compare with
         if present != dict(engine.tool_versions):

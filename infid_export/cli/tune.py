@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infid_engines.atomic_files import whole_file
 from infid_engines.errors import BackendUnavailableError, ParityError
 from infid_export.cli.generate import require_writable
 from infid_export.cli.output import Output
@@ -56,7 +57,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                         f"{str(error)[:1].upper()}{str(error)[1:]}.",
                         fix="Nothing was written. Report it with what `infid-export doctor --json` prints.",
                     ) from error
-    write(arguments.output, [entry for result in results for entry in result.entries])
+    with whole_file(arguments.output) as file:
+        write(file, [entry for result in results for entry in result.entries])
     _show(results, output)
     output.line(str(arguments.output))
     output.note(f"A process uses it after infid_kernels.tuning.load(Path({str(arguments.output)!r})).")

@@ -28,6 +28,7 @@ from infid_engines.manifest import (
     write_json,
 )
 from infid_engines.progress import Reporter, SilentReporter, Stage
+from infid_engines.registry import PARITY_BACKEND
 from infid_engines.worker import build_in_subprocess
 from infid_export import __version__
 from infid_export.export.face_models import write_detector, write_random_recognizer, write_shipped
@@ -95,7 +96,8 @@ def build(options: BuildOptions, reporter: Reporter | None = None) -> BuildRepor
         InputError: an option, model or face model cannot be used.
         BackendUnavailableError: an asked-for backend is missing.
         EngineFolderError: the output is not an engine folder.
-        BuildError: an engine could not be built, or the disk is full.
+        BuildError: an engine could not be built.
+        DiskFullError: the disk is full; finished parts are kept.
         ParityError: a graph differs from the reference; nothing is kept as valid.
     """
     started = time.monotonic()
@@ -316,7 +318,7 @@ class _Builder:
         parity.require()
 
     def _engine(self, item: EngineItem, inputs: tuple[TensorSpec, ...]) -> EngineRecord:
-        if item.backend != "onnxruntime":  # whose engine is the graph itself
+        if not item.is_graph:
             self._have(item.file, item.fields, self._engine_writer(item, inputs))
         record = self.files[item.file]
         return EngineRecord(
@@ -365,7 +367,7 @@ class _Builder:
             engines = tuple(
                 EngineRecord(
                     graph,
-                    "onnxruntime",
+                    PARITY_BACKEND,
                     "cpu",
                     record.file,
                     record.sha256,
@@ -471,6 +473,6 @@ def _options(manifest: Manifest, folder: Path) -> BuildOptions:
         values[name] = None if values[name] is None else tuple(values[name])
     for name in ("height", "width"):
         values[name] = None if values[f"{name}_range"] else values[name]
-    engines = {"backends": ("onnxruntime",), "targets": (), "refit": False, "strip": False, "optimization_level": None,
+    engines = {"backends": (PARITY_BACKEND,), "targets": (), "refit": False, "strip": False, "optimization_level": None,
                "tuning": None}  # fmt: skip
     return BuildOptions(**{**values, **engines, "output": folder})

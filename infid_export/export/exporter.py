@@ -14,10 +14,10 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from infid_engines.folder import temporary_beside
+from infid_engines.atomic_files import temporary_beside
 from infid_engines.manifest import Dimension, Manifest, TensorSpec
 from infid_engines.progress import Stage
-from infid_engines.registry import get_backend
+from infid_engines.registry import PARITY_BACKEND, get_backend
 from infid_export.export.graphs import (
     Sizes,
     feature_names,
@@ -217,7 +217,7 @@ class Exporter:
             if graph != plain(graph):
                 write_runnable(path, twin)
                 path = twin
-            engine = get_backend("onnxruntime").load(path, specs, outputs, "cpu")
+            engine = get_backend(PARITY_BACKEND).load(path, specs, outputs, "cpu")
             types = {spec.name: spec.dtype for spec in specs}
             found = engine.run({name: array.astype(types[name]) for name, array in inputs.items()})
             engine.close()
@@ -239,7 +239,7 @@ class Exporter:
         face = parity_face(self.source.architecture.image_encoder["image_size"], self.source.config.face_width)
         noise = seeded_noise([SEED], self.source.architecture.latents(self.plan.height, self.plan.width))
         threshold = PSNR_DB[manifest.precision]
-        with Pipeline.load(folder, backend="onnxruntime") as runtime:
+        with Pipeline.load(folder, backend=PARITY_BACKEND) as runtime:
             person = runtime.encode(face)
             found = runtime.generate(
                 PROMPT,

@@ -15,7 +15,7 @@ from typing import Any
 from infid_engines.backends import BuildRequest
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.manifest import canonical_key, sha256_file
-from infid_engines.registry import get_backend
+from infid_engines.registry import BACKENDS, PARITY_BACKEND, fastest_first, get_backend
 from infid_export.export.face_models import detector_fingerprint
 from infid_export.export.kernel_bundle import require_measured
 from infid_export.export.options import FUSED, FUSED_ENDING, GRAPHS, BuildOptions
@@ -77,9 +77,14 @@ class EngineItem:
     fields: Mapping[str, Any]
 
     @property
+    def is_graph(self) -> bool:
+        """Whether nothing is built, because the backend takes the graph itself."""
+        return get_backend(self.backend).uses_graph_as_engine
+
+    @property
     def file(self) -> str:
-        """Path within the folder; ONNX Runtime's engine is the graph itself."""
-        if self.backend == "onnxruntime":
+        """Path within the folder."""
+        if self.is_graph:
             return graph_file(self.graph)
         return f"engines/{self.backend}-{self.target}/{self.graph}.engine"
 
@@ -150,7 +155,7 @@ class Plan:
         found = {weights_file(name): fields for name, fields in self.weights.items()}
         found |= {graph_file(name): fields for name, fields in self.graphs.items()}
         found |= dict(self.files)
-        found |= {item.file: item.fields for item in self.engines if item.backend != "onnxruntime"}
+        found |= {item.file: item.fields for item in self.engines if not item.is_graph}
         return found
 
     def parity_key(self, graph: str) -> str:
@@ -162,7 +167,7 @@ class Plan:
                 "weights": weights,
                 "size": self.parity_size,
                 "code": code_hash("parity"),
-                "runtime": _version("onnxruntime"),
+                "runtime": "; ".join(get_backend(PARITY_BACKEND).versions().values()),
             }
         )
 
@@ -256,7 +261,8 @@ def make_plan(options: BuildOptions) -> Plan:
     if options.tuning is not None:
         require_measured(options.tuning, sorted(plugins))
     if options.kernels == "triton" and not plugins:
-        why += ("kernels triton: exported and compared, but built into no engine, since no tensorrt engine is built",)
+        takers = _names("takes_plugins")
+        why += (f"kernels triton: exported and compared, but built into no engine: none of {takers} is built",)
     return Plan(options, source, model, weights, graphs, files, tuple(engines), (*source.notes, *notes, *why))
 
 
@@ -275,17 +281,18 @@ def _check_fused(options: BuildOptions, source: ModelSource) -> None:
 
 def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequence[str]) -> None:
     """Refuse options that would have no effect."""
-    built_in, engines = source.name in BUILT_IN, set(backends) - {"onnxruntime"}
+    built_in = source.name in BUILT_IN
+    takes_flags = any(get_backend(name).takes_flags for name in backends)
+    unflagged = f"no engine of {_names('takes_flags')} is built"
     needed = {"text_encoder", "text_encoder_2", "identity_encoder", "denoise_step", "vae_decoder"}
     for given, what, why in (
         (options.identity and source.name == "random-sdxl", "--identity", "the model random-sdxl has random ones"),
         (options.image_encoder and built_in, "--image-encoder", f"the model {source.name} has one of its own"),
         (options.face_models and options.detector != "insightface", "--face-models",
          f"the detector is {options.detector}"),
-        (options.refit and not engines, "--refit", "no TensorRT backend is built"),
-        (options.strip and not engines, "--strip", "no TensorRT backend is built"),
-        (options.optimization_level is not None and not engines, "--optimization-level",
-         "no TensorRT backend is built"),
+        (options.refit and not takes_flags, "--refit", unflagged),
+        (options.strip and not takes_flags, "--strip", unflagged),
+        (options.optimization_level is not None and not takes_flags, "--optimization-level", unflagged),
         (options.parity_image == "on" and not needed <= set(options.graphs), "--parity-image on",
          f"a picture needs the graphs {', '.join(sorted(needed))}"),
     ):  # fmt: skip
@@ -373,33 +380,46 @@ def _backends(options: BuildOptions) -> tuple[list[str], tuple[str, ...]]:
             get_backend(name).versions()
             names.append(name)
             continue
-        names.append("onnxruntime")
-        notes.append("backend onnxruntime: chosen automatically, it runs everywhere and is what parity is measured on")
-        for candidate in ("tensorrt", "tensorrt_rtx"):
-            try:
-                get_backend(candidate).versions()
-                targets = get_backend(candidate).default_targets()
-            except BackendUnavailableError as error:
-                notes.append(f"backend {candidate}: left out. {error.problem}")
+        names.append(PARITY_BACKEND)
+        notes.append(
+            f"backend {PARITY_BACKEND}: chosen automatically, it runs everywhere and is what parity is measured on"
+        )
+        for candidate in fastest_first():
+            if candidate.name == PARITY_BACKEND:
                 continue
-            notes.append(f"backend {candidate}: chosen automatically, it is installed (targets {', '.join(targets)})")
-            names.append(candidate)
-    if "onnxruntime" not in names:
-        names.insert(0, "onnxruntime")
-        notes.append("backend onnxruntime: added, parity is measured on it")
-    if options.targets and names == ["onnxruntime"]:
+            try:
+                candidate.versions()
+                targets = candidate.default_targets()
+            except BackendUnavailableError as error:
+                notes.append(f"backend {candidate.name}: left out. {error.problem}")
+                continue
+            notes.append(
+                f"backend {candidate.name}: chosen automatically, it is installed (targets {', '.join(targets)})"
+            )
+            names.append(candidate.name)
+    if PARITY_BACKEND not in names:
+        names.insert(0, PARITY_BACKEND)
+        notes.append(f"backend {PARITY_BACKEND}: added, parity is measured on it")
+    get_backend(PARITY_BACKEND).versions()
+    if options.targets and not any(get_backend(name).takes_targets for name in names):
+        takers = _names("takes_targets")
         raise InputError(
-            f"Targets {', '.join(options.targets)} were given, but no TensorRT backend is built.",
-            fix="Add --backend tensorrt_rtx or --backend tensorrt.",
+            f"Targets {', '.join(options.targets)} were given, but no engine of {takers} is built.",
+            fix=f"Add --backend {takers.replace(' or ', ' or --backend ')}.",
         )
     return list(dict.fromkeys(names)), tuple(notes)
+
+
+def _names(attribute: str) -> str:
+    """Return the backends of which an attribute is true, for a message."""
+    return " or ".join(name for name, backend in BACKENDS.items() if getattr(backend, attribute))
 
 
 def _engines(
     name: str, options: BuildOptions, graphs: Mapping[str, Any], weights: Mapping[str, Any]
 ) -> list[EngineItem]:
     backend = get_backend(name)
-    targets = backend.default_targets() if name == "onnxruntime" or not options.targets else options.targets
+    targets = options.targets if backend.takes_targets and options.targets else backend.default_targets()
     flags = BuildRequest(
         Path(), Path(), "", refit=options.refit, strip=options.strip, optimization_level=options.optimization_level
     ).flags
@@ -408,14 +428,14 @@ def _engines(
         backend.check_target(target)
         for graph in options.graphs:
             fused = f"{graph}{FUSED_ENDING}"
-            onnx = fused if name == "tensorrt" and fused in graphs else graph
+            onnx = fused if backend.takes_plugins and fused in graphs else graph
             made_from = {
                 "graph": canonical_key(graphs[onnx]),
                 "weights": {part: canonical_key(weights[part]) for part in components_of(graph).values()},
                 "backend": name,
                 "target": target,
                 "versions": backend.versions(),
-                "flags": {} if name == "onnxruntime" else flags,
+                "flags": flags if backend.takes_flags else {},
                 "plugins": "" if onnx == graph else canonical_key(_plugin_fields(target, options.tuning)),
             }
             items.append(EngineItem(graph, onnx, name, target, made_from))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from infid_engines.errors import BackendUnavailableError, InputError
+from infid_engines.onnxruntime_backend import import_onnxruntime
 
 INSIGHTFACE_LICENCE = (
     "InsightFace's pretrained models are licensed for non-commercial research only; "
@@ -99,11 +100,11 @@ def open_onnx(path: Path) -> Any:
 
     Raises:
         InputError: it is missing or not a model.
+        BackendUnavailableError: ONNX Runtime is not installed.
     """
-    import onnxruntime as ort
-
     if not path.is_file():
         raise InputError(f"There is no model at {path}.", fix="Check the path.")
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     try:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from infid_engines.atomic_files import whole_file
 from infid_engines.errors import InputError
 from infid_engines.tensor_seal import SEAL_KEY, TensorBytes, sort_header, tensor_seal
 from infid_export.model.config import CONFIG_KEY, IdentityConfig, read_config
@@ -114,19 +115,13 @@ class IdentityModules(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write the modules as one safetensors file, whole or not at all."""
         target = Path(path)
-        partial = target.with_name(f".{target.name}.partial")
         tensors = {_file_key(name): value.detach().contiguous() for name, value in self.state_dict().items()}
         metadata = {CONFIG_KEY: json.dumps(self.config.to_dict())}
         if self.encoders is not None:
             metadata[ENCODERS_KEY] = self.encoders.to_json()
-        try:
+        with whole_file(target) as partial:
             save_file(tensors, partial, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
-            with partial.open("r+b") as file:
-                sort_header(file)
-            partial.replace(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+            sort_header(partial)
 
     @classmethod
     def load(cls, path: str | Path, blocks: Mapping[str, int], dtype: torch.dtype = torch.float32) -> IdentityModules:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from infid_engines.backends import Backend, Engine
+from infid_engines.backends import Engine
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
 from infid_engines.manifest import EngineRecord, FileRecord, Manifest, stored_engines, verify_file
 from infid_engines.progress import Reporter
-from infid_engines.registry import get_backend
+from infid_engines.registry import PARITY_BACKEND, fastest_first, get_backend
 
 _STRIPPED = "{} holds no weights (--strip): they have to be put back with TensorRT's refitter, which nothing here does."
-_FASTEST_FIRST = ("tensorrt", "tensorrt_rtx")
 
 
 class EngineSet:
@@ -42,8 +41,9 @@ class EngineSet:
             record, stored = self._manifest.graph(graph), self._stored(graph)
             for name in self._files(graph):
                 self.verify(name)
-            backend: Backend = get_backend(self._backend)
-            self._engines[graph] = backend.load(self._folder / stored.file, record.inputs, record.outputs, self._device)
+            self._engines[graph] = get_backend(self._backend).load(
+                self._folder / stored.file, record.inputs, record.outputs, self._device
+            )
         return self._engines[graph]
 
     def prepare(self, graphs: Sequence[str], reporter: Reporter, go_on: Callable[[], None] = lambda: None) -> None:
@@ -97,7 +97,8 @@ class EngineSet:
         return stored
 
     def _files(self, graph: str) -> list[str]:
-        weights = self._manifest.graph(graph).weights if self._backend == "onnxruntime" else ()
+        reads_weights = get_backend(self._backend).uses_graph_as_engine
+        weights = self._manifest.graph(graph).weights if reads_weights else ()
         return [self._stored(graph).file, *weights]
 
     def _record(self, name: str) -> FileRecord:
@@ -113,9 +114,11 @@ def choose_backend(manifest: Manifest) -> tuple[str, str]:
 
     Raises:
         EngineFolderError: the folder has no engine that runs here.
+        BackendUnavailableError: the one that runs on every machine is in the folder, but not installed.
     """
     reasons = []
-    for name in _FASTEST_FIRST:
+    for backend in fastest_first():
+        name = backend.name
         if not stored_engines(manifest, name):
             reasons.append(f"{name} not used: the folder has no engines of it")
             continue
@@ -126,54 +129,28 @@ def choose_backend(manifest: Manifest) -> tuple[str, str]:
             reasons.append(f"{name} not used: {_STRIPPED.format(stripped)}")
             continue
         try:
-            backend = get_backend(name)
             backend.versions()
             backend.check_device()
             choose_target(manifest, name, "auto")
         except (BackendUnavailableError, InputError) as error:
+            if name == PARITY_BACKEND:  # a fault of the installation, not of the folder
+                raise
             reasons.append(f"{name} not used: {error.problem}")
             continue
         return name, "; ".join([f"{name}: the folder has its engines and this machine runs them", *reasons])
-    if not stored_engines(manifest, "onnxruntime"):
-        raise EngineFolderError(
-            f"The folder has no engine that runs here: {'; '.join(reasons)}.",
-            fix="infid-export build --backend onnxruntime",
-        )
-    get_backend("onnxruntime").versions()
-    return "onnxruntime", "; ".join(["onnxruntime: runs on every machine", *reasons])
+    raise EngineFolderError(
+        f"The folder has no engine that runs here: {'; '.join(reasons)}.",
+        fix=f"infid-export build --backend {PARITY_BACKEND}",
+    )
 
 
 def choose_target(manifest: Manifest, backend: str, device: str) -> tuple[str | None, str]:
-    """Choose whose engines are taken, and the device they run on.
+    """Choose whose engines are taken, and the device they run on; see `Backend.choose_target`.
 
     Args:
         manifest: the folder's.
         backend: name of the backend.
         device: `auto`, `cpu`, `cuda`, or a GPU architecture such as `sm_89`.
-
-    Returns:
-        The target (None for onnxruntime, whose graphs are the same for all) and `cpu` or `cuda`.
-
-    Raises:
-        InputError: the device does not fit the backend or the folder.
-        BackendUnavailableError: the folder's engines are for another GPU.
     """
-    if backend == "onnxruntime":
-        if device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"onnxruntime has no device '{device}'.", fix="Use cpu or cuda.")
-        return None, "cpu" if device == "auto" else device
     targets = sorted({engine.target for engine in manifest.engines if engine.backend == backend})
-    if device in targets:
-        return device, "cuda"
-    if device not in ("auto", "cuda"):
-        raise InputError(
-            f"The folder has no {backend} engines for '{device}', only for {', '.join(targets) or 'nothing'}.",
-            fix=f"Use one of them, or build with --backend {backend} --target {device}.",
-        )
-    present = get_backend(backend).present_target()
-    if present not in targets:
-        raise BackendUnavailableError(
-            f"The folder's {backend} engines are for {', '.join(targets)}, this machine has {present or 'no GPU'}.",
-            fix=f"infid-export build --backend {backend} --target {present}" if present else "Use onnxruntime.",
-        )
-    return present, "cuda"
+    return get_backend(backend).choose_target(device, targets)

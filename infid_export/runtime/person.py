@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from infid_engines.arguments import is_number, path_of, shown, text_of
+from infid_engines.atomic_files import whole_file
 from infid_engines.errors import InputError
 from infid_engines.tensor_seal import SEAL_KEY, TensorBytes, sort_header, tensor_seal
 from infid_export.faces.choice import TakenFace
@@ -83,20 +81,12 @@ class Person:
         target = path_of("The person file", path, "Give a path that ends in .safetensors.")
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
         metadata = {_MODEL_KEY: self.model, _NAME_KEY: self.name}
-        content = io.BytesIO(save(tensors, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)}))
-        sort_header(content)
-        partial = None
+        content = save(tensors, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
         try:
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-                partial = Path(file.name)
-                file.write(content.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
-            partial.chmod(0o600)  # a face is personal data
-            partial.replace(target)
+            with whole_file(target, private=True) as partial:  # a face is personal data
+                partial.write_bytes(content)
+                sort_header(partial)
         except OSError as error:
-            if partial is not None:
-                partial.unlink(missing_ok=True)
             raise InputError(
                 f"The person cannot be written to {target} ({error.strerror}).",
                 fix="Choose a file in an existing folder with free space.",

@@ -82,7 +82,7 @@ class Pipeline:
 
         Args:
             folder: made by `infid-export build`.
-            backend: `onnxruntime`, `tensorrt`, `tensorrt_rtx`, or `auto`: the fastest that the folder holds
+            backend: a name in `infid_engines.registry.BACKENDS`, or `auto`: the fastest that the folder holds
                 engines for and this machine can run. What was chosen, and why, is in `choice`.
             device: `auto`, `cpu` or `cuda` for onnxruntime (`auto` is the CPU); `auto` or one of the folder's GPU
                 architectures, such as `sm_89`, for TensorRT.

@@ -1,8 +1,9 @@
 """Ahead-of-time compilation, without a GPU: PTX, cubin and a launch description of one kernel.
 
 The description says all that a launch needs, so that the CUDA driver API, TensorRT and C++ can launch the kernel with
-neither Triton nor torch: argument order, the grid and every integer argument as expressions of shapes, block, dynamic
-shared memory, alignment. Pointers come as inputs, then int32, then outputs: the order TensorRT's ahead-of-time plugins
+neither Triton nor torch: argument order, the shape of every pointer in symbols and numbers, the grid and every integer
+argument as expressions of those symbols, which symbols must be multiples of what, block, dynamic shared memory,
+alignment. Pointers come as inputs, then int32, then outputs: the order TensorRT's ahead-of-time plugins
 ask for. Triton appends pointers to scratch memory, which these kernels do not read; `with_parameters` takes them away.
 """
 
@@ -25,7 +26,8 @@ from infid_kernels.mixed_attention import mixed_attention_kernel
 from infid_kernels.tuning import Configuration
 
 DTYPES = {"float16": "fp16", "bfloat16": "bf16"}
-_IDENTITY, _TEXT = "identity_length", "text_length"
+_SCHEMA_VERSION = 2
+_ROWS, _HEADS, _LENGTH, _IDENTITY, _TEXT = "rows", "heads", "queries", "identity_length", "text_length"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class KernelSpec:
 
 _TILES = ("(queries + BLOCK_M - 1) // BLOCK_M", "rows * heads")
 _SEGMENTS = {"k_id": ("k", _IDENTITY), "v_id": ("v", _IDENTITY), "k_t": ("kt", _TEXT), "v_t": ("vt", _TEXT)}
-_QUERIES = {"q": ("q", "queries"), "out": ("o", "queries")}
+_QUERIES = {"q": ("q", _LENGTH), "out": ("o", _LENGTH)}
 KERNELS: Mapping[str, KernelSpec] = {
     "mean_shift": KernelSpec(
         mean_shift_kernel, _SEGMENTS, ("strength", "shift_k", "shift_v"), ("shift_k", "shift_v"),
@@ -103,7 +105,7 @@ def compile_code(
         return compile_gluon(architecture, head_size, configuration, dtype, splits)
     spec = KERNELS[op]
     constants = _constants(spec, head_size, configuration, whole, splits)
-    arguments = _arguments(spec, constants, dtype, head_size)
+    arguments = _arguments(spec, constants, dtype, head_size, splits)
     block = f"1,1,{configuration.block_n},{constants['BLOCK_D']}"
     types = {argument["name"]: argument["type"] for argument in arguments}
     if configuration.descriptors:
@@ -204,9 +206,9 @@ def compile_kernel(
     spec = KERNELS[op]
     compiled = compile_code(op, architecture, head_size, configuration, dtype, whole, splits)
     constants = _constants(spec, head_size, configuration, whole, splits)
-    arguments = _arguments(spec, constants, dtype, head_size)
+    arguments = _arguments(spec, constants, dtype, head_size, splits)
     launch = {
-        "schema_version": 1,
+        "schema_version": _SCHEMA_VERSION,
         "op": op,
         "entry": compiled.metadata.name,
         "architecture": architecture,
@@ -216,6 +218,7 @@ def compile_kernel(
         "configuration": configuration.told(),
         "constants": constants,
         "arguments": arguments,
+        "multiples": dict.fromkeys((_IDENTITY, _TEXT), configuration.block_n) if constants.get("WHOLE") else {},
         "scratch_pointers": len(entry_parameters(compiled.asm["ptx"])) - len(arguments),
         "grid": [*(expression.replace("BLOCK_M", str(configuration.block_m)) for expression in spec.grid), "1"],
         "block": [32 * compiled.metadata.num_warps, 1, 1],
@@ -242,22 +245,27 @@ def _constants(
     return {name: known[name] for name in spec.kernel.arg_names if name in known}
 
 
-def _arguments(spec: KernelSpec, constants: Mapping[str, float], dtype: str, head_size: int) -> list[dict[str, Any]]:
+def _arguments(
+    spec: KernelSpec, constants: Mapping[str, float], dtype: str, head_size: int, splits: int
+) -> list[dict[str, Any]]:
     """Describe what is not compiled in, in order."""
-    return [_argument(spec, name, dtype, head_size) for name in spec.kernel.arg_names if name not in constants]
+    return [_argument(spec, name, dtype, head_size, splits) for name in spec.kernel.arg_names if name not in constants]
 
 
-def _argument(spec: KernelSpec, name: str, dtype: str, head_size: int) -> dict[str, Any]:
-    """Describe one argument: its type, what it is a multiple of (bytes or elements), and an integer's value.
+def _argument(spec: KernelSpec, name: str, dtype: str, head_size: int, splits: int) -> dict[str, Any]:
+    """Describe one argument: type, what it is a multiple of (bytes or elements), a pointer's shape, an integer's value.
 
     The value of a stride is that of a tensor that lies in memory as `[B, N, H, d]`; a launch may give another.
     """
+    output = name in spec.outputs
     if name in spec.tensors:
-        return {"name": name, "type": f"*{DTYPES[dtype]}", "multiple_of": 16, "output": name in spec.outputs}
-    if name in spec.floats:
-        # what the kernels write themselves is aligned; a strength may be a slice of something
-        return {"name": name, "type": "*fp32", "multiple_of": 4 if "strength" in name else 16,
-                "output": name in spec.outputs}  # fmt: skip
+        shape = [_ROWS, spec.tensors[name][1], _HEADS, str(head_size)]
+        return {"name": name, "type": f"*{DTYPES[dtype]}", "multiple_of": 16, "output": output, "shape": shape}
+    if name in spec.floats and "strength" in name:  # it may be a slice of something
+        return {"name": name, "type": "*fp32", "multiple_of": 4, "output": output, "shape": [_ROWS]}
+    if name in spec.floats:  # what the kernels write themselves is aligned
+        shape = [_ROWS, _HEADS, str(splits), str(head_size)]
+        return {"name": name, "type": "*fp32", "multiple_of": 16, "output": output, "shape": shape}
     value, multiple = name, 1
     if name.startswith("stride_"):
         lengths = dict(spec.tensors.values())

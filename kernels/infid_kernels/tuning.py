@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -365,16 +364,7 @@ def parse_choice(fields: Mapping[str, Any]) -> Choice:
 
 
 def write(path: Path, entries: Sequence[Entry]) -> None:
-    """Write a file of entries, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a file of entries that `read` reads."""
     rows = [{**asdict(row), "configuration": row.configuration.told()} for row in entries]
     document = {"schema_version": _SCHEMA_VERSION, "entries": rows}
-    try:
-        with partial.open("w") as file:
-            file.write(json.dumps(document, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    path.write_text(json.dumps(document, indent=1) + "\n")

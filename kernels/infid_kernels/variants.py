@@ -19,7 +19,7 @@ DEFAULT_SHARED = 48 * 1024
 # Where every candidate spills or needs more. Any lengths, triton 3.8: at most 227 registers (sm_80, d = 128, merged),
 # 26 624 bytes and no spills for d = 40, 80 and 96 on every architecture and for d = 128 on sm_80.
 _SMALLEST = Configuration(32, 32, 8, 2)
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 
 
 def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "float16") -> Iterator[CompiledKernel]:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from cli_process import Cli
 
+from infid_engines.registry import BACKENDS
 from infid_export.cli import doctor
 from infid_export.cli.doctor import Finding, Gpu, Machine, TorchFacts, diagnose
 
-RUNTIME = dict(doctor.LIBRARIES[""])
-TORCH = {**doctor.LIBRARIES["export"], "torch": "2.15.0", "torchvision": "0.29.2", "triton": "3.9.0"}
+RUNTIME = {**doctor.libraries()[""], **doctor.libraries()["cpu"]}
+TORCH = {**doctor.libraries()["export"], "torch": "2.15.0", "torchvision": "0.29.2", "triton": "3.9.0"}
 WANTS = {"torch": ("triton==3.9.0; platform_system == 'Linux'", "numpy"), "torchvision": ("torch==2.15.0",)}
 GPU = Gpu(("NVIDIA L4 (sm_89)",), "580.65", (13, 0))
 GOOD = Machine((3, 11), {**RUNTIME, **TORCH}, WANTS, None, TorchFacts("13.0", False, ""))
@@ -40,6 +41,26 @@ CASES = {
         with_versions(GOOD, onnxruntime_gpu="1.32"),
         "onnxruntime and onnxruntime-gpu are both installed",
         "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime",
+    ),
+    "two onnxruntimes and a GPU": (
+        replace(with_versions(GOOD, onnxruntime_gpu="1.32"), gpu=GPU, torch=TorchFacts("13.0", True, "")),
+        "onnxruntime and onnxruntime-gpu are both installed",
+        "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
+    ),
+    "no onnxruntime": (
+        with_versions(GOOD, onnxruntime=None),
+        "onnxruntime or onnxruntime-gpu missing",
+        'pip install "infid-export[cpu]"',
+    ),
+    "no onnxruntime but a GPU": (
+        replace(with_versions(GOOD, onnxruntime=None), gpu=GPU, torch=TorchFacts("13.0", True, "")),
+        "onnxruntime or onnxruntime-gpu missing",
+        'pip install "infid-export[cuda]"',
+    ),
+    "an old onnxruntime": (
+        with_versions(GOOD, onnxruntime="1.20"),
+        "onnxruntime 1.20 is older than 1.23",
+        'pip install --upgrade "onnxruntime>=1.23"',
     ),
     "onnxruntime-gpu alone": (with_versions(GOOD, onnxruntime=None, onnxruntime_gpu="1.32"), None, ""),
     "CPU-only torch beside another torchvision": (
@@ -168,6 +189,8 @@ def test_the_libraries_are_those_of_the_package() -> None:
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     stated = {"": project["dependencies"], **project["optional-dependencies"]}
-    for extra, libraries in doctor.LIBRARIES.items():
+    own = {extra.name for backend in BACKENDS.values() for extra in backend.extras}
+    assert own < set(stated)
+    for extra, libraries in doctor.libraries().items():
         wanted = (re.match(r"([\w.-]+)>=([\d.]+)", line) for line in stated[extra])
         assert {found[1]: found[2] for found in wanted if found} == dict(libraries)

@@ -236,8 +236,10 @@ def test_no_default_path_is_source_code_in_a_clone(command: str) -> None:
     assert taken == []
 
 
-def test_the_backends_are_those_of_the_engines() -> None:
-    assert ("auto", *registry.BACKENDS) == arguments.BACKENDS
+def test_the_backends_are_those_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.BACKENDS, "toy", registry.BACKENDS[registry.PARITY_BACKEND])
+    assert arguments.backend_choices() == ("auto", *registry.BACKENDS)
+    assert main.make_parser("build").parse_args(["build", "--backend", "toy"]).backends == ["toy"]
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

@@ -29,18 +29,20 @@ def compiled(
     """Return what stands for a kernel; its code says which one it is."""
     number = int(architecture.removeprefix("sm_"))
     sizes = dict(zip(("block_m", "block_n", "num_warps", "num_stages"), tiles, strict=True))
+    shape = ["rows", "queries", "heads", str(head_size)]
     launch = {
         "op": op, "entry": f"{op}_kernel", "architecture": architecture,
         "ptx_target": ptx_target or f"{architecture}{'a' if number >= 90 else ''}", "dtype": dtype,
         "head_size": head_size, "configuration": sizes, "grid": ["(queries + 127) // 128", "rows * heads", "1"],
         "constants": {"BLOCK_N": tiles[1]} | ({} if whole is None else {"WHOLE": whole}), "block": [128, 1, 1],
         "arguments": [
-            {"name": "q", "type": "*fp16", "multiple_of": 16, "output": False},
+            {"name": "q", "type": "*fp16", "multiple_of": 16, "output": False, "shape": shape},
             {"name": "identity_length", "type": "i32", "multiple_of": 1, "value": "identity_length"},
             {"name": "text_length", "type": "i32", "multiple_of": 1, "value": "text_length"},
             {"name": "stride_qn", "type": "i32", "multiple_of": 16, "value": "heads * 64"},
-            {"name": "out", "type": "*fp16", "multiple_of": 16, "output": True},
+            {"name": "out", "type": "*fp16", "multiple_of": 16, "output": True, "shape": shape},
         ],
+        "multiples": dict.fromkeys(("identity_length", "text_length"), tiles[1]) if whole else {},
         "scratch_pointers": 2, "shared_bytes": shared, "queries": list(queries),
     }  # fmt: skip
     name = f"{op} {architecture} {tiles} {whole}"

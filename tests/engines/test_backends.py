@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -137,6 +138,18 @@ def test_missing_tensorrt_says_how_to_install_it():
 def test_unknown_backend_is_refused():
     with pytest.raises(InputError, match=", ".join(BACKENDS)):
         get_backend("openvino")
+
+
+def test_only_its_own_module_knows_a_backend_by_name():
+    root = Path(__file__).parents[2]
+    named = re.compile("|".join(f"[\"']{name}[\"']" for name in BACKENDS))
+    found = {
+        path.name
+        for package in ("infid_export", "engines/infid_engines", "training/infid_training", "kernels/infid_kernels")
+        for path in (root / package).rglob("*.py")
+        if named.search(path.read_text())
+    }
+    assert found == {f"{kind.__module__.rpartition('.')[2]}.py" for kind in map(type, BACKENDS.values())}
 
 
 def test_onnxruntime_runs_and_loops(tmp_path):

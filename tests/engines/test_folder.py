@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import mmap
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from infid_engines.documents import sealed
-from infid_engines.errors import BuildError, EngineFolderError
+from infid_engines.errors import DiskFullError, EngineFolderError
 from infid_engines.folder import FolderTransaction, Written
 from infid_engines.manifest import (
     FileRecord,
@@ -179,12 +178,22 @@ def test_a_full_disk_is_explained_and_loses_nothing(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with (
-        pytest.raises(BuildError, match=r"is full .* GB free.*old folder is untouched"),
+        pytest.raises(DiskFullError, match=r"is full .* GB free.*old folder is untouched"),
         FolderTransaction(folder, SilentReporter()) as transaction,
     ):
         transaction.place("b", {}, full)
     assert (folder / "a").read_text() == "one"
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_folder_that_cannot_be_opened_gives_its_lock_back(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(DiskFullError, match="is full"), FolderTransaction(tmp_path / "engines", SilentReporter()):
+            pass
+    assert not list(tmp_path.iterdir())
+    with FolderTransaction(tmp_path / "engines", SilentReporter()):
+        pass
 
 
 def test_folders_of_others_are_refused(tmp_path):
@@ -241,19 +250,3 @@ def test_manifest_round_trip(tmp_path):
 def test_keys_ignore_order_and_differences_are_named():
     assert canonical_key({"a": 1, "b": 2}) == canonical_key({"b": 2, "a": 1})
     assert differing_fields({"a": 1, "b": [1]}, {"a": 2, "b": (1,), "c": "x"}) == ["a: 1 -> 2", "c: none -> x"]
-
-
-def test_a_transaction_that_cannot_be_opened_gives_its_lock_back(tmp_path, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", full)
-        with (
-            pytest.raises(BuildError, match="is full"),
-            FolderTransaction(tmp_path / "engines", SilentReporter()),
-        ):
-            pass
-    lock = os.open(tmp_path / ".engines.lock", os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(lock)

@@ -129,8 +129,8 @@ def test_a_missing_file_another_version_and_no_bundle_are_refused(copy: Path, tm
     with pytest.raises(EngineFolderError, match=r"is not a bundle of kernels: it has no bundle\.json"):
         KernelBundle.load(tmp_path)
     index = json.loads((copy / INDEX).read_text())
-    (copy / INDEX).write_text(json.dumps(index | {"schema_version": 3}))
-    with pytest.raises(EngineFolderError, match="has schema version 3, this infid-export reads version 2"):
+    (copy / INDEX).write_text(json.dumps(index | {"schema_version": 9}))
+    with pytest.raises(EngineFolderError, match="has schema version 9, this infid-export reads version 3"):
         KernelBundle.load(copy)
     (copy / INDEX).write_text(json.dumps(index))
     sorted(copy.glob("*.ptx"))[0].unlink()

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from infid_kernels.compile import with_parameters
 
 PROGRAM = """
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from infid_kernels.variants import write_plugins
 write_plugins(Path(sys.argv[1]), "sm_90", [64])
@@ -104,9 +106,17 @@ def test_a_parameter_that_is_read_is_not_taken_away() -> None:
         with_parameters(PTX, 1)
 
 
+def with_head_size(launch: Mapping[str, Any], head_size: int) -> dict[str, Any]:
+    arguments = [
+        {**each, "shape": [*each["shape"][:-1], str(head_size)]} if len(each.get("shape", ())) == 4 else each
+        for each in launch["arguments"]
+    ]
+    return {**launch, "arguments": arguments}
+
+
 def test_tactics_are_of_the_tensors_head_size(variants: dict[str, list[Variant]]) -> None:
     name = "merged_cross_attention"
-    wide = [Variant({**each.launch, "head_size": 128}, each.ptx) for each in variants[name]]
+    wide = [Variant(with_head_size(each.launch, 128), each.ptx) for each in variants[name]]
     registry = Registry()
     register(registry, {name: [*variants[name], *wide]})
     plugin = registry.plugins[f"infid::{name}"]
@@ -114,7 +124,9 @@ def test_tactics_are_of_the_tensors_head_size(variants: dict[str, list[Variant]]
     (narrow,), (other,) = (plugin.autotune(*described(plugin.inputs, 2, 10, 1024, 261, 77, d), ()) for d in (64, 128))
     assert narrow.tactics
     assert other.tactics == [tactic + len(wide) for tactic in narrow.tactics]
-    with pytest.raises(EngineFolderError, match="infid::merged_cross_attention has no kernel for a head size of 80"):
+    with pytest.raises(
+        EngineFolderError, match=r"infid::merged_cross_attention has no kernel for q \[2, 1024, 10, 80\]"
+    ):
         plugin.autotune(*described(plugin.inputs, 2, 10, 1024, 261, 77, 80), ())
 
 
@@ -185,9 +197,33 @@ def test_outputs_are_described(registry: Registry) -> None:
     assert [(each.shape, each.dtype) for each in shifts] == [((2, 10, 16, 64), "fp32")] * 2
 
 
+def test_an_operation_that_nobody_knows_is_registered_from_its_description() -> None:
+    launch = {
+        "op": "fold", "entry": "fold_kernel", "grid": ["(width + 31) // 32", "planes", "1"], "block": [64, 1, 1],
+        "shared_bytes": 0, "multiples": {"width": 32},
+        "arguments": [
+            {"name": "x", "type": "*bf16", "output": False, "shape": ["planes", "width", "3"]},
+            {"name": "extent", "type": "i32", "value": "planes * width"},
+            {"name": "y", "type": "*bf16", "output": True, "shape": ["width", "7", "planes"]},
+        ],
+    }  # fmt: skip
+    registry = Registry()
+    register(registry, {"fold": [Variant(launch, "// ptx")]})
+    plugin = registry.plugins["infid::fold"]
+    assert plugin.autotune is not None and plugin.aot_impl is not None
+    x = TensorDesc((2, 64, 3), "bf16")
+    assert (plugin.describe(x).shape, plugin.describe(x).dtype) == ((64, 7, 2), "bf16")
+    assert [each.tactics for each in plugin.autotune(x, ())] == [[1]]
+    _, _, params, integers = plugin.aot_impl(x, (), 1)
+    assert (params.grid_x.value, params.grid_y.value, integers.values[0].value) == (2, 2, 128)
+    for shape in ((2, 65, 3), (2, -1, 3), (2, 64, 4)):
+        with pytest.raises(EngineFolderError, match=r"infid::fold has no kernel for x \[2, "):
+            plugin.autotune(TensorDesc(shape, "bf16"), ())
+
+
 SPOILED = {
     "truncated": lambda text: text[:-200],
-    "another version": lambda text: text.replace('"schema_version": 1', '"schema_version": 9', 1),
+    "another version": lambda text: text.replace('"schema_version": 2', '"schema_version": 9', 1),
     "another form": lambda _: "[]",
 }
 

@@ -397,7 +397,7 @@ def test_impossible_options_are_refused(options, message):
     ("options", "message"),
     [
         ({"model": "no/such-model"}, "needs identity weights"),
-        ({"backends": ("onnxruntime",), "targets": ("sm_89",)}, "no TensorRT backend"),
+        ({"backends": ("onnxruntime",), "targets": ("sm_89",)}, "no engine of tensorrt or tensorrt_rtx is built"),
         ({"backends": ("tensorrt_rtx",), "targets": ("sm_90",)}, "cannot build for sm_90"),
         ({"recognizer": Path("none.onnx")}, "There is no model at none.onnx"),
     ],

@@ -190,9 +190,9 @@ def test_tensorrt_runs_the_plugins(tmp_path: Path) -> None:
 
 def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from infid_engines import registry
-    from infid_export.export import plan as module
+    from infid_engines.tensorrt_backend import TensorRTBackend
 
-    class Present:
+    class Present(TensorRTBackend):
         """TensorRT on a machine with a Hopper GPU, as far as the plan asks."""
 
         def versions(self) -> dict[str, str]:
@@ -204,8 +204,7 @@ def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypa
         def check_target(self, target: str) -> None:
             pass
 
-    original = registry.get_backend
-    monkeypatch.setattr(module, "get_backend", lambda name: Present() if name == "tensorrt" else original(name))
+    monkeypatch.setitem(registry.BACKENDS, "tensorrt", Present())
     plan = make_plan(replace(options(tmp_path), backends=("onnxruntime", "tensorrt")))
     built = {(item.backend, item.graph): item.onnx for item in plan.engines}
     assert built["tensorrt", "denoise_step"] == "denoise_step.triton"

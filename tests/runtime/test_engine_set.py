@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,29 +8,31 @@ from pathlib import Path
 import pytest
 from tiny_engines import records, write_folder
 
+from infid_engines import registry
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InfidError, InputError
 from infid_engines.manifest import FileRecord, Manifest, sha256_file
-from infid_export.runtime import engine_set
+from infid_engines.tensorrt_backend import TensorRTBackend, TensorRTRTXBackend
 from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_target
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
 
 
-class FakeBackend:
-    """Stands for a TensorRT library on a machine with one GPU, or with none."""
+def fake(kind: type[TensorRTBackend], gpu: str | None) -> TensorRTBackend:
+    """Return what stands for a TensorRT library on a machine with one GPU, or with none."""
 
-    def __init__(self, name: str, gpu: str | None = "sm_90") -> None:
-        self.name, self.gpu = name, gpu
+    class Fake(kind):  # type: ignore[valid-type, misc]
+        def versions(self) -> dict[str, str]:
+            return {self.name: "1"}
 
-    def versions(self) -> dict[str, str]:
-        return {self.name: "1"}
+        def check_device(self) -> None:
+            if gpu is None:
+                raise BackendUnavailableError("there is no GPU", fix="Buy one.")
 
-    def check_device(self) -> None:
-        if self.gpu is None:
-            raise BackendUnavailableError("there is no GPU", fix="Buy one.")
+        def present_target(self) -> str | None:
+            return gpu
 
-    def present_target(self) -> str | None:
-        return self.gpu
+    made: TensorRTBackend = Fake()
+    return made
 
 
 def with_engines(folder: Path, *engines: tuple[str, str]) -> Manifest:
@@ -42,7 +45,8 @@ def with_engines(folder: Path, *engines: tuple[str, str]) -> Manifest:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
     def install(architecture: str | None) -> None:
-        monkeypatch.setattr(engine_set, "get_backend", lambda name: FakeBackend(name, architecture))
+        for kind in (TensorRTBackend, TensorRTRTXBackend):
+            monkeypatch.setitem(registry.BACKENDS, kind.name, fake(kind, architecture))
 
     return install
 
@@ -102,6 +106,15 @@ def test_a_folder_with_nothing_that_runs_here_says_why(tiny_folder: Path, gpu: C
     only = replace(manifest, engines=tuple(item for item in manifest.engines if item.backend == "tensorrt"))
     with pytest.raises(EngineFolderError, match="no engine that runs here: tensorrt not used: there is no GPU"):
         choose_backend(only)
+
+
+def test_a_missing_onnxruntime_says_how_to_install_it(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # an import of it fails
+    for backend in ("auto", "onnxruntime"):
+        with pytest.raises(BackendUnavailableError, match="ONNX Runtime cannot be imported") as caught:
+            Pipeline.load(tiny_folder, backend)
+        assert 'pip install "infid-export[cpu]"' in caught.value.fix
+        assert 'pip install "infid-export[cuda]"' in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_engines import DEPTH_K, DEPTH_T, MODEL, TOKENS
 
-from infid_engines.errors import InputError
+from infid_engines.errors import DiskFullError, InputError
 from infid_engines.tensor_seal import SEAL_KEY
 from infid_export.runtime.person import Person, _seal, mix, stack
 
@@ -50,7 +50,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(DiskFullError, match=r"The disk that holds .*person\.safetensors is full"):
         random_person(1).save(path)
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == ["person.safetensors"]

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_run import OPTIONS, losses, small_identity, small_photos, small_run, small_unet
 
+from infid_engines.atomic_files import locked
 from infid_engines.documents import sealed
 from infid_engines.errors import InputError, TrainingError
 from infid_engines.manifest import sha256_file
@@ -26,7 +27,6 @@ from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_training import checkpoint, loop, stepper
 from infid_training.draws import Draws
-from infid_training.durable import locked
 from infid_training.loop import train
 from infid_training.loss import identity_loss
 from infid_training.stepper import Stepper

@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from infid_engines.atomic_files import locked, whole_file
 from infid_engines.errors import InputError
 from infid_engines.manifest import canonical_key
 from infid_engines.progress import Stage
 from infid_export.model.sources import ModelSource
 from infid_training.base_model import encoder_fingerprint
-from infid_training.durable import locked, whole_file
 from infid_training.encode import PhotoEncoders
 from infid_training.photos import References, Targets
 from infid_training.shards import Shard, ShardIndex, check_shard, read_shard

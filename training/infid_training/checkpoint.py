@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from infid_engines.atomic_files import remove_folder, whole_folder
 from infid_engines.documents import read_json, sealed, unsealed
 from infid_engines.errors import InfidError, InputError
 from infid_engines.manifest import differing_fields, sha256_file
 from infid_export.model.identity import IdentityModules
-from infid_training.durable import remove_folder, whole_folder
 
 WEIGHTS, EMA, OPTIMIZER, STATE = "identity.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
 _VERSION = 2

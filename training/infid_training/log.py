@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from infid_training.durable import full_disk_explained, whole_file
+from infid_engines.atomic_files import full_disk_explained, whole_file
 
 LOG, BOARD = "log.jsonl", "tensorboard"
 

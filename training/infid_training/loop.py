@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from infid_engines.atomic_files import clear_leftovers, locked, whole_file
 from infid_engines.errors import InputError, TrainingError
 from infid_engines.progress import Reporter, SilentReporter
 from infid_export.model.config import IdentityConfig
 from infid_export.model.identity import IdentityModules
 from infid_training.checkpoint import STATE, WEIGHTS, Checkpoints
-from infid_training.durable import clear_leftovers, locked, whole_file
 from infid_training.log import RunLog
 from infid_training.options import TrainOptions
 from infid_training.photos import Photos

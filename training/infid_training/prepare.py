@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from infid_engines.arguments import settle_fields
+from infid_engines.atomic_files import locked, whole_folder
 from infid_engines.errors import InputError
 from infid_engines.progress import Reporter, SilentReporter, Stage
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_template
@@ -27,7 +28,6 @@ from infid_export.faces.recognition import SIZE, ArcFaceRecognizer
 from infid_export.faces.search import find_faces
 from infid_training.captions import ENDINGS, Captions
 from infid_training.duplicates import keep_together, link_people, reasons, thumbnail
-from infid_training.durable import locked, whole_folder
 from infid_training.shards import REPORT, SPLITS, PreparedPhoto, Shard, ShardIndex, ShardWriter, read_members
 
 # A second face at least this share of the largest one's area could be the person meant as well.

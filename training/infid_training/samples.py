@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from infid_engines.atomic_files import whole_file
 from infid_export.model.identity import IdentityModules
 from infid_export.model.pipeline import InfiniteIDPipeline
 from infid_export.model.sources import ModelSource
 from infid_training.cache import ShardedPhotos
-from infid_training.durable import whole_file
 from infid_training.shards import ShardIndex, read_shard
 
 PROMPTS = ("a photo of a person", "a pencil sketch of a person", "an oil painting of a person, at the beach")

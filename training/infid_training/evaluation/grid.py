@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from infid_engines.atomic_files import whole_file
 from infid_engines.errors import InputError
 from infid_training.evaluation.sets import EvaluationSet, Request
 
@@ -67,16 +68,13 @@ def save_png(image: Image.Image, path: Path) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        image.save(partial, format="PNG")
-        partial.replace(path)
+        with whole_file(path) as partial:
+            image.save(partial, format="PNG")
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror or error}).", fix="Make room, or choose another folder with -o."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _small(image: Image.Image) -> Image.Image:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from infid_engines.atomic_files import full_disk_explained, whole_file
 from infid_engines.errors import InputError
 from infid_engines.progress import Stage
-from infid_training.durable import full_disk_explained, whole_file
 from infid_training.recipe.files import readable
 from infid_training.world.drawing import landmarks, render
 from infid_training.world.people import person

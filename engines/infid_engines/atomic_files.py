@@ -1,0 +1,232 @@
+"""Files and folders that are whole or not there, whatever happens meanwhile: the only place that writes them so.
+
+Work goes into a temporary sibling, `.<name>.partial`, which is flushed to the disk and renamed. A process that is
+killed leaves at most such a sibling, which the next one replaces or `clear_leftovers` removes. A full disk becomes one
+sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from infid_engines.errors import DiskFullError, InputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_AGAIN = "Free some space and run the same command again; nothing was left half-written."
+_ENDING = ".partial"
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+@contextlib.contextmanager
+def whole_file(target: Path, private: bool = False) -> Iterator[Path]:
+    """Write or replace a file: a temporary sibling, renamed once all of it is on the disk.
+
+    Args:
+        target: where it will be.
+        private: readable by its owner alone, and the sibling has a name of its own: for personal data, and for files
+            that several processes may write at once.
+
+    Yields:
+        Path of the sibling; what fails inside the block removes it.
+
+    Raises:
+        DiskFullError: the disk is full.
+    """
+    with full_disk_explained(target):
+        partial = _own_sibling(target) if private else partial_of(target)
+        try:
+            yield partial
+            _flush(partial)
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Write a folder that must not exist yet; see `whole_file`.
+
+    Args:
+        target: where it will be.
+
+    Yields:
+        The temporary folder; what fails inside the block removes it.
+
+    Raises:
+        InputError: it exists.
+        DiskFullError: the disk is full.
+    """
+    if target.exists():
+        raise InputError(f"{target} exists already.", fix="Remove it, or give another folder.")
+    partial = partial_of(target)
+    try:
+        with full_disk_explained(target):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            for path in partial.rglob("*"):
+                _flush(path)
+            _flush(partial)
+            partial.rename(target)
+            try:
+                _flush(target.parent)
+            except BaseException:  # or the same command would find it and refuse to go on
+                target.rename(partial)
+                raise
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def put_in_place(staging: Path, target: Path, retired: Path) -> None:
+    """Make a finished folder the target; what was the target before is removed.
+
+    Args:
+        staging: the finished folder, on the target's disk.
+        target: where readers look.
+        retired: where the old target waits for a moment on systems that cannot exchange two folders.
+    """
+    if not target.exists():
+        staging.rename(target)
+    elif _exchange(staging, target):
+        shutil.rmtree(staging)
+    else:
+        target.rename(retired)
+        staging.rename(target)
+        shutil.rmtree(retired)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of which no half must ever be seen under its name."""
+    partial = partial_of(folder)
+    folder.rename(partial)
+    shutil.rmtree(partial)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process left in a folder."""
+    for path in folder.glob(f".*{_ENDING}"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def partial_of(target: Path) -> Path:
+    """Return the temporary sibling in which a file or folder is written."""
+    return target.with_name(f".{target.name}{_ENDING}")
+
+
+def temporary_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """Return a scratch folder on the same disk, so that files can be linked into it and folders renamed out of it."""
+    return tempfile.TemporaryDirectory(prefix=f".{folder.name}.scratch-", dir=folder.absolute().parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str = "", on_wait: Callable[[str], None] = lambda holder: None) -> Iterator[None]:
+    """Hold a lock, which the process's end gives back; its file is gone afterwards.
+
+    Args:
+        path: of the lock's file; its folder is made.
+        busy: said if another process holds the lock; empty waits for it instead.
+        on_wait: told the number of the process that is waited for, before the wait.
+
+    Raises:
+        InputError: another process holds it, or the folder cannot be written to.
+        DiskFullError: the disk is full.
+    """
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                with full_disk_explained(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+            except OSError as error:
+                raise InputError(
+                    f"{path.parent} cannot be written to ({error.strerror}).", fix="Choose another folder."
+                ) from error
+            held.callback(os.close, descriptor)
+            _take(descriptor, busy, on_wait)
+            # whoever held it has removed its file: the lock is one only if it is of the file that is there now
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    break
+        held.callback(path.unlink, missing_ok=True)
+        with full_disk_explained(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+
+
+def _take(descriptor: int, busy: str, on_wait: Callable[[str], None]) -> None:
+    """Lock an open file, at once or after a wait.
+
+    Raises:
+        InputError: another process holds the lock, and `busy` says that this is not waited for.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        if busy:
+            raise InputError(busy, fix="Wait for it, or give another folder.") from error
+        on_wait(os.pread(descriptor, 32, 0).decode().strip() or "unknown")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
+def full_disk_explained(target: Path, fix: str = _AGAIN) -> Iterator[None]:
+    """Turn "no space left" into a sentence that says how much is free; of nested blocks the outermost speaks.
+
+    Args:
+        target: what was being written.
+        fix: what to do.
+
+    Raises:
+        DiskFullError: the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        existing = next(parent for parent in target.absolute().parents if parent.exists())
+        free = shutil.disk_usage(existing).free
+        raise DiskFullError(f"The disk that holds {target} is full ({free / 1e9:.2f} GB free).", fix=fix) from error
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    # safetensors passes the system's error on as text; it is known by name, since help imports nothing heavy
+    passed_on = type(error).__name__ == "SafetensorError" and any(f"os error {code})" in str(error) for code in _FULL)
+    return passed_on or isinstance(error, DiskFullError)
+
+
+def _own_sibling(target: Path) -> Path:
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_ENDING)
+    os.close(descriptor)
+    return Path(name)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    arguments = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return bool(renameat2(*arguments) == 0)
