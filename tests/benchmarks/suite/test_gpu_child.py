@@ -57,17 +57,23 @@ def test_a_child_that_ends_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_parent_takes_its_children_along(tmp_path: Path, number: signal.Signals) -> None:
-    program = (
-        "import signal\n"
+    program = (  # its thread says when it waits for its child; before, nothing could be taken along
+        "import pathlib, signal, threading, time\n"
         "from benchmarks import gpu_suite\n"
         "from benchmarks.suite import child\n"
         "signal.signal(signal.SIGTERM, gpu_suite._stop)\n"
+        "def say():\n"
+        "    while not child._groups:\n"
+        "        time.sleep(0.01)\n"
+        f"    pathlib.Path({str(tmp_path / 'waits')!r}).write_text('1')\n"
+        "threading.Thread(target=say, daemon=True).start()\n"
         f"child.run({grandchild(tmp_path / 'pid')!r}, 600)\n"
     )
     paths = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
     parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": paths},
                               stderr=subprocess.DEVNULL)  # fmt: skip
     try:
+        assert number_in(tmp_path / "waits")
         process = number_in(tmp_path / "pid")
         parent.send_signal(number)
         assert parent.wait(30) != 0
