@@ -44,6 +44,7 @@ from infid_kernels.tuning import architecture_of
 
 _RESTART = 30.0  # seconds without which a restart is not worth it
 _RESTARTS = 5
+_STDERR = 2  # by its number, since sys.stderr need not be a file
 _IMPORTS = 10.0  # seconds kept for starting Python and importing torch, before the clock runs
 
 
@@ -124,15 +125,16 @@ def go_on(options: argparse.Namespace, document: dict[str, Any]) -> Path:
         slug = re.sub(r"[^a-z0-9]+", "-", document["gpu"]["name"].lower()).strip("-")
         name = f"gpu-{slug}-{re.sub(r'[^0-9T]', '', document['date'][:19])}.json"
         return Path(options.output or RESULTS) / name
+    resumed: Path = options.resume
     try:
-        before = json.loads(options.resume.read_text())
+        before = json.loads(resumed.read_text())
         differing = machine.differences(before, document)
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{options.resume} is no file that this command wrote ({error}).") from error
+        raise UsageError(f"{resumed} is no file that this command wrote ({error}).") from error
     if differing:
-        raise UsageError(f"{options.resume} cannot be continued. {' '.join(differing)} Start without --resume.")
+        raise UsageError(f"{resumed} cannot be continued. {' '.join(differing)} Start without --resume.")
     document.update({name: before[name] for name in ("items", "restarts", "commands", "date") if name in before})
-    return Path(options.output or options.resume.parent) / options.resume.name
+    return Path(options.output or resumed.parent) / resumed.name
 
 
 def finish(document: dict[str, Any], path: Path, architecture: str) -> None:
@@ -193,7 +195,7 @@ def main(given: Sequence[str] | None = None, clock: Callable[[], float] = time.m
         options.part = options.part or ("all" if device.type == "cpu" else "first")
         seconds = (options.limit_s or report.LIMITS[options.part]) - _IMPORTS
         # if no Python thread gets its turn any more, this ends the process all the same
-        faulthandler.dump_traceback_later(max(seconds, 1.0), exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(max(seconds, 1.0), exit=True, file=_STDERR)
         return run(options, device, sys.argv[1:] if given is None else given, lambda: seconds - (clock() - started))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

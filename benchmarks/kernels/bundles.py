@@ -82,7 +82,7 @@ def launcher(
     return launch, [kernel.choice for kernel in kernels]
 
 
-def bundle(name: str, bench: Bench) -> Result:
+def measure_bundle(name: str, bench: Bench) -> Result:
     """Compare a bundle's launch into a poisoned output with float64, then time it next to the operation of torch."""
     if not bench.on_gpu:
         return {"unavailable": "bundles are launched through the CUDA driver"}
@@ -107,6 +107,6 @@ def bundle(name: str, bench: Bench) -> Result:
 def items(workload: Workload) -> list[Item]:
     """Return one item a call: its bundle, launched through the driver."""
     return [
-        Item(f"bundle {name}", 2.0, partial(bundle, name), call.op, call.d, decides=True)
+        Item(f"bundle {name}", 2.0, partial(measure_bundle, name), call.op, call.d, decides=True)
         for name, call in workload.calls.items()
     ]

@@ -110,7 +110,7 @@ def checks(workload: Workload) -> dict[str, Check]:
                                     content == "sliced")
         for name in smaller for content in _CONTENTS
     }  # fmt: skip
-    return {name: Check(call) for name, call in (workload.calls | _ODD[workload.name]).items()} | contents
+    return {name: Check(call) for name, call in {**workload.calls, **_ODD[workload.name]}.items()} | contents
 
 
 def _of(workload: Workload, op: str) -> dict[str, Call]:

@@ -57,8 +57,8 @@ def jobs(bench: Bench, phase: int) -> list[Job]:
     else:
         made += [_job(call, *_choice(call, bench), "bfloat16") for call in calls]
         for call, configuration in checks.sanitized_calls(bench.architecture):
-            chosen = _choice(call, bench) if configuration is None else (configuration, None)
-            made.append(_job(call, *chosen, "float16"))
+            chosen, fits = _choice(call, bench) if configuration is None else (configuration, None)
+            made.append(_job(call, chosen, fits, "float16"))
     return list({_specialization(job): job for job in made}.values())
 
 
@@ -82,7 +82,7 @@ def _specialization(job: Job) -> str:
     call = job["call"]
     sizes = [call["rows"], call["heads"], call["queries"], call["identity"], call["text"], call["heads"] * call["d"]]
     kinds = [1 if size == 1 else 16 if size % 16 == 0 else 0 for size in sizes]
-    return repr([{**job, "call": [call["op"], call["d"]]}, kinds])
+    return repr(({**job, "call": [call["op"], call["d"]]}, kinds))
 
 
 def compiled(phase: int, bench: Bench) -> Result:
@@ -163,6 +163,7 @@ def _compile(architecture: str, job: Job) -> Result:
     call, configuration = Call(**job["call"]), parse_choice(job["configuration"])
     try:
         if "bundle" in job:
+            assert isinstance(configuration, Configuration)  # a library's kernels are not bundled
             compile_kernel(job["bundle"], architecture, call.d, configuration, job["dtype"], job["fits"])
         else:
             with set_wrap_triton_enabled(False):  # PyTorch would trace the launch instead

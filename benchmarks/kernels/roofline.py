@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.provenance import RESULTS, ROOT
@@ -304,11 +305,14 @@ def drawn() -> str:
     text = PAGE.read_text()
     for name, draw in TABLES.items():
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        table = draw()
-        text, count = pattern.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+        text, count = pattern.subn(partial(_in_its_place, draw()), text)
         if count != 1:
             raise ValueError(f"{PAGE} has {count} places for the table {name}")
     return text
+
+
+def _in_its_place(table: str, match: re.Match[str]) -> str:
+    return f"{match[1]}{table}\n{match[2]}"
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

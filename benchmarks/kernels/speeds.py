@@ -165,11 +165,11 @@ def mean_shift(name: str, bench: Bench) -> Result:
     sets = []
     for _ in bench.sets(roofline.hidden_shift_bytes(call)):
         weight = torch.randn(2 * channels, channels, device=bench.device, generator=bench.generator) / channels**0.5
-        hidden = [
+        own, text = (
             torch.randn(call.rows, length, channels, device=bench.device, generator=bench.generator) + mean
             for length, mean in ((call.identity, 0.0), (call.text, 0.3))
-        ]
-        sets.append((weight.to(dtype), *(x.to(dtype) for x in hidden)))
+        )
+        sets.append((weight.to(dtype), own.to(dtype), text.to(dtype)))
     strength = torch.ones(call.rows, device=bench.device)
     projected = [_projected(call, weight, own, text) for weight, own, text in sets]
     ways: Mapping[str, Sequence[Callable[[], object]]] = {
@@ -209,12 +209,12 @@ def shift_of_hidden(weight: Tensor, own: Tensor, text: Tensor, strength: Tensor)
     return (strength[:, None] * difference).to(weight.dtype) @ weight.T
 
 
-def _projected(call: Call, weight: Tensor, own: Tensor, text: Tensor) -> list[Tensor]:
-    made = []
-    for hidden in (own, text):
-        keys, values = (hidden @ weight.T).chunk(2, -1)
-        made += [x.unflatten(-1, (call.heads, call.d)).transpose(1, 2) for x in (keys, values)]
-    return made
+def _projected(call: Call, weight: Tensor, own: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (k_id, v_id), (k_t, v_t) = (
+        [x.unflatten(-1, (call.heads, call.d)).transpose(1, 2) for x in (hidden @ weight.T).chunk(2, -1)]
+        for hidden in (own, text)
+    )
+    return k_id, v_id, k_t, v_t
 
 
 def items(workload: Workload, kind: str, phase: int, seconds: float) -> list[Item]:

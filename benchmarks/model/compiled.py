@@ -74,9 +74,9 @@ def compile_pipeline(bench: Bench, name: str, names: Sequence[str], folder: str)
     """Compile the UNet of diffusers' pipeline as its documentation does, CUDA graphs included. Runs in the child."""
     network = Network(bench, small=True)
     pipeline = Pipeline(network)
-    options = {"mode": "reduce-overhead"} if bench.on_gpu else {}
+    mode, compiler = "reduce-overhead" if bench.on_gpu else None, bench.workload.compiler
     unet = pipeline.pipe.unet
-    pipeline.pipe.unet = torch.compile(unet, backend=bench.workload.compiler, fullgraph=True, dynamic=False, **options)
+    pipeline.pipe.unet = torch.compile(unet, backend=compiler, mode=mode, fullgraph=True, dynamic=False)
     _, result = _first_call(bench, pipeline)
     bench.keep(result)
     with turn(Path(folder), name, names, bench):

@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.provenance import RESULTS, measured_on
 from benchmarks.publishing import publish
@@ -33,7 +34,7 @@ from infid_training.evaluation.scorers import METRICS
 from infid_training.evaluation.set_sources import open_set
 
 REFERENCE = "PyTorch fp32"
-ENGINES = {"ONNX Runtime fp32": "fp32", "ONNX Runtime fp16": "fp16"}
+ENGINES: Mapping[str, Literal["fp32", "fp16"]] = {"ONNX Runtime fp32": "fp32", "ONNX Runtime fp16": "fp16"}
 _PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnx", "onnxruntime")
 
 

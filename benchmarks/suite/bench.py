@@ -167,7 +167,7 @@ class Bench:
             if time.monotonic() - began > _WARM_SECONDS:
                 return
 
-    def graphed(self, call: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+    def graphed(self, call: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
         """Capture a call in a CUDA graph; a CPU has none, and the call is its own replay.
 
         Args:

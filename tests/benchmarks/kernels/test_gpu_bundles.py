@@ -89,7 +89,7 @@ def test_a_bundle_is_right_and_timed_next_to_torch(
     bench: FakeBench, monkeypatch: pytest.MonkeyPatch, kernels_bundle: Path, name: str, ops: list[str]
 ) -> None:
     driver = Driver(monkeypatch, kernels_bundle)
-    result = bundles.bundle(name, bench)
+    result = bundles.measure_bundle(name, bench)
     assert result["passed"] and result["relative_rms"] <= 1e-3
     assert driver.launched == ops * 3  # once to compare, then each of two sets
     assert all("machine code of sm_90" in kernel for kernel in result["kernels"])
