@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from provenance import ROOT
+from benchmarks.provenance import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib

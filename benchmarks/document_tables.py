@@ -4,8 +4,8 @@ Usage::
 
     infid-export build --fp16 --json > build.json
     python benchmarks/document_tables.py keep demo-fp16 build.json "2 CPU cores"
-    python benchmarks/ablation.py --identity-with-text benchmarks/identity-with-text.safetensors
-    python benchmarks/backends.py
+    python benchmarks/quality/ablation.py --identity-with-text benchmarks/quality/identity-with-text.safetensors
+    python benchmarks/quality/backends.py
     python benchmarks/reliability.py
     python benchmarks/document_tables.py draw
 
@@ -21,10 +21,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import ablation
-import backends
-import reliability
-from provenance import RESULTS, ROOT, measured_on
+from benchmarks import reliability
+from benchmarks.provenance import RESULTS, ROOT, measured_on
+from benchmarks.quality import ablation, backends
 
 _MARKER = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13")

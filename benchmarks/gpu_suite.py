@@ -22,13 +22,11 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import gc
 import json
 import os
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,169 +35,28 @@ from typing import Any
 import torch
 import triton
 
-import gpu_candidates
-import gpu_child
-import gpu_compile
-import gpu_items
-import gpu_machine
-import gpu_report
-import roofline
-from gpu_bench import SDXL, WORKLOADS, Bench, Item, Result
-from gpu_json import write
+from benchmarks.kernels import candidates
+from benchmarks.provenance import RESULTS
+from benchmarks.suite import item_list, machine, report
+from benchmarks.suite.bench import SDXL, WORKLOADS, Bench, Item
+from benchmarks.suite.runner import LAST_MOMENT, Suite
 from infid_kernels.tuning import architecture_of
 
-_SLACK = 5.0  # seconds kept for writing and the table
-_LAST_MOMENT = 2.0  # before the limit, when the command ends whatever it is doing
 _RESTART = 30.0  # seconds without which a restart is not worth it
 _RESTARTS = 5
+_STDERR = 2  # by its number, since sys.stderr need not be a file
 _IMPORTS = 10.0  # seconds kept for starting Python and importing torch, before the clock runs
-_PATIENCE = 3.0  # times its expected seconds, and at least the workload's patience, after which an item is stopped
 
 
 class UsageError(Exception):
     """It cannot be measured here, or not with these arguments; the message says why, and what to do."""
 
 
-class Suite:
-    """Runs items one after the other, and writes down what came of each.
-
-    A kernel may never end, or leave the GPU unusable to this process. The first is noticed by the clock, the second
-    after the item; in both cases the item is written down as an error, and `restart` starts this program anew.
-
-    Args:
-        bench: the device.
-        path: where the document is written, whole, after every item.
-        document: what is written; the items in it that have a result are not run again.
-        restart: called when this process cannot go on.
-        quiet: no line an item.
-    """
-
-    def __init__(
-        self, bench: Bench, path: Path, document: dict[str, Any], restart: Callable[[], None], quiet: bool = False
-    ) -> None:
-        self.bench, self.path, self.document, self.quiet = bench, path, document, quiet
-        self.restart = restart
-        self.listener = gpu_compile.Listener()
-        items = document.setdefault("items", {})
-        self.before = {name: item for name, item in items.items() if item["state"] != "skipped"}
-        bench.results.update(gpu_report.results(document))
-        bench.ceilings.update(items.get("ceilings", {}).get("result", {}))
-        bench.keep = self._keep
-        gpu_candidates.adopt_again(bench)
-        self.failed: set[tuple[str | None, int]] = set()
-        self.sound = True
-        self._lock = threading.Lock()  # whoever holds it writes the document
-        self._running: Item | None = None
-        self._kept: Result = {}
-
-    def run(self, items: Sequence[Item]) -> bool:
-        """Run items in order.
-
-        Returns:
-            Whether everything that was checked is right, now or in what is continued.
-        """
-        triton.knobs.compilation.listener = self.listener
-        try:
-            for item in items:
-                self._judge(item, self.before.get(item.name) or self._run(item))
-        finally:
-            triton.knobs.compilation.listener = None
-        return self.sound
-
-    def _judge(self, item: Item, outcome: dict[str, Any]) -> None:
-        if item.check and outcome["state"] != "passed":
-            self.failed.add((item.op, item.d))  # one that was not checked is not timed either
-            self.sound = self.sound and outcome["state"] == "unavailable"
-        if item.decides and (outcome["state"] == "FAILED" or outcome.get("raised")):
-            self.sound = False
-
-    def _keep(self, result: Result) -> None:
-        self._kept = result
-
-    def _run(self, item: Item) -> dict[str, Any]:
-        started = time.monotonic()
-        self._kept = {}
-        patience = max(_PATIENCE * item.seconds, self.bench.workload.patience)
-        patience = min(patience, self.bench.seconds_left() - _LAST_MOMENT)
-        clock = threading.Timer(max(patience, 0.0), self._overrun, (item, started))
-        clock.daemon = True
-        self._running = item
-        clock.start()
-        outcome = self._outcome(item)
-        with self._lock:
-            self._running = None
-        clock.cancel()
-        self._write_down(item, outcome, started)
-        self._clean_up(item)
-        return outcome
-
-    def _write_down(self, item: Item, outcome: dict[str, Any], started: float) -> None:
-        outcome["seconds"] = round(time.monotonic() - started, 2)
-        compiled = self.listener.taken()
-        if compiled:
-            outcome["kernels_compiled"] = compiled
-        self.document["items"][item.name] = outcome
-        if "result" in outcome and outcome["state"] != "FAILED":
-            self.bench.results[item.name] = outcome["result"]
-        write(self.path, self.document)
-        if not self.quiet:
-            left = self.bench.seconds_left()
-            why = f": {outcome['why']}" if "why" in outcome else ""
-            print(f"{outcome['state']:11} {item.name} ({outcome['seconds']:.1f} s, {left:.0f} s left){why}",
-                  file=sys.stderr, flush=True)  # fmt: skip
-
-    def _outcome(self, item: Item) -> dict[str, Any]:
-        left = self.bench.seconds_left() - _SLACK
-        if (item.op, item.d) in self.failed and not item.check:
-            why = f"{item.op} with heads of {item.d} is not known to be right: its checks did not all pass"
-            return {"state": "skipped", "why": why}
-        if item.seconds > left:
-            return {"state": "skipped", "why": f"it takes about {item.seconds:.0f} s, {max(left, 0):.0f} s are left"}
-        try:
-            result = item.measure(self.bench)
-        except Exception as error:  # one item must not take the others' results with it
-            kept = {"result": self._kept} if self._kept else {}
-            return {"state": "error", "why": f"{type(error).__name__}: {error}", "raised": True, **kept}
-        if "skipped" in result:
-            return {"state": "skipped", "why": result["skipped"]}
-        for state in ("unavailable", "error"):
-            if state in result:
-                return {"state": state, "why": result[state], "result": result}
-        if "passed" not in result:
-            return {"state": "measured", "result": result}
-        return {"state": "passed" if result["passed"] else "FAILED", "result": result}
-
-    def _overrun(self, item: Item, started: float) -> None:
-        """End an item that takes too long, from another thread."""
-        with self._lock:
-            if self._running is not item:
-                return
-            seconds = time.monotonic() - started
-            why = f"it was stopped after {seconds:.0f} s, {item.seconds:.0f} s were expected"
-            kept = {"result": self._kept} if self._kept else {}
-            self._write_down(item, {"state": "error", "why": why, "raised": True, **kept}, started)
-            self._give_up(item, why)
-
-    def _clean_up(self, item: Item) -> None:
-        gc.collect()
-        try:
-            self.bench.synchronize()  # a fault of a kernel comes up here, also where an item noted it as its result
-            torch.cuda.empty_cache()
-        except RuntimeError as error:  # whatever this process asks of the GPU now fails
-            self._give_up(item, f"the GPU is lost to this process: {error}".splitlines()[0])
-
-    def _give_up(self, item: Item, why: str) -> None:
-        self.document.setdefault("restarts", []).append({"item": item.name, "why": why})
-        write(self.path, self.document)
-        gpu_child.kill_all()
-        self.restart()
-
-
 def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(description="Measure kernels and model on this GPU.")
     parser.add_argument("--model", choices=tuple(WORKLOADS), default=SDXL.name, help="demo is for Triton's interpreter")
-    parser.add_argument("--part", choices=tuple(gpu_report.PHASES), help="first; second with --resume; all on a CPU")
+    parser.add_argument("--part", choices=tuple(report.PHASES), help="first; second with --resume; all on a CPU")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="results to go on with")
     parser.add_argument("--output", type=Path, metavar="DIR", help="benchmarks/results, or the folder of --resume")
     parser.add_argument("--commit", metavar="SHA", help="recorded instead of asking git")
@@ -245,7 +102,7 @@ def chosen(items: Sequence[Item], options: argparse.Namespace, before: dict[str,
     Raises:
         UsageError: --only names none.
     """
-    phases = gpu_report.PHASES[options.part]
+    phases = report.PHASES[options.part]
     skipped = {name for name, item in before.items() if item["state"] == "skipped"}
     of_part = [
         item for item in items
@@ -267,28 +124,29 @@ def go_on(options: argparse.Namespace, document: dict[str, Any]) -> Path:
     if options.resume is None:
         slug = re.sub(r"[^a-z0-9]+", "-", document["gpu"]["name"].lower()).strip("-")
         name = f"gpu-{slug}-{re.sub(r'[^0-9T]', '', document['date'][:19])}.json"
-        return Path(options.output or roofline.RESULTS) / name
+        return Path(options.output or RESULTS) / name
+    resumed: Path = options.resume
     try:
-        before = json.loads(options.resume.read_text())
-        differing = gpu_machine.differences(before, document)
+        before = json.loads(resumed.read_text())
+        differing = machine.differences(before, document)
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{options.resume} is no file that this command wrote ({error}).") from error
+        raise UsageError(f"{resumed} is no file that this command wrote ({error}).") from error
     if differing:
-        raise UsageError(f"{options.resume} cannot be continued. {' '.join(differing)} Start without --resume.")
+        raise UsageError(f"{resumed} cannot be continued. {' '.join(differing)} Start without --resume.")
     document.update({name: before[name] for name in ("items", "restarts", "commands", "date") if name in before})
-    return Path(options.output or options.resume.parent) / options.resume.name
+    return Path(options.output or resumed.parent) / resumed.name
 
 
 def finish(document: dict[str, Any], path: Path, architecture: str) -> None:
     """Write the entries that the candidates imply, and print the table."""
     workload = WORKLOADS[document["model"]]
-    machine = f"{document['gpu']['name']}, triton {document['triton']}"
-    entries = gpu_candidates.entries(workload, gpu_report.results(document), architecture, machine)
+    origin = f"{document['gpu']['name']}, triton {document['triton']}"
+    entries = candidates.entries(workload, report.results(document), architecture, origin)
     files = [path]
     if entries:
         files.append(path.with_name(f"configurations-{path.name}"))
-        gpu_candidates.write_entries(files[-1], entries)
-    print("\n".join([*gpu_report.summary(document, entries), *map(str, files)]), flush=True)
+        candidates.write_entries(files[-1], entries)
+    print("\n".join([*report.summary(document, entries), *map(str, files)]), flush=True)
 
 
 def run(
@@ -301,18 +159,18 @@ def run(
     """
     seed = torch.seed() % 2**31 if options.seed is None else options.seed
     bench = Bench(device, WORKLOADS[options.model], options.quick, seconds_left, seed)
-    document = {"schema_version": 2, "model": options.model, **gpu_machine.machine(device, options.commit),
+    document = {"schema_version": 2, "model": options.model, **machine.describe(device, options.commit),
                 "quick": options.quick}  # fmt: skip
     command = {"date": document["date"], "part": options.part, "only": list(options.only), "seed": seed,
                "seconds": round(seconds_left())}  # fmt: skip
     path = go_on(options, document)
     document.setdefault("commands", []).append(command)
-    items = chosen(gpu_items.items(bench.workload, options.quick, bench.architecture), options,
+    items = chosen(item_list.items(bench.workload, options.quick, bench.architecture), options,
                    document.get("items", {}))  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def restart() -> None:
-        left = seconds_left() - _LAST_MOMENT
+        left = seconds_left() - LAST_MOMENT
         if left < _RESTART or len(document["restarts"]) > _RESTARTS:
             finish(document, path, bench.architecture)
             os._exit(1)
@@ -330,14 +188,14 @@ def main(given: Sequence[str] | None = None, clock: Callable[[], float] = time.m
     started = clock()
     options = arguments_of(given)
     if options.dry_run:
-        print("\n".join(gpu_report.plan(gpu_items.items(WORKLOADS[options.model], options.quick))))
+        print("\n".join(report.plan(item_list.items(WORKLOADS[options.model], options.quick))))
         return 0
     try:
         device = find_device(options.model)
         options.part = options.part or ("all" if device.type == "cpu" else "first")
-        seconds = (options.limit_s or gpu_report.LIMITS[options.part]) - _IMPORTS
+        seconds = (options.limit_s or report.LIMITS[options.part]) - _IMPORTS
         # if no Python thread gets its turn any more, this ends the process all the same
-        faulthandler.dump_traceback_later(max(seconds, 1.0), exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(max(seconds, 1.0), exit=True, file=_STDERR)
         return run(options, device, sys.argv[1:] if given is None else given, lambda: seconds - (clock() - started))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import scored
+from benchmarks.provenance import RESULTS, measured_on
+from benchmarks.publishing import publish
 from infid_export.cli.output import Output
-from provenance import RESULTS, measured_on
 
 _PACKAGES = ("numpy", "onnxruntime")
 _BASELINE = "import numpy, onnxruntime"
@@ -77,7 +77,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=_ROUNDS, metavar="N", help=f"({_ROUNDS})")
     parser.add_argument("--name", default="rebuild-speed", help="of the document")
     parser.add_argument("--machine", default="", help="what it runs on, in words")
-    return 1 if scored.publish(measure, sentence, parser.parse_args(words), RESULTS) is None else 0
+    return 1 if publish(measure, sentence, parser.parse_args(words), RESULTS) is None else 0
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from provenance import RESULTS, ROOT, measured_on
+from benchmarks.provenance import RESULTS, ROOT, measured_on
 
 RESULT = RESULTS / "reliability.json"
 SECTIONS: Mapping[str, str] = {

@@ -18,12 +18,12 @@ import time
 from functools import partial
 from typing import Any
 
-import scored
+from benchmarks.provenance import RESULTS, measured_on
+from benchmarks.publishing import publish
 from infid_export.cli.output import Output
 from infid_training.recipe.pictures import PICTURES, SIZE, scene_of
 from infid_training.world.drawing import render
 from infid_training.world.people import person
-from provenance import RESULTS, measured_on
 
 _PACKAGES = ("numpy", "pillow")
 _CHUNK = 32
@@ -70,7 +70,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--size", type=int, default=SIZE, metavar="PX", help=f"of a side ({SIZE})")
     parser.add_argument("--name", default="world-speed", help="of the document")
     parser.add_argument("--machine", default="", help="what it runs on, in words")
-    return 1 if scored.publish(measure, sentence, parser.parse_args(words), RESULTS) is None else 0
+    return 1 if publish(measure, sentence, parser.parse_args(words), RESULTS) is None else 0
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_commands_parse(block: Block) -> None:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         elif words[0] == "python":
             script = (ROOT / words[1]).read_text()
-            shared = (ROOT / "benchmarks/scored.py").read_text()
+            shared = (ROOT / "benchmarks/quality/scoring_arguments.py").read_text()
             assert [word for word in words if word.startswith("--") and f'"{word}"' not in script + shared] == []
         else:
             assert words[:2] == ["pip", "install"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from suite_parts import TINY, FakeBench
 
-import gpu_bench
-import gpu_checks
-from gpu_checks import Check
-from gpu_suite import Suite
+from benchmarks.kernels import checks
+from benchmarks.kernels.checks import Check
+from benchmarks.suite.bench import WORKLOADS
+from benchmarks.suite.runner import Suite
 
 
 @pytest.fixture
@@ -29,7 +29,5 @@ def suite(bench: FakeBench, tmp_path: Path) -> Suite:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo workload with tiny calls, and no checks but theirs."""
-    monkeypatch.setitem(gpu_bench.WORKLOADS, "demo", TINY)
-    monkeypatch.setattr(
-        gpu_checks, "checks", lambda workload: {name: Check(call) for name, call in workload.calls.items()}
-    )
+    monkeypatch.setitem(WORKLOADS, "demo", TINY)
+    monkeypatch.setattr(checks, "checks", lambda workload: {name: Check(call) for name, call in workload.calls.items()})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gpu_bench import DEMO, Bench, Item
+from benchmarks.suite.bench import DEMO, Bench, Item
 from infid_kernels import measure
 from infid_kernels.autotune import Level
 from infid_kernels.measure import Call, Timing

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-import document_pictures as pictures
+from benchmarks import document_pictures as pictures
 
 MOST = 400_000  # bytes of all pictures together
 

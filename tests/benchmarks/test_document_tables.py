@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import document_tables as tables
+from benchmarks import document_tables as tables
 
 
 def test_the_tables_are_drawn_from_the_results() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import rebuild_speed
+from benchmarks import rebuild_speed
 
 SECONDS = {"-c": 0.5, "--help": 0.25, "-o": 1.0}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import world_speed
+from benchmarks import world_speed
 
 
 def test_the_document_says_what_was_drawn_how_fast(

@@ -19,8 +19,8 @@ from infid_kernels.mean_shift import SPLITS
 from infid_kernels.sass import MATRIX_INSTRUCTION, SHARED_LIMIT, load_bytes
 from infid_kernels.tuning import ARCHITECTURES, GLUON_CANDIDATES, OPS, TABLE, candidates, table
 
-PROGRAM = Path(__file__).parents[2] / "benchmarks/kernel_resources.py"
-FORMS_FILE = PROGRAM.parent / "results/kernel-forms.json"
+PROGRAM = Path(__file__).parents[2] / "benchmarks/kernels/kernel_resources.py"
+FORMS_FILE = PROGRAM.parents[1] / "results/kernel-forms.json"
 FORMS = json.loads(FORMS_FILE.read_text())
 TUNED_SIZES = (32, 64, 128)
 STRENGTHS = {"mean_shift": 1, "value_shift": 1, "merged_cross_attention": 1}  # fp32 numbers that a program reads
@@ -96,7 +96,7 @@ def test_every_form_for_tma_is_good_machine_code(architecture: str) -> None:
     tried = [each for each in candidates("mixed_attention", architecture) if each != each.plain]
     assert len(rows) == 2 * len(tried) + len(GLUON_CANDIDATES[64]) >= 17  # whole blocks and any length; in Gluon whole
     if triton.__version__ == FORMS[0]["triton"]:  # another compiler may well need other registers
-        assert rows == FORMS, f"write {FORMS_FILE} again, and run benchmarks/roofline.py"
+        assert rows == FORMS, f"write {FORMS_FILE} again, and run benchmarks/kernels/roofline.py"
     faults = {(str(row["configuration"]), row["whole"]): wrong(row) for row in rows}
     assert {case: found for case, found in faults.items() if found} == {}
 

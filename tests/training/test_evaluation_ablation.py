@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from evaluation_parts import COLOURS, TableGenerator, evaluation, plain, two_people
 
-import ablation as script
+from benchmarks.quality import ablation as script
 from infid_engines.errors import InputError
 from infid_engines.progress import SilentReporter
 from infid_export.model.config import IdentityConfig

@@ -1,0 +1,139 @@
+"""Every candidate of the kernels' table measured, one item for each level and form, and the entries that follow.
+
+What is measured after them, the whole model above all, runs with the fastest, as it does for whoever ran
+`infid-export tune`; the operations are timed once before, with the table's choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.kernels import roofline
+from benchmarks.kernels.checks import form_of
+from benchmarks.suite.bench import Bench, Item, Result, Workload
+from infid_kernels.autotune import Level, NoCandidateError, Trial, measure, select
+from infid_kernels.measure import Timing
+from infid_kernels.tuning import Choice, Entry, choices, load, parse_choice, write
+
+_FEW = 5  # candidates of a level that is not tried in full
+_QUICK = 3
+_SAMPLES = 20  # a candidate is compared with the others, not reported
+_ITEM_SECONDS, _CANDIDATE_SECONDS = 1.0, 0.8
+ADOPTED = "fastest candidates"
+
+
+def in_full(level: Level) -> bool:
+    """Return whether all candidates are tried: of mixed attention at whole lengths, where most of the time goes."""
+    return level.call.op == "mixed_attention" and level.whole
+
+
+def worth_trying(level: Level, quick: bool, architecture: str) -> Sequence[Choice]:
+    """Return what may be tried at a level, the most promising first."""
+    # what is fastest at a whole length is tried at the odd one, and that is not known beforehand
+    most = _QUICK if quick else None if level.call.op == "mixed_attention" else _FEW
+    return choices(level.call.op, architecture, level.call.d, most)
+
+
+def items(workload: Workload, quick: bool, architecture: str) -> list[Item]:
+    """Return one item for each form of a level that is tried in full, then one for each other level.
+
+    A form that nothing has launched before may bring the GPU down: then only its own item is lost.
+    """
+    found = []
+    for level in workload.levels:
+        tried = worth_trying(level, quick, architecture)
+        if in_full(level):
+            for form, those in by_form(tried).items():
+                found.append(_item(f"candidates {level.name}: {form}", level, len(those), partial(whole, level, form)))
+    for level in workload.levels:
+        if not in_full(level):
+            count = min(_FEW, len(worth_trying(level, quick, architecture)))
+            found.append(_item(f"candidates {level.name}: few", level, count, partial(few, level)))
+    return [*found, Item(ADOPTED, 0.5, adopt, always=True)]
+
+
+def _item(name: str, level: Level, count: int, measured: partial[Result]) -> Item:
+    return Item(name, _ITEM_SECONDS + _CANDIDATE_SECONDS * count, measured, level.call.op)
+
+
+def by_form(tried: Sequence[Choice]) -> dict[str, list[Choice]]:
+    """Return candidates by what sets them apart beside their sizes."""
+    forms: dict[str, list[Choice]] = {}
+    for each in tried:
+        forms.setdefault(form_of(each), []).append(each)
+    return forms
+
+
+def whole(level: Level, form: str, bench: Bench) -> Result:
+    """Check and time all candidates of one form."""
+    tried = worth_trying(level, bench.quick, bench.architecture)
+    return _measured(level, by_form(tried).get(form, []), bench)
+
+
+def few(level: Level, bench: Bench) -> Result:
+    """Check and time the few best candidates: the fastest of the same operation and size, or the most promising."""
+    like = [
+        trial
+        for other in bench.workload.levels
+        if in_full(other) and (other.call.op, other.queries) == (level.call.op, level.queries)
+        for trial in timed(other, bench.results)
+    ]
+    fastest = [trial.configuration for trial in sorted(like, key=_median)]
+    tried = fastest or worth_trying(level, bench.quick, bench.architecture)
+    return _measured(level, tried[: _QUICK if bench.quick else _FEW], bench)
+
+
+def _measured(level: Level, tried: Sequence[Choice], bench: Bench) -> Result:
+    sets = len(bench.sets(roofline.least_bytes(level.call)))
+    trials = measure(level, bench.device, partial(bench.time, samples=_SAMPLES if bench.on_gpu else None), sets, tried)
+    return {"level": level.name, "trials": [asdict(trial) for trial in trials]}
+
+
+def timed(level: Level, results: Mapping[str, Result]) -> list[Trial]:
+    """Return the candidates of a level that were right and timed, from all its items."""
+    rows = [row for result in results.values() if result.get("level") == level.name for row in result["trials"]]
+    return [
+        Trial(**{**row, "configuration": parse_choice(row["configuration"]), "timing": Timing(**row["timing"])})
+        for row in rows if row["timing"]
+    ]  # fmt: skip
+
+
+def _median(trial: Trial) -> float:
+    assert trial.timing is not None
+    return trial.timing.median
+
+
+def entries(workload: Workload, results: Mapping[str, Result], architecture: str, machine: str) -> list[Entry]:
+    """Return the entries of the table that the measurements imply; none of a level where nothing was right."""
+    found = []
+    for level in workload.levels:
+        try:
+            found.extend(select(level, timed(level, results), architecture, machine))
+        except NoCandidateError:
+            continue  # its trials say why
+    return found
+
+
+def adopt(bench: Bench) -> Result:
+    """Use the fastest candidates from now on, in this process."""
+    found = entries(bench.workload, bench.results, bench.architecture, "this run")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "entries.json"
+        write(path, found)
+        load(path)
+    return {"entries": [asdict(each) for each in found]}
+
+
+def adopt_again(bench: Bench) -> None:
+    """Use what an earlier process of this run adopted, if it came so far."""
+    if ADOPTED in bench.results:
+        adopt(bench)
+
+
+def write_entries(path: Path, found: Sequence[Entry]) -> None:
+    """Write the entries as a file that `infid_kernels.tuning.load` reads."""
+    write(path, found)

@@ -1,0 +1,324 @@
+"""The arithmetic of the kernels: operations, bytes, exponentials, and the time that no version can beat.
+
+`gpu_suite.py` measures against it, and the tables of kernels/README.md are drawn from it::
+
+    PYTHONPATH=.:kernels python benchmarks/kernels/roofline.py
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from benchmarks.provenance import RESULTS, ROOT
+from infid_kernels import tuning
+from infid_kernels.autotune import label
+from infid_kernels.mean_shift import SPLITS
+from infid_kernels.measure import SDXL_CALLS, Call
+
+PAGE = ROOT / "kernels" / "README.md"
+ELEMENT = 2  # bytes of fp16 and bf16
+# What `kernel_resources.py --forms --architecture sm_90 --head-size 64 --json` printed.
+FORMS = RESULTS / "kernel-forms.json"
+# What `kernel_resources.py --architecture sm_90 --op mixed_attention --json` printed, and before it the same of commit
+# 9af3aea, whose kernel had a branch around its first loop.
+PRODUCTS = RESULTS / "kernel-products.json"
+NOT_MEASURED = "not yet run on a GPU"
+# ex2 of one multiprocessor in a clock, compute capability 8.x and 9.0 (CUDA C++ Programming Guide, table of the
+# throughput of native arithmetic instructions).
+EXPONENTIALS_PER_CLOCK = 16
+# Registers and bytes of shared memory of a multiprocessor of compute capability 9.0, and the bytes that each block
+# takes besides its own (CUDA C++ Programming Guide, table of compute capabilities; Hopper Tuning Guide).
+REGISTERS, SHARED, SHARED_OF_BLOCK = 65536, 228 * 1024, 1024
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU can do at best, by its maker.
+
+    Args:
+        name: as in the tables.
+        mark: part of the name that the driver tells.
+        teraflops: dense fp16 matrix products with fp32 accumulation, 10¹² operations a second.
+        terabytes: memory bandwidth, 10¹² bytes a second.
+        multiprocessors: number of them.
+        flops_per_clock: dense fp16 operations with fp32 accumulation of one multiprocessor in a clock.
+        source: of the rate and the bandwidth.
+    """
+
+    name: str
+    mark: str
+    teraflops: float
+    terabytes: float
+    multiprocessors: int
+    flops_per_clock: int
+    source: str
+
+    @property
+    def gigahertz(self) -> float:
+        """The clock that the maker's rate is reckoned with."""
+        return self.teraflops * 1e3 / (self.multiprocessors * self.flops_per_clock)
+
+
+GPUS: Sequence[Gpu] = (
+    Gpu("H100 SXM", "H100 80GB HBM3", 989.4, 3.35, 132, 4096, "H100 datasheet; 1978.9 with sparsity, halved"),
+    Gpu("H200 SXM", "H200", 989.4, 4.8, 132, 4096, "H200 datasheet; the chip of the H100"),
+    Gpu("L40S", "L40S", 362.05, 0.864, 142, 1024, "L40S datasheet"),
+    Gpu("RTX 4090", "RTX 4090", 165.2, 1.008, 128, 512, "Ada architecture whitepaper, table of the RTX 4090"),
+)
+
+
+def flops(call: Call) -> int:
+    """Return the operations of both products, Q Kᵀ and P V: 2 a multiplication with its addition."""
+    return 4 * exponentials(call) * call.d
+
+
+def exponentials(call: Call) -> int:
+    """Return how many logits there are; each is raised once."""
+    return call.rows * call.heads * call.queries * sum(call.lengths)
+
+
+def least_bytes(call: Call) -> int:
+    """Return the bytes of queries, keys, values and output, each moved once."""
+    tokens = 2 * call.queries + 2 * sum(call.lengths)
+    return call.rows * call.heads * tokens * call.d * ELEMENT
+
+
+def shift_bytes(call: Call) -> int:
+    """Return the bytes of the mean-shift reduction: all keys and values once, and its partial sums in fp32."""
+    keys_and_values = 2 * sum(call.lengths) * call.d * ELEMENT
+    return call.rows * call.heads * (keys_and_values + 2 * SPLITS * call.d * 4)
+
+
+def hidden_shift_bytes(call: Call) -> int:
+    """Return the bytes of the other way, W·(μ(h_t) − μ(h_id)): both hidden states, and W_k and W_v, once."""
+    channels = call.heads * call.d
+    return (call.rows * sum(call.lengths) * channels + 2 * channels**2) * ELEMENT
+
+
+def limits(call: Call, gpu: Gpu) -> dict[str, float]:
+    """Return the microseconds that each unit needs: matrix products, memory, exponentials."""
+    raised = EXPONENTIALS_PER_CLOCK * gpu.multiprocessors * gpu.gigahertz * 1e3  # a microsecond
+    return {
+        "products": flops(call) / (gpu.teraflops * 1e6),
+        "memory": least_bytes(call) / (gpu.terabytes * 1e6),
+        "exponentials": exponentials(call) / raised,
+    }
+
+
+def rounds(call: Call, block_m: int, multiprocessors: int) -> tuple[int, int, float]:
+    """Return tiles, rounds of one tile a multiprocessor, and the share of the rounds that has work."""
+    tiles = math.ceil(call.queries / block_m) * call.rows * call.heads
+    needed = math.ceil(tiles / multiprocessors)
+    return tiles, needed, tiles / (needed * multiprocessors)
+
+
+def padded(call: Call, block_n: int) -> float:
+    """Return the keys that are multiplied, with both segments rounded up to blocks, over those that there are."""
+    return sum(math.ceil(length / block_n) * block_n for length in call.lengths) / sum(call.lengths)
+
+
+def gpu_table() -> str:
+    """Return one row a GPU."""
+    head = ("GPU", "TFLOP/s", "TB/s", "multiprocessors", "FLOP a clock each", "clock, GHz", "FLOP/byte", "source")
+    return _markdown(head, [
+        (gpu.name, f"{gpu.teraflops:g}", f"{gpu.terabytes:g}", str(gpu.multiprocessors), str(gpu.flops_per_clock),
+         f"{gpu.gigahertz:.2f}", f"{gpu.teraflops / gpu.terabytes:.0f}", gpu.source)
+        for gpu in GPUS
+    ])  # fmt: skip
+
+
+def call_table() -> str:
+    """Return one row a call: its work."""
+    head = ("call", "rows × heads", "queries", "keys", "GFLOP", "MB", "FLOP/byte", "million exponentials")
+    return _markdown(head, [
+        (f"`{name}`", f"{call.rows} × {call.heads}", str(call.queries), f"{call.identity} + {call.text}",
+         f"{flops(call) / 1e9:.2f}", f"{least_bytes(call) / 1e6:.1f}", f"{flops(call) / least_bytes(call):.0f}",
+         f"{exponentials(call) / 1e6:.1f}")
+        for name, call in SDXL_CALLS.items()
+    ])  # fmt: skip
+
+
+def clock_table(d: int = 64) -> str:
+    """Return one row a GPU: what one logit costs one multiprocessor."""
+    head = ("GPU", "products, clocks a logit", "exponential, clocks a logit", "products to exponentials")
+    raised = 1 / EXPONENTIALS_PER_CLOCK
+    return _markdown(head, [
+        (gpu.name, f"{4 * d} / {gpu.flops_per_clock} = {4 * d / gpu.flops_per_clock:g}",
+         f"1 / {EXPONENTIALS_PER_CLOCK} = {raised:g}", f"{4 * d / gpu.flops_per_clock / raised:g} to 1")
+        for gpu in GPUS
+    ])  # fmt: skip
+
+
+def floor_table() -> str:
+    """Return one row a call and GPU: what each unit needs, the floor, and what was measured."""
+    head = ("call", "GPU", "products, µs", "memory, µs", "exponentials, µs", "floor, µs", "measured")
+    rows = []
+    for name, call in SDXL_CALLS.items():
+        for gpu in GPUS:
+            needed = limits(call, gpu)
+            cells = [f"{microseconds:.1f}" for microseconds in needed.values()]
+            rows.append((f"`{name}`", gpu.name, *cells, f"{max(needed.values()):.1f}", measured(name, gpu)))
+    return _markdown(head, rows)
+
+
+def shift_table() -> str:
+    """Return one row a level: the cost of the mean shift in two ways."""
+    head = ["call", "over keys and values, MB", "by hidden states, MB"]
+    for gpu in GPUS:
+        head.append(f"{gpu.name}: µs, share of the floor")
+    rows = []
+    for name, call in SDXL_CALLS.items():
+        if call.op != "mixed_attention":
+            continue
+        cells = [f"`{name}`", f"{shift_bytes(call) / 1e6:.1f}", f"{hidden_shift_bytes(call) / 1e6:.1f}"]
+        for gpu in GPUS:
+            microseconds = shift_bytes(call) / (gpu.terabytes * 1e6)
+            cells.append(f"{microseconds:.1f}, {microseconds / max(limits(call, gpu).values()):.0%}")
+        rows.append(tuple(cells))
+    return _markdown(head, rows)
+
+
+def round_table() -> str:
+    """Return one row a level and tile height: how well the tiles fill the chips."""
+    chips = sorted({gpu.multiprocessors for gpu in GPUS})
+    head = ["call", "queries a tile", "tiles", *(f"{chip} multiprocessors: rounds, filled" for chip in chips)]
+    rows = []
+    for name, call in SDXL_CALLS.items():
+        for block_m in (128, 64):
+            tiles = rounds(call, block_m, 1)[0]
+            cells = [f"{needed}, {filled:.0%}" for _, needed, filled in (rounds(call, block_m, chip) for chip in chips)]
+            rows.append((f"`{name}`", str(block_m), str(tiles), *cells))
+    return _markdown(head, rows)
+
+
+def padding_table() -> str:
+    """Return one row: how much of the merged call's work is padding."""
+    blocks = (128, 64, 32)
+    head = ("keys of both segments", *(f"blocks of {block}" for block in blocks))
+    call = SDXL_CALLS["merged-4096"]
+    return _markdown(head, [(f"{call.text} + {call.identity}", *(f"{padded(call, block):.2f} ×" for block in blocks))])
+
+
+def whole_table() -> str:
+    """Return one row an architecture: what the compiler said about mixed attention with d = 64."""
+    rows = []
+    for architecture in tuning.ARCHITECTURES:
+        cells = [architecture]
+        for whole in (True, False):
+            row = tuning.entry("mixed_attention", architecture, 64, 0, whole, kernels_only=True)
+            assert row is not None
+            cells.append(_report(row))
+        rows.append(tuple(cells))
+    return _markdown(("architecture", "whole blocks", "any length"), rows)
+
+
+def form_table() -> str:
+    """Return one row a form of mixed attention that is a candidate on Hopper: what the compiler said of it."""
+    head = ("form", "registers", "shared memory", "programs per SM", "products in groups", "instructions per 128 keys",
+            "any length: registers", "programs per SM")  # fmt: skip
+    found: dict[str, dict[bool, dict[str, Any]]] = {}
+    for row in json.loads(FORMS.read_text()):
+        found.setdefault(label(tuning.Configuration(**row["configuration"])), {})[row["whole"]] = row
+    return _markdown(head, [
+        (name, str(whole["registers"]), str(whole["shared_bytes"]), str(_programs(whole)), _groups(whole),
+         f"{_per_128_keys(whole):.0f}", *_any_length(forms))
+        for name, forms in found.items() for whole in (forms[True],)
+    ])  # fmt: skip
+
+
+def _any_length(forms: Mapping[bool, Mapping[str, Any]]) -> tuple[str, str]:
+    if False not in forms:
+        return "–", "–"
+    return str(forms[False]["registers"]), str(_programs(forms[False]))
+
+
+def _per_128_keys(row: Mapping[str, Any]) -> float:
+    """Return the instructions of one warp per 128 keys; there is a main loop per segment, or one in Gluon."""
+    loops = 1 if row["configuration"]["gluon"] else 2
+    return float(row["loop_instructions"] / loops * 128 / row["configuration"]["block_n"])
+
+
+def product_table() -> str:
+    """Return one row per shipped configuration of mixed attention on Hopper: its machine code before and after."""
+    head = ("d", "lengths", "before", "registers", "programs per SM", "products in groups",
+            "now", "registers", "programs per SM", "products in groups")  # fmt: skip
+    found = json.loads(PRODUCTS.read_text())
+    rows = []
+    for before, now in zip(found["before"]["rows"], found["now"]["rows"], strict=True):
+        cells = [str(now["head_size"]), "whole blocks" if now["whole"] else "any"]
+        for row in (before, now):
+            form = label(tuning.Configuration(**row["configuration"]))
+            cells += [form, str(row["registers"]), str(_programs(row)), _groups(row)]
+        rows.append(tuple(cells))
+    return _markdown(head, rows)
+
+
+def _programs(row: Mapping[str, Any]) -> int:
+    return at_once(row["configuration"]["num_warps"], row["registers"], row["shared_bytes"])
+
+
+def _groups(row: Mapping[str, Any]) -> str:
+    return f"{row['matrix_instructions']['HGMMA']} in {row['product_groups']}"
+
+
+def at_once(num_warps: int, registers: int, shared_bytes: int) -> int:
+    """Return how many programs of a kernel a Hopper SM holds; registers are given out in eights per thread."""
+    by_registers = REGISTERS // (math.ceil(registers / 8) * 8 * 32 * num_warps)
+    return int(min(by_registers, SHARED // (shared_bytes + SHARED_OF_BLOCK)))
+
+
+def _report(row: tuning.Entry) -> str:
+    return f"{label(row.configuration)}; {row.evidence}"
+
+
+def measured(name: str, gpu: Gpu) -> str:
+    """Return what `gpu_suite.py` measured of a call in fp16, from the newest of its results on such a GPU."""
+    found = [document for document in results() if gpu.mark in document["gpu"]["name"]]
+    for document in sorted(found, key=lambda document: str(document["date"]), reverse=True):
+        item = document["items"].get(f"speed {name} float16", {})
+        if item.get("state") == "measured":
+            ours = item["result"]["contenders"]["infid_kernels"]
+            return f"{ours['median'] * 1e3:.1f} µs, {ours['teraflops']:.0f} TFLOP/s"
+    return NOT_MEASURED
+
+
+def results() -> list[Mapping[str, Any]]:
+    """Return the documents that `gpu_suite.py` wrote."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("gpu-*.json"))]
+
+
+TABLES = {
+    "gpus": gpu_table, "calls": call_table, "clocks": clock_table, "floors": floor_table, "shift": shift_table,
+    "rounds": round_table, "products": product_table, "forms": form_table, "padding": padding_table,
+    "whole": whole_table,
+}  # fmt: skip
+
+
+def drawn() -> str:
+    """Return kernels/README.md with its tables drawn."""
+    text = PAGE.read_text()
+    for name, draw in TABLES.items():
+        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text, count = pattern.subn(partial(_in_its_place, draw()), text)
+        if count != 1:
+            raise ValueError(f"{PAGE} has {count} places for the table {name}")
+    return text
+
+
+def _in_its_place(table: str, match: re.Match[str]) -> str:
+    return f"{match[1]}{table}\n{match[2]}"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(drawn())

@@ -1,0 +1,137 @@
+"""Write the kernels' table of configurations where no GPU is at hand: the candidate that compiles best.
+
+A candidate must spill no register and fit the architecture's shared memory, and its report is written as the evidence.
+On Hopper its products must also not be serialized by ptxas, and of what is left the one with the fewest estimated
+clocks is taken (`estimate`), descriptors among them. Elsewhere it is the first plain candidate, merged cross-attention
+with the least padding of SDXL's keys first; other forms have to be measured first. A measurement, where there is one,
+is better evidence: `infid-export tune` makes it.
+
+Usage::
+
+    python benchmarks/kernels/static_configurations.py [--architecture sm_90]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from benchmarks.kernels.roofline import EXPONENTIALS_PER_CLOCK, GPUS, at_once, padded
+from infid_kernels.compile import compile_code
+from infid_kernels.measure import SDXL_CALLS, Call
+from infid_kernels.sass import SHARED_LIMIT, MachineCode, read_machine_code
+from infid_kernels.tuning import ARCHITECTURES, CANDIDATES, OPS, TABLE, Configuration, Entry, candidates, table, write
+
+HEAD_SIZES = (32, 64, 128)
+_HOPPER = "sm_90"
+_ISSUED_PER_CLOCK = 4  # instructions of an SM, one per scheduler
+_STAND_FOR = {"mixed_attention": SDXL_CALLS["mixed-1024"], "merged_cross_attention": SDXL_CALLS["merged-1024"]}
+
+
+def main() -> None:
+    """Write the table, with progress on stderr."""
+    parser = argparse.ArgumentParser(description="Choose tile sizes by what the compiler reports.")
+    parser.add_argument("--architecture", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES, metavar="SM",
+                        help="others keep their entries")  # fmt: skip
+    wanted = parser.parse_args().architecture
+    before = {_case(entry): entry for entry in table()}
+    cases, started, made = [case for case in _cases(ARCHITECTURES) if case[1] in wanted], time.monotonic(), {}
+    for index, case in enumerate(cases):
+        made[case] = _choose(*case)
+        left = (time.monotonic() - started) / (index + 1) * (len(cases) - index - 1)
+        print(f"{index + 1}/{len(cases)} {case}: {made[case].configuration}, {left:.0f} s left", file=sys.stderr)
+    write(TABLE, [(before | made)[case] for case in _cases(ARCHITECTURES)])
+
+
+def _case(entry: Entry) -> tuple[str, str, int, bool]:
+    return entry.op, entry.architecture, entry.block_d, entry.whole
+
+
+def _cases(architectures: Sequence[str]) -> Iterator[tuple[str, str, int, bool]]:
+    for op in OPS:
+        for architecture in architectures:
+            for d in HEAD_SIZES:
+                for whole in (True, False):
+                    yield op, architecture, d, whole
+
+
+def _choose(op: str, architecture: str, d: int, whole: bool) -> Entry:
+    if architecture == _HOPPER:
+        return _fewest_clocks(op, d, whole)
+    plain = CANDIDATES if whole else [each for each in candidates(op, architecture) if each in CANDIDATES]
+    for candidate in plain:
+        shared, code = _report(op, architecture, d, whole, candidate)
+        if code.stack_bytes == 0 and shared <= SHARED_LIMIT[architecture]:
+            evidence = f"{_said(code, shared)}{_padding(op, whole, candidate)}; not yet timed"
+            return Entry(op, architecture, d, 0, whole, candidate, evidence)
+    raise RuntimeError(f"every candidate of {op} spills on {architecture} with head size {d}")
+
+
+def _fewest_clocks(op: str, d: int, whole: bool) -> Entry:
+    """Return the entry of the candidate with the fewest estimated clocks on Hopper; of equals, the first."""
+    good: dict[Configuration, tuple[float, str]] = {}
+    call = replace(_STAND_FOR[op], d=d)
+    for candidate in candidates(op, _HOPPER):
+        shared, code = _report(op, _HOPPER, d, whole, candidate)
+        products = code.count("HGMMA")
+        if code.stack_bytes or shared > SHARED_LIMIT[_HOPPER] or 2 * code.product_groups >= products:
+            continue
+        programs = at_once(candidate.num_warps, code.registers, shared)
+        overlap = f"{programs} programs per SM, {products} products in {code.product_groups} groups"
+        good[candidate] = (estimate(call, candidate, code, programs), f"{_said(code, shared)}, {overlap}")
+    best = min(good, key=lambda each: good[each][0])
+    clocks, report = good[best]
+    return Entry(op, _HOPPER, d, 0, whole, best, f"{report}, about {clocks:.0f} clocks per query; not yet timed")
+
+
+def estimate(call: Call, candidate: Configuration, code: MachineCode, programs: int) -> float:
+    """Return how many clocks of a Hopper SM a query takes, by the units' rates and the instructions of the main loops.
+
+    Products, exponentials and the issue of instructions each take their time. Within a program plain Triton does one
+    after the other; they overlap between the programs of an SM. So of `programs` the busiest unit counts whole, and of
+    the others what is left over. It orders candidates; it is no prediction.
+
+    Args:
+        call: its lengths and head size.
+        candidate: tile sizes.
+        code: of the kernel.
+        programs: how many an SM holds at once.
+    """
+    blocks = sum(math.ceil(length / candidate.block_n) for length in call.lengths)
+    logits = candidate.block_m * candidate.block_n * blocks
+    hopper = GPUS[0]
+    units = (
+        4 * logits * call.d / hopper.flops_per_clock,
+        logits / EXPONENTIALS_PER_CLOCK,
+        sum(code.loop.values()) / 2 * blocks * candidate.num_warps / _ISSUED_PER_CLOCK,  # a main loop per segment
+    )
+    busiest = max(units)
+    return (busiest + (sum(units) - busiest) / programs) / candidate.block_m
+
+
+def _said(code: MachineCode, shared: int) -> str:
+    return f"compiled: {code.registers} registers, no spills, {shared} bytes of shared memory"
+
+
+def _padding(op: str, whole: bool, candidate: Configuration) -> str:
+    """Return what padding speaks for a choice; only the lengths of merged cross-attention are always the same."""
+    if op != "merged_cross_attention" or whole:
+        return ""
+    call = SDXL_CALLS["merged-4096"]
+    works = {block_n: f"{padded(call, block_n):.2f} ×" for block_n in sorted({each.block_n for each in CANDIDATES})}
+    chosen = works.pop(candidate.block_n)
+    others = ", ".join(f"{work} with {block_n}" for block_n, work in works.items())
+    return f"; blocks of {candidate.block_n} make {call.text} + {call.identity} keys {chosen} the work ({others})"
+
+
+def _report(op: str, architecture: str, d: int, whole: bool, candidate: Configuration) -> tuple[int, MachineCode]:
+    compiled = compile_code(op, architecture, d, candidate, whole=whole)
+    return int(compiled.metadata.shared), read_machine_code(compiled.asm["cubin"])
+
+
+if __name__ == "__main__":
+    main()

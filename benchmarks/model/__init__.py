@@ -1,0 +1,1 @@
+"""The full-size model on a GPU: steps, whole images, compiled steps, diffusers' own pipeline and packages."""

@@ -1,0 +1,48 @@
+"""What `gpu_suite.py` measures, in order of worth: the list of items, each a name, its seconds, and its measurement.
+
+The first command runs the items of phase 1, the second those of phase 2.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from benchmarks.kernels import bundles, candidates, checks, precompile, speeds
+from benchmarks.model import steps
+from benchmarks.suite import machine
+from benchmarks.suite.bench import Item, Workload
+
+_SPEED_SECONDS = {"float16": 10.0, "bfloat16": 3.0}
+
+
+def items(workload: Workload, quick: bool, architecture: str = "sm_90") -> list[Item]:
+    """Return everything that is measured, in order of worth.
+
+    Args:
+        workload: what is measured.
+        quick: fewer candidates.
+        architecture: whose candidates are tried; sm_90 has the most.
+    """
+    model = steps.items(workload)
+    return [
+        Item("clocks", 5.0, machine.clocks, always=True),
+        *precompile.items(1),
+        *checks.correctness(workload, "float16", 1),
+        Item("ceilings", 3.0, speeds.ceilings, always=True),
+        *speeds.items(workload, "float16", 1, _SPEED_SECONDS["float16"]),
+        *candidates.items(workload, quick, architecture),
+        *(
+            Item(f"tuned {name} float16", 2.0, partial(speeds.tuned, name), call.op)
+            for name, call in workload.calls.items()
+        ),
+        *speeds.mean_shifts(workload),
+        *(item for item in model if item.phase == 1),
+        *speeds.compiled(),
+        *bundles.items(workload),
+        Item("race", 3.0, checks.race, decides=True),
+        *(item for item in model if item.phase == 2),
+        *precompile.items(2),
+        *checks.correctness(workload, "bfloat16", 2),
+        *speeds.items(workload, "bfloat16", 2, _SPEED_SECONDS["bfloat16"]),
+        *checks.sanitizers(),
+    ]

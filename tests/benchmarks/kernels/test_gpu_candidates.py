@@ -1,0 +1,97 @@
+"""Candidates in Triton's interpreter, and the entries that follow from them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from suite_parts import TINY, FakeBench, spoil
+
+from benchmarks.kernels import candidates
+from benchmarks.suite import child
+from benchmarks.suite.bench import DEMO, SDXL, Bench, Result
+from benchmarks.suite.runner import Suite
+from infid_kernels import tuning
+from infid_kernels.autotune import LEVELS
+from infid_kernels.tuning import Configuration, choices, read
+
+WHOLE, ODD, MERGED = TINY.levels
+TIMING = {"low": 0.3, "high": 0.5, "samples": 20}
+
+
+def test_all_of_mixed_attention_at_whole_lengths_are_tried_and_few_of_the_rest() -> None:
+    assert [candidates.in_full(level) for level in LEVELS] == [True, True, False, False, False, False]
+    for level in LEVELS[:2]:
+        forms = candidates.by_form(candidates.worth_trying(level, False, "sm_90"))
+        names = {item.name for item in candidates.items(SDXL, False, "sm_90")}
+        assert {f"candidates {level.name}: {form}" for form in forms} < names
+        tried = [each for those in forms.values() for each in those]
+        assert sorted(map(str, tried)) == sorted(map(str, choices(level.call.op, "sm_90", 64)))
+    assert len(candidates.worth_trying(LEVELS[4], False, "sm_90")) < len(choices(LEVELS[4].call.op, "sm_90", 64))
+
+
+def test_what_was_fastest_is_tried_at_the_odd_length(suite: Suite, bench: FakeBench, tmp_path: Path) -> None:
+    (plain, *_, few, _, _) = candidates.items(TINY, False, "sm_89")
+    assert (plain.name, few.name) == ("candidates whole: plain", "candidates odd: few")
+    assert suite.run([plain])
+    right = [trial for trial in bench.results[plain.name]["trials"] if trial["timing"]]
+    assert 5 < len(right) < len(bench.results[plain.name]["trials"])  # blocks of 128 do not divide 64
+    right[-1]["timing"]["median"] = 0.5
+    assert suite.run([few])
+    tried = [trial["configuration"] for trial in bench.results[few.name]["trials"]]
+    assert tried == [trial["configuration"] for trial in [right[-1], *right[:4]]]
+    assert all(trial["timing"]["samples"] == 50 for trial in bench.results[few.name]["trials"])
+    entries = candidates.entries(TINY, bench.results, "sm_89", "L40S")
+    assert [(entry.op, entry.whole, entry.architecture) for entry in entries] == [
+        ("mixed_attention", True, "sm_89"), ("mixed_attention", False, "sm_89"),
+    ]  # fmt: skip
+    assert entries[0].evidence == "measured on L40S: 0.500 ms median of 50, next best 1.000 ms"
+    candidates.write_entries(tmp_path / "entries.json", entries)
+    assert read(tmp_path / "entries.json") == tuple(entries)
+
+
+def test_what_follows_runs_with_the_fastest(bench: FakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, in a child, and after a restart."""
+    monkeypatch.setattr(tuning, "_measured", [])
+    hopper: Any = SimpleNamespace(type="cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    call = ("mixed_attention", hopper, 64, 64, (64, 64))
+    trials = [
+        {"configuration": choice.told(), "error": 1e-4, "timing": {**TIMING, "median": median}, "refusal": ""}
+        for choice, median in ((Configuration(64, 32, 4, 2), 0.4), (Configuration(32, 32, 4, 2), 0.3))
+    ]
+    bench.workload, level = DEMO, DEMO.levels[0].name  # a child knows no other workloads
+    bench.results = {f"candidates {level}: plain": {"level": level, "trials": trials}}
+    candidates.adopt_again(bench)  # nothing was adopted yet
+    assert tuning.choose(*call)[0] != Configuration(32, 32, 4, 2)
+    bench.results[candidates.ADOPTED] = candidates.adopt(bench)
+    assert tuning.choose(*call) == (Configuration(32, 32, 4, 2), True)
+    assert bench.results[candidates.ADOPTED]["entries"][0]["configuration"]["block_m"] == 32
+    paths = (str(Path(__file__).parent), *sys.path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(entry or ".").resolve()) for entry in paths))
+    found = child.measure_in_child("test_gpu_candidates:measured_in_child", bench, 60.0)
+    assert found["configurations"] == [Configuration(32, 32, 4, 2).told()]
+    monkeypatch.setattr(tuning, "_measured", [])  # as after a restart
+    candidates.adopt_again(bench)
+    assert tuning.choose(*call) == (Configuration(32, 32, 4, 2), True)
+
+
+def measured_in_child(bench: Bench) -> Result:
+    """Return what a child's process chooses before its table."""
+    return {"configurations": [entry.configuration.told() for entry in tuning._measured]}
+
+
+def test_a_candidate_that_is_wrong_makes_no_entry(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch)
+    suite.bench.quick = True
+    (few,) = (item for item in candidates.items(TINY, True, "sm_89") if item.name == "candidates odd: few")
+    assert suite.run([few])
+    trials = suite.bench.results[few.name]["trials"]
+    assert len(trials) == 3
+    assert all(trial["timing"] is None for trial in trials)
+    assert candidates.entries(TINY, suite.bench.results, "sm_89", "L40S") == []

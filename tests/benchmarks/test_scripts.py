@@ -1,0 +1,40 @@
+"""The scripts run as `python benchmarks/….py`, and their folder on the import path hides nobody's package."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+import pytest
+
+import benchmarks
+
+FOLDER = Path(benchmarks.__file__).parent
+SCRIPTS = (
+    "kernels/static_configurations.py", "quality/ablation.py", "quality/backends.py", "rebuild_speed.py",
+    "reliability.py", "world_speed.py",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_runs_from_its_file(name: str, tmp_path: Path) -> None:
+    """Where the repository's root is on the import path, from whatever folder."""
+    paths = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
+    command = [sys.executable, str(FOLDER / name), "--help"]
+    ran = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
+                         check=False)  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith(f"usage: {Path(name).name} ")
+
+
+def test_the_folder_of_the_scripts_hides_no_package(tmp_path: Path) -> None:
+    """`gpu_suite.py` has its folder first on the import path, and transformers looks for a package called kernels."""
+    package = tmp_path / "kernels" / "__init__.py"
+    package.parent.mkdir()
+    package.touch()
+    found = PathFinder.find_spec("kernels", [str(FOLDER), str(FOLDER.parent), str(tmp_path)])
+    assert found is not None
+    assert found.origin == str(package)
