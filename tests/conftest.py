@@ -17,13 +17,13 @@ import skimage.data
 from PIL import Image
 
 from infid_export.export.build import BuildReport, build
+from infid_export.export.graphs import GRAPHS
 from infid_export.export.options import BuildOptions
 from infid_export.model.sources import RandomSource
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
 from infid_training.world import people, scenes
 from infid_training.world.drawing import render
-
 
 # fixtures of the whole run that take long: who uses one of them runs in one process, so that it is made once
 _SHARED = ("demo_build", "compile_kernels_run")
@@ -50,9 +50,9 @@ def source() -> RandomSource:
 
 @pytest.fixture(scope="session")
 def demo_build(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
-    """The demo folder in fp16, on ONNX Runtime, with every parity check including the 30-step picture."""
+    """The demo folder in fp16 with every graph, on ONNX Runtime, with every parity check and the 30-step picture."""
     folder = tmp_path_factory.mktemp("demo") / "engines"
-    return build(BuildOptions(output=folder, precision="fp16", backends=("onnxruntime",)))
+    return build(BuildOptions(output=folder, precision="fp16", graphs=tuple(GRAPHS), backends=("onnxruntime",)))
 
 
 @pytest.fixture(scope="session")
