@@ -17,7 +17,7 @@ from infid_export.cli.main import make_parser
 from infid_export.export import build as module
 from infid_export.export.build import BuildReport, build, verify
 from infid_export.export.estimate import estimate
-from infid_export.export.graphs import GRAPHS, forms_of
+from infid_export.export.graphs import GRAPHS, chosen_graphs, forms_of
 from infid_export.export.graphs.graph import Dependence, Graph, GraphForm, Kernels, Sizes, Tensors, TensorShape, flat
 from infid_export.export.graphs.text_encoders import TEXT_ENCODER
 from infid_export.export.options import BuildOptions
@@ -115,6 +115,15 @@ def test_a_graph_of_somebody_else_is_in_the_command_and_its_dry_run(toy: Graph, 
     assert options.graphs == ("prompt_ends",)
     rows = {row.name: row.shapes for row in estimate(options)[1]}
     assert rows["onnx/prompt_ends.onnx"] == "hidden_states 2×77×64"
+
+
+def test_the_default_graphs_and_others_are_asked_for_together() -> None:
+    usual = [graph.name for graph in chosen_graphs(())]
+    assert usual == [name for name, graph in GRAPHS.items() if graph.by_default]
+    assert [graph.name for graph in chosen_graphs(("default",))] == usual
+    other = next(name for name, graph in GRAPHS.items() if not graph.by_default)
+    assert {graph.name for graph in chosen_graphs((other, "default"))} == {other, *usual}
+    assert [graph.name for graph in chosen_graphs((other,))] == [other]
 
 
 def test_what_a_graph_declares_is_what_is_exported(demo_folder: Path) -> None:

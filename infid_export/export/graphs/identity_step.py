@@ -32,6 +32,7 @@ class IdentityStepGraph(Graph):
     name = "identity_step"
     components = UNET
     depends_on: frozenset[Dependence] = frozenset({"batch", "size", "people", "method"})
+    by_default = False  # nothing runs it yet
     kernels: tuple[Kernels, ...] = ("native", "triton")
     upstream: tuple[Graph, ...] = (TEXT_ENCODER, TEXT_ENCODER_2, IDENTITY_ENCODER, TEXT_STEP)
 

@@ -23,6 +23,7 @@ class TextStepGraph(Graph):
     name = "text_step"
     components = UNET
     depends_on: frozenset[Dependence] = frozenset({"batch", "size"})
+    by_default = False  # nothing runs it yet
     upstream: tuple[Graph, ...] = (TEXT_ENCODER, TEXT_ENCODER_2)
 
     def module(self, parts: Mapping[str, nn.Module], config: IdentityConfig, ops: str = "torch") -> nn.Module:
