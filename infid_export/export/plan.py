@@ -120,7 +120,7 @@ class Plan:
                 "graph": self.graphs[form].key_fields,
                 "weights": [self.weights[name].key_fields for name in form.graph.components.values()],
                 "size": self.parity_size,
-                "code": code_hash("parity"),
+                "code": code_hash("parity", type(form.graph), type(self.source)),
                 "runtime": _version("onnxruntime"),
             }
         )
@@ -134,7 +134,8 @@ class Plan:
 
     def image_key(self) -> str:
         """Return the key of the whole-picture comparison."""
-        return canonical_key({form.name: self.parity_key(form) for form in self.graphs})
+        graphs = {form.name: self.parity_key(form) for form in self.graphs}
+        return canonical_key({"graphs": graphs, "code": code_hash("image", type(self.source))})
 
 
 def make_plan(options: BuildOptions) -> Plan:
@@ -172,7 +173,7 @@ def make_plan(options: BuildOptions) -> Plan:
     prints = {name: source.fingerprint(name) for name in sorted({n for g in chosen for n in g.components.values()})}
     weights = {
         name: Artifact(weights_file(name), fields, writers.weights(name), _STREAMED)
-        for name, fields in _weights_fields(prints, options).items()
+        for name, fields in _weights_fields(prints, options, source).items()
     }
     graphs = {
         form: Artifact(form.file, _graph_fields(form, options, source), writers.graph(form), _EXPORTED)
@@ -185,7 +186,7 @@ def make_plan(options: BuildOptions) -> Plan:
         for index, name in enumerate(TOKENIZERS)
     }
     if PROBED in prints and options.precision == "fp16":
-        fields = {"weights": prints[PROBED], "code": code_hash("vae_range")}
+        fields = {"weights": prints[PROBED], "code": code_hash("vae_range", type(source))}
         files[VAE_RANGE] = Artifact(VAE_RANGE, fields, writers.vae_range(), _EXPORTED)
     model = {"name": source.name, "files": prints, "config": source.config.to_dict()}
     person = {name: source.fingerprint(name) for name in ("image_encoder", "identity")}
@@ -250,8 +251,8 @@ def _check_ranges(options: BuildOptions) -> None:
             raise InputError(f"--{name} and --{name}-range were both given.", fix=f"Leave --{name} out.")
 
 
-def _weights_fields(prints: Mapping[str, str], options: BuildOptions) -> dict[str, dict[str, Any]]:
-    made_by = {"precision": options.precision, "code": code_hash("weights")}
+def _weights_fields(prints: Mapping[str, str], options: BuildOptions, source: ModelSource) -> dict[str, dict[str, Any]]:
+    made_by = {"precision": options.precision, "code": code_hash("weights", type(source))}
     return {name: {"weights": fingerprint, **made_by} for name, fingerprint in prints.items()}
 
 
@@ -263,7 +264,7 @@ def _graph_fields(form: GraphForm, options: BuildOptions, source: ModelSource) -
         "precision": options.precision,
         "batch": options.batch if "batch" in graph.depends_on else 1,
         "architecture": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
-        "code": code_hash("graph"),
+        "code": code_hash("graph", type(graph)),
         "versions": {package: _version(package) for package in _EXPORTERS},
     }
     if "size" in graph.depends_on:

@@ -32,6 +32,7 @@ from infid_export.export.plan import make_plan
 from infid_export.export.vae_range import write_vae_range
 from infid_export.export.weights import WeightsLayout
 from infid_export.runtime.pipeline import Pipeline
+from infid_export.scheduler import SDXL_SCHEDULER
 
 SMALL = ("vae_decoder",)
 
@@ -155,6 +156,17 @@ def test_a_seed_of_random_weights_is_refused_where_weights_are_trained(tmp_path)
         make_plan(small(tmp_path / "engines", seed=1))
 
 
+def test_another_schedule_is_written_into_the_manifest(small_folder, monkeypatch):
+    folder_manifest = "infid_export.export.folder_manifest"
+    other = {**SDXL_SCHEDULER, "beta_end": 0.013}
+    monkeypatch.setattr(f"{folder_manifest}.SDXL_SCHEDULER", other)
+    monkeypatch.setattr(f"{folder_manifest}.ddim_table", lambda *_: np.zeros((30, 3), np.float32))
+    assert build(small(small_folder)).made == {}
+    stored = Manifest.load(small_folder).scheduler
+    assert stored["beta_end"] == 0.013
+    assert stored["table"] == [[0.0] * 3] * 30
+
+
 def test_a_missing_or_cut_file_is_made_again(small_folder):
     (small_folder / "tokenizer/tokenizer.json").unlink()
     (small_folder / "faces/detector.onnx").write_bytes(b"x")
@@ -200,7 +212,7 @@ def test_comparisons_survive_an_interruption(tmp_path, monkeypatch):
     assert [row.graph for row in report.parity.rows] == list(SMALL)
 
 
-def test_code_that_concerns_one_kind_of_artefact_makes_only_that_one_stale(small_folder, monkeypatch):
+def test_code_that_concerns_one_kind_of_artifact_makes_only_that_one_stale(small_folder, monkeypatch):
     original = plan.code_hash
     for kind, made in (
         ("tokenizer", {"tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json"}),
@@ -208,9 +220,12 @@ def test_code_that_concerns_one_kind_of_artefact_makes_only_that_one_stale(small
         ("weights", {"onnx/vae.safetensors"}),
         ("fused", set()),
         ("plugins", set()),
+        ("parity", set()),
     ):
         changed = {kind: "changed"}
-        monkeypatch.setattr(plan, "code_hash", lambda asked, new=changed: new.get(asked) or original(asked))
+        monkeypatch.setattr(
+            plan, "code_hash", lambda asked, *types, new=changed: new.get(asked) or original(asked, *types)
+        )
         with FolderTransaction(small_folder, SilentReporter()) as transaction:
             assert set(stale(make_plan(small(small_folder)), transaction)) == made
 
@@ -323,7 +338,9 @@ def test_failed_parity_ends_the_build_and_keeps_nothing(tmp_path, monkeypatch):
 def test_failed_parity_leaves_the_old_folder(small_folder, monkeypatch):
     before = (small_folder / "manifest.json").read_bytes()
     original = plan.code_hash
-    monkeypatch.setattr(plan, "code_hash", lambda kind: "changed" if kind == "parity" else original(kind))
+    monkeypatch.setattr(
+        plan, "code_hash", lambda kind, *types: "changed" if kind == "parity" else original(kind, *types)
+    )
     monkeypatch.setattr(
         "infid_export.export.parity.tolerance", lambda precision: type("T", (), {"max": 0.0, "rms": 0.0})()
     )
