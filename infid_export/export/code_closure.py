@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+_COMPOUND = (ast.If, ast.Try, ast.With, ast.For)
+
 
 class Name(NamedTuple):
     """A name in a module; an empty one is the whole module."""
@@ -163,6 +165,8 @@ class _Module:
             yield self.imports[name], ""  # handed on
         for statement in self.named(name):
             uses, local = _uses(statement, without)
+            if isinstance(statement, _COMPOUND):
+                yield from ((target, "") for target in local.values())  # it imports for the whole module
             known = {**self.imports, **local}
             for use in uses:
                 if use.name in known:
@@ -212,7 +216,7 @@ def _bound(statement: ast.AST) -> Iterator[str]:
     elif isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
         for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
             yield from (node.id for node in ast.walk(target) if isinstance(node, ast.Name))
-    elif isinstance(statement, ast.If | ast.Try | ast.With | ast.For):
+    elif isinstance(statement, _COMPOUND):
         for child in ast.iter_child_nodes(statement):
             nested = child.body if isinstance(child, ast.ExceptHandler) else [child]
             for each in nested:

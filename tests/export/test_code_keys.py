@@ -158,12 +158,17 @@ from package import submodule
 def start(x: "Text") -> Shown:
     from package.lazy import late
     shown = other.attribute
-    return used(late) + submodule.part(helper)
+    return used(late) + submodule.part(helper) + optional
 
 class Shown:
     shown: int
     def kept(self): return one
     def left(self): return two
+
+try:
+    from package.optional import optional
+except ImportError:
+    optional = None
 
 one, two = 1, 2
 helper = {}
@@ -185,6 +190,7 @@ def test_names_are_followed_through_statements_and_imports(monkeypatch: pytest.M
         "package.third": "from package.fourth import used\nunused = 1\n",
         "package.fourth": "def used(x): ...\n",
         "package.submodule": "def part(x): ...\ndef other(x): ...\n",
+        "package.optional": "optional = 5\n",
         "package.lazy": "late = 1\nprint('an effect')\n",
     }
     modules = {name: parse(name, source) for name, source in sources.items()}
@@ -192,7 +198,8 @@ def test_names_are_followed_through_statements_and_imports(monkeypatch: pytest.M
     code = Code(("package.main:start",), without=("left",), packages=("package",))
     texts = "\n".join(code.statements().values())
     for there in ("def start", "class Shown", "one, two", "helper = {}", "@helper.register", "three = 3", "four = 4",
-                  "def kept", "attribute = 1", "def used", "def part", "late = 1", "an effect"):  # fmt: skip
+                  "def kept", "attribute = 1", "def used", "def part", "late = 1", "an effect", "optional = 5",
+                  "optional = None"):  # fmt: skip
         assert there in texts, there
     for absent in ("def left", "unread", "unused = 1", "def other"):
         assert absent not in texts, absent
