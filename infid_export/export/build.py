@@ -164,7 +164,7 @@ class _Builder:
         self.report.plan(stages | _parity_stages(plan, len(to_compare), steps))
         self._have(plan.exported)
         graphs = graph_records(plan, self.transaction.staging, self.files)
-        if VAE_RANGE in self.files and (to_compare or steps):
+        if VAE_RANGE in self.files:
             self._note(range_note(self.transaction.staging))
         known = make_manifest(plan, graphs, parity_engines(graphs, self.files), self.files, tuple(self.notes))
         if to_compare:

@@ -74,7 +74,7 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
     for name in plan.files:
         add(name, "", 0, _GRAPH, _PROCESS)
     for item in plan.engines:
-        if item.backend != "onnxruntime":
+        if not item.is_graph:
             weight = weights[item.form]
             size, peak = int(weight * _ENGINE_PER_WEIGHT), int(weight * _BUILDER_PER_WEIGHT) + _BUILDER
             add(item.artifact.path, "", 0, size, peak)

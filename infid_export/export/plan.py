@@ -54,6 +54,11 @@ class EngineItem:
         """What it computes."""
         return self.form.graph.name
 
+    @property
+    def is_graph(self) -> bool:
+        """Whether nothing is built, because the backend takes the graph itself."""
+        return self.backend == "onnxruntime"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -107,7 +112,7 @@ class Plan:
     @property
     def built(self) -> tuple[Artifact, ...]:
         """The engines that have files of their own."""
-        return tuple(item.artifact for item in self.engines if item.backend != "onnxruntime")
+        return tuple(item.artifact for item in self.engines if not item.is_graph)
 
     def artifacts(self) -> dict[str, Artifact]:
         """Return everything that the build makes, by path, in the order in which it is made."""

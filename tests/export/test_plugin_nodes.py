@@ -229,7 +229,7 @@ def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypa
     assert used[0] == entry != used[1]
     stored = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(tuned.options).items()}
     (tmp_path / "faces").mkdir()
-    shutil.copy(str(tuned.options.recognizer), tmp_path / "faces/recognizer.onnx")  # the folder's own copy
+    quick_faces(tmp_path / "faces")
     assert make_plan(options_of(SimpleNamespace(options=stored), tmp_path)).files  # verified where the file is not
     for problem, given in (
         ("concerns the Triton kernels alone", {"kernels": "native"}),
