@@ -20,6 +20,7 @@ from PIL import Image
 
 from infid_engines.manifest import Manifest
 from infid_export.export.build import BuildReport, build
+from infid_export.export.graphs import GRAPHS
 from infid_export.export.options import BuildOptions
 from infid_export.model.sources import RandomSource
 from infid_export.runtime.person import Person
@@ -41,14 +42,14 @@ def source() -> RandomSource:
 
 @pytest.fixture(scope="session")
 def demo_build(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
-    """The demo folder in fp16, on ONNX Runtime, with every parity check including the 30-step picture.
+    """The demo folder in fp16 with every graph, on ONNX Runtime, with every parity check and the 30-step picture.
 
     Workers share it: who comes second waits for the first one's build, and finds everything there.
     """
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "demo" / "engines"
     folder.parent.mkdir(exist_ok=True)
-    return build(BuildOptions(output=folder, precision="fp16", backends=("onnxruntime",)))
+    return build(BuildOptions(output=folder, precision="fp16", graphs=tuple(GRAPHS), backends=("onnxruntime",)))
 
 
 @pytest.fixture(scope="session")

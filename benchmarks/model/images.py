@@ -219,9 +219,9 @@ def decoder_dtype(network: Network, results: Mapping[str, Result]) -> str:
 
 
 def _decoder(network: Network, dtype: torch.dtype) -> nn.Module:
-    from infid_export.export.graphs import graph_module
+    from infid_export.export.graphs.vae_decoder import VAE_DECODER
 
-    return graph_module("vae_decoder", {"vae": network.component("vae", dtype)}, network.config)
+    return VAE_DECODER.module({"vae": network.component("vae", dtype)}, network.config)
 
 
 @alone

@@ -22,7 +22,7 @@ from benchmarks.suite.bench import Bench, Result
 from infid_kernels.measure import Timing
 
 if TYPE_CHECKING:
-    from infid_export.export.graphs import Sizes
+    from infid_export.export.graphs.graph import Sizes
     from infid_export.model.architectures import Architecture
 
 SAMPLES = 20  # of a step: 20 × 50 ms
@@ -100,9 +100,9 @@ class Network:
 
     def step(self, graph: str, ops: str) -> nn.Module:
         """Return a step's module; its attention processors replace those of the step that was made before."""
-        from infid_export.export.graphs import graph_module
+        from infid_export.export.graphs import GRAPHS
 
-        return graph_module(graph, {"unet": self.unet(self.dtype(ops))}, self.config, ops)
+        return GRAPHS[graph].module({"unet": self.unet(self.dtype(ops))}, self.config, ops)
 
     def arguments(self, graph: str, dtype: torch.dtype) -> dict[str, Any]:
         """Return a step's arguments on the device, in the order of its signature, the same ones every time.
@@ -110,11 +110,9 @@ class Network:
         The latents, embeddings, keys and values are normally distributed; text features are those that the text step
         gives for the same arguments.
         """
-        from infid_export.export.graphs import graph_inputs
-        from infid_export.model.processors import identity_blocks
+        from infid_export.export.graphs import GRAPHS
 
-        blocks = identity_blocks(self.unet(dtype))
-        shapes = graph_inputs(graph, self._sizes(dtype), self.architecture, self.config, blocks)
+        shapes = GRAPHS[graph].arguments(self._sizes(self.unet(dtype)), dtype)
         found: dict[str, Any] = {
             name: self._argument(name, each) for name, each in shapes.items() if type(each) is Tensor
         }
@@ -139,10 +137,10 @@ class Network:
         return torch.randn(shape.shape, device=self.bench.device, generator=generator).to(shape.dtype)
 
     def _text_features(self, dtype: torch.dtype) -> list[Tensor]:
-        from infid_export.export.graphs import graph_module
+        from infid_export.export.graphs.text_step import TEXT_STEP
 
         if dtype not in self._features:
-            step = graph_module("text_step", {"unet": self.unet(dtype)}, self.config)
+            step = TEXT_STEP.module({"unet": self.unet(dtype)}, self.config)
             _, *self._features[dtype] = step(**self.arguments("text_step", dtype))
         return self._features[dtype]
 
@@ -156,21 +154,22 @@ class Network:
         return self._flops[graph]
 
     def _counted(self, graph: str) -> int:
-        from infid_export.export.graphs import graph_inputs, graph_module
+        from infid_export.export.graphs import GRAPHS
         from infid_export.model.components import build_component
-        from infid_export.model.processors import identity_blocks
 
         unet = build_component("unet", self.architecture, self.config)
-        shapes = graph_inputs(graph, self._sizes(torch.float32), self.architecture, self.config, identity_blocks(unet))
-        module = graph_module(graph, {"unet": unet.to("meta")}, self.config)
+        shapes = GRAPHS[graph].arguments(self._sizes(unet), torch.float32)
+        module = GRAPHS[graph].module({"unet": unet.to("meta")}, self.config)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             module(**shapes)
         return int(counter.get_total_flops())
 
-    def _sizes(self, dtype: torch.dtype) -> Sizes:
-        from infid_export.export.graphs import Sizes
+    def _sizes(self, unet: nn.Module) -> Sizes:
+        from infid_export.export.graphs.graph import Sizes
+        from infid_export.model.processors import identity_blocks
 
-        return Sizes(1, self.bench.workload.size, self.bench.workload.size, 1, dtype)
+        size = self.bench.workload.size
+        return Sizes(self.architecture, self.config, identity_blocks(unet), 1, size, size)
 
     def rated(self, timing: Timing, graph: str) -> Result:
         """Return a step's timing with its rate, and as a share of the matrix ceiling measured in this run."""

@@ -59,22 +59,22 @@ def parity(held: Held, bench: Bench) -> Result:
 
 
 def _step(network: Network, ops: str, arguments: dict[str, Any]) -> Sequence[Tensor]:
-    from infid_export.export.graphs import graph_module
+    from infid_export.export.graphs.denoise_step import DENOISE_STEP
 
     unet = network.unet(network.dtype("triton"))
-    outputs: Sequence[Tensor] = graph_module("denoise_step", {"unet": unet}, network.config, ops)(**arguments)
+    outputs: Sequence[Tensor] = DENOISE_STEP.module({"unet": unet}, network.config, ops)(**arguments)
     return outputs
 
 
 def _exact(network: Network, arguments: dict[str, Any], wide: torch.dtype) -> Sequence[Tensor]:
-    from infid_export.export.graphs import graph_module
+    from infid_export.export.graphs.denoise_step import DENOISE_STEP
     from infid_export.model.components import brought
 
     unet = brought(copy.deepcopy(network.unet(network.dtype("triton"))), wide)
     narrow = network.dtype("triton")
     given = {name: each.to(wide) if each.dtype == narrow else each for name, each in arguments.items()}
     with whole_fp32():
-        outputs: Sequence[Tensor] = graph_module("denoise_step", {"unet": unet}, network.config)(**given)
+        outputs: Sequence[Tensor] = DENOISE_STEP.module({"unet": unet}, network.config)(**given)
     return outputs
 
 

@@ -154,7 +154,7 @@ class Manifest:
         if name not in self.graphs:
             raise EngineFolderError(
                 f"This engine folder has no graph '{name}', only {', '.join(self.graphs)}.",
-                fix=f"Build it with `infid-export build --graph {name}` or without --graph.",
+                fix=f"Build it with `infid-export build --graph default --graph {name}`.",
             )
         return self.graphs[name]
 

@@ -19,7 +19,8 @@ from infid_export.cli.arguments import (
     backend_help,
 )
 from infid_export.cli.output import Output, shown, size
-from infid_export.export.options import GRAPHS, BuildOptions
+from infid_export.export.graphs import DEFAULT, GRAPHS
+from infid_export.export.options import BuildOptions
 
 if TYPE_CHECKING:
     from infid_engines.manifest import EngineRecord, FileRecord, Manifest
@@ -50,9 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     graphs.add_argument("--people", type=int, default=1, metavar="N", help="people one image can hold (1)")
     for name in ("height", "width", "batch"):
         graphs.add_argument(f"--{name}-range", type=int, nargs=3, metavar=("MIN", "OPT", "MAX"), help="dynamic engines")
+    others = [graph.name for graph in GRAPHS.values() if not graph.by_default]
     graphs.add_argument(
-        "--graph", dest="graphs", action="append", choices=GRAPHS, metavar="NAME",
-        help=f"only this, repeatable: {', '.join(GRAPHS)} (all)",
+        "--graph", dest="graphs", action="append", choices=(DEFAULT, *GRAPHS), metavar="NAME",
+        help=f"repeatable: {', '.join(GRAPHS)}; {DEFAULT} stands for all but {', '.join(others)} ({DEFAULT})",
     )  # fmt: skip
     engines = parser.add_argument_group("engines")
     engines.add_argument(

@@ -4,59 +4,35 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from infid_engines.backends import BuildRequest
 from infid_engines.documents import sealed
 from infid_engines.errors import EngineFolderError
-from infid_engines.folder import FolderTransaction, Written
-from infid_engines.manifest import (
-    EngineRecord,
-    FileRecord,
-    GraphRecord,
-    Manifest,
-    TensorSpec,
-    canonical_key,
-    differing_fields,
-    verify_file,
-    write_json,
+from infid_engines.folder import FolderTransaction
+from infid_engines.manifest import FileRecord, Manifest, differing_fields, verify_file, write_json
+from infid_engines.progress import Reporter, SilentReporter
+from infid_export.export.artifact import Artifact, Seconds
+from infid_export.export.folder_manifest import (
+    engine_record,
+    graph_records,
+    make_manifest,
+    options_of,
+    parity_engines,
+    sampling_facts,
 )
-from infid_engines.progress import Reporter, SilentReporter, Stage
-from infid_engines.registry import PARITY_BACKEND
-from infid_engines.worker import build_in_subprocess
-from infid_export import __version__
-from infid_export.export.face_models import write_detector, write_random_recognizer, write_shipped
-from infid_export.export.inspection import read_graph
+from infid_export.export.graphs import GraphForm
 from infid_export.export.options import BuildOptions
 from infid_export.export.parity import PARITY, ParityReport, ParityRow, stored_parity
-from infid_export.export.plan import (
-    DETECTOR,
-    RECOGNIZER,
-    TOKENIZERS,
-    VAE_RANGE,
-    EngineItem,
-    Plan,
-    components_of,
-    graph_file,
-    make_plan,
-    plugins_file,
-    weights_file,
-)
-from infid_export.faces.detection import INSIGHTFACE_LICENCE
-from infid_export.model.sources import BUILT_IN
-from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
-
-if TYPE_CHECKING:
-    from infid_export.export.exporter import Exporter
+from infid_export.export.plan import Plan, make_plan
+from infid_export.export.vae_range import VAE_RANGE, range_note
 
 _HASHED_A_SECOND = 1.2e9  # bytes
-Writer = Callable[[Path, Stage], Written | None]
+_COMPARED = Seconds(1.0, 90.0)  # a graph
+_STEP = Seconds(0.4, 60.0)  # a step of the picture, both ways
 
 
 @dataclass(frozen=True)
@@ -67,8 +43,8 @@ class BuildReport:
         folder: the engine folder.
         manifest: its manifest.
         parity: all comparisons.
-        made: artefacts made now, each with why.
-        kept: artefacts that were already there.
+        made: artifacts made now, each with why.
+        kept: artifacts that were already there.
         notes: what was chosen and why.
         seconds: of the whole build.
     """
@@ -96,8 +72,7 @@ def build(options: BuildOptions, reporter: Reporter | None = None) -> BuildRepor
         InputError: an option, model or face model cannot be used.
         BackendUnavailableError: an asked-for backend is missing.
         EngineFolderError: the output is not an engine folder.
-        BuildError: an engine could not be built.
-        DiskFullError: the disk is full; finished parts are kept.
+        BuildError: an engine could not be built, or the disk is full.
         ParityError: a graph differs from the reference; nothing is kept as valid.
     """
     started = time.monotonic()
@@ -114,18 +89,17 @@ def build(options: BuildOptions, reporter: Reporter | None = None) -> BuildRepor
 
 
 def stale(plan: Plan, transaction: FolderTransaction) -> dict[str, str]:
-    """Return every artefact that has to be made, with the reason."""
+    """Return every artifact that has to be made, with the reason."""
     reasons = {}
-    for name, fields in plan.artefacts().items():
-        key = canonical_key(fields)
+    for name, artifact in plan.artifacts().items():
         staged = transaction.staged(name)
         previous = None if transaction.previous is None else transaction.previous.files.get(name)
-        if staged is not None and staged.key == key:
+        if staged is not None and staged.key == artifact.key:
             continue
         if previous is None:
             reasons[name] = "new"
-        elif previous.key != key:
-            reasons[name] = "changed " + "; ".join(differing_fields(previous.key_fields, fields))
+        elif previous.key != artifact.key:
+            reasons[name] = "changed " + "; ".join(differing_fields(previous.key_fields, artifact.key_fields))
         elif transaction.damage(name):
             reasons[name] = transaction.damage(name)
     return reasons
@@ -140,10 +114,10 @@ def previous_parity(plan: Plan, transaction: FolderTransaction) -> ParityReport:
             stored = stored_parity(folder)
         except EngineFolderError:
             continue
-        for graph in plan.graphs:
-            found = tuple(row for row in stored.rows if (row.graph, row.key) == (graph, plan.parity_key(graph)))
+        for form in plan.graphs:
+            found = tuple(row for row in stored.rows if (row.graph, row.key) == (form.name, plan.parity_key(form)))
             if found and all(row.passed for row in found):
-                rows.setdefault(graph, found)
+                rows.setdefault(form.name, found)
         if image is None and stored.image is not None and stored.image.passed and stored.image.key == plan.image_key():
             image = stored.image
     return ParityReport(tuple(chain(*rows.values())), image if plan.image_steps() else None)
@@ -157,13 +131,15 @@ def _unchanged(
         return None
     parity = previous_parity(plan, transaction)
     engines = {(e.graph, e.backend, e.target, e.key) for e in manifest.engines}
-    wanted = {(i.graph, i.backend, i.target, canonical_key(i.fields)) for i in plan.engines}
-    complete = {row.graph for row in parity.rows} == set(plan.graphs) and parity.passed
+    wanted = {(i.graph, i.backend, i.target, i.artifact.key) for i in plan.engines}
+    complete = {row.graph for row in parity.rows} == {form.name for form in plan.graphs} and parity.passed
     if engines != wanted or not complete or (plan.image_steps() and parity.image is None):
         return None
-    if set(manifest.files) != set(plan.artefacts()):
+    if set(manifest.files) != set(plan.artifacts()):
         return None
-    kept = tuple(plan.artefacts())
+    if sampling_facts(plan) != {"scheduler": manifest.scheduler, "defaults": manifest.defaults}:
+        return None
+    kept = tuple(plan.artifacts())
     return BuildReport(transaction.target, manifest, parity, {}, kept, plan.notes, time.monotonic() - started)
 
 
@@ -176,137 +152,81 @@ class _Builder:
         self.plan, self.transaction, self.reasons, self.report = plan, transaction, reasons, report
         self.files: dict[str, FileRecord] = {}
         self.notes = list(plan.notes)
-        self._exporter: Exporter | None = None
-
-    @property
-    def exporter(self) -> Exporter:
-        """The part that needs torch, imported when something has to be exported."""
-        if self._exporter is None:
-            from infid_export.export.exporter import Exporter
-
-            self._exporter = Exporter(self.plan)
-        return self._exporter
 
     def run(self, started: float) -> BuildReport:
-        parity = previous_parity(self.plan, self.transaction)
+        plan = self.plan
+        parity = previous_parity(plan, self.transaction)
         compared = {row.graph for row in parity.rows}
-        to_compare = [graph for graph in self.plan.graphs if graph not in compared]
-        steps = self.plan.image_steps() if parity.image is None else None
-        self.report.plan(self._stages(to_compare, steps))
-        for name, fields in self.plan.files.items():
-            self._have(name, fields, self._file_writer(name))
-        for name, fields in self.plan.weights.items():
-            self._have(weights_file(name), fields, self._weights_writer(name))
-        for graph, fields in self.plan.graphs.items():
-            self._have(graph_file(graph), fields, self._graph_writer(graph))
-        graphs = self._graph_records()
-        if to_compare or steps:
-            self._checked_by_parity()
-        manifest = self._manifest(graphs, ())
+        to_compare = [form for form in plan.graphs if form.name not in compared]
+        steps = plan.image_steps() if parity.image is None else None
+        seconds = {name: _seconds(plan, artifact.seconds) for name, artifact in plan.artifacts().items()}
+        stages = {name: seconds[name] for name in self.reasons}
+        self.report.plan(stages | _parity_stages(plan, len(to_compare), steps))
+        self._have(plan.exported)
+        graphs = graph_records(plan, self.transaction.staging, self.files)
+        if VAE_RANGE in self.files:
+            self._note(range_note(self.transaction.staging))
+        known = make_manifest(plan, graphs, parity_engines(graphs, self.files), self.files, tuple(self.notes))
         if to_compare:
-            parity = self._compare(manifest, to_compare, parity)
-            self._require(parity)
+            parity = self._compare(known, to_compare, parity)
         if steps:
-            parity = replace(parity, image=self._compare_image(manifest, steps))
-            self._require(parity)
-            self._keep(parity)
-        self._exporter = None
-        gc.collect()
-        manifest = self._manifest(
-            graphs, tuple(self._engine(item, graphs[item.onnx].inputs) for item in self.plan.engines)
-        )
-        order = {graph: index for index, graph in enumerate(self.plan.graphs)}
+            parity = self._compare_image(known, steps, parity)
+        gc.collect()  # engines are built in processes of their own, which need the memory
+        self._have(plan.built)
+        engines = tuple(engine_record(item, self.files) for item in plan.engines)
+        manifest = make_manifest(plan, graphs, engines, self.files, tuple(self.notes))
+        order = {form.name: index for index, form in enumerate(plan.graphs)}
         parity = replace(parity, rows=tuple(sorted(parity.rows, key=lambda row: order[row.graph])))
         self.transaction.commit(manifest, {PARITY: parity.to_json()})
-        kept = tuple(name for name in self.plan.artefacts() if name not in self.reasons)
-        return BuildReport(
-            self.transaction.target,
-            manifest,
-            parity,
-            dict(self.reasons),
-            kept,
-            tuple(self.notes),
-            time.monotonic() - started,
-        )
+        kept = tuple(name for name in plan.artifacts() if name not in self.reasons)
+        notes, took = tuple(self.notes), time.monotonic() - started
+        return BuildReport(self.transaction.target, manifest, parity, dict(self.reasons), kept, notes, took)
 
-    def _have(self, name: str, fields: Mapping[str, Any], write: Writer) -> None:
-        """Find an artefact or make it."""
-        record = self.transaction.find(name, fields)
-        if record is None:
-            with self.report.stage(name) as stage:
-                record = self.transaction.place(name, fields, lambda path: write(path, stage))
-        self.files[name] = record
+    def _have(self, artifacts: Sequence[Artifact]) -> None:
+        """Find artifacts or make them."""
+        for artifact in artifacts:
+            record = self.transaction.find(artifact.path, artifact.key_fields)
+            if record is None:
+                record = self._made(artifact)
+            self.files[artifact.path] = record
 
-    def _weights_writer(self, component: str) -> Writer:
-        return lambda path, stage: Written(
-            self.exporter.write_weights(component, self._vae_precision(), path, stage.update)
-        )
-
-    def _graph_writer(self, graph: str) -> Writer:
-        return lambda path, stage: self.exporter.write_graph(graph, self._vae_precision(), path)
-
-    def _vae_precision(self) -> str:
-        """Return the VAE's type: fp32 unless it was proven finite in fp16 on these weights."""
-        if VAE_RANGE not in self.files:
-            return "fp32"
-        found = json.loads((self.transaction.staging / VAE_RANGE).read_text())
-        return str(found["precision"])
-
-    def _file_writer(self, name: str) -> Writer:
-        def write(path: Path, stage: Stage) -> None:
-            if name in TOKENIZERS:
-                path.write_text(self.plan.source.tokenizers()[TOKENIZERS.index(name)], encoding="utf-8")
-            elif name == DETECTOR:
-                write_detector(str(self.plan.options.detector), path)
-            elif name == RECOGNIZER and self.plan.options.recognizer is not None:
-                shutil.copyfile(self.plan.options.recognizer, path)
-            elif name == RECOGNIZER and self.plan.source.name == "demo":
-                write_shipped("recognizer", path)
-            elif name == RECOGNIZER:
-                write_random_recognizer(path, self.plan.source.config.face_width, self.plan.options.seed)
-            elif name == VAE_RANGE:
-                self.exporter.write_vae_range(path)
-            else:
-                self.exporter.write_plugins(name, path, stage)
-
-        return write
-
-    def _graph_records(self) -> dict[str, GraphRecord]:
-        records = {}
-        for graph, fields in self.plan.graphs.items():
-            name = graph_file(graph)
-            weights = tuple(weights_file(part) for part in components_of(graph).values())
-            parameters = read_graph(self.transaction.staging / name).parameters
-            inputs, outputs = self.exporter.specs(graph, self.transaction.staging)
-            file = self.files[name]
-            records[graph] = GraphRecord(
-                name, file.sha256, file.key, dict(fields), weights, parameters, inputs, outputs
+    def _made(self, artifact: Artifact) -> FileRecord:
+        with self.report.stage(artifact.path) as stage:
+            return self.transaction.place(
+                artifact.path,
+                artifact.key_fields,
+                lambda path: artifact.write(self.transaction.staging, path, stage),
             )
-        return records
 
-    def _checked_by_parity(self) -> None:
-        if VAE_RANGE in self.files:
-            found = json.loads((self.transaction.staging / VAE_RANGE).read_text())
-            note = f"VAE decoder: {found['precision']}, {found['why']}"
-            self.notes.append(note)
-            self.report.note(note)
+    def _note(self, note: str) -> None:
+        self.notes.append(note)
+        self.report.note(note)
 
-    def _compare(self, manifest: Manifest, graphs: list[str], parity: ParityReport) -> ParityReport:
+    def _compare(self, manifest: Manifest, forms: Sequence[GraphForm], parity: ParityReport) -> ParityReport:
         """Add the comparisons of graphs; after each graph what is known is kept for an interrupted build."""
+        from infid_export.export.graph_parity import compare_graphs
+
         with self.report.stage("parity") as stage:
-            found = self.exporter.compare(self.transaction.staging, manifest, graphs, stage)
+            found = compare_graphs(self.plan, self.transaction.staging, manifest, forms, stage)
             for _, rows in groupby(found, key=lambda row: row.graph):
                 parity = replace(parity, rows=(*parity.rows, *rows))
                 self._keep(parity)
+        self._require(parity)
+        return parity
+
+    def _compare_image(self, manifest: Manifest, steps: int, parity: ParityReport) -> ParityReport:
+        from infid_export.export.image_parity import compare_image
+
+        manifest.write(self.transaction.staging)
+        with self.report.stage("image parity") as stage:
+            image = compare_image(self.plan, self.transaction.staging, manifest, steps, stage)
+        parity = replace(parity, image=image)
+        self._require(parity)
+        self._keep(parity)
         return parity
 
     def _keep(self, parity: ParityReport) -> None:
         write_json(self.transaction.staging / PARITY, sealed(parity.to_json()))
-
-    def _compare_image(self, manifest: Manifest, steps: int) -> Any:
-        manifest.write(self.transaction.staging)
-        with self.report.stage("image parity") as stage:
-            return self.exporter.compare_image(self.transaction.staging, manifest, steps, stage)
 
     def _require(self, parity: ParityReport) -> None:
         """Throw the staged work away if a comparison failed: its content is wrong, not unfinished."""
@@ -317,113 +237,15 @@ class _Builder:
             self.transaction.discard()
         parity.require()
 
-    def _engine(self, item: EngineItem, inputs: tuple[TensorSpec, ...]) -> EngineRecord:
-        if not item.is_graph:
-            self._have(item.file, item.fields, self._engine_writer(item, inputs))
-        record = self.files[item.file]
-        return EngineRecord(
-            item.graph, item.backend, item.target, item.file, record.sha256, record.size,
-            canonical_key(item.fields), dict(item.fields),
-            dict(item.fields["flags"]), dict(item.fields["versions"]),
-        )  # fmt: skip
 
-    def _engine_writer(self, item: EngineItem, inputs: tuple[TensorSpec, ...]) -> Writer:
-        def write(path: Path, stage: Stage) -> Written:
-            target, options = self.transaction.target, self.plan.options
-            request = BuildRequest(
-                self.transaction.staging / graph_file(item.onnx),
-                path,
-                item.target,
-                inputs,
-                options.refit,
-                options.strip,
-                options.optimization_level,
-                target.with_name(f".{target.name}.timings-{item.backend}-{item.target}"),
-                None if item.onnx == item.graph else self.transaction.staging / plugins_file(item.target),
-            )
-            return Written(peak_bytes=build_in_subprocess(item.backend, request, stage))
-
-        return write
-
-    def _stages(self, to_compare: list[str], steps: int | None) -> dict[str, float]:
-        """Return the expected seconds of all stages."""
-        large = _is_large(self.plan)
-        stages: dict[str, float] = {}
-        for name in self.reasons:
-            if name.endswith(".safetensors"):
-                stages[name] = 45.0 if large else 0.5
-            elif name.startswith("onnx/"):
-                stages[name] = 45.0 if large else 8.0
-            elif name.startswith("engines/"):
-                stages[name] = 100.0 if large else 4.0
-            else:
-                stages[name] = 0.2
-        return stages | _parity_stages(self.plan, len(to_compare), steps)
-
-    def _manifest(self, graphs: Mapping[str, GraphRecord], engines: tuple[EngineRecord, ...]) -> Manifest:
-        plan, options = self.plan, self.plan.options
-        sampling = plan.source.architecture.sampling
-        if not engines:  # what parity runs on: the graphs themselves
-            engines = tuple(
-                EngineRecord(
-                    graph,
-                    PARITY_BACKEND,
-                    "cpu",
-                    record.file,
-                    record.sha256,
-                    self.files[record.file].size,
-                    "",
-                    {},
-                    {},
-                    {},
-                )
-                for graph, record in graphs.items()
-            )
-        faces = {
-            "detector": options.detector,
-            "detector_path": str(options.face_models) if options.detector == "insightface" else DETECTOR,
-            "recognizer_path": RECOGNIZER,
-            "licence": INSIGHTFACE_LICENCE if options.recognizer or options.face_models else "",
-        }
-        values = asdict(options)
-        for name in ("model", "image_encoder"):  # a name, or a path like those below
-            if values[name] and values[name] not in BUILT_IN and Path(values[name]).exists():
-                values[name] = Path(values[name])
-        # absolute: the folder may be verified from another working directory
-        plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
-        table = [[float(value) for value in row] for row in ddim_table(SDXL_SCHEDULER, sampling.steps)]
-        return Manifest(
-            infid_export=__version__,
-            model=dict(plan.model),
-            options={name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()},
-            precision=options.precision,
-            height=plan.height,
-            width=plan.width,
-            batch=options.batch,
-            people=options.people,
-            identity_tokens=plan.source.config.tokens,
-            graphs=dict(graphs),
-            engines=engines,
-            files=dict(self.files),
-            scheduler={**SDXL_SCHEDULER, "steps": sampling.steps, "table": table},
-            defaults={
-                **asdict(sampling),
-                "negative_prompt": None if plan.source.zero_negative else "",
-            },
-            faces=faces,
-            notes=tuple(self.notes),
-            vae_scale_factor=plan.source.architecture.vae_scale_factor,
-        )
-
-
-def _is_large(plan: Plan) -> bool:
-    """Return whether stages take as long as full-size SDXL's; all seconds are what two cores take."""
-    return plan.source.name != "demo"
+def _seconds(plan: Plan, seconds: Seconds) -> float:
+    """Return the expected seconds of a stage for this model."""
+    return seconds.demo if plan.source.name == "demo" else seconds.full
 
 
 def _parity_stages(plan: Plan, graphs: int, steps: int | None) -> dict[str, float]:
-    stages = {"parity": graphs * (90.0 if _is_large(plan) else 1.0)} if graphs else {}
-    return stages | ({"image parity": steps * (60.0 if _is_large(plan) else 0.4)} if steps else {})
+    stages = {"parity": graphs * _seconds(plan, _COMPARED)} if graphs else {}
+    return stages | ({"image parity": steps * _seconds(plan, _STEP)} if steps else {})
 
 
 def verify(folder: Path, reporter: Reporter | None = None) -> ParityReport:
@@ -441,7 +263,7 @@ def verify(folder: Path, reporter: Reporter | None = None) -> ParityReport:
     """
     report = reporter or SilentReporter()
     manifest = Manifest.load(folder)
-    options = _options(manifest, folder)
+    options = options_of(manifest, folder)
     plan = make_plan(options)
     steps = plan.image_steps()
     hashes = sum(record.size for record in manifest.files.values()) / _HASHED_A_SECOND
@@ -450,29 +272,14 @@ def verify(folder: Path, reporter: Reporter | None = None) -> ParityReport:
         for index, (name, record) in enumerate(manifest.files.items()):
             verify_file(folder, name, record)
             stage.update((index + 1) / len(manifest.files), name)
-    from infid_export.export.exporter import Exporter
+    from infid_export.export.graph_parity import compare_graphs
+    from infid_export.export.image_parity import compare_image
 
-    exporter = Exporter(plan)
     with report.stage("parity") as stage:
-        rows = tuple(exporter.compare(folder, manifest, list(manifest.graphs), stage))
+        forms = [form for form in plan.graphs if form.name in manifest.graphs]
+        rows = tuple(compare_graphs(plan, folder, manifest, forms, stage))
     result = ParityReport(rows)
     if steps and result.passed:
         with report.stage("image parity") as stage:
-            result = replace(result, image=exporter.compare_image(folder, manifest, steps, stage))
+            result = replace(result, image=compare_image(plan, folder, manifest, steps, stage))
     return result
-
-
-def _options(manifest: Manifest, folder: Path) -> BuildOptions:
-    """Return the options a folder was built with, for what parity needs of them."""
-    values = dict(manifest.options)
-    for name in ("identity", "recognizer", "face_models"):
-        values[name] = None if values[name] in (None, "None") else Path(values[name])
-    if values["recognizer"] is not None:
-        values["recognizer"] = folder / RECOGNIZER  # the folder has its own copy
-    for name in ("backends", "targets", "graphs", "height_range", "width_range", "batch_range"):
-        values[name] = None if values[name] is None else tuple(values[name])
-    for name in ("height", "width"):
-        values[name] = None if values[f"{name}_range"] else values[name]
-    engines = {"backends": (PARITY_BACKEND,), "targets": (), "refit": False, "strip": False, "optimization_level": None,
-               "tuning": None}  # fmt: skip
-    return BuildOptions(**{**values, **engines, "output": folder})

@@ -8,12 +8,12 @@ import torch
 
 from infid_engines.folder import FolderTransaction
 from infid_engines.progress import SilentReporter
+from infid_export.export.artifact import weights_file
 from infid_export.export.build import previous_parity, stale
-from infid_export.export.exporter import Exporter
-from infid_export.export.graphs import input_names
+from infid_export.export.graphs.graph import Graph, Sizes, TensorShape
 from infid_export.export.options import BuildOptions
 from infid_export.export.parity import PARITY
-from infid_export.export.plan import Plan, components_of, graph_file, make_plan, plain, weights_file
+from infid_export.export.plan import Plan, make_plan
 from infid_export.export.weights import WeightsLayout
 
 # Measured on the full-size denoise_step (5.13 GB of fp16 weights): engine 5.24 GB, TensorRT-RTX builder 16.9 GB.
@@ -25,7 +25,7 @@ _GRAPH = 5_000_000  # an .onnx file without its weights
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One artefact of a dry run.
+    """One artifact of a dry run.
 
     Args:
         name: path in the folder.
@@ -51,7 +51,7 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
         InputError: as `build` would.
     """
     plan = make_plan(options)
-    exporter = Exporter(plan)
+    sizes = plan.writers.exporter.sizes()
     transaction = FolderTransaction(plan.options.output, SilentReporter())
     transaction.peek()
     reasons = stale(plan, transaction)
@@ -66,34 +66,32 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
         largest = max(tensor.length for tensor in layout.tensors.values())
         held = 4 * largest if plan.source.name in ("demo", "random-sdxl") else layout.size
         add(weights_file(name), "", layout.parameters, layout.size, held + _PROCESS)
-    parts = {graph: [layouts[part] for part in components_of(graph).values()] for graph in plan.graphs}
-    parameters = {graph: sum(layout.parameters for layout in used) for graph, used in parts.items()}
-    weights = {graph: sum(layout.size for layout in used) for graph, used in parts.items()}
-    for graph in plan.graphs:
-        shapes = _shapes(exporter, graph, precision)
-        add(graph_file(graph), shapes, parameters[graph], _GRAPH, _PROCESS + _EXPORT)
+    parts = {form: [layouts[part] for part in form.graph.components.values()] for form in plan.graphs}
+    parameters = {form: sum(layout.parameters for layout in used) for form, used in parts.items()}
+    weights = {form: sum(layout.size for layout in used) for form, used in parts.items()}
+    for form in plan.graphs:
+        add(form.file, _shapes(form.graph, sizes), parameters[form], _GRAPH, _PROCESS + _EXPORT)
     for name in plan.files:
         add(name, "", 0, _GRAPH, _PROCESS)
     for item in plan.engines:
         if not item.is_graph:
-            weight = weights[item.graph]
+            weight = weights[item.form]
             size, peak = int(weight * _ENGINE_PER_WEIGHT), int(weight * _BUILDER_PER_WEIGHT) + _BUILDER
-            add(item.file, "", 0, size, peak)
-    to_compare = set(plan.graphs) - {row.graph for row in previous_parity(plan, transaction).rows}
+            add(item.artifact.path, "", 0, size, peak)
+    compared = {row.graph for row in previous_parity(plan, transaction).rows}
+    to_compare = [form for form in plan.graphs if form.name not in compared]
     # the fp32 reference of one graph and, beside it, ONNX Runtime with the graph's own weights
-    peak = max((4 * parameters[graph] + weights[graph] for graph in to_compare), default=0) + _PROCESS
+    peak = max((4 * parameters[form] + weights[form] for form in to_compare), default=0) + _PROCESS
     rows.append(
         PlanRow(PARITY, "", 0, _GRAPH, peak, f"{len(to_compare)} graphs to compare" if to_compare else "cached")
     )
     return plan, rows
 
 
-def _shapes(exporter: Exporter, graph: str, dtype: torch.dtype) -> str:
-    tensors = exporter.inputs(graph, dtype)
-    names = input_names(plain(graph), exporter.blocks)
-    shown = [
-        f"{name} {'×'.join(map(str, tensor.shape))}"
-        for name, tensor in zip(names, tensors.values(), strict=False)
-        if isinstance(tensor, torch.Tensor) and tensor.dim() > 1
-    ]
-    return ", ".join(shown)
+def _shapes(graph: Graph, sizes: Sizes) -> str:
+    """Return the shapes of a graph's inputs, without numbers per sample and lists of tensors."""
+    return ", ".join(
+        f"{name} {'×'.join(map(str, shape.extents))}"
+        for name, shape in graph.inputs(sizes).items()
+        if isinstance(shape, TensorShape) and len(shape.extents) > 1
+    )

@@ -8,19 +8,8 @@ from typing import Literal
 
 from infid_engines.arguments import settle_fields
 from infid_engines.errors import InputError
+from infid_export.export.graphs import DEFAULT, GRAPHS
 
-GRAPHS = (
-    "text_encoder",
-    "text_encoder_2",
-    "identity_encoder",
-    "denoise_step",
-    "text_step",
-    "identity_step",
-    "vae_decoder",
-)
-# Graphs that attend with the method's own operations; with the fused kernels each has a second form of this ending.
-FUSED = ("denoise_step", "identity_step")
-FUSED_ENDING = ".triton"
 Range = tuple[int, int, int]
 
 
@@ -45,7 +34,7 @@ class BuildOptions:
         height_range: smallest, usual and largest height of dynamic engines; likewise for width and batch.
         backends: `auto`, or names of backends to build engines for.
         targets: GPU architectures such as `sm_89`, for the backends that need one.
-        graphs: the graphs to export; empty is all.
+        graphs: the graphs to export; `default`, and none at all, stand for those that are built by default.
         self_attention: method variant; None is the identity file's own. Likewise `adain`, `cross_adain`,
             `uncond_identity`.
         parity_size: height and width at which parity is measured; None is the size of the engines.
@@ -117,11 +106,11 @@ class BuildOptions:
                     f"{name} must hold multiples of 32 from 64 up, not {list(bounds)}.",
                     fix="For example: 768 1024 1280.",
                 )
-        unknown = set(self.graphs) - set(GRAPHS)
+        unknown = set(self.graphs) - {DEFAULT, *GRAPHS}
         if unknown:
             raise InputError(
                 f"There is no graph named {', '.join(sorted(unknown))}.",
-                fix=f"Choose from {', '.join(GRAPHS)}.",
+                fix=f"Choose from {', '.join((DEFAULT, *GRAPHS))}.",
             )
         if self.kernels == "triton" and self.precision != "fp16":
             raise InputError("The Triton kernels compute in fp16.", fix="Add --fp16, or use --kernels native.")
@@ -134,3 +123,13 @@ class BuildOptions:
                 "The insightface detector needs your local InsightFace model folder.",
                 fix="Give it with --face-models, or use --detector centerface.",
             )
+
+    def extents(self, end: Literal["smallest", "usual", "largest"] = "usual") -> tuple[int, int, int]:
+        """Return batch, height and width at one end of their ranges, or the usual ones; sizes are settled by then."""
+        index = ("smallest", "usual", "largest").index(end)
+        assert self.height is not None and self.width is not None
+        return (
+            self.batch_range[index] if self.batch_range else self.batch,
+            self.height_range[index] if self.height_range else self.height,
+            self.width_range[index] if self.width_range else self.width,
+        )

@@ -33,7 +33,7 @@ from infid_export.runtime.denoise import (
 from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_target
 from infid_export.runtime.enrolment import open_face_reader
 from infid_export.runtime.person import Person, mix
-from infid_export.runtime.requirements import require_usable
+from infid_export.runtime.requirements import GENERATE, require_usable
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
 from infid_export.scheduler import ddim_table
 
@@ -41,7 +41,6 @@ __all__ = ["Pipeline", "seeded_noise"]
 
 Array = np.ndarray[Any, Any]
 Callback = Callable[[int, float, Array], None]
-_GENERATE = ("text_encoder", "text_encoder_2", "denoise_step")
 _REPORTER = ("plan", "stage", "note")
 _LOOKS_EVERY = 0.05  # seconds between two looks at `cancel` while another generation has its turn
 _READ_SPEED = 5e8  # bytes a second, to say how long loading takes; hashing alone runs at about 1e9
@@ -269,7 +268,7 @@ class Pipeline:
         self._tell_dropped([*prompts, negative or ""], reporter)
         rows = batches(count, manifest.batch)
         report = reporter or SilentReporter()
-        graphs = _GENERATE if output_type == "latents" else (*_GENERATE, "vae_decoder")
+        graphs = GENERATE if output_type == "latents" else (*GENERATE, "vae_decoder")
         with self._turn(cancel):
             loading = {"loading": self._engines.unread_bytes(graphs) / _READ_SPEED}
             decoding = {"decoding": float(len(rows))} if output_type != "latents" else {}

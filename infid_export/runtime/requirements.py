@@ -10,6 +10,8 @@ from infid_engines.errors import EngineFolderError
 from infid_engines.manifest import Manifest
 from infid_export.scheduler import ddim_table
 
+GENERATE = ("text_encoder", "text_encoder_2", "denoise_step")  # graphs that latents are generated with
+IMAGE_GRAPHS = ("identity_encoder", *GENERATE, "vae_decoder")  # graphs that an image of a new person needs
 _MOST_TIMESTEPS = 100_000  # the noise schedule is a table of so many rows; SDXL's has 1000
 
 

@@ -24,7 +24,6 @@ class AttentionOps:
     merged_cross_attention: Callable[..., Tensor]
 
 
-OPS: Mapping[str, AttentionOps] = {
-    "torch": AttentionOps(mixed_attention_reference, merged_cross_attention_reference),
-    "triton": AttentionOps(mixed_attention, merged_cross_attention),
-}
+TORCH = AttentionOps(mixed_attention_reference, merged_cross_attention_reference)
+TRITON = AttentionOps(mixed_attention, merged_cross_attention)
+OPS: Mapping[str, AttentionOps] = {"torch": TORCH, "triton": TRITON}

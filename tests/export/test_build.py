@@ -21,14 +21,18 @@ from infid_engines.folder import FolderTransaction
 from infid_engines.manifest import Manifest
 from infid_engines.progress import SilentReporter
 from infid_export.export import plan
+from infid_export.export.artifact import weights_file
 from infid_export.export.build import BuildReport, build, stale, verify
-from infid_export.export.exporter import Exporter
+from infid_export.export.graph_parity import compare_graphs
+from infid_export.export.graphs import GRAPHS
 from infid_export.export.inspection import read_graph
-from infid_export.export.options import GRAPHS, BuildOptions
-from infid_export.export.parity import ImageParity, ParityReport, compare, psnr
-from infid_export.export.plan import make_plan, weights_file
+from infid_export.export.options import BuildOptions
+from infid_export.export.parity import ImageParity, ParityReport, ParityRow, compare, psnr
+from infid_export.export.plan import make_plan
+from infid_export.export.vae_range import write_vae_range
 from infid_export.export.weights import WeightsLayout
 from infid_export.runtime.pipeline import Pipeline
+from infid_export.scheduler import SDXL_SCHEDULER
 
 SMALL = ("vae_decoder",)
 
@@ -52,7 +56,7 @@ def small_folder(built_once: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_demo_builds_every_graph_and_passes_parity(demo_build):
-    assert tuple(demo_build.manifest.graphs) == GRAPHS
+    assert list(demo_build.manifest.graphs) == list(GRAPHS)
     assert {row.graph for row in demo_build.parity.rows} == set(GRAPHS)
     assert demo_build.parity.passed
     assert demo_build.parity.image is not None
@@ -94,6 +98,7 @@ def test_an_unchanged_rebuild_does_nothing(demo_folder):
         "print(code, [name for name in heavy if name in sys.modules], *hashed, sep='\\n', file=sys.stderr)"
     )
     arguments = ["build", "--fp16", "-o", str(demo_folder), "--backend", "onnxruntime", "--json", "--quiet"]
+    arguments += [word for name in GRAPHS for word in ("--graph", name)]
     states = files_of(demo_folder)
     for _ in range(2):
         found = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
@@ -151,6 +156,17 @@ def test_a_seed_of_random_weights_is_refused_where_weights_are_trained(tmp_path)
         make_plan(small(tmp_path / "engines", seed=1))
 
 
+def test_another_schedule_is_written_into_the_manifest(small_folder, monkeypatch):
+    folder_manifest = "infid_export.export.folder_manifest"
+    other = {**SDXL_SCHEDULER, "beta_end": 0.013}
+    monkeypatch.setattr(f"{folder_manifest}.SDXL_SCHEDULER", other)
+    monkeypatch.setattr(f"{folder_manifest}.ddim_table", lambda *_: np.zeros((30, 3), np.float32))
+    assert build(small(small_folder)).made == {}
+    stored = Manifest.load(small_folder).scheduler
+    assert stored["beta_end"] == 0.013
+    assert stored["table"] == [[0.0] * 3] * 30
+
+
 def test_a_missing_or_cut_file_is_made_again(small_folder):
     (small_folder / "tokenizer/tokenizer.json").unlink()
     (small_folder / "faces/detector.onnx").write_bytes(b"x")
@@ -190,13 +206,13 @@ def test_comparisons_survive_an_interruption(tmp_path, monkeypatch):
         patch.setattr("infid_engines.folder.FolderTransaction.commit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build(small(tmp_path / "engines"))
-    monkeypatch.setattr(Exporter, "compare", interrupted)
+    monkeypatch.setattr("infid_export.export.graph_parity.compare_graphs", interrupted)
     report = build(small(tmp_path / "engines"))
     assert report.parity.passed
     assert [row.graph for row in report.parity.rows] == list(SMALL)
 
 
-def test_code_that_concerns_one_kind_of_artefact_makes_only_that_one_stale(small_folder, monkeypatch):
+def test_code_that_concerns_one_kind_of_artifact_makes_only_that_one_stale(small_folder, monkeypatch):
     original = plan.code_hash
     for kind, made in (
         ("tokenizer", {"tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json"}),
@@ -204,9 +220,12 @@ def test_code_that_concerns_one_kind_of_artefact_makes_only_that_one_stale(small
         ("weights", {"onnx/vae.safetensors"}),
         ("fused", set()),
         ("plugins", set()),
+        ("parity", set()),
     ):
         changed = {kind: "changed"}
-        monkeypatch.setattr(plan, "code_hash", lambda asked, new=changed: new.get(asked) or original(asked))
+        monkeypatch.setattr(
+            plan, "code_hash", lambda asked, *types, new=changed: new.get(asked) or original(asked, *types)
+        )
         with FolderTransaction(small_folder, SilentReporter()) as transaction:
             assert set(stale(make_plan(small(small_folder)), transaction)) == made
 
@@ -240,18 +259,18 @@ def corrupt(path: Path, tensor: str, folder: Path) -> None:
     assert folder in path.parents
 
 
+def compared(options: BuildOptions) -> list[ParityRow]:
+    """Compare the graphs of a folder that is there."""
+    plan = make_plan(options)
+    with SilentReporter().stage("parity") as stage:
+        return list(compare_graphs(plan, options.output, Manifest.load(options.output), list(plan.graphs), stage))
+
+
 def test_one_corrupted_weight_fails_parity(small_folder):
-    manifest = Manifest.load(small_folder)
-    exporter = Exporter(make_plan(small(small_folder)))
-
-    class Quiet:
-        def update(self, fraction: float, detail: str = "") -> None:
-            pass
-
-    (before,) = exporter.compare(small_folder, manifest, ["vae_decoder"], Quiet())
+    (before,) = compared(small(small_folder))
     assert before.passed
     corrupt(small_folder / "onnx/vae.safetensors", "decoder.conv_in.weight", small_folder)
-    (after,) = exporter.compare(small_folder, manifest, ["vae_decoder"], Quiet())
+    (after,) = compared(small(small_folder))
     assert not after.passed
     assert after.rms_error > 100 * before.rms_error
 
@@ -288,13 +307,7 @@ def test_one_scrambled_matrix_of_an_fp16_graph_fails_parity(half_step, tmp_path,
     folder = tmp_path / "engines"
     shutil.copytree(half_step.folder, folder)
     scramble(folder / f"onnx/{component}.safetensors", tensor)
-    exporter = Exporter(make_plan(small(folder, graphs=(graph,), precision="fp16")))
-
-    class Quiet:
-        def update(self, fraction: float, detail: str = "") -> None:
-            pass
-
-    rows = list(exporter.compare(folder, half_step.manifest, [graph], Quiet()))
+    rows = compared(small(folder, graphs=(graph,), precision="fp16"))
     assert not all(row.passed for row in rows), [row.rms_error for row in rows]
 
 
@@ -325,7 +338,9 @@ def test_failed_parity_ends_the_build_and_keeps_nothing(tmp_path, monkeypatch):
 def test_failed_parity_leaves_the_old_folder(small_folder, monkeypatch):
     before = (small_folder / "manifest.json").read_bytes()
     original = plan.code_hash
-    monkeypatch.setattr(plan, "code_hash", lambda kind: "changed" if kind == "parity" else original(kind))
+    monkeypatch.setattr(
+        plan, "code_hash", lambda kind, *types: "changed" if kind == "parity" else original(kind, *types)
+    )
     monkeypatch.setattr(
         "infid_export.export.parity.tolerance", lambda precision: type("T", (), {"max": 0.0, "rms": 0.0})()
     )
@@ -335,7 +350,7 @@ def test_failed_parity_leaves_the_old_folder(small_folder, monkeypatch):
 
 
 def test_vae_that_overflows_fp16_is_kept_in_fp32(tmp_path, monkeypatch, source):
-    monkeypatch.setattr("infid_export.export.exporter._FP16_SAFE", 10.0)
+    monkeypatch.setattr("infid_export.export.vae_range._FP16_SAFE", 10.0)
     report = build(small(tmp_path / "engines", precision="fp16"))
     assert any(note.startswith("VAE decoder: fp32, activations reach") for note in report.notes)
     layout = WeightsLayout.of(source.empty("vae"), next(iter(source.empty("vae").parameters())).dtype)
@@ -346,9 +361,8 @@ def test_vae_that_overflows_fp16_is_kept_in_fp32(tmp_path, monkeypatch, source):
 def test_vae_with_a_weight_beyond_fp16_is_kept_in_fp32(tmp_path, monkeypatch, source):
     vae = source.load("vae", torch.float32)
     vae.quant_conv.weight.data.fill_(70_000.0)  # of the encoder: it changes no activation of the decoder
-    exporter = Exporter(make_plan(small(tmp_path / "engines", precision="fp16")))
-    monkeypatch.setattr(exporter.source, "load", lambda *_: vae)
-    exporter.write_vae_range(tmp_path / "range.json")
+    monkeypatch.setattr(source, "load", lambda *_: vae)
+    write_vae_range(source, tmp_path / "range.json")
     found = json.loads((tmp_path / "range.json").read_text())
     assert found["precision"] == "fp32"
     assert "a weight reaches 70000" in found["why"]

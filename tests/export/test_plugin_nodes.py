@@ -23,12 +23,15 @@ from infid_engines.errors import InputError
 from infid_engines.manifest import Manifest
 from infid_engines.progress import SilentReporter
 from infid_engines.registry import get_backend
-from infid_export.export.build import BuildReport, _options, build
-from infid_export.export.exporter import Exporter
-from infid_export.export.graphs import Sizes
+from infid_export.export.artifact import plugins_file
+from infid_export.export.build import BuildReport, build
+from infid_export.export.folder_manifest import options_of
+from infid_export.export.graph_parity import compare_graphs
+from infid_export.export.graphs.graph import GraphForm
+from infid_export.export.graphs.identity_step import IDENTITY_STEP
 from infid_export.export.options import BuildOptions
 from infid_export.export.parity import compare
-from infid_export.export.plan import make_plan, plugins_file
+from infid_export.export.plan import make_plan
 from infid_export.export.plugin_nodes import DOMAIN, OPERATIONS, write_runnable
 from infid_export.export.reference import Reference
 from infid_kernels import merged_cross_attention, mixed_attention, tuning, variants
@@ -64,7 +67,7 @@ def test_both_forms_of_a_graph_pass_parity(report: BuildReport) -> None:
 @pytest.mark.parametrize("name", ["denoise_step.triton", "identity_step.triton"])
 def test_every_block_has_its_nodes_and_nothing_is_copied_for_them(report: BuildReport, name: str) -> None:
     model = graph(report, name)
-    blocks = len(Exporter(make_plan(options(report.folder))).blocks)
+    blocks = len(make_plan(options(report.folder)).writers.exporter.blocks)
     nodes = [node for node in model.graph.node if node.domain == DOMAIN]
     assert Counter(node.op_type for node in nodes) == dict.fromkeys(OPERATIONS, blocks)
     producers = {output: node for node in model.graph.node for output in node.output}
@@ -87,13 +90,9 @@ def test_a_node_with_its_inputs_swapped_fails_parity(report: BuildReport, tmp_pa
     node.input[1], node.input[3] = node.input[3], node.input[1]
     onnx.save(model, str(path))
 
-    class Quiet:
-        def update(self, fraction: float, detail: str = "") -> None:
-            pass
-
-    (row,) = Exporter(make_plan(options(folder))).compare(
-        folder, Manifest.load(folder), ["identity_step.triton"], Quiet()
-    )
+    form = GraphForm(IDENTITY_STEP, "triton")
+    with SilentReporter().stage("parity") as stage:
+        (row,) = compare_graphs(make_plan(options(folder)), folder, Manifest.load(folder), [form], stage)
     (before,) = (row for row in report.parity.rows if row.graph == "identity_step.triton")
     assert row.rms_error > 2 * before.rms_error
 
@@ -177,13 +176,13 @@ def test_tensorrt_runs_the_plugins(tmp_path: Path) -> None:
     wanted = options(tmp_path / "engines", graphs=("identity_step",), backends=("tensorrt",))
     built = build(wanted)
     (engine,) = (each for each in built.manifest.engines if each.backend == "tensorrt")
-    exporter = Exporter(make_plan(wanted))
-    reference = Reference(exporter.source, Sizes(1, 64, 96, 1, torch.float32), exporter.blocks)
+    plan = make_plan(wanted)
+    reference = Reference(plan.source, plan.writers.exporter.sizes())
     graph = built.manifest.graphs["identity_step"]
     loaded = get_backend("tensorrt").load(built.folder / engine.file, graph.inputs, graph.outputs, "cuda")
     types = {spec.name: spec.dtype for spec in graph.inputs}
-    found = loaded.run({name: x.astype(types[name]) for name, x in reference.inputs("identity_step").items()})
-    expected = reference.outputs(["identity_step"])["identity_step"]
+    found = loaded.run({name: x.astype(types[name]) for name, x in reference.inputs(IDENTITY_STEP).items()})
+    expected = reference.outputs([IDENTITY_STEP])["identity_step"]
     for row in compare("identity_step", expected, found, precision="fp16", key="", size=(64, 96), groups={}):
         assert row.passed, row
 
@@ -206,12 +205,12 @@ def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypa
 
     monkeypatch.setitem(registry.BACKENDS, "tensorrt", Present())
     plan = make_plan(replace(options(tmp_path), backends=("onnxruntime", "tensorrt")))
-    built = {(item.backend, item.graph): item.onnx for item in plan.engines}
+    built = {(item.backend, item.graph): item.form.name for item in plan.engines}
     assert built["tensorrt", "denoise_step"] == "denoise_step.triton"
     assert built["onnxruntime", "denoise_step"] == "denoise_step"
     assert plugins_file("sm_90") in plan.files
     native = make_plan(replace(options(tmp_path), backends=("onnxruntime", "tensorrt"), kernels="native"))
-    assert {item.onnx for item in native.engines} == {"denoise_step", "identity_step"}
+    assert {item.form.name for item in native.engines} == {"denoise_step", "identity_step"}
     assert not any(name.startswith("kernels/") for name in native.files)
 
     entry = tuning.Entry("mixed_attention", "sm_90", 64, 0, True, tuning.CANDIDATES[0], "measured")
@@ -225,12 +224,12 @@ def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypa
     monkeypatch.setattr(variants, "write_plugins", lambda *_: used.append(tuning.entry(*call)))
     for each in (tuned, plan):
         with SilentReporter().stage("plugins") as stage:
-            Exporter(each).write_plugins(plugins_file("sm_90"), tmp_path / "plugins.json", stage)
+            each.files[plugins_file("sm_90")].write(tmp_path, tmp_path / "plugins.json", stage)
     assert used[0] == entry != used[1]
     stored = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(tuned.options).items()}
     (tmp_path / "faces").mkdir()
     quick_faces(tmp_path / "faces")
-    assert make_plan(_options(SimpleNamespace(options=stored), tmp_path)).files  # verified where the file is not
+    assert make_plan(options_of(SimpleNamespace(options=stored), tmp_path)).files  # verified where the file is not
     for problem, given in (
         ("concerns the Triton kernels alone", {"kernels": "native"}),
         ("kernels are compiled for nothing", {"backends": ("onnxruntime",)}),

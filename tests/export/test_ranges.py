@@ -12,7 +12,7 @@ from infid_engines.errors import InputError
 from infid_engines.manifest import Manifest
 from infid_export.export.build import build, verify
 from infid_export.export.options import BuildOptions
-from infid_export.export.reference import parity_face
+from infid_export.export.parity_case import parity_face
 from infid_export.model.pipeline import InfiniteIDPipeline
 from infid_export.model.sources import open_source
 from infid_export.runtime.pipeline import Pipeline, seeded_noise

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from infid_export.export.graphs import Sizes, graph_module
+from infid_export.export.graphs.denoise_step import DENOISE_STEP
+from infid_export.export.graphs.graph import Sizes
 from infid_export.export.reference import Reference
 from infid_export.export.tolerances import tolerance
 from infid_export.model.processors import identity_blocks
@@ -20,13 +21,13 @@ BLOCKS = identity_blocks(open_source("demo").empty("unet"))
 def inputs() -> Inputs:
     source = open_source("demo")
     size = source.architecture.size
-    return Reference(source, Sizes(1, size, size, 1, torch.float32), BLOCKS).inputs("denoise_step")
+    return Reference(source, Sizes(source.architecture, source.config, BLOCKS, 1, size, size)).inputs(DENOISE_STEP)
 
 
 @pytest.fixture(scope="module")
 def step() -> Callable[[Inputs], np.ndarray]:
     source = open_source("demo")
-    module = graph_module("denoise_step", {"unet": source.load("unet", torch.float32)}, source.config)
+    module = DENOISE_STEP.module({"unet": source.load("unet", torch.float32)}, source.config)
 
     def run(values: Inputs) -> np.ndarray:
         with torch.no_grad():

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 from infid_engines.errors import InputError
 from infid_export.export.build import build, verify
 from infid_export.export.options import BuildOptions
-from infid_export.export.reference import parity_face
+from infid_export.export.parity_case import parity_face
 from infid_export.model.pipeline import InfiniteIDPipeline
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import open_source

@@ -10,7 +10,7 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 
 from infid_engines.errors import InputError
-from infid_export.export.reference import parity_face
+from infid_export.export.parity_case import parity_face
 from infid_export.model.pipeline import InfiniteIDPipeline
 from infid_export.model.sources import RandomSource
 from infid_export.model.tokenizers import clip_tokenizer_json

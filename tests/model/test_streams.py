@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 
 from infid_engines.errors import InputError
-from infid_export.export.reference import parity_face
+from infid_export.export.parity_case import parity_face
 from infid_export.model.pipeline import InfiniteIDPipeline
 from infid_export.model.processors import Streams, identity_blocks, install_processors
 from infid_export.model.sources import RandomSource

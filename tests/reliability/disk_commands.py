@@ -25,9 +25,11 @@ from infid_engines.kernel_bundle import KernelBundle
 from infid_engines.manifest import Manifest, verify_file
 from infid_export.cli import tune as tune_command
 from infid_export.cli.main import run
-from infid_export.export import face_models, kernel_bundle
-from infid_export.export.exporter import Exporter
+from infid_export.export import face_models, graph_parity, kernel_bundle
+from infid_export.export.graph_export import GraphExporter
+from infid_export.export.graphs import GraphForm
 from infid_export.export.parity import ParityRow
+from infid_export.export.plan import Plan
 from infid_export.faces.detection import CenterFaceDetector
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
@@ -197,23 +199,25 @@ def _exported() -> dict[str, bytes]:
 @contextmanager
 def _remembered_exports() -> Iterator[None]:
     """Let torch's exporter and the comparison run once for each graph; what they gave is written again afterwards."""
-    write_graph, compare = Exporter.write_graph, Exporter.compare
+    write_graph, compare = GraphExporter.write, graph_parity.compare_graphs
     graphs, compared = _exported(), _compared()
 
-    def written(self: Exporter, graph: str, vae_precision: str, path: Path, *size: Any) -> Any:
-        key = f"{graph} {self.plan.options.batch}"
+    def written(self: GraphExporter, form: GraphForm, precision: str, path: Path, *size: Any) -> None:
+        key = f"{form.name} {self.options.batch}"
         if key not in graphs:
-            write_graph(self, graph, vae_precision, path, *size)
+            write_graph(self, form, precision, path, *size)
             graphs[key] = path.read_bytes()
         path.write_bytes(graphs[key])
 
-    def rows(self: Exporter, folder: Path, manifest: Manifest, names: Sequence[str], stage: Any) -> Iterator[ParityRow]:
-        key = f"{names} {self.plan.options.batch}"
+    def rows(
+        plan: Plan, folder: Path, manifest: Manifest, forms: Sequence[GraphForm], stage: Any
+    ) -> Iterator[ParityRow]:
+        key = f"{[form.name for form in forms]} {plan.options.batch}"
         if key not in compared:
-            compared[key] = list(compare(self, folder, manifest, names, stage))
+            compared[key] = list(compare(plan, folder, manifest, forms, stage))
         return iter(compared[key])
 
-    with patch.object(Exporter, "write_graph", written), patch.object(Exporter, "compare", rows):
+    with patch.object(GraphExporter, "write", written), patch.object(graph_parity, "compare_graphs", rows):
         yield
 
 

@@ -1,0 +1,72 @@
+"""The part of a plan that concerns faces: which recognizer and detector an engine folder has. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infid_engines.errors import InputError
+from infid_engines.manifest import sha256_file
+from infid_export.export.artifact import DETECTOR, RECOGNIZER, SMALL, Artifact
+from infid_export.export.code_keys import code_hash
+from infid_export.export.face_models import detector_fingerprint
+from infid_export.export.options import BuildOptions
+from infid_export.export.writers import Writers
+from infid_export.faces.detection import INSIGHTFACE_LICENCE, InsightFaceDetector
+from infid_export.faces.recognition import ArcFaceRecognizer
+from infid_export.model.encoder_record import encoder_notes
+from infid_export.model.shipped import fingerprint
+from infid_export.model.sources import BUILT_IN, ModelSource
+
+
+def face_files(
+    options: BuildOptions, source: ModelSource, writers: Writers
+) -> tuple[dict[str, Artifact], tuple[str, ...]]:
+    """Check the face models, so that a broken one is not found out after an hour of building.
+
+    Args:
+        options: of the build, with the detector settled.
+        source: the model.
+        writers: what makes the artifacts.
+
+    Returns:
+        The artifacts by path, and what was chosen and why.
+
+    Raises:
+        InputError: a face model is missing or is not one, or is not what the identity weights were trained with.
+    """
+    files: dict[str, Artifact] = {}
+    notes: tuple[str, ...] = ()
+    used = ("", "")  # the recognizer's fingerprint and name
+    fields: dict[str, Any]
+    if options.recognizer is not None:
+        recognizer = ArcFaceRecognizer(options.recognizer, source.config.face_width)
+        used = recognizer.fingerprint, recognizer.name
+        fields = {"recognizer": sha256_file(options.recognizer)}
+        if recognizer.range != "signed":  # people who were enrolled before this was seen have other embeddings
+            fields["pixels"] = recognizer.range
+        notes += (f"face recognizer: {options.recognizer}, pixels {recognizer.range}. {INSIGHTFACE_LICENCE}",)
+    elif source.name == "demo":
+        used = fingerprint("recognizer"), "the demo model's recognizer"
+        fields = {"recognizer": used[0], "code": code_hash("faces")}
+        notes += ("face recognizer: the demo model's own, which tells drawn people apart",)
+    elif source.name in BUILT_IN:
+        fields = {"recognizer": "random", "seed": options.seed, "width": source.config.face_width}
+        notes += ("face recognizer: random weights, as the model's; give a real one with --recognizer",)
+    else:
+        raise InputError(
+            "A checkpoint needs the face recognizer its identity weights were trained with.",
+            fix=f"Give an ArcFace-type ONNX file with --recognizer. {INSIGHTFACE_LICENCE}",
+        )
+    files[RECOGNIZER] = Artifact(RECOGNIZER, fields, writers.recognizer(), SMALL)
+    notes += encoder_notes(source, options.identity, used, str(options.detector), options.allow_other_encoders)
+    if options.detector == "insightface":
+        assert options.face_models is not None
+        pack = InsightFaceDetector(options.face_models).folder
+        notes += (f"face detector: insightface with {pack}. {INSIGHTFACE_LICENCE}",)
+    else:
+        assert options.detector is not None
+        fields = {"detector": detector_fingerprint(options.detector), "code": code_hash("faces")}
+        files[DETECTOR] = Artifact(DETECTOR, fields, writers.detector(), SMALL)
+        knows = "drawn people only; take centerface for photos" if options.detector == "drawn" else "photos"
+        notes += (f"face detector: {options.detector}, for {knows}",)
+    return files, notes

@@ -1,0 +1,131 @@
+"""The manifest of a build, and the options that a folder was built with, out of its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from infid_engines.manifest import EngineRecord, FileRecord, GraphRecord, Manifest
+from infid_engines.registry import PARITY_BACKEND
+from infid_export import __version__
+from infid_export.export.artifact import DETECTOR, RECOGNIZER, weights_file
+from infid_export.export.options import BuildOptions
+from infid_export.export.plan import EngineItem, Plan
+from infid_export.faces.detection import INSIGHTFACE_LICENCE
+from infid_export.model.sources import BUILT_IN
+from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
+
+
+def graph_records(plan: Plan, folder: Path, files: Mapping[str, FileRecord]) -> dict[str, GraphRecord]:
+    """Return the records of the graphs that are stored in a folder, by the names of their forms."""
+    from infid_export.export.inspection import read_graph
+
+    records = {}
+    for form, artifact in plan.graphs.items():
+        weights = tuple(weights_file(part) for part in form.graph.components.values())
+        inputs, outputs = plan.writers.exporter.specs(form, folder)
+        file, parameters = files[form.file], read_graph(folder / form.file).parameters
+        records[form.name] = GraphRecord(
+            form.file, file.sha256, file.key, dict(artifact.key_fields), weights, parameters, inputs, outputs
+        )
+    return records
+
+
+def engine_record(item: EngineItem, files: Mapping[str, FileRecord]) -> EngineRecord:
+    """Return the record of an engine whose file is there."""
+    fields, file = item.artifact.key_fields, files[item.artifact.path]
+    return EngineRecord(
+        item.graph, item.backend, item.target, item.artifact.path, file.sha256, file.size,
+        item.artifact.key, dict(fields), dict(fields["flags"]), dict(fields["versions"]),
+    )  # fmt: skip
+
+
+def parity_engines(graphs: Mapping[str, GraphRecord], files: Mapping[str, FileRecord]) -> tuple[EngineRecord, ...]:
+    """Return the records of what parity runs on before there are engines: the graphs themselves."""
+    return tuple(
+        EngineRecord(
+            name, PARITY_BACKEND, "cpu", record.file, record.sha256, files[record.file].size, "", {}, {}, {}
+        )
+        for name, record in graphs.items()
+    )  # fmt: skip
+
+
+def sampling_facts(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return the parts of the manifest that say how pictures are sampled: `scheduler` and `defaults`."""
+    sampling = plan.source.architecture.sampling
+    table = [[float(value) for value in row] for row in ddim_table(SDXL_SCHEDULER, sampling.steps)]
+    return {
+        "scheduler": {**SDXL_SCHEDULER, "steps": sampling.steps, "table": table},
+        "defaults": {**asdict(sampling), "negative_prompt": None if plan.source.zero_negative else ""},
+    }
+
+
+def make_manifest(
+    plan: Plan,
+    graphs: Mapping[str, GraphRecord],
+    engines: tuple[EngineRecord, ...],
+    files: Mapping[str, FileRecord],
+    notes: tuple[str, ...],
+) -> Manifest:
+    """Return the manifest of a build.
+
+    Args:
+        plan: of the build.
+        graphs: records by form.
+        engines: records of all engines.
+        files: records of all files, by path.
+        notes: what was chosen and why.
+    """
+    options, sampling = plan.options, sampling_facts(plan)
+    return Manifest(
+        infid_export=__version__,
+        model=dict(plan.model),
+        options=_stored_options(options),
+        precision=options.precision,
+        height=plan.height,
+        width=plan.width,
+        batch=options.batch,
+        people=options.people,
+        identity_tokens=plan.source.config.tokens,
+        graphs=dict(graphs),
+        engines=engines,
+        files=dict(files),
+        scheduler=sampling["scheduler"],
+        defaults=sampling["defaults"],
+        faces={
+            "detector": options.detector,
+            "detector_path": str(options.face_models) if options.detector == "insightface" else DETECTOR,
+            "recognizer_path": RECOGNIZER,
+            "licence": INSIGHTFACE_LICENCE if options.recognizer or options.face_models else "",
+        },
+        notes=notes,
+        vae_scale_factor=plan.source.architecture.vae_scale_factor,
+    )
+
+
+def _stored_options(options: BuildOptions) -> dict[str, Any]:
+    """Return the options as JSON has them, with absolute paths: a folder may be verified from another one."""
+    values = asdict(options)
+    for name in ("model", "image_encoder"):  # a name, or a path like those below
+        if values[name] and values[name] not in BUILT_IN and Path(values[name]).exists():
+            values[name] = Path(values[name])
+    plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+
+def options_of(manifest: Manifest, folder: Path) -> BuildOptions:
+    """Return the options a folder was built with, for what parity needs of them."""
+    values = dict(manifest.options)
+    for name in ("identity", "recognizer", "face_models"):
+        values[name] = None if values[name] in (None, "None") else Path(values[name])
+    if values["recognizer"] is not None:
+        values["recognizer"] = folder / RECOGNIZER  # the folder has its own copy
+    for name in ("backends", "targets", "graphs", "height_range", "width_range", "batch_range"):
+        values[name] = None if values[name] is None else tuple(values[name])
+    for name in ("height", "width"):
+        values[name] = None if values[f"{name}_range"] else values[name]
+    engines = {"backends": (PARITY_BACKEND,), "targets": (), "refit": False, "strip": False, "optimization_level": None,
+               "tuning": None}  # fmt: skip
+    return BuildOptions(**{**values, **engines, "output": folder})

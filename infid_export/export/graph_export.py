@@ -1,0 +1,120 @@
+"""Exporting the graphs of one model: to ONNX, at the shapes that a build asks for. Needs torch and diffusers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+
+from infid_engines.manifest import Dimension, TensorSpec
+from infid_export.export.artifact import weights_file
+from infid_export.export.graphs.graph import Graph, GraphForm, Sizes, flat
+from infid_export.export.inspection import read_graph
+from infid_export.export.onnx_graph import export_onnx
+from infid_export.export.options import BuildOptions
+from infid_export.export.weights import WeightsLayout
+from infid_export.model.components import brought
+from infid_export.model.processors import identity_blocks
+from infid_export.model.sources import ModelSource
+
+TYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+class GraphExporter:
+    """Exports the graphs of one model.
+
+    Args:
+        source: the model.
+        options: of the build, with height and width settled.
+    """
+
+    def __init__(self, source: ModelSource, options: BuildOptions) -> None:
+        quiet_diffusers()
+        self.source, self.options = source, options
+        self.blocks = identity_blocks(source.empty("unet"))
+
+    def sizes(self, extents: tuple[int, int, int] | None = None) -> Sizes:
+        """Return the sizes of the build's graphs, with another batch, height and width where they are given."""
+        batch, height, width = extents or self.options.extents()
+        source = self.source
+        return Sizes(source.architecture, source.config, self.blocks, batch, height, width, self.options.people)
+
+    def write(self, form: GraphForm, precision: str, path: Path, size: tuple[int, int] | None = None) -> None:
+        """Export a graph to ONNX, its weights as places in the weights files beside it.
+
+        Args:
+            form: the graph and its kernels.
+            precision: the network's type, `fp16` or `fp32`.
+            path: the .onnx file to write.
+            size: height and width of a graph of that one size; None takes the build's size and ranges.
+        """
+        graph, dtype = form.graph, TYPES[precision]
+        sizes, dynamic = self._traced(graph, size)
+        parts = {name: brought(self.source.empty(name), dtype) for name in graph.components.values()}
+        export_onnx(
+            graph.module(parts, self.source.config, form.ops),
+            graph.arguments(sizes, dtype),
+            list(flat(graph.inputs(sizes))),
+            list(flat(graph.outputs(sizes))),
+            {
+                prefix: (Path(weights_file(name)).name, WeightsLayout.of(parts[name], dtype))
+                for prefix, name in graph.components.items()
+            },
+            path,
+            dynamic,
+        )
+
+    def _traced(self, graph: Graph, size: tuple[int, int] | None) -> tuple[Sizes, dict[str, Any] | None]:
+        """Return the sizes that a graph is traced at, and the dimensions that vary."""
+        smallest, largest = self.options.extents("smallest"), self.options.extents("largest")
+        if size is not None:
+            return self.sizes((self.options.batch, *size)), None
+        if smallest == largest:
+            return self.sizes(), None
+        first, last = (graph.arguments(self.sizes(end), torch.float32) for end in (smallest, largest))
+        dynamic = {name: _varying(first[name], last[name]) for name in first}
+        batch, height, width = self.options.extents()
+        # sizes of 1 would be taken for constants by the tracer
+        traced = batch if smallest[0] == largest[0] else max(2, batch)
+        return self.sizes((traced, height, width)), dynamic
+
+    def specs(self, form: GraphForm, folder: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Return an exported graph's inputs and outputs, with [smallest, usual, largest] where a dimension varies."""
+        facts = read_graph(folder / form.file)
+        if all(isinstance(extent, int) for spec in facts.inputs for extent in spec.shape):
+            return facts.inputs, facts.outputs
+        ends = [self.sizes(self.options.extents(end)) for end in ("smallest", "usual", "largest")]
+        shapes = [flat({**form.graph.inputs(sizes), **form.graph.outputs(sizes)}) for sizes in ends]
+
+        def ranged(spec: TensorSpec) -> TensorSpec:
+            return replace(spec, shape=_ranges([each[spec.name].extents for each in shapes]))
+
+        return tuple(map(ranged, facts.inputs)), tuple(map(ranged, facts.outputs))
+
+    def head_sizes(self) -> list[int]:
+        """Return the channels per head of the UNet's attention layers."""
+        unet: Any = self.source.empty("unet")
+        attentions = [module for module in unet.modules() if isinstance(module, Attention)]
+        return sorted({module.to_q.out_features // module.heads for module in attentions})
+
+
+def quiet_diffusers() -> None:
+    """Keep diffusers' remarks on configurations away from the user."""
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+
+
+def _varying(first: Any, second: Any) -> Any:
+    """Return the indices of the dimensions in which two examples of an argument differ."""
+    if isinstance(first, list):
+        return [_varying(a, b) for a, b in zip(first, second, strict=True)]
+    return {index for index, (a, b) in enumerate(zip(first.shape, second.shape, strict=True)) if a != b}
+
+
+def _ranges(shapes: Sequence[tuple[int, ...]]) -> tuple[Dimension, ...]:
+    """Join the smallest, usual and largest shape of a tensor."""
+    return tuple(ends[0] if len(set(ends)) == 1 else list(ends) for ends in zip(*shapes, strict=True))

@@ -1,0 +1,96 @@
+"""What the graphs of one denoising step share: inputs of either stream, and the values they are compared on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from infid_export.export.graphs.graph import PROMPT_TOKENS, Sizes, TensorShape
+from infid_export.export.graphs.identity_encoder import IDENTITY_ENCODER
+from infid_export.export.graphs.text_encoders import TEXT_ENCODER, TEXT_ENCODER_2
+
+if TYPE_CHECKING:
+    from infid_export.export.parity_case import Array, ParityCase
+
+UNET: Mapping[str, str] = {"unet.": "unet"}
+_STEPS, _STEP = 30, 10  # compared is step 10 of 30: neither noise nor picture
+# Away from 0 and 1, so that a graph that ignores an input cannot pass.
+_GUIDANCE, _STYLE, _IDENTITY = 5.0, 0.75, 0.875
+# c_x and c_ε of the compared update. A real step is nine tenths its own input (1.11 and -0.12 at step 10 of 30), and
+# would hide ten times as large an error of the network.
+_COEFFICIENTS = (0.25, 1.0)
+
+
+def common_inputs(sizes: Sizes) -> dict[str, TensorShape]:
+    """Return what every step takes besides its streams' latents."""
+    rows, architecture = sizes.rows, sizes.architecture
+    return {
+        "timestep": TensorShape((1,)),
+        "ddim_coefficients": TensorShape((2,)),
+        "guidance": TensorShape((sizes.batch,)),
+        "prompt_embeds": TensorShape((rows, PROMPT_TOKENS, architecture.unet["cross_attention_dim"]), "network"),
+        "pooled_prompt_embeds": TensorShape((rows, architecture.text_encoder_2["projection_dim"]), "network"),
+        "time_ids": TensorShape((rows, 6)),
+    }
+
+
+def identity_inputs(sizes: Sizes) -> dict[str, TensorShape]:
+    """Return what a step with the identity stream takes of the person."""
+    stacked = TensorShape((sizes.rows, sizes.people * sizes.config.tokens, sum(sizes.blocks.values())), "network")
+    return {
+        "identity_keys": stacked,
+        "identity_values": stacked,
+        "style_strength": TensorShape((sizes.batch,)),
+        "identity_strength": TensorShape((sizes.batch,)),
+    }
+
+
+def text_features(sizes: Sizes) -> dict[str, TensorShape]:
+    """Return what `text_step` hands on to `identity_step`: one tensor per transformer block, by its path."""
+    from infid_export.model.processors import text_feature_paths
+
+    return {
+        path: TensorShape((sizes.rows, _tokens(path, sizes), channels), "network")
+        for path, channels in zip(text_feature_paths(sizes.blocks), sizes.blocks.values(), strict=True)
+    }
+
+
+def common_values(case: ParityCase) -> dict[str, Array]:
+    """Return values for `common_inputs`: a step in the middle, on the embeddings of the fixed prompts."""
+    import numpy as np
+
+    from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
+
+    first, second = case.outputs[TEXT_ENCODER.name], case.outputs[TEXT_ENCODER_2.name]
+    height, width = case.sizes.height, case.sizes.width
+    return {
+        "timestep": ddim_table(SDXL_SCHEDULER, _STEPS)[_STEP, :1],
+        "ddim_coefficients": np.array(_COEFFICIENTS, np.float32),
+        "guidance": case.filled(_GUIDANCE),
+        "prompt_embeds": np.concatenate([first["hidden_states"], second["hidden_states"]], -1),
+        "pooled_prompt_embeds": second["pooled"],
+        "time_ids": np.tile(np.array([height, width, 0, 0, height, width], np.float32), (case.sizes.rows, 1)),
+    }
+
+
+def identity_values(case: ParityCase) -> dict[str, Array]:
+    """Return values for `identity_inputs`: the fixed face in every slot."""
+    import numpy as np
+
+    person, sizes = case.outputs[IDENTITY_ENCODER.name], case.sizes
+    stacked = {
+        name: np.tile(np.repeat(person[name], sizes.batch, axis=0), (1, sizes.people, 1))
+        for name in ("identity_keys", "identity_values")
+    }
+    return {**stacked, "style_strength": case.filled(_STYLE), "identity_strength": case.filled(_IDENTITY)}
+
+
+def _tokens(path: str, sizes: Sizes) -> int:
+    """Return the image tokens of a transformer block, by its level in the UNet."""
+    levels = len(sizes.architecture.unet["block_out_channels"])
+    part, index, *_ = path.split(".")
+    level = {"down_blocks": int(index) if index.isdigit() else 0, "mid_block": levels - 1}.get(part)
+    if level is None:
+        level = levels - 1 - int(index)
+    _, height, width = sizes.architecture.latents(sizes.height, sizes.width)
+    return (height >> level) * (width >> level)

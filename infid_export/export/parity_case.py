@@ -1,0 +1,74 @@
+"""The fixed inputs that graphs and pictures are compared on: prompts, a face, noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from infid_export.export.graphs.graph import Sizes
+from infid_export.faces.reader import FaceInputs
+from infid_export.model.sources import ModelSource
+from infid_export.runtime.denoise import seeded_noise
+
+Array = np.ndarray[Any, Any]
+PROMPT = "a portrait photo of a person in the rain, oil painting"
+NEGATIVE_PROMPT = "blurry"
+SEED = 20240319
+
+
+@dataclass(frozen=True)
+class ParityCase:
+    """What graphs make their parity inputs of.
+
+    Args:
+        source: the model.
+        sizes: shapes of the comparison.
+        outputs: the reference outputs of the upstream graphs, by graph and flat name.
+    """
+
+    source: ModelSource
+    sizes: Sizes
+    outputs: Mapping[str, Mapping[str, Array]]
+
+    @cached_property
+    def _noise(self) -> Array:
+        return seeded_noise([SEED + row for row in range(3 * self.sizes.batch)], self.sizes.latents.extents[1:])
+
+    def noise(self, index: int) -> Array:
+        """Return one of three batches of noise, `[B, 4, h, w]` fp32."""
+        batch = self.sizes.batch
+        return self._noise[index * batch : (index + 1) * batch]
+
+    def filled(self, value: float) -> Array:
+        """Return `[B]` fp32 of one value."""
+        return np.full(self.sizes.batch, value, np.float32)
+
+    def token_ids(self, tokenizer: int) -> Array:
+        """Return `[2B, 77]` int32 ids of the negative prompt and the prompt, by one of the model's two tokenizers."""
+        from tokenizers import Tokenizer
+
+        texts = [NEGATIVE_PROMPT] * self.sizes.batch + [PROMPT] * self.sizes.batch
+        encoded = Tokenizer.from_str(self.source.tokenizers()[tokenizer]).encode_batch(texts)
+        return np.array([item.ids for item in encoded], np.int32)
+
+    def face(self) -> FaceInputs:
+        """Return the fixed face in the model's sizes."""
+        return parity_face(self.sizes.architecture.image_encoder["image_size"], self.sizes.config.face_width)
+
+
+def parity_face(size: int, width: int) -> FaceInputs:
+    """Return a fixed stand-in for an aligned face: smooth random colors and a random unit embedding.
+
+    Args:
+        size: height and width of the crop.
+        width: length of the embedding.
+    """
+    random = np.random.default_rng(SEED)
+    coarse = random.random((1, 3, 8, 8), dtype=np.float32)
+    crop = np.repeat(np.repeat(coarse, size // 8, axis=2), size // 8, axis=3)
+    embedding = random.standard_normal((1, width)).astype(np.float32)
+    return FaceInputs(crop, embedding / np.linalg.norm(embedding))
