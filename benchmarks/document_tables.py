@@ -4,8 +4,8 @@ Usage::
 
     infid-export build --fp16 --json > build.json
     python benchmarks/document_tables.py keep demo-fp16 build.json "2 CPU cores"
-    python benchmarks/quality/ablation.py --identity-with-text benchmarks/quality/identity-with-text.safetensors
-    python benchmarks/quality/backends.py
+    python benchmarks/quality/ablation_scores.py --identity-with-text benchmarks/quality/identity-with-text.safetensors
+    python benchmarks/quality/backend_scores.py
     python benchmarks/reliability.py
     python benchmarks/document_tables.py draw
 
@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import reliability
 from benchmarks.provenance import RESULTS, ROOT, measured_on
-from benchmarks.quality import ablation, backends
+from benchmarks.quality import ablation_scores, backend_scores
 
 _MARKER = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13")
@@ -131,8 +131,8 @@ def tables() -> dict[str, str]:
     return {
         "parity": parity_table({"demo": demo, "random-sdxl": full}),
         "engines": engine_table(full),
-        "ablation": ablation.markdown(variants),
-        "backends": backends.markdown(engines),
+        "ablation": ablation_scores.markdown(variants),
+        "backends": backend_scores.markdown(engines),
         "reliability": reliability.markdown(tried),
     }
 

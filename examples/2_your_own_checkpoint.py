@@ -20,13 +20,13 @@ import open_clip
 import torch
 from diffusers import UNet2DConditionModel
 
-from infid_export.export.build import build
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.builder import build
 from infid_export.export.face_models import write_random_recognizer
-from infid_export.export.options import BuildOptions
 from infid_export.model.architectures import DEMO, identity_config
 from infid_export.model.identity import IdentityModules
-from infid_export.model.pipeline import InfiniteIDPipeline
 from infid_export.model.processors import identity_blocks
+from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.model.sources import RandomSource
 
 TINY = {"block_out_channels": [32, 32, 64], "layers_per_block": 1, "transformer_layers_per_block": 1}

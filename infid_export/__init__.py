@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from infid_export.model.pipeline import InfiniteIDPipeline as InfiniteIDPipeline
+    from infid_export.model.reference_pipeline import InfiniteIDPipeline as InfiniteIDPipeline
     from infid_export.runtime.person import Person as Person
     from infid_export.runtime.person import mix as mix
     from infid_export.runtime.person import stack as stack
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 __all__ = ["InfiniteIDPipeline", "Person", "Pipeline", "__version__", "mix", "stack"]
 
 _MODULE_OF = {
-    "InfiniteIDPipeline": "infid_export.model.pipeline",
+    "InfiniteIDPipeline": "infid_export.model.reference_pipeline",
     "Person": "infid_export.runtime.person",
     "Pipeline": "infid_export.runtime.pipeline",
     "mix": "infid_export.runtime.person",

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from infid_engines.arguments import shown
 from infid_engines.errors import InputError
+from infid_engines.validation import shown
 
 Array = np.ndarray[Any, Any]
 

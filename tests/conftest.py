@@ -19,9 +19,9 @@ import skimage.data
 from PIL import Image
 
 from infid_engines.manifest import Manifest
-from infid_export.export.build import BuildReport, build
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.builder import BuildReport, build
 from infid_export.export.graphs import GRAPHS
-from infid_export.export.options import BuildOptions
 from infid_export.model.sources import RandomSource
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from documents import BLOCKS, DOCUMENTS, NEEDS, ROOT, Block
+from document_blocks import BLOCKS, DOCUMENTS, NEEDS, ROOT, Block
 from PIL import Image
 
 from infid_export.cli import main

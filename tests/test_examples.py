@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from documents import ROOT
+from document_blocks import ROOT
 from PIL import Image
 from safetensors import safe_open
 

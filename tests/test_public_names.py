@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from documents import ROOT
+from document_blocks import ROOT
 
 import infid_export
 

@@ -5,7 +5,7 @@ import sys
 from importlib.metadata import entry_points
 
 import pytest
-from documents import ROOT
+from document_blocks import ROOT
 
 from infid_export.cli.main import COMMANDS
 

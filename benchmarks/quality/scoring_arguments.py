@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.provenance import ROOT
-from infid_training.evaluation.set_sources import WORLD
+from infid_export.evaluation.set_sources import WORLD
 
 
 def parser_of(description: str | None, name: str) -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infid_export.cli.arguments import (
+from infid_export.cli.flags import (
     DRY_RUN_HELP,
     ENGINES,
     add_detector,
@@ -19,8 +19,8 @@ from infid_export.cli.arguments import (
     backend_help,
 )
 from infid_export.cli.output import Output, shown, size
+from infid_export.export.build_options import BuildOptions
 from infid_export.export.graphs import DEFAULT, GRAPHS
-from infid_export.export.options import BuildOptions
 
 if TYPE_CHECKING:
     from infid_engines.manifest import EngineRecord, FileRecord, Manifest
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     options = options_of(arguments)
     if arguments.dry_run:
         return _dry_run(options, output)
-    from infid_export.export.build import build
+    from infid_export.export.builder import build
 
     with output.progress() as reporter:
         report = build(options, reporter)
@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _dry_run(options: BuildOptions, output: Output) -> int:
-    from infid_export.export.estimate import estimate
+    from infid_export.export.build_estimate import estimate
 
     plan, rows = estimate(options)
     for note in plan.notes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from infid_export.cli.arguments import add_targets, add_tuning
+from infid_export.cli.flags import add_targets, add_tuning
 from infid_export.cli.output import Output, shown, size
 
 # Written here and not imported, because infid_kernels imports torch and help must not.
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Compile, and show what each kernel uses."""
-    from infid_export.export.kernel_bundle import compile_bundle
+    from infid_export.export.bundle_compilation import compile_bundle
 
     folder: Path = arguments.output
     with output.progress() as reporter:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from infid_engines.errors import InputError
-from infid_export.cli.arguments import add_engines, add_face_index
+from infid_export.cli.flags import add_engines, add_face_index
 from infid_export.cli.generate import enrolled, require_writable
 from infid_export.cli.output import Output
 

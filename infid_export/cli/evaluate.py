@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infid_engines.errors import InputError
-from infid_export.cli.arguments import (
+from infid_export.cli.flags import (
     DRY_RUN_HELP,
     ENGINES,
     METHOD_CHOICES,
@@ -22,11 +22,11 @@ from infid_export.cli.output import Output, shown
 
 if TYPE_CHECKING:
     from infid_engines.progress import Reporter
-    from infid_training.evaluation.evaluation import Evaluation
-    from infid_training.evaluation.gate import Gate
-    from infid_training.evaluation.generators import Generator
-    from infid_training.evaluation.scorers import Scorers
-    from infid_training.evaluation.sets import EvaluationSet
+    from infid_export.evaluation.evaluation import Evaluation
+    from infid_export.evaluation.gate import Gate
+    from infid_export.evaluation.generators import Generator
+    from infid_export.evaluation.scorers import Scorers
+    from infid_export.evaluation.sets import EvaluationSet
 
 _WORLD = "world:heldout"
 _SETTINGS = ("steps", "guidance", "style_strength", "plain_style_strength", "identity_strength")
@@ -86,8 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Evaluate, and print the scores; exit code 1 if a score is lost against another evaluation."""
     _refuse_without_effect(arguments)
-    from infid_training.evaluation.evaluation import Evaluation, evaluate
-    from infid_training.evaluation.results import ResultFolder
+    from infid_export.evaluation.evaluation import Evaluation, evaluate
+    from infid_export.evaluation.results import ResultFolder
 
     chosen = _set(arguments)
     against = Evaluation.load(arguments.against) if arguments.against else None
@@ -138,7 +138,7 @@ def _refuse_without_effect(arguments: argparse.Namespace) -> None:
 
 
 def _set(arguments: argparse.Namespace) -> EvaluationSet:
-    from infid_training.evaluation.set_sources import json_set, open_set
+    from infid_export.evaluation.set_sources import json_set, open_set
 
     if arguments.set is not None:
         return json_set(arguments.set)
@@ -147,7 +147,7 @@ def _set(arguments: argparse.Namespace) -> EvaluationSet:
 
 
 def _scorers(arguments: argparse.Namespace) -> Scorers:
-    from infid_training.evaluation.scorer_choice import open_scorers
+    from infid_export.evaluation.scorer_choice import open_scorers
 
     return open_scorers(
         clip=(arguments.clip[0], Path(arguments.clip[1])) if arguments.clip else None,
@@ -181,7 +181,7 @@ def _generator(arguments: argparse.Namespace, reporter: Reporter) -> Iterator[Ge
     """Open what makes the pictures, and close it afterwards."""
     settings = {name: getattr(arguments, name) for name in _SETTINGS}
     if arguments.model is not None:
-        from infid_training.evaluation.generators import open_reference
+        from infid_export.evaluation.generators import open_reference
 
         choices = {name: getattr(arguments, name) for name, _ in METHOD_CHOICES.values()}
         yield open_reference(
@@ -195,8 +195,8 @@ def _generator(arguments: argparse.Namespace, reporter: Reporter) -> Iterator[Ge
             face_detector=arguments.face_detector,
         )
         return
+    from infid_export.evaluation.generators import EngineGenerator
     from infid_export.runtime.pipeline import Pipeline
-    from infid_training.evaluation.generators import EngineGenerator
 
     folder = arguments.engines or ENGINES
     with Pipeline.load(folder, arguments.backend, arguments.device, reporter) as pipe:
@@ -207,8 +207,8 @@ def _judge(found: Evaluation, against: Evaluation | None, output: Output) -> Gat
     """Compare with another evaluation, and print the verdict of every score."""
     if against is None:
         return None
-    from infid_training.evaluation.gate import compare
-    from infid_training.evaluation.scorers import METRICS
+    from infid_export.evaluation.gate import compare
+    from infid_export.evaluation.scorers import METRICS
 
     gate = compare(found, against)
     rows = [
@@ -223,7 +223,7 @@ def _judge(found: Evaluation, against: Evaluation | None, output: Output) -> Gat
 
 
 def _show(found: Evaluation, output: Output) -> None:
-    from infid_training.evaluation.scorers import METRICS
+    from infid_export.evaluation.scorers import METRICS
 
     rows = [
         (subset, str(len(found.subset(subset))), *(f"{interval:.3f}" for interval in scores.values()))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from infid_engines.atomic_files import partial_of, whole_file
 from infid_engines.errors import InputError
 from infid_engines.text_files import without_marks
-from infid_export.cli.arguments import add_engines, add_face_index, add_sampling, add_size
+from infid_export.cli.flags import add_engines, add_face_index, add_sampling, add_size
 from infid_export.cli.output import Output
 
 if TYPE_CHECKING:

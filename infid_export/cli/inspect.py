@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InfidError, InputError
-from infid_export.cli.arguments import add_folder
 from infid_export.cli.build import show_engines, show_parity
+from infid_export.cli.flags import add_folder
 from infid_export.cli.output import Output, size
 
 if TYPE_CHECKING:

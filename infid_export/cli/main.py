@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from infid_engines.errors import BackendUnavailableError, InfidError, InputError
 from infid_export import __version__
-from infid_export.cli.arguments import add_common
+from infid_export.cli.flags import add_common
 
 if TYPE_CHECKING:
     from infid_export.cli.output import Output

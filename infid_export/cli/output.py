@@ -19,7 +19,7 @@ from rich.text import Text
 
 from infid_engines.errors import InfidError
 from infid_engines.progress import SilentReporter
-from infid_export.cli.progress import TerminalReporter
+from infid_export.cli.progress_bar import TerminalReporter
 
 _FOLDED = 20  # columns: a wider cell may be folded down to this before a table is shown as records instead
 _GAP = 2  # columns between two columns of a table

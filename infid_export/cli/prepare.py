@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infid_engines.errors import InputError
-from infid_export.cli.arguments import add_detector, add_recognizer
+from infid_export.cli.flags import add_detector, add_recognizer
 from infid_export.cli.output import Output, shown
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Prepare, and print what was dropped and why."""
     from infid_export.export.face_models import recognizer_file
-    from infid_training.prepare import PrepareOptions, prepare
+    from infid_training.preparation import PrepareOptions, prepare
 
     options = PrepareOptions(
         size=arguments.size, crop_size=arguments.crop_size, single_photo=arguments.single_photo,

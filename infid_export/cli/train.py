@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from infid_engines.errors import InputError
 from infid_engines.text_files import without_marks
-from infid_export.cli.arguments import DRY_RUN_HELP, MODEL_HELP
+from infid_export.cli.flags import DRY_RUN_HELP, MODEL_HELP
 from infid_export.cli.output import Output, shown, size
-from infid_export.cli.progress import duration
+from infid_export.cli.progress_bar import duration
 
 if TYPE_CHECKING:
     from infid_export.model.sources import ModelSource
-    from infid_training.options import TrainOptions
+    from infid_training.run_options import TrainOptions
 
 # Written here and not imported: help must not import what the options' neighbours import.
 _SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -93,7 +93,7 @@ def _add_watching(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Train, or estimate."""
-    from infid_training.options import TrainOptions
+    from infid_training.run_options import TrainOptions
 
     fields = TrainOptions.__dataclass_fields__
     options = TrainOptions(**{name: value for name, value in vars(arguments).items() if name in fields})
@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 def _dry_run(arguments: argparse.Namespace, options: TrainOptions, output: Output) -> int:
     from infid_training.base_model import open_base
-    from infid_training.estimate import estimate
+    from infid_training.run_estimate import estimate
 
     source = open_base(arguments.model, arguments.image_encoder, arguments.identity_init, with_text=arguments.with_text)
     gpus, tflops = arguments.gpus or 1, arguments.tflops or _TFLOPS

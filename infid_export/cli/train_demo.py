@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--ablation", action="store_true",
-        help="also train the identity weights with text on, for benchmarks/quality/ablation.py (half an hour more)",
+        help="also train the identity weights with text on, for benchmarks/quality/ablation_scores.py (30 minutes)",
     )  # fmt: skip
     parser.add_argument("--gpu", action="store_true", help="train on an NVIDIA GPU instead of the CPU")
     parser.add_argument(

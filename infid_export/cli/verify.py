@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from infid_export.cli.arguments import add_folder
 from infid_export.cli.build import show_parity
+from infid_export.cli.flags import add_folder
 from infid_export.cli.output import Output
 
 EXAMPLES = ("infid-export verify infid-engines", "infid-export verify infid-engines --json --quiet")
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Verify, and print the comparisons; exit code 1 if one failed."""
-    from infid_export.export.build import verify
+    from infid_export.export.builder import verify
 
     with output.progress() as reporter:
         parity = verify(arguments.folder, reporter)

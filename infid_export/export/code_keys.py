@@ -15,9 +15,9 @@ from infid_export.export.code_closure import Code, source_file
 
 _PACKAGES = ("infid_engines", "infid_export", "infid_kernels")
 # They reject input and word errors; what is accepted is among an artifact's fields.
-_REJECTING = ("infid_engines.errors", "infid_engines.arguments", "infid_engines.documents")
+_REJECTING = ("infid_engines.errors", "infid_engines.validation", "infid_engines.documents")
 # What a build was asked for is among an artifact's fields too; the class names every graph.
-_ASKED = ("infid_export.export.options:BuildOptions", "infid_export.export.plan:Plan")
+_ASKED = ("infid_export.export.build_options:BuildOptions", "infid_export.export.plan:Plan")
 # Native graphs have no kernels and no nodes for them; forms with kernels have the code of `fused` besides.
 _KERNELS = ("infid_kernels.ops:TRITON", "infid_export.export.plugin_nodes")
 _STOPS = (*_REJECTING, *_ASKED, *_KERNELS)

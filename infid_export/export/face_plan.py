@@ -7,9 +7,9 @@ from typing import Any
 from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file
 from infid_export.export.artifact import DETECTOR, RECOGNIZER, SMALL, Artifact
+from infid_export.export.build_options import BuildOptions
 from infid_export.export.code_keys import code_hash
 from infid_export.export.face_models import detector_fingerprint
-from infid_export.export.options import BuildOptions
 from infid_export.export.writers import Writers
 from infid_export.faces.detection import INSIGHTFACE_LICENCE, InsightFaceDetector
 from infid_export.faces.recognition import ArcFaceRecognizer

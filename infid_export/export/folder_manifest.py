@@ -11,7 +11,7 @@ from infid_engines.manifest import EngineRecord, FileRecord, GraphRecord, Manife
 from infid_engines.registry import PARITY_BACKEND
 from infid_export import __version__
 from infid_export.export.artifact import DETECTOR, RECOGNIZER, weights_file
-from infid_export.export.options import BuildOptions
+from infid_export.export.build_options import BuildOptions
 from infid_export.export.plan import EngineItem, Plan
 from infid_export.faces.detection import INSIGHTFACE_LICENCE
 from infid_export.model.sources import BUILT_IN

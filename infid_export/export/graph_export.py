@@ -13,10 +13,10 @@ from diffusers.models.attention_processor import Attention
 
 from infid_engines.manifest import Dimension, TensorSpec
 from infid_export.export.artifact import weights_file
+from infid_export.export.build_options import BuildOptions
 from infid_export.export.graphs.graph import Graph, GraphForm, Sizes, flat
 from infid_export.export.inspection import read_graph
 from infid_export.export.onnx_graph import export_onnx
-from infid_export.export.options import BuildOptions
 from infid_export.export.weights import WeightsLayout
 from infid_export.model.components import brought
 from infid_export.model.processors import identity_blocks

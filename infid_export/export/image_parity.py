@@ -15,7 +15,7 @@ from infid_export.export.parity import ImageParity, psnr
 from infid_export.export.parity_case import NEGATIVE_PROMPT, PROMPT, SEED, parity_face
 from infid_export.export.plan import Plan
 from infid_export.export.tolerances import PSNR_DB
-from infid_export.model.pipeline import InfiniteIDPipeline
+from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
 
 

@@ -15,11 +15,11 @@ from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.manifest import canonical_key, sha256_file
 from infid_engines.registry import BACKENDS, PARITY_BACKEND, fastest_first, get_backend
 from infid_export.export.artifact import RECOGNIZER, SMALL, TOKENIZERS, Artifact, Seconds, plugins_file, weights_file
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.bundle_compilation import require_measured
 from infid_export.export.code_keys import code_hash
 from infid_export.export.face_plan import face_files
 from infid_export.export.graphs import GRAPHS, GraphForm, chosen_graphs, forms_of
-from infid_export.export.kernel_bundle import require_measured
-from infid_export.export.options import BuildOptions
 from infid_export.export.vae_range import PROBED, VAE_RANGE
 from infid_export.export.writers import Writers
 from infid_export.model.sources import BUILT_IN, ModelSource, open_source

@@ -12,9 +12,9 @@ from infid_engines.folder import Written
 from infid_engines.progress import Stage
 from infid_engines.worker import build_in_subprocess
 from infid_export.export.artifact import Write, plugins_file
+from infid_export.export.build_options import BuildOptions
 from infid_export.export.face_models import write_detector, write_random_recognizer, write_shipped
 from infid_export.export.graphs.graph import GraphForm
-from infid_export.export.options import BuildOptions
 from infid_export.export.vae_range import precision_of, write_vae_range
 from infid_export.model.sources import ModelSource
 

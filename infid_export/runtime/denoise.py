@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from infid_engines.arguments import finite_number, shown, whole_number
 from infid_engines.backends import Engine
 from infid_engines.errors import CancelledError, EngineFolderError, InputError
 from infid_engines.manifest import Manifest
+from infid_engines.validation import finite_number, shown, whole_number
 
 Array = np.ndarray[Any, Any]
 OnStep = Callable[[int, float, Callable[[], Array]], None]

@@ -11,10 +11,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from infid_engines.arguments import is_number, path_of, shown, text_of
 from infid_engines.atomic_files import whole_file
 from infid_engines.errors import InputError
 from infid_engines.tensor_seal import SEAL_KEY, TensorBytes, sort_header, tensor_seal
+from infid_engines.validation import is_number, path_of, shown, text_of
 from infid_export.faces.choice import TakenFace
 
 Array = np.ndarray[Any, Any]

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from infid_engines.arguments import path_of, require_callable, require_methods, shown, text_of, texts_of, whole_number
 from infid_engines.errors import EngineFolderError, InputError
 from infid_engines.manifest import Manifest, stored_engines
 from infid_engines.progress import Reporter, SilentReporter
 from infid_engines.registry import get_backend
+from infid_engines.validation import path_of, require_callable, require_methods, shown, text_of, texts_of, whole_number
 from infid_export.faces.photos import Photo
 from infid_export.faces.reader import FaceInputs, FaceReader
 from infid_export.runtime.denoise import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from infid_engines.arguments import text_of
+from infid_engines.validation import text_of
 from infid_export.runtime.tokenizer_file import LENGTH, open_tokenizer
 
 _END = "<|endoftext|>"

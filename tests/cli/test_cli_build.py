@@ -12,8 +12,8 @@ from cli_process import Cli, write_parity
 from infid_engines.manifest import Manifest
 from infid_export.cli import main
 from infid_export.cli.build import options_of
-from infid_export.export.build import BuildReport
-from infid_export.export.options import BuildOptions
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.builder import BuildReport
 from infid_export.export.parity import stored_parity
 
 
@@ -52,7 +52,7 @@ def test_every_option_has_a_flag() -> None:
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch, small_folder: Path) -> Callable[[], BuildReport]:
     """Replace the build by one that reports what lies in the small folder."""
-    import infid_export.export.build as module
+    import infid_export.export.builder as module
 
     def build(options: BuildOptions, reporter: object) -> BuildReport:
         manifest, parity = Manifest.load(small_folder), stored_parity(small_folder)
@@ -89,7 +89,7 @@ def test_a_build_as_json(cli: Cli, small_folder: Path) -> None:
 
 
 def test_verify_says_what_would_pass(cli: Cli, small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import infid_export.export.build as module
+    import infid_export.export.builder as module
 
     write_parity(small_folder, rms_error=0.5)
     monkeypatch.setattr(module, "verify", lambda folder, reporter: stored_parity(folder))
@@ -102,7 +102,7 @@ def test_verify_says_what_would_pass(cli: Cli, small_folder: Path, monkeypatch: 
 
 
 def test_verify_of_a_good_folder(cli: Cli, small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import infid_export.export.build as module
+    import infid_export.export.builder as module
 
     monkeypatch.setattr(module, "verify", lambda folder, reporter: stored_parity(folder))
     assert cli("verify", small_folder)[0] == 0

@@ -11,7 +11,7 @@ import pytest
 from cli_process import Cli, infid_export
 
 from infid_export.cli import compile_kernels
-from infid_export.export import kernel_bundle
+from infid_export.export import bundle_compilation
 from infid_kernels import arguments, compile, tuning, variants
 
 Run = tuple[Path, subprocess.CompletedProcess[str]]
@@ -21,7 +21,7 @@ def test_the_choices_are_those_of_the_kernels() -> None:
     assert compile_kernels.ARCHITECTURES == tuning.ARCHITECTURES
     assert tuple(compile.DTYPES) == compile_kernels.DTYPES
     assert compile_kernels.HEAD_SIZES == arguments.HEAD_SIZES
-    assert set(kernel_bundle._SECONDS) == set(compile.KERNELS)
+    assert set(bundle_compilation._SECONDS) == set(compile.KERNELS)
 
 
 def test_the_table_says_what_each_kernel_uses(compile_kernels_run: Run) -> None:
@@ -56,7 +56,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, kernels_bundle: Path) -> list[tuple[A
         calls.append((folder, *given[:3], given[4]))
         return {path.stem: json.loads(path.read_text()) for path in sorted(kernels_bundle.glob("mean*.json"))}
 
-    monkeypatch.setattr(kernel_bundle, "compile_bundle", compile_bundle)
+    monkeypatch.setattr(bundle_compilation, "compile_bundle", compile_bundle)
     return calls
 
 
@@ -111,9 +111,9 @@ def test_wrong_usage(cli: Cli, words: tuple[str, ...], problem: str) -> None:
 def test_the_function_refuses_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[list[Any], ...], problem: str
 ) -> None:
-    monkeypatch.setattr(kernel_bundle, "_require_compiler", lambda: None)
-    with pytest.raises(kernel_bundle.InputError, match=problem):
-        kernel_bundle.compile_bundle(tmp_path / "bundle", *given)
+    monkeypatch.setattr(bundle_compilation, "_require_compiler", lambda: None)
+    with pytest.raises(bundle_compilation.InputError, match=problem):
+        bundle_compilation.compile_bundle(tmp_path / "bundle", *given)
 
 
 def test_a_tuning_file_decides_the_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,13 +126,13 @@ def test_a_tuning_file_decides_the_tiles(tmp_path: Path, monkeypatch: pytest.Mon
     measured = tuning.Configuration(64, 64, 4, 3)
     entry = tuning.Entry("mixed_attention", "sm_90", 64, 0, True, measured, "measured on a GPU")
     tuning.write(tmp_path / "tuning.json", [entry])
-    monkeypatch.setattr(kernel_bundle, "_require_compiler", lambda: None)
+    monkeypatch.setattr(bundle_compilation, "_require_compiler", lambda: None)
     monkeypatch.setattr(variants, "compile_variants", compile_variants)
-    monkeypatch.setattr(kernel_bundle, "write_bundle", lambda folder, kernels: dict.fromkeys(kernels))
-    kernel_bundle.compile_bundle(tmp_path / "bundle", ["sm_90"], tuning=tmp_path / "tuning.json")
+    monkeypatch.setattr(bundle_compilation, "write_bundle", lambda folder, kernels: dict.fromkeys(kernels))
+    bundle_compilation.compile_bundle(tmp_path / "bundle", ["sm_90"], tuning=tmp_path / "tuning.json")
     assert [each[0] for each in seen] == 4 * [entry]
     assert all("compiled" in each[1].evidence for each in seen)  # the table's, where nothing was measured
-    kernel_bundle.compile_bundle(tmp_path / "bundle", ["sm_90"])
+    bundle_compilation.compile_bundle(tmp_path / "bundle", ["sm_90"])
     assert "compiled" in seen[-1][0].evidence
 
 
@@ -147,11 +147,11 @@ def test_a_tuning_file_decides_the_tiles(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_tuning_file_without_effect_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, problem: str
 ) -> None:
-    monkeypatch.setattr(kernel_bundle, "_require_compiler", lambda: None)
+    monkeypatch.setattr(bundle_compilation, "_require_compiler", lambda: None)
     if text is not None:
         (tmp_path / "tuning.json").write_text(text)
-    with pytest.raises(kernel_bundle.InputError, match=problem):
-        kernel_bundle.compile_bundle(tmp_path / "bundle", ["sm_90"], tuning=tmp_path / "tuning.json")
+    with pytest.raises(bundle_compilation.InputError, match=problem):
+        bundle_compilation.compile_bundle(tmp_path / "bundle", ["sm_90"], tuning=tmp_path / "tuning.json")
 
 
 def test_an_interpreting_triton_is_refused(tmp_path: Path) -> None:

@@ -1,52 +1,39 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import evaluation_parts
 import pytest
+import small_face_models
+import tiny_engines
 from cli_process import Cli
 from PIL import Image
 
+from infid_export.evaluation import set_sources
 from infid_export.model.sources import BUILT_IN
-from infid_training.evaluation import set_sources
-
-PARTS_FILE = Path(__file__).parents[1] / "training" / "evaluation_parts.py"
 
 
 @pytest.fixture(scope="module")
-def parts() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluation_parts_of_cli", PARTS_FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def stage(parts: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine folder of arithmetic, tiny scorers, two people and two prompts."""
     folder = tmp_path_factory.mktemp("stage")
-    parts.part_of("runtime/tiny_engines").write_folder(folder / "engines")
-    faces = parts.part_of("faces/face_models")
-    faces.write_dot_detector(folder / "detector.onnx")
-    faces.write_recognizer(folder / "facenet.onnx")
-    parts.write_tiny_clip(folder)
+    tiny_engines.write_folder(folder / "engines")
+    small_face_models.write_dot_detector(folder / "detector.onnx")
+    small_face_models.write_recognizer(folder / "facenet.onnx")
+    evaluation_parts.write_tiny_clip(folder)
     (folder / "people").mkdir()
-    parts.dotted(40).save(folder / "people" / "ann.png")
-    parts.dotted(140).save(folder / "people" / "bob.png")
+    evaluation_parts.dotted(40).save(folder / "people" / "ann.png")
+    evaluation_parts.dotted(140).save(folder / "people" / "bob.png")
     (folder / "prompts.txt").write_text("a knight\nstylised: a knight as a woodcut\n")
     return folder
 
 
 @pytest.fixture
-def words(stage: Path, parts: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def words(stage: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Everything but the engine folder, relative to the current one."""
     monkeypatch.chdir(stage)
-    scorers = ["--clip", parts.TINY_CLIP, "clip.safetensors", "--facenet", "facenet.onnx"]
+    scorers = ["--clip", evaluation_parts.TINY_CLIP, "clip.safetensors", "--facenet", "facenet.onnx"]
     return [*scorers, "--face-detector", "detector.onnx", "--references", "people", "--prompts", "prompts.txt"]
 
 
@@ -91,11 +78,9 @@ def test_a_lost_score_fails(cli: Cli, words: list[str], tmp_path: Path) -> None:
     assert "FAILED no score may lose more than 0.5%" in out
 
 
-def test_the_pytorch_reference(
-    cli: Cli, words: list[str], parts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(BUILT_IN, "random-sdxl", parts.SMALL)
-    recognizer = parts.part_of("faces/face_models").write_recognizer(tmp_path / "recognizer.onnx")
+def test_the_pytorch_reference(cli: Cli, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUILT_IN, "random-sdxl", evaluation_parts.SMALL)
+    recognizer = small_face_models.write_recognizer(tmp_path / "recognizer.onnx")
     words = [*words, "--model", "random-sdxl", "--recognizer", str(recognizer), "--adain", "off", "--steps", "1"]
     code, out, err = cli("evaluate", *words, "--json", "--quiet")
     assert code == 0, err
@@ -148,10 +133,10 @@ def test_a_set_in_one_file(cli: Cli, words: list[str], stage: Path, tmp_path: Pa
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_cannot_be_evaluated_is_one_sentence(
-    cli: Cli, words: list[str], stage: Path, parts: ModuleType, change: list[str], problem: str
+    cli: Cli, words: list[str], stage: Path, change: list[str], problem: str
 ) -> None:
     (stage / "blank").mkdir(exist_ok=True)
-    parts.plain(90, 90, 90, size=64).save(stage / "blank/cy.png")
+    evaluation_parts.plain(90, 90, 90, size=64).save(stage / "blank/cy.png")
     code, out, err = cli("evaluate", "engines", *words, *change, "--quiet")
     assert (code, out) == (1, "")
     first, second = err.splitlines()
@@ -177,5 +162,5 @@ def test_the_worlds_name_is_the_commands() -> None:
 
     assert evaluate._WORLD == set_sources.WORLD
     counts = f"{set_sources.WORLD}:{set_sources.PEOPLE}", f"{set_sources.WORLD}:{set_sources.PROMPTS}"
-    text = PARTS_FILE.parents[2].joinpath("infid_export/cli/evaluate.py").read_text()
+    text = Path(evaluate.__file__).read_text()
     assert all(count in text for count in counts)

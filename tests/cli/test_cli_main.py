@@ -10,7 +10,7 @@ from cli_process import PROGRAM, Cli, environment, infid_export
 
 from infid_engines import registry
 from infid_engines.errors import BuildError, ParityError
-from infid_export.cli import arguments, main
+from infid_export.cli import flags, main
 
 LIGHT = ("infid_export", "infid_engines", "rich")  # rich draws what is printed
 
@@ -157,7 +157,7 @@ def test_a_common_flag_before_the_command_is_explained(cli: Cli) -> None:
 
 def test_interrupt_says_that_a_rerun_resumes() -> None:
     program = (
-        "import os, signal\nimport infid_export.export.build as module\n"
+        "import os, signal\nimport infid_export.export.builder as module\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a script runs in the background
         "module.build = lambda options, reporter: os.kill(os.getpid(), signal.SIGINT) or __import__('time').sleep(9)\n"
     )
@@ -238,12 +238,12 @@ def test_no_default_path_is_source_code_in_a_clone(command: str) -> None:
 
 def test_the_backends_are_those_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.BACKENDS, "toy", registry.BACKENDS[registry.PARITY_BACKEND])
-    assert arguments.backend_choices() == ("auto", *registry.BACKENDS)
+    assert flags.backend_choices() == ("auto", *registry.BACKENDS)
     assert main.make_parser("build").parse_args(["build", "--backend", "toy"]).backends == ["toy"]
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    import infid_export.export.build as module
+    import infid_export.export.builder as module
 
     def build(options: object, reporter: object) -> None:
         raise error

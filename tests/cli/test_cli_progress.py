@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from infid_export.cli.progress import Estimate, TerminalReporter, duration
+from infid_export.cli.progress_bar import Estimate, TerminalReporter, duration
 
 
 class Clock:

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from cli_process import Cli
-from face_models import write_recognizer
 from PIL import Image, ImageEnhance
+from small_face_models import write_recognizer
 
 from infid_export.cli import train as command
 from infid_export.faces.detection import find_centerface
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import RandomSource
-from infid_training.options import TrainOptions
+from infid_training.run_options import TrainOptions
 from infid_training.world.drawing import render
 from infid_training.world.people import person
 from infid_training.world.scenes import portrait

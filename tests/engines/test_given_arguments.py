@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from infid_engines.arguments import (
+from infid_engines.errors import InputError
+from infid_engines.validation import (
     finite_number,
     path_of,
     require_callable,
@@ -19,7 +20,6 @@ from infid_engines.arguments import (
     texts_of,
     whole_number,
 )
-from infid_engines.errors import InputError
 
 NO_NUMBER: tuple[Any, ...] = ("128", b"128", True, None, [1], {}, 1j, np.array([1, 2]), Path("1"))
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from face_models import quick_faces
+from small_face_models import quick_faces
 
 from infid_engines.errors import EngineFolderError, InputError, ParityError
 from infid_engines.folder import FolderTransaction
@@ -22,11 +22,11 @@ from infid_engines.manifest import Manifest
 from infid_engines.progress import SilentReporter
 from infid_export.export import plan
 from infid_export.export.artifact import weights_file
-from infid_export.export.build import BuildReport, build, stale, verify
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.builder import BuildReport, build, stale, verify
 from infid_export.export.graph_parity import compare_graphs
 from infid_export.export.graphs import GRAPHS
 from infid_export.export.inspection import read_graph
-from infid_export.export.options import BuildOptions
 from infid_export.export.parity import ImageParity, ParityReport, ParityRow, compare, psnr
 from infid_export.export.plan import make_plan
 from infid_export.export.vae_range import write_vae_range

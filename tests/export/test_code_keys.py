@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from infid_export.export import code_closure, code_keys
+from infid_export.export.build_options import BuildOptions
 from infid_export.export.code_closure import Code, Name, named, parse
 from infid_export.export.code_keys import code_hash
 from infid_export.export.graphs import GRAPHS
-from infid_export.export.options import BuildOptions
 from infid_export.export.plan import make_plan
 from infid_export.model.shipped import ShippedSource
 from infid_export.model.sources import CheckpointSource

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from face_models import quick_faces
+from small_face_models import quick_faces
 from torch import Tensor, nn
 
 from infid_engines.manifest import Manifest
 from infid_export.cli.build import options_of
 from infid_export.cli.main import make_parser
-from infid_export.export import build as module
-from infid_export.export.build import BuildReport, build, verify
-from infid_export.export.estimate import estimate
+from infid_export.export import builder as module
+from infid_export.export.build_estimate import estimate
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.builder import BuildReport, build, verify
 from infid_export.export.graphs import GRAPHS, chosen_graphs, forms_of
 from infid_export.export.graphs.graph import Dependence, Graph, GraphForm, Kernels, Sizes, Tensors, TensorShape, flat
 from infid_export.export.graphs.text_encoders import TEXT_ENCODER
-from infid_export.export.options import BuildOptions
 from infid_export.export.parity_case import Array, ParityCase
 from infid_export.export.plan import make_plan
 from infid_export.model.config import IdentityConfig

@@ -15,8 +15,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from face_models import quick_faces
 from onnx import TensorProto, helper
+from small_face_models import quick_faces
 from torch import Tensor
 
 from infid_engines.errors import InputError
@@ -24,12 +24,12 @@ from infid_engines.manifest import Manifest
 from infid_engines.progress import SilentReporter
 from infid_engines.registry import get_backend
 from infid_export.export.artifact import plugins_file
-from infid_export.export.build import BuildReport, build
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.builder import BuildReport, build
 from infid_export.export.folder_manifest import options_of
 from infid_export.export.graph_parity import compare_graphs
 from infid_export.export.graphs.graph import GraphForm
 from infid_export.export.graphs.identity_step import IDENTITY_STEP
-from infid_export.export.options import BuildOptions
 from infid_export.export.parity import compare
 from infid_export.export.plan import make_plan
 from infid_export.export.plugin_nodes import DOMAIN, OPERATIONS, write_runnable

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from face_models import quick_faces
+from small_face_models import quick_faces
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import Manifest
-from infid_export.export.build import build, verify
-from infid_export.export.options import BuildOptions
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.builder import build, verify
 from infid_export.export.parity_case import parity_face
-from infid_export.model.pipeline import InfiniteIDPipeline
+from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.model.sources import open_source
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
 

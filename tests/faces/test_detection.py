@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from face_models import BOX, MARKS, write_dot_detector, write_recognizer, write_scrfd
 from PIL import Image
+from small_face_models import BOX, MARKS, write_dot_detector, write_recognizer, write_scrfd
 
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_export.faces import model_files

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from face_models import write_dot_detector, write_recognizer, write_scrfd
+from small_face_models import write_dot_detector, write_recognizer, write_scrfd
 
 from infid_engines.errors import InputError
 from infid_export.faces.detection import CenterFaceDetector

@@ -23,11 +23,12 @@ from infid_export.cli.main import COMMANDS, run
 
 # Where hours of work would begin; everything before it is real.
 _WORK = (
-    "infid_export.export.build.build", "infid_export.export.build.verify", "infid_export.export.estimate.estimate",
+    "infid_export.export.builder.build", "infid_export.export.builder.verify",
+    "infid_export.export.build_estimate.estimate",
     "infid_export.export.face_models.open_detector", "infid_export.export.face_models.write_shipped",
-    "infid_export.export.kernel_bundle.compile_bundle", "infid_training.run.train_on_shards",
-    "infid_training.estimate.estimate", "infid_training.evaluation.scorer_choice.open_scorers",
-    "infid_training.evaluation.generators.open_reference", "infid_export.cli.doctor.run", "infid_export.cli.tune.run",
+    "infid_export.export.bundle_compilation.compile_bundle", "infid_training.run.train_on_shards",
+    "infid_training.run_estimate.estimate", "infid_export.evaluation.scorer_choice.open_scorers",
+    "infid_export.evaluation.generators.open_reference", "infid_export.cli.doctor.run", "infid_export.cli.tune.run",
     "infid_export.cli.train_demo.run",
 )  # fmt: skip
 _LINES = (

@@ -17,10 +17,10 @@ from PIL import Image
 from infid_engines.documents import sealed
 from infid_engines.errors import InputError
 from infid_engines.kernel_bundle import INDEX, KernelBundle, write_bundle
+from infid_export.evaluation.evaluation import Evaluation
+from infid_export.evaluation.gate import compare
+from infid_export.evaluation.set_sources import json_set
 from infid_kernels import tuning
-from infid_training.evaluation.evaluation import Evaluation
-from infid_training.evaluation.gate import compare
-from infid_training.evaluation.set_sources import json_set
 
 
 def users_documents(folder: Path) -> Attempt:

@@ -16,7 +16,7 @@ from mutations import TEXTS, damaged, damaged_json, json_text, odd_value
 from small_shards import write_shards
 
 from infid_engines.documents import sealed
-from infid_training.checkpoint import OPTIMIZER, STATE, WEIGHTS, Checkpoints
+from infid_training.run_checkpoint import OPTIMIZER, STATE, WEIGHTS, Checkpoints
 from infid_training.shards import INDEX, ShardIndex, check_shard, read_shard
 
 _CROP = 16

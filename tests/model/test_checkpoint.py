@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
 from infid_engines.errors import InputError
-from infid_export.export.build import build, verify
-from infid_export.export.options import BuildOptions
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.builder import build, verify
 from infid_export.export.parity_case import parity_face
-from infid_export.model.pipeline import InfiniteIDPipeline
 from infid_export.model.processors import identity_blocks
+from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.model.sources import open_source
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from face_models import write_recognizer
 from safetensors.torch import load_file, save_file
+from small_face_models import write_recognizer
 
 from infid_engines.errors import InputError
+from infid_export.export.build_options import BuildOptions
 from infid_export.export.face_models import write_shipped
-from infid_export.export.options import BuildOptions
 from infid_export.export.plan import make_plan
 from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.model.encoder_record import ENCODERS_KEY, EncoderRecord, encoder_notes, encoders_of

@@ -23,8 +23,8 @@ from infid_export.export.weights import WeightsLayout
 from infid_export.model.checkpoint import read_checkpoint
 from infid_export.model.identity import IdentityModules
 from infid_export.model.loading import load_image_encoder, load_network
-from infid_export.model.pipeline import InfiniteIDPipeline
 from infid_export.model.processors import identity_blocks
+from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.model.sources import CheckpointSource, open_source
 from infid_training.base_model import open_base
 

@@ -11,7 +11,7 @@ from diffusers.utils import logging as diffusers_logging
 
 from infid_engines.errors import InputError
 from infid_export.export.parity_case import parity_face
-from infid_export.model.pipeline import InfiniteIDPipeline
+from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.model.sources import RandomSource
 from infid_export.model.tokenizers import clip_tokenizer_json
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer

@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 
 from infid_engines.errors import InputError
 from infid_export.export.parity_case import parity_face
-from infid_export.model.pipeline import InfiniteIDPipeline
 from infid_export.model.processors import Streams, identity_blocks, install_processors
+from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.model.sources import RandomSource
 from infid_export.model.step import DenoiseStep, IdentityStep, TextStep
 from infid_export.scheduler import SDXL_SCHEDULER

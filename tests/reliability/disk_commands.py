@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from bundle_parts import compiled
 from evaluation_parts import TINY_CLIP, dotted, write_tiny_clip
-from face_models import write_dot_detector, write_recognizer
 from fuzz_folders import person, small_folder
 from PIL import Image
+from small_face_models import write_dot_detector, write_recognizer
 from small_run import small_run, small_unet
 
 from infid_engines.kernel_bundle import KernelBundle
 from infid_engines.manifest import Manifest, verify_file
 from infid_export.cli import tune as tune_command
 from infid_export.cli.main import run
-from infid_export.export import face_models, graph_parity, kernel_bundle
+from infid_export.evaluation.evaluation import Evaluation
+from infid_export.export import bundle_compilation, face_models, graph_parity
 from infid_export.export.graph_export import GraphExporter
 from infid_export.export.graphs import GraphForm
 from infid_export.export.parity import ParityRow
@@ -36,7 +37,6 @@ from infid_export.model.processors import identity_blocks
 from infid_export.runtime.person import Person
 from infid_kernels import autotune, tuning
 from infid_training import run as training_run
-from infid_training.evaluation.evaluation import Evaluation
 from infid_training.shards import ShardIndex, check_shard
 
 
@@ -136,8 +136,8 @@ def _fake_kernels() -> Iterator[None]:
     kernels = [compiled(), compiled("mean_shift", whole=None)]
     resources = [replace(each, launch={**each.launch, "registers": 9, "stack_bytes": 0}) for each in kernels]
     with (
-        patch.object(kernel_bundle, "_compiled", lambda *_: iter(resources)),
-        patch.object(kernel_bundle, "_require_compiler", lambda: None),
+        patch.object(bundle_compilation, "_compiled", lambda *_: iter(resources)),
+        patch.object(bundle_compilation, "_require_compiler", lambda: None),
     ):
         yield
 

@@ -16,14 +16,14 @@ from random import Random
 from typing import Any
 
 import torch
-from face_models import write_recognizer
 from forked import run_forked
+from small_face_models import write_recognizer
 from small_run import losses, small_run, small_unet
 
 from infid_engines.errors import EngineFolderError, InfidError
 from infid_engines.manifest import Manifest, verify_file
-from infid_export.export.build import build
-from infid_export.export.options import BuildOptions
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.builder import build
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.runtime.pipeline import Pipeline

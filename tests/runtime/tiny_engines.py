@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import small_face_models
 from onnx import TensorProto, helper, numpy_helper
 
 from infid_engines.manifest import (
@@ -183,18 +183,6 @@ def _vae_decoder(path: Path, poison: bool) -> GraphRecord:
     return graph.save(path, {"image": (BATCH, 3, SIDE, SIDE)})
 
 
-def face_models() -> Any:
-    """The face models of the tests beside, which are not on this folder's path."""
-    spec = importlib.util.spec_from_file_location(
-        "face_models_of_runtime", Path(__file__).parents[1] / "faces" / "face_models.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def write_folder(folder: Path, poison: str = "", **changes: Any) -> Path:
     """Write a whole engine folder.
 
@@ -215,8 +203,8 @@ def write_folder(folder: Path, poison: str = "", **changes: Any) -> Path:
         (folder / name).mkdir()
         (folder / name / "tokenizer.json").write_text(clip_tokenizer_json(pad), encoding="utf-8")
     (folder / "faces").mkdir()
-    face_models().write_dot_detector(folder / "faces" / "detector.onnx")
-    face_models().write_recognizer(folder / "faces" / "recognizer.onnx")
+    small_face_models.write_dot_detector(folder / "faces" / "detector.onnx")
+    small_face_models.write_recognizer(folder / "faces" / "recognizer.onnx")
     files = {
         str(path.relative_to(folder)): FileRecord(sha256_file(path), path.stat().st_size)
         for path in sorted(folder.rglob("*"))

@@ -16,8 +16,8 @@ from infid_export.model.config import IdentityConfig
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_training.loop import TrainReport, train
-from infid_training.options import TrainOptions
-from infid_training.photos import CachedPhotos
+from infid_training.photo_folders import CachedPhotos
+from infid_training.run_options import TrainOptions
 
 CONFIG = IdentityConfig(clip_tokens=5, clip_width=16, face_width=8, face_tokens=2, cross_attention_dim=32)
 UNET = DEMO.unet | {

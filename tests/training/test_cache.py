@@ -23,9 +23,9 @@ from infid_training import cache as module
 from infid_training.base_model import initial_identity, open_base
 from infid_training.cache import ShardedPhotos, cached_file, fill_cache
 from infid_training.encode import PhotoEncoders
-from infid_training.estimate import estimate
-from infid_training.options import TrainOptions
 from infid_training.run import RunRequest, train_on_shards
+from infid_training.run_estimate import estimate
+from infid_training.run_options import TrainOptions
 from infid_training.samples import SampleGrid, fixed_people
 from infid_training.shards import PreparedPhoto, ShardIndex, read_shard
 

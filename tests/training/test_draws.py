@@ -9,7 +9,7 @@ from small_run import small_photos
 
 from infid_engines.errors import InputError
 from infid_training.draws import Draws
-from infid_training.options import TrainOptions
+from infid_training.run_options import TrainOptions
 
 
 def test_pairs_are_different_photos_of_one_person() -> None:

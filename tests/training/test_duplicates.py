@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import skimage.data
-from face_models import write_recognizer
 from PIL import Image, ImageOps
+from small_face_models import write_recognizer
 from test_prepare import photos_of, run, write_photo
 
 from infid_training import duplicates
 from infid_training.duplicates import Link, keep_together, link_people, reasons, thumbnail
-from infid_training.prepare import split_of
+from infid_training.preparation import split_of
 from infid_training.world.drawing import render
 from infid_training.world.people import person
 from infid_training.world.scenes import portrait

@@ -25,7 +25,7 @@ from infid_engines.manifest import sha256_file
 from infid_engines.tensor_seal import SEAL_KEY
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
-from infid_training import checkpoint, loop, stepper
+from infid_training import loop, run_checkpoint, stepper
 from infid_training.draws import Draws
 from infid_training.loop import train
 from infid_training.loss import identity_loss
@@ -276,7 +276,7 @@ def test_other_photos_and_another_model_are_refused(tmp_path: Path) -> None:
         small_run(tmp_path, steps=1)
 
 
-@pytest.mark.parametrize("name", [checkpoint.STATE, checkpoint.OPTIMIZER, checkpoint.WEIGHTS])
+@pytest.mark.parametrize("name", [run_checkpoint.STATE, run_checkpoint.OPTIMIZER, run_checkpoint.WEIGHTS])
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
     small_run(tmp_path, steps=2)
     path = tmp_path / "checkpoints/step-00000002" / name
@@ -287,13 +287,13 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
 
 def sign(path: Path) -> None:
     """Let a checkpoint's state vouch for a file, as if the checkpoint had been written with it."""
-    state = path.parent / checkpoint.STATE
+    state = path.parent / run_checkpoint.STATE
     document = json.loads(state.read_text())
     document["files"][path.name] = sha256_file(path)
     state.write_text(json.dumps(sealed(document)))
 
 
-@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE])
+@pytest.mark.parametrize("name", [run_checkpoint.WEIGHTS, run_checkpoint.OPTIMIZER, run_checkpoint.STATE])
 def test_one_changed_bit_of_a_checkpoint_is_damage(tmp_path: Path, name: str) -> None:
     small_run(tmp_path, steps=4)
     path = tmp_path / "checkpoints/step-00000004" / name
@@ -307,11 +307,11 @@ def test_one_changed_bit_of_a_checkpoint_is_damage(tmp_path: Path, name: str) ->
 @pytest.mark.parametrize(
     ("name", "key", "tensor", "reason"),
     [
-        (checkpoint.OPTIMIZER, "face_mapper.norm.bias.exp_avg", torch.zeros(3), r"exp_avg is \[3\], not \[32\]"),
-        (checkpoint.OPTIMIZER, "face_mapper.norm.bias.exp_avg_sq", None, "face_mapper.norm.bias lacks exp_avg_sq"),
-        (checkpoint.OPTIMIZER, "other.exp_avg", torch.zeros(3), "other"),
-        (checkpoint.WEIGHTS, "face_mapper.norm.bias", torch.zeros(3), r"has shape \[3\]"),
-        (checkpoint.WEIGHTS, "face_mapper.norm.bias", None, "lacks tensors: face_mapper.norm.bias"),
+        (run_checkpoint.OPTIMIZER, "face_mapper.norm.bias.exp_avg", torch.zeros(3), r"exp_avg is \[3\], not \[32\]"),
+        (run_checkpoint.OPTIMIZER, "face_mapper.norm.bias.exp_avg_sq", None, "face_mapper.norm.bias lacks exp_avg_sq"),
+        (run_checkpoint.OPTIMIZER, "other.exp_avg", torch.zeros(3), "other"),
+        (run_checkpoint.WEIGHTS, "face_mapper.norm.bias", torch.zeros(3), r"has shape \[3\]"),
+        (run_checkpoint.WEIGHTS, "face_mapper.norm.bias", None, "lacks tensors: face_mapper.norm.bias"),
     ],
 )
 def test_another_runs_tensors_are_damage(
@@ -334,7 +334,7 @@ def test_another_runs_tensors_are_damage(
 
 def test_weights_of_another_configuration_are_damage(tmp_path: Path) -> None:
     small_run(tmp_path, steps=2)
-    path = tmp_path / "checkpoints/step-00000002" / checkpoint.WEIGHTS
+    path = tmp_path / "checkpoints/step-00000002" / run_checkpoint.WEIGHTS
     small_identity(small_unet(), center_tokens=True).save(path)
     sign(path)
     with pytest.raises(InputError, match=r"cannot be read .*center_tokens: true -> false.*Remove this checkpoint's"):
@@ -355,10 +355,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, fails: str, monk
 
     def full(*_: object, **__: object) -> None:
         if fails == "save_file":
-            raise checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
+            raise run_checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(*((checkpoint, "save_file") if fails == "save_file" else (os, "mkdir")), full)
+    monkeypatch.setattr(*((run_checkpoint, "save_file") if fails == "save_file" else (os, "mkdir")), full)
     with pytest.raises(InputError, match=r"The disk that holds .*step-00000004 is full \(\d+\.\d\d GB free\)"):
         small_run(tmp_path, steps=4)
     monkeypatch.undo()

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from face_models import write_recognizer
 from icc_profiles import DISPLAY_P3, rgb_profile, to_srgb
 from PIL import Image
+from small_face_models import write_recognizer
 
 from infid_engines.documents import sealed
 from infid_engines.errors import InputError
 from infid_export.faces.detection import Face
-from infid_training.prepare import PrepareOptions, PrepareReport, find_people, prepare, split_of
+from infid_training.preparation import PrepareOptions, PrepareReport, find_people, prepare, split_of
 from infid_training.shards import PreparedPhoto, ShardIndex, read_shard
 
 OPTIONS = PrepareOptions(size=64, crop_size=32, validation=0.0)

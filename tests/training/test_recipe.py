@@ -27,12 +27,12 @@ from infid_export.model.face_networks import FACE_NETWORKS, DetectorNetwork, Rec
 from infid_export.model.shipped import ROWS, ShippedSource
 from infid_export.model.sources import COMPONENTS
 from infid_kernels import merged_cross_attention_reference
-from infid_training.options import TrainOptions
-from infid_training.recipe import autoencoder, base, contrast, detection, files, identity, recognition
+from infid_training.recipe import autoencoder, base, contrast, detector_stage, files, identity_stage, recognizer_stage
 from infid_training.recipe.crops import aligned
 from infid_training.recipe.fitting import Fit, fit
 from infid_training.recipe.pictures import PICTURES, SIZE, Pictures, draw_pictures, scene_of
 from infid_training.recipe.stages import Recipe
+from infid_training.run_options import TrainOptions
 from infid_training.world.people import person
 
 FEW = 2
@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_no_half_of_a_stages_file(
 
 
 def test_a_recogniser_is_asked_for_a_margin_in_angle_and_for_the_traits() -> None:
-    loss = recognition.RecognizerLoss(RecognizerNetwork(), range(5)).eval()
+    loss = recognizer_stage.RecognizerLoss(RecognizerNetwork(), range(5)).eval()
     faces, labels = torch.randn(3, 3, 112, 112), torch.tensor([0, 2, 4])
     with torch.autocast("cpu", torch.bfloat16):
         embedding = loss.network(faces).detach().float()
@@ -215,7 +215,7 @@ def test_a_recogniser_is_asked_for_a_margin_in_angle_and_for_the_traits() -> Non
 
 
 def test_an_embedding_tells_the_traits_whatever_its_length() -> None:
-    loss = recognition.RecognizerLoss(RecognizerNetwork(), range(5)).eval()
+    loss = recognizer_stage.RecognizerLoss(RecognizerNetwork(), range(5)).eval()
     faces, labels = torch.randn(3, 3, 112, 112), torch.tensor([0, 2, 4])
     before = loss(faces, labels)["traits"].detach()
     loss.network.head[-1].weight.data.mul_(4)
@@ -223,7 +223,7 @@ def test_an_embedding_tells_the_traits_whatever_its_length() -> None:
 
 
 def test_the_judge_and_the_generators_recogniser_share_no_person() -> None:
-    people = [set(loss.people) for loss in recognition.recognizers(10).values()]
+    people = [set(loss.people) for loss in recognizer_stage.recognizers(10).values()]
     assert not people[0] & people[1]
     assert people[0] | people[1] == set(range(10))
 
@@ -238,19 +238,19 @@ def test_the_detectors_maps_mean_what_the_runtime_reads_from_them(
         wanted[("size", "offset", "landmarks")[len(wanted)]] = to
         return (got - to).abs().mean()
 
-    monkeypatch.setattr(detection, "l1_loss", recorded)
+    monkeypatch.setattr(detector_stage, "l1_loss", recorded)
     seen: list[tuple[np.ndarray, np.ndarray]] = []
-    view = detection._view
-    monkeypatch.setattr(detection, "_view", lambda *where: seen.append(view(*where)) or seen[-1])
-    detection.detector_loss(DetectorNetwork(), pictures, 0)
+    view = detector_stage._view
+    monkeypatch.setattr(detector_stage, "_view", lambda *where: seen.append(view(*where)) or seen[-1])
+    detector_stage.detector_loss(DetectorNetwork(), pictures, 0)
     for row, (_, marks) in enumerate(seen):
         cells = np.zeros((1, 15, 48, 48), np.float32)
-        x, y = np.floor(detection.box_of(marks).mean(0) / 4).astype(int).clip(0, 47)
+        x, y = np.floor(detector_stage.box_of(marks).mean(0) / 4).astype(int).clip(0, 47)
         cells[0, :, y, x] = np.concatenate([[1.0], *(wanted[name][row] for name in ("size", "offset", "landmarks"))])
         boxes, scores, points = _decode(cells[:, :1], cells[:, 1:3], cells[:, 3:5], cells[:, 5:])
         assert len(scores) == 1
         np.testing.assert_allclose(points[0], marks, atol=1e-2)
-        np.testing.assert_allclose(boxes[0].reshape(2, 2), detection.box_of(marks), atol=1e-2)
+        np.testing.assert_allclose(boxes[0].reshape(2, 2), detector_stage.box_of(marks), atol=1e-2)
 
 
 def test_where_the_face_is() -> None:
@@ -318,7 +318,7 @@ def test_every_other_step_sees_faces_alone(pictures: Pictures, monkeypatch: pyte
 
 def test_identity_is_learned_from_whole_photos_and_from_faces_alone(pictures: Pictures) -> None:
     numbers, unused = torch.arange(len(pictures)), torch.empty(0)
-    photos = identity.PhotosOfTheWorld(numbers, _places(len(pictures)), unused, unused, pictures)
+    photos = identity_stage.PhotosOfTheWorld(numbers, _places(len(pictures)), unused, unused, pictures)
     whole, faces = (photos.targets(torch.tensor([first, 5, 6])) for first in (4, 7))
     assert whole.latents.shape == (3, 4, 32, 32)
     assert whole.time_ids.tolist() == 3 * [[128, 128, 0, 0, 128, 128]]
@@ -350,7 +350,7 @@ class _Still(nn.Module):
 def test_every_stage_learns_two_people_by_heart(
     name: str, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: Stage
 ) -> None:
-    modules = (autoencoder, contrast, recognition, detection, base)
+    modules = (autoencoder, contrast, recognizer_stage, detector_stage, base)
     for module, batch in zip(modules, (4, 6, 8, 4, 4), strict=True):
         monkeypatch.setattr(module, "_BATCH", batch)
     monkeypatch.setattr(base, "_FACES", 8)
@@ -358,11 +358,11 @@ def test_every_stage_learns_two_people_by_heart(
         vae = new("vae").requires_grad_(True)
         module, loss = vae, lambda step: autoencoder.autoencoder_loss(vae, pictures, step)
     elif name == "recognizer":
-        taught = recognition.RecognizerLoss(RecognizerNetwork(), range(FEW))
-        module, loss = taught, lambda step: recognition.recognizer_loss(taught, pictures, 0, step)
+        taught = recognizer_stage.RecognizerLoss(RecognizerNetwork(), range(FEW))
+        module, loss = taught, lambda step: recognizer_stage.recognizer_loss(taught, pictures, 0, step)
     elif name == "detector":
         detector = DetectorNetwork()
-        module, loss = detector, lambda step: detection.detector_loss(detector, pictures, step)
+        module, loss = detector, lambda step: detector_stage.detector_loss(detector, pictures, step)
     else:
         image, *texts = (new(part) for part in ("image_encoder", "text_encoder", "text_encoder_2"))
         towers = contrast.ContrastiveTowers(image.visual, *texts).requires_grad_(True)
@@ -387,10 +387,12 @@ def test_every_stage_learns_two_people_by_heart(
 def test_the_recipe_makes_every_file_and_then_nothing_more(
     pictures: Pictures, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (autoencoder, contrast, recognition, detection, base):
+    for module in (autoencoder, contrast, recognizer_stage, detector_stage, base):
         monkeypatch.setattr(module, "FIT", Fit(1, 1e-3))
         monkeypatch.setattr(module, "_BATCH", 4)
-    monkeypatch.setattr(identity, "OPTIONS", TrainOptions(steps=2, batch_size=2, learning_rate=1e-3, validate_every=0))
+    monkeypatch.setattr(
+        identity_stage, "OPTIONS", TrainOptions(steps=2, batch_size=2, learning_rate=1e-3, validate_every=0)
+    )
     recipe = Recipe(folder, "cpu", SilentReporter(), people=FEW, compiled=False)
     assert {file.stem for file in recipe.run()} == {*COMPONENTS, *FACE_NETWORKS}
     recipe = replace(recipe, ablation=True)
@@ -428,7 +430,7 @@ def _check_packed(folder: Path, unet: nn.Module, monkeypatch: pytest.MonkeyPatch
 def test_faces_are_read_as_the_runtime_reads_them(pictures: Pictures) -> None:
     encoder, network = new("image_encoder").eval(), RecognizerNetwork().eval()
     with torch.no_grad():
-        features, embeddings = identity.read_faces(encoder, network, pictures.pixels[:2], pictures.marks[:2])
+        features, embeddings = identity_stage.read_faces(encoder, network, pictures.pixels[:2], pictures.marks[:2])
         for row in range(2):
             photo, marks = pictures.pixels[row], pictures.marks[row] * SIZE - 0.5
             crop, face = align(photo, marks, portrait_template(), 224), align(photo, marks, ARCFACE_TEMPLATE, 112)

@@ -18,10 +18,10 @@ from infid_engines.errors import InputError
 from infid_export.cli.main import run as command
 from infid_training import run as module
 from infid_training.base_model import open_base
-from infid_training.checkpoint import STATE
 from infid_training.encode import PhotoEncoders
-from infid_training.options import TrainOptions
 from infid_training.run import RunRequest, train_on_shards
+from infid_training.run_checkpoint import STATE
+from infid_training.run_options import TrainOptions
 from infid_training.stepper import Stepper
 
 pytestmark = pytest.mark.usefixtures("one_thread")

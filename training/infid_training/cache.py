@@ -24,7 +24,7 @@ from infid_engines.progress import Stage
 from infid_export.model.sources import ModelSource
 from infid_training.base_model import encoder_fingerprint
 from infid_training.encode import PhotoEncoders
-from infid_training.photos import References, Targets
+from infid_training.photo_folders import References, Targets
 from infid_training.shards import Shard, ShardIndex, check_shard, read_shard
 
 _VERSION = 1

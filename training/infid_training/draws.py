@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from infid_engines.errors import InputError
-from infid_training.photos import Photos, single_photo_people
+from infid_training.photo_folders import Photos, single_photo_people
 
 # First word of the seed of each kind of draw, so that no two share their numbers.
 _ORDER, _BATCH, _VALIDATION = 1, 2, 3

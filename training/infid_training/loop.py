@@ -23,10 +23,10 @@ from infid_engines.errors import InputError, TrainingError
 from infid_engines.progress import Reporter, SilentReporter
 from infid_export.model.config import IdentityConfig
 from infid_export.model.identity import IdentityModules
-from infid_training.checkpoint import STATE, WEIGHTS, Checkpoints
 from infid_training.log import RunLog
-from infid_training.options import TrainOptions
-from infid_training.photos import Photos
+from infid_training.photo_folders import Photos
+from infid_training.run_checkpoint import STATE, WEIGHTS, Checkpoints
+from infid_training.run_options import TrainOptions
 from infid_training.stepper import NotFiniteError, Stepper
 
 _MARK = ".infid-train"  # an empty file that says that a folder is a run's, before there is a checkpoint

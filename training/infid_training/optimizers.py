@@ -11,7 +11,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from infid_engines.errors import BackendUnavailableError, InputError
-from infid_training.options import TrainOptions
+from infid_training.run_options import TrainOptions
 
 
 def make_optimizer(modules: nn.Module, options: TrainOptions, device: torch.device) -> torch.optim.Optimizer:

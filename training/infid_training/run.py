@@ -20,7 +20,7 @@ from infid_export.model.sources import ModelSource
 from infid_training.base_model import FRESH, encoder_fingerprint, initial_identity, open_base
 from infid_training.cache import ShardedPhotos, fill_cache, photos_fingerprint
 from infid_training.loop import TrainReport, memory_full, opened_run, run_settings, train
-from infid_training.options import TrainOptions
+from infid_training.run_options import TrainOptions
 from infid_training.samples import PROMPTS, SampleGrid, fixed_people
 from infid_training.shards import SPLITS, ShardIndex, read_captions
 from infid_training.stepper import DTYPES, check_device

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from infid_engines.atomic_files import whole_file
 from infid_export.model.identity import IdentityModules
-from infid_export.model.pipeline import InfiniteIDPipeline
+from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.model.sources import ModelSource
 from infid_training.cache import ShardedPhotos
 from infid_training.shards import ShardIndex, read_shard

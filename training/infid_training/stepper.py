@@ -20,12 +20,12 @@ from infid_export.model.config import IdentityConfig
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import install_processors
 from infid_export.scheduler import SDXL_SCHEDULER
-from infid_training.checkpoint import Trained
 from infid_training.draws import Draw, Draws
 from infid_training.loss import identity_loss
 from infid_training.optimizers import learning_rate, make_optimizer, optimizer_class
-from infid_training.options import TrainOptions
-from infid_training.photos import Photos
+from infid_training.photo_folders import Photos
+from infid_training.run_checkpoint import Trained
+from infid_training.run_options import TrainOptions
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Of the moving average, its decay after t steps being at most (1 + t) / (10 + t): it soon leaves the initial weights.

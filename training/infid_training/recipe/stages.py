@@ -21,7 +21,7 @@ from infid_export.model.encoders import ImageEncoder
 from infid_export.model.face_networks import DetectorNetwork
 from infid_training.base_model import fresh_identity
 from infid_training.loop import train
-from infid_training.recipe import autoencoder, base, contrast, detection, identity, recognition
+from infid_training.recipe import autoencoder, base, contrast, detector_stage, identity_stage, recognizer_stage
 from infid_training.recipe.fitting import Fit, fit
 from infid_training.recipe.packing import pack, used_words
 from infid_training.recipe.pictures import PEOPLE, Pictures, draw_pictures
@@ -122,14 +122,14 @@ class Recipe:
         """Return both recognisers and the detector."""
         torch.manual_seed(self.seed)
         networks: dict[str, torch.nn.Module] = {}
-        for seed, (name, taught) in enumerate(recognition.recognizers(self.people).items()):
+        for seed, (name, taught) in enumerate(recognizer_stage.recognizers(self.people).items()):
             taught.to(self.device).to(memory_format=torch.channels_last)
-            loss = partial(recognition.recognizer_loss, taught, pictures, 10 + seed)
-            self._fit(name, taught, loss, recognition.FIT)
+            loss = partial(recognizer_stage.recognizer_loss, taught, pictures, 10 + seed)
+            self._fit(name, taught, loss, recognizer_stage.FIT)
             networks[name] = taught.network
         networks["detector"] = detector = DetectorNetwork().to(self.device)
         detector.to(memory_format=torch.channels_last)
-        self._fit("detector", detector, partial(detection.detector_loss, detector, pictures), detection.FIT)
+        self._fit("detector", detector, partial(detector_stage.detector_loss, detector, pictures), detector_stage.FIT)
         return networks
 
     def latents(self, vae: Any, pictures: Pictures) -> Tensor:
@@ -150,18 +150,18 @@ class Recipe:
 
     def photos(
         self, pictures: Pictures, towers: contrast.ContrastiveTowers, recognizer: torch.nn.Module, latents: Tensor
-    ) -> identity.PhotosOfTheWorld:
+    ) -> identity_stage.PhotosOfTheWorld:
         """Return what identity-enhanced training reads."""
         with self.reporter.stage("photos") as stage:
-            found = identity.encode_faces(
+            found = identity_stage.encode_faces(
                 ImageEncoder(towers.image), recognizer, pictures, self.work / "photos.safetensors", stage
             )
-        return identity.PhotosOfTheWorld(
+        return identity_stage.PhotosOfTheWorld(
             found["numbers"], latents, found["clip_features"], found["face_embeddings"], pictures
         )
 
     def identity(
-        self, unet: Any, photos: identity.PhotosOfTheWorld, towers: contrast.ContrastiveTowers, name: str
+        self, unet: Any, photos: identity_stage.PhotosOfTheWorld, towers: contrast.ContrastiveTowers, name: str
     ) -> Path:
         """Train the identity modules, as the paper does or, for the ablation, with text on; return their file."""
         file = self.work / f"{name}.safetensors"
@@ -176,7 +176,7 @@ class Recipe:
             copied = deepcopy(unet)  # since training brings the UNet to its precision
             if self.compiled:
                 copied.compile(dynamic=False)
-            report = train(copied, modules, seen, identity.OPTIONS, self.work / name, shown)
+            report = train(copied, modules, seen, identity_stage.OPTIONS, self.work / name, shown)
         report.identity.replace(file)
         return file
 

@@ -13,8 +13,8 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from infid_engines.arguments import finite_number, path_of, require_callable, shown, text_of, texts_of, whole_number
 from infid_engines.errors import InputError
+from infid_engines.validation import finite_number, path_of, require_callable, shown, text_of, texts_of, whole_number
 from infid_export.faces.reader import FaceInputs
 from infid_export.model.checkpoint import NETWORKS, check_identity, read_checkpoint
 from infid_export.model.checkpoint_files import local_folder, unreachable

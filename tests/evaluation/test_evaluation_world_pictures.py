@@ -5,8 +5,8 @@ import pytest
 from evaluation_parts import plain
 
 from infid_engines.errors import InputError
-from infid_training.evaluation.set_sources import open_set
-from infid_training.evaluation.world_pictures import WorldGenerator
+from infid_export.evaluation.set_sources import open_set
+from infid_export.evaluation.world_pictures import WorldGenerator
 from infid_training.world.drawing import render
 from infid_training.world.people import FIRST_HELD_OUT, person
 from infid_training.world.scenes import captioned, scene

@@ -5,20 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_face_models
+import tiny_engines
 import torch
-from evaluation_parts import SMALL, dotted, part_of, plain
+from evaluation_parts import SMALL, dotted, plain
 
 from infid_engines.errors import InputError
+from infid_export.evaluation.generators import EngineGenerator, ReferenceGenerator, open_reference
 from infid_export.faces.detection import CenterFaceDetector
 from infid_export.faces.reader import FaceReader
 from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.model.identity import IdentityModules
-from infid_export.model.pipeline import InfiniteIDPipeline
+from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.model.sources import BUILT_IN, RandomSource
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
-from infid_training.evaluation.generators import EngineGenerator, ReferenceGenerator, open_reference
 
-FACES, ENGINES = part_of("faces/face_models"), part_of("runtime/tiny_engines")
 PROMPTS, SEEDS = ["a knight", "a pirate", "a baker"], [11, 5, 7]
 SHORT = {"steps": 2, "guidance": 3.0}
 
@@ -43,8 +44,8 @@ def source() -> Iterator[RandomSource]:
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory, source: RandomSource) -> FaceReader:
     folder = tmp_path_factory.mktemp("faces")
-    detector = CenterFaceDetector(FACES.write_dot_detector(folder / "detector.onnx"))
-    recognizer = ArcFaceRecognizer(FACES.write_recognizer(folder / "recognizer.onnx"))
+    detector = CenterFaceDetector(small_face_models.write_dot_detector(folder / "detector.onnx"))
+    recognizer = ArcFaceRecognizer(small_face_models.write_recognizer(folder / "recognizer.onnx"))
     return FaceReader(detector, recognizer, source.architecture.image_encoder["image_size"])
 
 
@@ -57,9 +58,9 @@ def drawn(
 
 @pytest.mark.parametrize("stylised", [True, False])
 def test_engines_make_what_the_pipeline_makes(tmp_path: Path, stylised: bool) -> None:
-    with Pipeline.load(ENGINES.write_folder(tmp_path / "engines"), backend="onnxruntime") as pipe:
+    with Pipeline.load(tiny_engines.write_folder(tmp_path / "engines"), backend="onnxruntime") as pipe:
         generator = EngineGenerator(pipe, {"steps": 3, "guidance": None, "style_strength": 0.5})
-        assert generator.batch == ENGINES.BATCH
+        assert generator.batch == tiny_engines.BATCH
         found = generator.generate(generator.enroll(dotted(90)), PROMPTS, SEEDS, stylised)
         settings = {"steps": 3, "style_strength": 0.5 if stylised else 0.0}
         expected = pipe.generate(PROMPTS, pipe.enroll(dotted(90)), seed=SEEDS, **settings)
@@ -69,7 +70,7 @@ def test_engines_make_what_the_pipeline_makes(tmp_path: Path, stylised: bool) ->
         "steps": 3, "guidance": 5.0, "style_strength": 0.5, "identity_strength": 1.0, "plain_style_strength": 0.0,
     }  # fmt: skip
     assert (described["backend"], described["precision"]) == ("onnxruntime", "fp32")
-    assert described["model"]["id"] == ENGINES.MODEL
+    assert described["model"]["id"] == tiny_engines.MODEL
 
 
 def test_the_reference_makes_what_the_pytorch_pipeline_makes(reader: FaceReader, source: RandomSource) -> None:
@@ -158,8 +159,8 @@ def test_what_the_reference_cannot_do_is_refused_before_the_model_is_loaded(
 
 
 def test_a_reference_opened_by_name(source: RandomSource, tmp_path: Path, method: np.ndarray) -> None:
-    detector = FACES.write_dot_detector(tmp_path / "detector.onnx")
-    recognizer = FACES.write_recognizer(tmp_path / "recognizer.onnx")
+    detector = small_face_models.write_dot_detector(tmp_path / "detector.onnx")
+    recognizer = small_face_models.write_recognizer(tmp_path / "recognizer.onnx")
     faces = {"recognizer": recognizer, "face_detector": str(detector)}
     found = drawn(open_reference("random-sdxl", settings=SHORT, choices={"adain": None}, **faces))[0]
     assert found.shape == method.shape

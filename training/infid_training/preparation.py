@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from infid_engines.arguments import settle_fields
 from infid_engines.atomic_files import locked, whole_folder
 from infid_engines.errors import InputError
 from infid_engines.progress import Reporter, SilentReporter, Stage
+from infid_engines.validation import settle_fields
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, align, portrait_template
 from infid_export.faces.choice import choose_face, plausible_faces
 from infid_export.faces.detection import Face, FaceDetector

@@ -2,10 +2,10 @@
 
 Usage::
 
-    python benchmarks/quality/backends.py [--name backends] [--work DIR] [--machine WORDS]
+    python benchmarks/quality/backend_scores.py [--name backends] [--work DIR] [--machine WORDS]
 
 The engines are built into the work folder. Every backend's pictures and scores are kept there, and an interrupted run
-goes on there; the reference's are those of ablation.py where that has run. The document goes to
+goes on there; the reference's are those of ablation_scores.py where that has run. The document goes to
 benchmarks/results/<name>.json; nothing in it is typed in. Exit code 1 if a backend loses more than 0.5 % of a score.
 """
 
@@ -22,16 +22,16 @@ from benchmarks.provenance import RESULTS, measured_on
 from benchmarks.publishing import publish
 from benchmarks.quality.scoring_arguments import parser_of
 from infid_export.cli.output import Output
-from infid_export.export.build import build
-from infid_export.export.options import BuildOptions
+from infid_export.evaluation.ablation import FULL, METHOD, Variant, run_variants
+from infid_export.evaluation.bootstrap import Interval
+from infid_export.evaluation.gate import compare
+from infid_export.evaluation.generators import EngineGenerator, Generator, open_reference
+from infid_export.evaluation.scorer_choice import open_scorers
+from infid_export.evaluation.scorers import METRICS
+from infid_export.evaluation.set_sources import open_set
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.builder import build
 from infid_export.runtime.pipeline import Pipeline
-from infid_training.evaluation.ablation import FULL, METHOD, Variant, run_variants
-from infid_training.evaluation.bootstrap import Interval
-from infid_training.evaluation.gate import compare
-from infid_training.evaluation.generators import EngineGenerator, Generator, open_reference
-from infid_training.evaluation.scorer_choice import open_scorers
-from infid_training.evaluation.scorers import METRICS
-from infid_training.evaluation.set_sources import open_set
 
 REFERENCE = "PyTorch fp32"
 ENGINES: Mapping[str, Literal["fp32", "fp16"]] = {"ONNX Runtime fp32": "fp32", "ONNX Runtime fp16": "fp16"}

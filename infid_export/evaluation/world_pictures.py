@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from infid_engines.errors import InputError
-from infid_training.evaluation.set_sources import PORTRAIT_SIZE, world_people
+from infid_export.evaluation.set_sources import PORTRAIT_SIZE, world_people
 from infid_training.world.drawing import render
 from infid_training.world.people import FIRST_HELD_OUT, Person, person
 from infid_training.world.scenes import captioned

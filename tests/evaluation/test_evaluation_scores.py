@@ -12,13 +12,13 @@ from PIL import Image
 
 from infid_engines.errors import InputError
 from infid_engines.progress import SilentReporter
-from infid_training.evaluation.bootstrap import mean_interval
-from infid_training.evaluation.evaluation import Evaluation, evaluate
-from infid_training.evaluation.gate import compare, paired
-from infid_training.evaluation.grid import Grid
-from infid_training.evaluation.results import ResultFolder
-from infid_training.evaluation.scorers import cosine
-from infid_training.evaluation.sets import EvaluationSet, Prompt, Request, Subject
+from infid_export.evaluation.bootstrap import mean_interval
+from infid_export.evaluation.evaluation import Evaluation, evaluate
+from infid_export.evaluation.gate import compare, paired
+from infid_export.evaluation.grid import Grid
+from infid_export.evaluation.results import ResultFolder
+from infid_export.evaluation.scorers import cosine
+from infid_export.evaluation.sets import EvaluationSet, Prompt, Request, Subject
 
 # What is drawn for each prompt of `two_people`: the second has no blue, so it shows no face.
 PICTURES = {"1 0 0": plain(3, 0, 4), "0 3 4": plain(0, 1, 0)}

@@ -148,8 +148,8 @@ class ReferenceGenerator:
     ) -> None:
         from infid_export.model.config import read_config
         from infid_export.model.identity import IdentityModules
-        from infid_export.model.pipeline import InfiniteIDPipeline
         from infid_export.model.processors import identity_blocks
+        from infid_export.model.reference_pipeline import InfiniteIDPipeline
 
         self._settings = PromptSampling.chosen(source.architecture.sampling, settings)
         # refused here, before the base model is loaded

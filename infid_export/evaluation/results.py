@@ -8,9 +8,9 @@ from PIL import Image
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import write_json
-from infid_training.evaluation.evaluation import Evaluation
-from infid_training.evaluation.grid import Grid, save_png
-from infid_training.evaluation.sets import EvaluationSet, Request
+from infid_export.evaluation.evaluation import Evaluation
+from infid_export.evaluation.grid import Grid, save_png
+from infid_export.evaluation.sets import EvaluationSet, Request
 
 SCORES, GRID, PICTURES, REFERENCES = "scores.json", "grid.png", "pictures", "references"
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infid_engines.progress import Reporter
-from infid_training.evaluation.bootstrap import Interval
-from infid_training.evaluation.evaluation import SUBSETS, Evaluation, evaluate
-from infid_training.evaluation.gate import paired
-from infid_training.evaluation.generators import Generator
-from infid_training.evaluation.results import SCORES, ResultFolder, kept_pictures
-from infid_training.evaluation.scorers import FaceScorer, Scorers, face_similarity
-from infid_training.evaluation.sets import EvaluationSet
+from infid_export.evaluation.bootstrap import Interval
+from infid_export.evaluation.evaluation import SUBSETS, Evaluation, evaluate
+from infid_export.evaluation.gate import paired
+from infid_export.evaluation.generators import Generator
+from infid_export.evaluation.results import SCORES, ResultFolder, kept_pictures
+from infid_export.evaluation.scorers import FaceScorer, Scorers, face_similarity
+from infid_export.evaluation.sets import EvaluationSet
 
 Training = Literal["without text", "with text"]
 Verdict = Literal["reproduced", "contradicted", "undecided"]

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from infid_engines.atomic_files import whole_file
 from infid_engines.errors import InputError
-from infid_training.evaluation.sets import EvaluationSet, Request
+from infid_export.evaluation.sets import EvaluationSet, Request
 
 _CELL = 160  # pixels of a side; twelve columns then fit a 2000-pixel screen
 _GAP = 8

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from infid_engines.errors import InputError
-from infid_training.evaluation.bootstrap import Interval, mean_interval
-from infid_training.evaluation.evaluation import Evaluation
-from infid_training.evaluation.scorers import METRICS
+from infid_export.evaluation.bootstrap import Interval, mean_interval
+from infid_export.evaluation.evaluation import Evaluation
+from infid_export.evaluation.scorers import METRICS
 
 LIMIT = 0.005  # of the other's score: what a backend may lose, and what people would not see
 # A mean cosine near 0 has no shares that mean anything, rounding alone would be many: those of this are taken instead.

@@ -2,7 +2,7 @@
 
 Usage::
 
-    python benchmarks/quality/ablation.py --identity-with-text with_text.safetensors [--name ablation] [--work DIR]
+    python benchmarks/quality/ablation_scores.py --identity-with-text FILE [--name ablation] [--work DIR]
 
 `--identity-with-text` has the identity weights that were trained with the text on; without it, the rows that need them
 are left out, and it says so. Every variant's pictures and scores are kept in the work folder, and an interrupted run
@@ -22,8 +22,7 @@ from benchmarks.publishing import publish
 from benchmarks.quality.scoring_arguments import parser_of
 from infid_engines.errors import InputError
 from infid_export.cli.output import Output
-from infid_export.model.config import read_config
-from infid_training.evaluation.ablation import (
+from infid_export.evaluation.ablation import (
     THE_WORLD,
     VARIANTS,
     Variant,
@@ -31,12 +30,13 @@ from infid_training.evaluation.ablation import (
     run_variants,
     text_stream_likeness,
 )
-from infid_training.evaluation.bootstrap import Interval
-from infid_training.evaluation.generators import Generator, open_reference
-from infid_training.evaluation.scorer_choice import open_scorers
-from infid_training.evaluation.scorers import METRICS
-from infid_training.evaluation.set_sources import of_world, open_set
-from infid_training.evaluation.world_pictures import WorldGenerator
+from infid_export.evaluation.bootstrap import Interval
+from infid_export.evaluation.generators import Generator, open_reference
+from infid_export.evaluation.scorer_choice import open_scorers
+from infid_export.evaluation.scorers import METRICS
+from infid_export.evaluation.set_sources import of_world, open_set
+from infid_export.evaluation.world_pictures import WorldGenerator
+from infid_export.model.config import read_config
 
 _PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxruntime")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from infid_export.evaluation.face_scorer import Crop, DetectedFaceScorer, Scale
+from infid_export.evaluation.scorers import ImageTextScorer, Scorers
 from infid_export.export.face_models import open_detector, write_shipped
 from infid_export.model.shipped import ShippedSource, fingerprint
-from infid_training.evaluation.face_scorer import Crop, DetectedFaceScorer, Scale
-from infid_training.evaluation.scorers import ImageTextScorer, Scorers
 
 
 def open_scorers(
@@ -40,7 +40,7 @@ def open_scorers(
             path, model_name = Path(scratch) / "facenet.onnx", f"demo {fingerprint('facenet')}"
             write_shipped("facenet", path)
         face = DetectedFaceScorer(detector, path, facenet_scale, facenet_crop, name, model_name)
-    from infid_training.evaluation.clip_scorers import OpenClipScorer, TowerScorer  # after the cheap checks: torch
+    from infid_export.evaluation.clip_scorers import OpenClipScorer, TowerScorer  # after the cheap checks: torch
 
     image_text: ImageTextScorer = TowerScorer(ShippedSource()) if clip is None else OpenClipScorer(*clip)
     return Scorers(image_text, face)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from infid_engines.arguments import settle_fields
 from infid_engines.errors import InputError
+from infid_engines.validation import settle_fields
 from infid_export.export.graphs import DEFAULT, GRAPHS
 
 Range = tuple[int, int, int]

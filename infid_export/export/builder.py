@@ -16,6 +16,7 @@ from infid_engines.folder import FolderTransaction
 from infid_engines.manifest import FileRecord, Manifest, differing_fields, verify_file, write_json
 from infid_engines.progress import Reporter, SilentReporter
 from infid_export.export.artifact import Artifact, Seconds
+from infid_export.export.build_options import BuildOptions
 from infid_export.export.folder_manifest import (
     engine_record,
     graph_records,
@@ -25,7 +26,6 @@ from infid_export.export.folder_manifest import (
     sampling_facts,
 )
 from infid_export.export.graphs import GraphForm
-from infid_export.export.options import BuildOptions
 from infid_export.export.parity import PARITY, ParityReport, ParityRow, stored_parity
 from infid_export.export.plan import Plan, make_plan
 from infid_export.export.vae_range import VAE_RANGE, range_note

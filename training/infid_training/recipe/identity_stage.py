@@ -17,12 +17,12 @@ from infid_export.faces.alignment import ARCFACE_TEMPLATE, portrait_template
 from infid_export.faces.recognition import SIZE as FACE_SIZE
 from infid_export.model.architectures import DEMO
 from infid_export.model.encoders import ImageEncoder
-from infid_training.options import TrainOptions
-from infid_training.photos import References, Targets
+from infid_training.photo_folders import References, Targets
 from infid_training.recipe.base import Texts
 from infid_training.recipe.crops import DETECTED, FACE_SIDE, Squares, aligned, jittered
 from infid_training.recipe.files import read_tensors, write_tensors
 from infid_training.recipe.pictures import PICTURES, Pictures
+from infid_training.run_options import TrainOptions
 
 OPTIONS = TrainOptions(
     steps=3600, batch_size=32, learning_rate=2e-3, lr_schedule="cosine", warmup_steps=60, identity_dropout=0.1,

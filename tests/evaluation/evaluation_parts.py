@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,25 +13,15 @@ import open_clip
 from PIL import Image
 from safetensors.torch import save_file
 
+from infid_export.evaluation.evaluation import Evaluation, PictureScore
+from infid_export.evaluation.scorers import Scorers
+from infid_export.evaluation.sets import EvaluationSet, Prompt, Subject
 from infid_export.model.architectures import DEMO
-from infid_training.evaluation.evaluation import Evaluation, PictureScore
-from infid_training.evaluation.scorers import Scorers
-from infid_training.evaluation.sets import EvaluationSet, Prompt, Subject
 
 TINY_CLIP = "tiny-clip-of-the-tests"
 # The demo's blocks, narrow and at 64 pixels: a step takes hundredths of a second.
 _NARROW = {"sample_size": 16, "block_out_channels": [32, 64, 64], "attention_head_dim": [1, 1, 1]}
 SMALL = replace(DEMO, unet={**DEMO.unet, **_NARROW}, vae={**DEMO.vae, "sample_size": 64})
-
-
-def part_of(name: str) -> ModuleType:
-    """A module of another folder of the tests, such as `runtime/tiny_engines`."""
-    path = Path(__file__).parents[1] / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_of_evaluation", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def plain(red: int, green: int = 0, blue: int = 0, size: int = 8) -> Image.Image:

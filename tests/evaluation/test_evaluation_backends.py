@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from evaluation_parts import COLOURS, TableGenerator, plain, two_people
 
-from benchmarks.quality import backends as script
+from benchmarks.quality import backend_scores as script
 
 GOOD = {"1 0 0": plain(3, 0, 4), "0 3 4": plain(0, 1, 1)}
 WORSE = {**GOOD, "1 0 0": plain(3, 1, 4)}

@@ -27,7 +27,7 @@ from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks, install_processors
 from infid_export.model.sources import ModelSource
 from infid_training.loss import identity_loss
-from infid_training.options import TrainOptions
+from infid_training.run_options import TrainOptions
 
 _FP32, _FP16 = 4, 2
 _NETWORK = {"fp32": 4, "bf16": 2, "fp16": 2}

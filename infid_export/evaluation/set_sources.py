@@ -10,8 +10,8 @@ from PIL import Image
 from infid_engines.documents import parse_json
 from infid_engines.errors import InputError
 from infid_engines.text_files import read_text
+from infid_export.evaluation.sets import EvaluationSet, Prompt, Subject
 from infid_export.faces.photos import load_photo
-from infid_training.evaluation.sets import EvaluationSet, Prompt, Subject
 from infid_training.world.drawing import render
 from infid_training.world.people import FIRST_HELD_OUT, person
 from infid_training.world.scenes import STYLES, portrait, scene
