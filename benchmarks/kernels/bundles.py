@@ -28,8 +28,8 @@ _SHIFTS = {"mixed_attention": "mean_shift", "merged_cross_attention": "value_shi
 
 def parts(call: Call, device: torch.device) -> list[tuple[str, Configuration, bool]]:
     """Return the kernels that a call in fp16 needs: name, tiles, and whether these divide all lengths."""
-    configuration, whole = choose_kernel(call.op, device, call.d, call.queries, call.lengths)
-    return [(call.op, configuration.plain, whole), (_SHIFTS[call.op], mean_shift.CONFIGURATION, False)]
+    configuration, even_n = choose_kernel(call.op, device, call.d, call.queries, call.lengths)
+    return [(call.op, configuration.plain, even_n), (_SHIFTS[call.op], mean_shift.CONFIGURATION, False)]
 
 
 def bundle_of(call: Call, device: torch.device, folder: Path) -> KernelBundle:
@@ -41,7 +41,7 @@ def bundle_of(call: Call, device: torch.device, folder: Path) -> KernelBundle:
         folder: where the bundle is written.
     """
     architecture = architecture_of(device)
-    made = [compile_kernel(op, architecture, call.d, tiles, whole=fits) for op, tiles, fits in parts(call, device)]
+    made = [compile_kernel(op, architecture, call.d, tiles, even_n=fits) for op, tiles, fits in parts(call, device)]
     write_bundle(folder, [replace(each, launch={**each.launch, "queries": [0]}) for each in made])
     return KernelBundle.load(folder)
 

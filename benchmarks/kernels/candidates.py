@@ -28,7 +28,7 @@ ADOPTED = "fastest candidates"
 
 def in_full(level: Level) -> bool:
     """Return whether all candidates are tried: of mixed attention at whole lengths, where most of the time goes."""
-    return level.call.op == "mixed_attention" and level.whole
+    return level.call.op == "mixed_attention" and level.even_n
 
 
 def worth_trying(level: Level, quick: bool, architecture: str) -> Sequence[Choice]:

@@ -68,12 +68,12 @@ def check(wanted: Check, dtype: torch.dtype, bench: Bench) -> Result:
     if dtype == torch.bfloat16 and not bench.on_gpu:
         return {"unavailable": "Triton's interpreter multiplies the bits of bf16 as integers"}
     call, inputs = wanted.call, wanted.inputs(dtype, bench.generator)
-    configuration, whole = choose(call.op, bench.device, call.d, call.queries, call.lengths)
-    launched = call.launched(inputs, configuration, whole)
+    configuration, even_n = choose(call.op, bench.device, call.d, call.queries, call.lengths)
+    launched = call.launched(inputs, configuration, even_n)
     error, limit = relative_rms(launched, call.reference(inputs)), LIMITS[dtype]
     same = torch.equal(public(call, inputs), launched)
     return {"relative_rms": error, "limit": limit, "public_is_the_same": same, "passed": error <= limit and same,
-            "configuration": asdict(configuration), "whole": whole}  # fmt: skip
+            "configuration": asdict(configuration), "even_n": even_n}  # fmt: skip
 
 
 # Beside the calls that are timed: tails in every segment, one token, no person, head sizes that are padded.
@@ -159,7 +159,7 @@ def sanitize(tool: str, bench: Bench) -> Result:
 
 
 def sanitized_calls(architecture: str) -> list[tuple[Call, Choice | None]]:
-    """Return small calls for the sanitizer: whole and partial blocks of both operations, and every form.
+    """Return small calls for the sanitizer: full and partial blocks of both operations, and every form.
 
     Args:
         architecture: whose candidates' forms are taken.
@@ -170,7 +170,7 @@ def sanitized_calls(architecture: str) -> list[tuple[Call, Choice | None]]:
     lengths = ((128, 128, 128), (77, 261, 77))
     found: list[tuple[Call, Choice | None]] = [(Call(op, 1, 2, *each), None) for op in OPS for each in lengths]
     firsts = {(op, form_of(each)): each for op in OPS for each in reversed(choices(op, architecture, 64))}
-    # the Gluon form takes whole blocks alone
+    # the Gluon form takes full blocks alone
     wide = [
         (Call(op, 1, 2, 300, *((256, 128) if getattr(each, "gluon", False) else (261, 128))), each)
         for (op, _), each in firsts.items()

@@ -76,7 +76,7 @@ def _cases(architectures: Sequence[str], head_sizes: Sequence[int]) -> Iterator[
             for entry in table():
                 mine = (entry.architecture, entry.block_d) == (architecture, triton.next_power_of_2(d))
                 if mine and isinstance(entry.configuration, Configuration):
-                    yield entry.op, architecture, d, entry.whole, entry.queries, entry.configuration
+                    yield entry.op, architecture, d, entry.even_n, entry.queries, entry.configuration
 
 
 def _forms(architectures: Sequence[str], head_sizes: Sequence[int]) -> Iterator[Case]:
@@ -84,19 +84,19 @@ def _forms(architectures: Sequence[str], head_sizes: Sequence[int]) -> Iterator[
         for d in head_sizes:
             for candidate in candidates("mixed_attention", architecture):
                 if candidate != candidate.plain:
-                    for whole in (True, False):
-                        yield "mixed_attention", architecture, d, whole, 0, candidate
+                    for even_n in (True, False):
+                        yield "mixed_attention", architecture, d, even_n, 0, candidate
             for candidate in GLUON_CANDIDATES.get(d, ()) if architecture == "sm_90" else ():
                 yield "mixed_attention", architecture, d, True, 0, candidate  # it has no masks
 
 
 def _row(dtype: str, case: Case) -> dict[str, Any]:
-    op, architecture, d, whole, queries, configuration = case
-    compiled = compile_code(op, architecture, d, configuration, dtype, bool(whole))
+    op, architecture, d, even_n, queries, configuration = case
+    compiled = compile_code(op, architecture, d, configuration, dtype, bool(even_n))
     code = read_machine_code(compiled.asm["cubin"])
     narrowest, widest = code.loop_load_bytes()
     return {
-        "op": op, "architecture": architecture, "dtype": dtype, "head_size": d, "whole": whole, "queries": queries,
+        "op": op, "architecture": architecture, "dtype": dtype, "head_size": d, "even_n": even_n, "queries": queries,
         "configuration": asdict(configuration), "registers": code.registers, "stack_bytes": code.stack_bytes,
         "shared_bytes": compiled.metadata.shared,
         "matrix_instructions": {name: code.count(name) for name in sorted(set(MATRIX_INSTRUCTION.values()))},
@@ -109,7 +109,7 @@ def _row(dtype: str, case: Case) -> dict[str, Any]:
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     cells = [
-        (row["op"], row["architecture"], str(row["head_size"]), "whole blocks" if row["whole"] else "any",
+        (row["op"], row["architecture"], str(row["head_size"]), "full blocks" if row["even_n"] else "any",
          label(Configuration(**row["configuration"])), str(row["registers"]), str(row["stack_bytes"]),
          str(row["shared_bytes"]),
          " ".join(f"{count} {name}" for name, count in row["matrix_instructions"].items() if count) or "-",

@@ -50,7 +50,7 @@ def jobs(bench: Bench, phase: int) -> list[Job]:
         made += [_job(call, *_choice(call, bench), "float16") for call in calls]
         for level in workload.levels:
             tried = candidates.worth_trying(level, bench.quick, bench.architecture)
-            made += [_job(level.call, each, level.whole, "float16") for each in tried if _takes(level, each)]
+            made += [_job(level.call, each, level.even_n, "float16") for each in tried if _takes(level, each)]
         for call in workload.calls.values():
             made += [_job(call, configuration, fits, "float16") | {"bundle": op}
                      for op, configuration, fits in bundles.parts(call, bench.device)]  # fmt: skip
@@ -63,9 +63,9 @@ def jobs(bench: Bench, phase: int) -> list[Job]:
 
 
 def _takes(level: Level, choice: Choice) -> bool:
-    """Return whether a choice computes a level: whole blocks need to divide it, and the Gluon form has no others."""
-    whole_only = level.whole or (isinstance(choice, Configuration) and choice.gluon)
-    return not whole_only or choice.divides(level.call.lengths)
+    """Return whether a choice computes a level: full blocks need to divide it, and the Gluon form has no others."""
+    even_only = level.even_n or (isinstance(choice, Configuration) and choice.gluon)
+    return not even_only or choice.divides(level.call.lengths)
 
 
 def _choice(call: Call, bench: Bench) -> tuple[Choice, bool]:
@@ -73,8 +73,8 @@ def _choice(call: Call, bench: Bench) -> tuple[Choice, bool]:
 
 
 def _job(call: Call, configuration: Choice, fits: bool | None, kind: str) -> Job:
-    whole = configuration.divides(call.lengths) if fits is None else fits
-    return {"call": asdict(call), "configuration": asdict(configuration), "fits": whole, "dtype": kind}
+    even_n = configuration.divides(call.lengths) if fits is None else fits
+    return {"call": asdict(call), "configuration": asdict(configuration), "fits": even_n, "dtype": kind}
 
 
 def _specialization(job: Job) -> str:

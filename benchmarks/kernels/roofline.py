@@ -205,17 +205,17 @@ def padding_table() -> str:
     return _markdown(head, [(f"{call.text} + {call.identity}", *(f"{padded(call, block):.2f} ×" for block in blocks))])
 
 
-def whole_table() -> str:
+def even_table() -> str:
     """Return one row an architecture: what the compiler said about mixed attention with d = 64."""
     rows = []
     for architecture in tuning.ARCHITECTURES:
         cells = [architecture]
-        for whole in (True, False):
-            row = tuning.entry("mixed_attention", architecture, 64, 0, whole, kernels_only=True)
+        for even_n in (True, False):
+            row = tuning.entry("mixed_attention", architecture, 64, 0, even_n, kernels_only=True)
             assert row is not None
             cells.append(_report(row))
         rows.append(tuple(cells))
-    return _markdown(("architecture", "whole blocks", "any length"), rows)
+    return _markdown(("architecture", "full blocks", "any length"), rows)
 
 
 def form_table() -> str:
@@ -224,11 +224,11 @@ def form_table() -> str:
             "any length: registers", "programs per SM")  # fmt: skip
     found: dict[str, dict[bool, dict[str, Any]]] = {}
     for row in json.loads(FORMS.read_text()):
-        found.setdefault(label(tuning.Configuration(**row["configuration"])), {})[row["whole"]] = row
+        found.setdefault(label(tuning.Configuration(**row["configuration"])), {})[row["even_n"]] = row
     return _markdown(head, [
-        (name, str(whole["registers"]), str(whole["shared_bytes"]), str(_programs(whole)), _groups(whole),
-         f"{_per_128_keys(whole):.0f}", *_any_length(forms))
-        for name, forms in found.items() for whole in (forms[True],)
+        (name, str(even["registers"]), str(even["shared_bytes"]), str(_programs(even)), _groups(even),
+         f"{_per_128_keys(even):.0f}", *_any_length(forms))
+        for name, forms in found.items() for even in (forms[True],)
     ])  # fmt: skip
 
 
@@ -251,7 +251,7 @@ def product_table() -> str:
     found = json.loads(PRODUCTS.read_text())
     rows = []
     for before, now in zip(found["before"]["rows"], found["now"]["rows"], strict=True):
-        cells = [str(now["head_size"]), "whole blocks" if now["whole"] else "any"]
+        cells = [str(now["head_size"]), "full blocks" if now["even_n"] else "any"]
         for row in (before, now):
             form = label(tuning.Configuration(**row["configuration"]))
             cells += [form, str(row["registers"]), str(_programs(row)), _groups(row)]
@@ -296,7 +296,7 @@ def results() -> list[Mapping[str, Any]]:
 TABLES = {
     "gpus": gpu_table, "calls": call_table, "clocks": clock_table, "floors": floor_table, "shift": shift_table,
     "rounds": round_table, "products": product_table, "forms": form_table, "padding": padding_table,
-    "whole": whole_table,
+    "even": even_table,
 }  # fmt: skip
 
 

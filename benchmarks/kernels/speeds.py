@@ -47,8 +47,8 @@ def speed(name: str, kind: str, bench: Bench) -> Result:
     sets = [call.inputs(dtype, bench.generator) for _ in bench.sets(roofline.least_bytes(call))]
     expected = call.reference(sets[0])
     ours = [partial(public, call, inputs) for inputs in sets]
-    configuration, whole = choose(call.op, bench.device, call.d, call.queries, call.lengths)
-    launches = [partial(call.launcher(inputs, configuration, whole), torch.empty_like(inputs.q)) for inputs in sets]
+    configuration, even_n = choose(call.op, bench.device, call.d, call.queries, call.lengths)
+    launches = [partial(call.launcher(inputs, configuration, even_n), torch.empty_like(inputs.q)) for inputs in sets]
     found = {OURS: _contender(call, bench, ours, expected, dtype)}
     found[ALONE] = rated(call, bench, bench.time(launches)) | {"complete": False}
     for baseline in baselines.of(call.op, compiled=False):
@@ -56,11 +56,11 @@ def speed(name: str, kind: str, bench: Bench) -> Result:
     found[AGAIN] = _contender(call, bench, ours, expected, dtype)
     best = best_baseline(found)
     return {
-        "flops": roofline.flops(call), "bytes": roofline.least_bytes(call), "input_sets": len(sets), "whole": whole,
+        "flops": roofline.flops(call), "bytes": roofline.least_bytes(call), "input_sets": len(sets), "even_n": even_n,
         "configuration": asdict(configuration), "contenders": found,
         "spread": abs(found[AGAIN]["median"] / found[OURS]["median"] - 1), "best_baseline": best,
         "times_faster": found[best]["median"] / found[OURS]["median"] if best else None,
-        "resources": resources(call, configuration, whole, kind, bench),
+        "resources": resources(call, configuration, even_n, kind, bench),
     }  # fmt: skip
 
 
@@ -84,14 +84,14 @@ def best_baseline(contenders: Mapping[str, Result]) -> str | None:
     return min(complete, key=lambda name: float(contenders[name]["median"]), default=None)
 
 
-def resources(call: Call, configuration: Choice, whole: bool, kind: str, bench: Bench) -> Result:
+def resources(call: Call, configuration: Choice, even_n: bool, kind: str, bench: Bench) -> Result:
     """Return what a form of the kernel uses, and how many tiles of it a Hopper SM holds at once."""
     if isinstance(configuration, Library):
         return {"unavailable": f"{configuration.library} is a library, whose kernels are its own"}
     if not bench.on_gpu:
         return {"unavailable": "Triton's interpreter makes no machine code"}
     try:
-        compiled = compile_code(call.op, bench.architecture, call.d, configuration, kind, whole)
+        compiled = compile_code(call.op, bench.architecture, call.d, configuration, kind, even_n)
         registers = read_machine_code(compiled.asm["cubin"]).registers
     except Exception as error:  # the times stand without it
         return {"error": f"{type(error).__name__}: {error}"}

@@ -48,35 +48,35 @@ def main() -> None:
 
 
 def _case(entry: Entry) -> tuple[str, str, int, bool]:
-    return entry.op, entry.architecture, entry.block_d, entry.whole
+    return entry.op, entry.architecture, entry.block_d, entry.even_n
 
 
 def _cases(architectures: Sequence[str]) -> Iterator[tuple[str, str, int, bool]]:
     for op in OPS:
         for architecture in architectures:
             for d in HEAD_SIZES:
-                for whole in (True, False):
-                    yield op, architecture, d, whole
+                for even_n in (True, False):
+                    yield op, architecture, d, even_n
 
 
-def _choose(op: str, architecture: str, d: int, whole: bool) -> Entry:
+def _choose(op: str, architecture: str, d: int, even_n: bool) -> Entry:
     if architecture == _HOPPER:
-        return _fewest_clocks(op, d, whole)
-    plain = CANDIDATES if whole else [each for each in candidates(op, architecture) if each in CANDIDATES]
+        return _fewest_clocks(op, d, even_n)
+    plain = CANDIDATES if even_n else [each for each in candidates(op, architecture) if each in CANDIDATES]
     for candidate in plain:
-        shared, code = _report(op, architecture, d, whole, candidate)
+        shared, code = _report(op, architecture, d, even_n, candidate)
         if code.stack_bytes == 0 and shared <= SHARED_LIMIT[architecture]:
-            evidence = f"{_said(code, shared)}{_padding(op, whole, candidate)}; not yet timed"
-            return Entry(op, architecture, d, 0, whole, candidate, evidence)
+            evidence = f"{_said(code, shared)}{_padding(op, even_n, candidate)}; not yet timed"
+            return Entry(op, architecture, d, 0, even_n, candidate, evidence)
     raise RuntimeError(f"every candidate of {op} spills on {architecture} with head size {d}")
 
 
-def _fewest_clocks(op: str, d: int, whole: bool) -> Entry:
+def _fewest_clocks(op: str, d: int, even_n: bool) -> Entry:
     """Return the entry of the candidate with the fewest estimated clocks on Hopper; of equals, the first."""
     good: dict[Configuration, tuple[float, str]] = {}
     call = replace(_STAND_FOR[op], d=d)
     for candidate in candidates(op, _HOPPER):
-        shared, code = _report(op, _HOPPER, d, whole, candidate)
+        shared, code = _report(op, _HOPPER, d, even_n, candidate)
         products = code.count("HGMMA")
         if code.stack_bytes or shared > SHARED_LIMIT[_HOPPER] or 2 * code.product_groups >= products:
             continue
@@ -85,15 +85,15 @@ def _fewest_clocks(op: str, d: int, whole: bool) -> Entry:
         good[candidate] = (estimate(call, candidate, code, programs), f"{_said(code, shared)}, {overlap}")
     best = min(good, key=lambda each: good[each][0])
     clocks, report = good[best]
-    return Entry(op, _HOPPER, d, 0, whole, best, f"{report}, about {clocks:.0f} clocks per query; not yet timed")
+    return Entry(op, _HOPPER, d, 0, even_n, best, f"{report}, about {clocks:.0f} clocks per query; not yet timed")
 
 
 def estimate(call: Call, candidate: Configuration, code: MachineCode, programs: int) -> float:
     """Return how many clocks of a Hopper SM a query takes, by the units' rates and the instructions of the main loops.
 
     Products, exponentials and the issue of instructions each take their time. Within a program plain Triton does one
-    after the other; they overlap between the programs of an SM. So of `programs` the busiest unit counts whole, and of
-    the others what is left over. It orders candidates; it is no prediction.
+    after the other; they overlap between the programs of an SM. So of `programs` the busiest unit counts in full, and
+    of the others what is left over. It orders candidates; it is no prediction.
 
     Args:
         call: its lengths and head size.
@@ -117,9 +117,9 @@ def _said(code: MachineCode, shared: int) -> str:
     return f"compiled: {code.registers} registers, no spills, {shared} bytes of shared memory"
 
 
-def _padding(op: str, whole: bool, candidate: Configuration) -> str:
+def _padding(op: str, even_n: bool, candidate: Configuration) -> str:
     """Return what padding speaks for a choice; only the lengths of merged cross-attention are always the same."""
-    if op != "merged_cross_attention" or whole:
+    if op != "merged_cross_attention" or even_n:
         return ""
     call = SDXL_CALLS["merged-4096"]
     works = {block_n: f"{padded(call, block_n):.2f} ×" for block_n in sorted({each.block_n for each in CANDIDATES})}
@@ -128,8 +128,8 @@ def _padding(op: str, whole: bool, candidate: Configuration) -> str:
     return f"; blocks of {candidate.block_n} make {call.text} + {call.identity} keys {chosen} the work ({others})"
 
 
-def _report(op: str, architecture: str, d: int, whole: bool, candidate: Configuration) -> tuple[int, MachineCode]:
-    compiled = compile_code(op, architecture, d, candidate, whole=whole)
+def _report(op: str, architecture: str, d: int, even_n: bool, candidate: Configuration) -> tuple[int, MachineCode]:
+    compiled = compile_code(op, architecture, d, candidate, even_n=even_n)
     return int(compiled.metadata.shared), read_machine_code(compiled.asm["cubin"])
 
 

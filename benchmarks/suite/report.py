@@ -50,7 +50,7 @@ def summary(document: Mapping[str, Any], entries: Sequence[Entry]) -> list[str]:
     lines = [*_table(document), *_troubles(document)]
     if entries:
         lines += ["", "entries that the candidates imply"]
-        lines += [f"  {each.op}, {each.queries} queries or more, {'whole' if each.whole else 'partial'} blocks: "
+        lines += [f"  {each.op}, {each.queries} queries or more, {'full' if each.even_n else 'partial'} blocks: "
                   f"{label(each.configuration)}; {each.evidence}" for each in entries]  # fmt: skip
     if document["model"] == SDXL.name:
         found = results(document)

@@ -26,7 +26,7 @@ from infid_engines.kernel_launch import Kernel
 from infid_engines.manifest import is_inside, write_json
 
 INDEX = "bundle.json"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _COMMAND = "infid-export compile-kernels"
 _TILE_SIZES = ("block_m", "block_n", "num_warps", "num_stages")
 
@@ -139,8 +139,8 @@ def write_bundle(folder: Path, kernels: Iterable[Compiled]) -> dict[str, Mapping
 def kernel_name(launch: Mapping[str, Any]) -> str:
     """Return what a kernel's files are called: all that tells it from the others."""
     tiles = "x".join(str(launch["configuration"][size]) for size in _TILE_SIZES)
-    whole = launch["constants"].get("WHOLE")
-    ending = [] if whole is None else ["whole" if whole else "ragged"]
+    even_n = launch["constants"].get("EVEN_N")
+    ending = [] if even_n is None else ["even" if even_n else "any"]
     return "-".join([launch["op"], launch["architecture"], launch["dtype"], f"d{launch['head_size']}", tiles, *ending])
 
 
@@ -210,7 +210,7 @@ class KernelBundle:
             architecture: the GPU's, as `sm_90`.
             dtype: of queries, keys and values: `float16` or `bfloat16`.
             head_size: d.
-            lengths: numbers of keys of the segments; they decide between whole blocks and any length.
+            lengths: numbers of keys of the segments; they decide between full blocks and any length.
             queries: number of queries; decides where a configuration was chosen for large numbers alone.
             shared_limit: bytes of shared memory it may need at most; None is no limit.
 
@@ -262,12 +262,12 @@ class KernelBundle:
         return (portable[0], "ptx") if portable else (None, None)
 
     def _form(self, names: Sequence[str], lengths: Sequence[int], queries: int, shared_limit: int | None) -> str | None:
-        """Return the form that is for these lengths: whole blocks before any length, the tuned before the small."""
+        """Return the form that is for these lengths: full blocks before any length, the tuned before the small."""
         allowed = [
             name for name in names if shared_limit is None or self.launches[name]["shared_bytes"] <= shared_limit
         ]
-        for whole in (True, False):
-            forms = [name for name in allowed if bool(self.launches[name]["multiples"]) == whole]
+        for even_n in (True, False):
+            forms = [name for name in allowed if bool(self.launches[name]["multiples"]) == even_n]
             starts = {start: name for name in forms for start in self.launches[name]["queries"] if start <= queries}
             if starts:
                 chosen = starts[max(starts)]

@@ -194,7 +194,7 @@ class Kernel:
         for name, multiple in self.description["multiples"].items():
             if sizes[name] % multiple:
                 raise InputError(
-                    f"This kernel takes whole blocks of {multiple} keys, and {name} is {sizes[name]}.",
+                    f"This kernel takes full blocks of {multiple} keys, and {name} is {sizes[name]}.",
                     fix="Look the kernel up with `KernelBundle.find` and these lengths.",
                 )
 

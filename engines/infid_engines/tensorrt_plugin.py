@@ -20,7 +20,7 @@ from infid_engines.errors import EngineFolderError
 from infid_engines.expressions import evaluate
 
 NAMESPACE = "infid"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _BUILD_AGAIN = "Build again with `infid-export build --kernels triton`."
 _TYPES = {"*fp16": "FP16", "*bf16": "BF16", "*fp32": "FP32"}
 

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     sizes = {name: (folder / f"{name}.cubin").stat().st_size for name in kernels}
     rows = [
         (each["op"], each["architecture"], each["dtype"], str(each["head_size"]),
-         "×".join(map(str, each["configuration"].values())), _lengths(each["constants"].get("WHOLE")),
+         "×".join(map(str, each["configuration"].values())), _lengths(each["constants"].get("EVEN_N")),
          str(each["registers"]), f"{each['stack_bytes']} B", f"{each['shared_bytes']} B", size(sizes[name]))
         for name, each in kernels.items()
     ]  # fmt: skip
@@ -60,6 +60,6 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _lengths(whole: bool | None) -> str:
+def _lengths(even_n: bool | None) -> str:
     """Say which lengths of segments a form takes."""
-    return "whole blocks" if whole else "any"
+    return "full blocks" if even_n else "any"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SECONDS: Mapping[str, float] = {
     "mean_shift": 2.3, "value_shift": 2.0, "mixed_attention": 23.3, "merged_cross_attention": 24.0,
 }  # fmt: skip
-_FORMS = 4  # that an operation usually has: whole blocks or any length, tuned or small
+_FORMS = 4  # that an operation usually has: full blocks or any length, tuned or small
 
 
 def compile_bundle(

@@ -17,7 +17,7 @@ def attend(
     stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     length, logit_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    WHOLE: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    EVEN_N: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Take all keys and values of one segment into the state of a tile.
 
@@ -41,7 +41,7 @@ def attend(
         D: channels of a head.
         BLOCK_D: D, or the next power of two.
         BLOCK_N: keys taken at once.
-        WHOLE: whether `length` is a multiple of `BLOCK_N`. Without a tail to compile, the kernel needs up to 40
+        EVEN_N: whether `length` is a multiple of `BLOCK_N`. Without a tail to compile, the kernel needs up to 40
             registers less (sm_90, d = 64, 128 × 128 by addresses: 199, not 226), which decides how many programs lie on
             an SM, or whether large tiles spill.
         DESCRIPTORS: whether `k` and `v` are descriptors: the TMA unit of Hopper fetches the blocks, with zeros for what
@@ -55,8 +55,8 @@ def attend(
     if not DESCRIPTORS:
         k_tile = k + row * stride_kb + head * stride_kh + offs_n[None, :] * stride_kn + offs_d[:, None]
         v_tile = v + row * stride_vb + head * stride_vh + offs_n[:, None] * stride_vn + offs_d[None, :]
-    whole = length - length % BLOCK_N
-    for start in tl.range(0, whole, BLOCK_N):
+    tail_start = length - length % BLOCK_N
+    for start in tl.range(0, tail_start, BLOCK_N):
         if DESCRIPTORS:
             keys = _fetch(k, row, head, start, BLOCK_N, BLOCK_D).T
             values = _fetch(v, row, head, start, BLOCK_N, BLOCK_D)
@@ -70,16 +70,16 @@ def attend(
         if not DESCRIPTORS:
             k_tile += BLOCK_N * stride_kn
             v_tile += BLOCK_N * stride_vn
-    if not WHOLE:
-        left = length - whole
-        if left > 0:
+    if not EVEN_N:
+        tail = length - tail_start
+        if tail > 0:
             if DESCRIPTORS:
-                keys = _fetch(k, row, head, whole, BLOCK_N, BLOCK_D).T
-                values = _fetch(v, row, head, whole, BLOCK_N, BLOCK_D)
+                keys = _fetch(k, row, head, tail_start, BLOCK_N, BLOCK_D).T
+                values = _fetch(v, row, head, tail_start, BLOCK_N, BLOCK_D)
             else:
-                keys = tl.load(k_tile, mask=(offs_n[None, :] < left) & (offs_d[:, None] < D), other=0.0)
-                values = tl.load(v_tile, mask=(offs_n[:, None] < left) & (offs_d[None, :] < D), other=0.0)
-            logits = tl.where(offs_n[None, :] < left, tl.dot(q, keys), float("-inf"))
+                keys = tl.load(k_tile, mask=(offs_n[None, :] < tail) & (offs_d[:, None] < D), other=0.0)
+                values = tl.load(v_tile, mask=(offs_n[:, None] < tail) & (offs_d[None, :] < D), other=0.0)
+            logits = tl.where(offs_n[None, :] < tail, tl.dot(q, keys), float("-inf"))
             row_max, row_sum, acc = _block(row_max, row_sum, acc, logits, values, logit_scale)
     return row_max, row_sum, acc
 

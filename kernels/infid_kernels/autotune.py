@@ -31,16 +31,16 @@ class Level:
         name: readable.
         call: what is measured.
         queries: smallest number of queries that the choice is for.
-        whole: whether the choice is for segments that are whole numbers of blocks.
+        even_n: whether the choice is for segments whose lengths `block_n` divides.
     """
 
     name: str
     call: Call
     queries: int
-    whole: bool
+    even_n: bool
 
 
-# The choice at 4096 queries holds from 2048, halfway (as a ratio) between the two levels. Ragged lengths are those of
+# The choice at 4096 queries holds from 2048, the geometric mean of the two levels. The lengths with a tail are those of
 # SDXL's 832 × 1216 bucket, whose latents of 104 × 152 make 52 · 76 = 3952 and 26 · 38 = 988 tokens.
 _FROM = 2048
 LEVELS: Sequence[Level] = (
@@ -101,7 +101,7 @@ def tune(
         device: a CUDA device.
         timer: times calls that take turns.
         candidates: what is tried.
-        progress: told after each candidate.
+        progress: called before each candidate.
 
     Raises:
         NoCandidateError: no candidate is right.
@@ -128,7 +128,7 @@ def measure(
         timer: times calls that take turns.
         sets: sets of inputs that take turns.
         candidates: what is tried.
-        progress: told before each candidate.
+        progress: called before each candidate.
     """
     generator = torch.Generator(device)
     generator.seed()
@@ -148,12 +148,12 @@ def measure(
 
 
 def _trial(level: Level, candidate: Choice, inputs: Sequence[Inputs], expected: torch.Tensor, timer: Timer) -> Trial:
-    if level.whole and not candidate.divides(level.call.lengths):
-        return Trial(candidate, None, None, f"whole blocks of {label(candidate)} do not make up {level.call.lengths}")
-    error, limit = relative_rms(level.call.launched(inputs[0], candidate, level.whole), expected), LIMITS[_DTYPE]
+    if level.even_n and not candidate.divides(level.call.lengths):
+        return Trial(candidate, None, None, f"full blocks of {label(candidate)} do not make up {level.call.lengths}")
+    error, limit = relative_rms(level.call.launched(inputs[0], candidate, level.even_n), expected), LIMITS[_DTYPE]
     if not error <= limit:  # NaN is refused as well
         return Trial(candidate, error, None, f"relative RMS error {error:.1e}, at most {limit:.0e} is right")
-    launchers = [(level.call.launcher(each, candidate, level.whole), empty_output(each.q)) for each in inputs]
+    launchers = [(level.call.launcher(each, candidate, level.even_n), empty_output(each.q)) for each in inputs]
     calls = [lambda launch=launch, out=out: launch(out) for launch, out in launchers]
     return Trial(candidate, error, timer(calls))
 
@@ -189,7 +189,7 @@ def _entry(level: Level, ranked: Sequence[Trial], architecture: str, machine: st
     evidence = f"measured on {machine}: {timing.median:.3f} ms median of {timing.samples}, {runner_up}"
     block_d = triton.next_power_of_2(level.call.d)
     configuration = ranked[0].configuration
-    return Entry(level.call.op, architecture, block_d, level.queries, level.whole, configuration, evidence)
+    return Entry(level.call.op, architecture, block_d, level.queries, level.even_n, configuration, evidence)
 
 
 def _median(trial: Trial) -> float:

@@ -26,7 +26,7 @@ from infid_kernels.mixed_attention import mixed_attention_kernel
 from infid_kernels.tuning import Configuration
 
 DTYPES = {"float16": "fp16", "bfloat16": "bf16"}
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _ROWS, _HEADS, _LENGTH, _IDENTITY, _TEXT = "rows", "heads", "queries", "identity_length", "text_length"
 
 
@@ -91,7 +91,7 @@ def compile_code(
     head_size: int,
     configuration: Configuration,
     dtype: str = "float16",
-    whole: bool = True,
+    even_n: bool = True,
     splits: int = SPLITS,
 ) -> Any:
     """Compile one kernel in any form, for what its code says about it.
@@ -104,7 +104,7 @@ def compile_code(
     if configuration.gluon:
         return compile_gluon(architecture, head_size, configuration, dtype, splits)
     spec = KERNELS[op]
-    constants = _constants(spec, head_size, configuration, whole, splits)
+    constants = _constants(spec, head_size, configuration, even_n, splits)
     arguments = _arguments(spec, constants, dtype, head_size, splits)
     block = f"1,1,{configuration.block_n},{constants['BLOCK_D']}"
     types = {argument["name"]: argument["type"] for argument in arguments}
@@ -181,7 +181,7 @@ def compile_kernel(
     head_size: int,
     configuration: Configuration,
     dtype: str = "float16",
-    whole: bool = True,
+    even_n: bool = True,
     splits: int = SPLITS,
 ) -> CompiledKernel:
     """Compile one kernel for tensors whose rows lie 16-byte aligned, with the scale 1/√d.
@@ -192,7 +192,7 @@ def compile_kernel(
         head_size: d.
         configuration: tile sizes, in plain form.
         dtype: of queries, keys and values: `float16` or `bfloat16`.
-        whole: whether the segments are whole numbers of blocks of `block_n` keys.
+        even_n: whether `block_n` divides the segments' lengths.
         splits: parts in which attention reads the mean shifts.
 
     Returns:
@@ -204,8 +204,8 @@ def compile_kernel(
     if configuration != configuration.plain:
         raise ValueError(f"a launch description knows no descriptors, got {configuration}")
     spec = KERNELS[op]
-    compiled = compile_code(op, architecture, head_size, configuration, dtype, whole, splits)
-    constants = _constants(spec, head_size, configuration, whole, splits)
+    compiled = compile_code(op, architecture, head_size, configuration, dtype, even_n, splits)
+    constants = _constants(spec, head_size, configuration, even_n, splits)
     arguments = _arguments(spec, constants, dtype, head_size, splits)
     launch = {
         "schema_version": _SCHEMA_VERSION,
@@ -215,10 +215,10 @@ def compile_kernel(
         "ptx_target": ptx_target(compiled.asm["ptx"]),
         "dtype": dtype,
         "head_size": head_size,
-        "configuration": configuration.told(),
+        "configuration": configuration.to_dict(),
         "constants": constants,
         "arguments": arguments,
-        "multiples": dict.fromkeys((_IDENTITY, _TEXT), configuration.block_n) if constants.get("WHOLE") else {},
+        "multiples": dict.fromkeys((_IDENTITY, _TEXT), configuration.block_n) if constants.get("EVEN_N") else {},
         "scratch_pointers": len(entry_parameters(compiled.asm["ptx"])) - len(arguments),
         "grid": [*(expression.replace("BLOCK_M", str(configuration.block_m)) for expression in spec.grid), "1"],
         "block": [32 * compiled.metadata.num_warps, 1, 1],
@@ -229,7 +229,7 @@ def compile_kernel(
 
 
 def _constants(
-    spec: KernelSpec, head_size: int, configuration: Configuration, whole: bool, splits: int
+    spec: KernelSpec, head_size: int, configuration: Configuration, even_n: bool, splits: int
 ) -> dict[str, float]:
     """Return what is compiled into the kernel."""
     known = {
@@ -238,7 +238,7 @@ def _constants(
         "SPLITS": splits,
         "BLOCK_M": configuration.block_m,
         "BLOCK_N": configuration.block_n,
-        "WHOLE": whole,
+        "EVEN_N": even_n,
         "DESCRIPTORS": configuration.descriptors,
         "logit_scale": 1 / math.sqrt(head_size),
     }

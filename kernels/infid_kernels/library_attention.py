@@ -34,7 +34,7 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tens
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return FlashAttention's output and its log-sum-exp, natural, `[B, H, N]` fp32."""
     out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)
-    return out, lse[:, :, : q.shape[2]]  # it may be padded to whole blocks of queries
+    return out, lse[:, :, : q.shape[2]]  # it may be padded to full blocks of queries
 
 
 LIBRARIES: Mapping[str, Attention] = {

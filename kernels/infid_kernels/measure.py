@@ -98,13 +98,13 @@ class Call:
         strengths = [2 * torch.rand(self.rows, generator=generator, device=generator.device) for _ in range(2)]
         return Inputs(*made, *strengths)
 
-    def launcher(self, inputs: Inputs, choice: Choice, whole: bool) -> Callable[[Tensor], None]:
+    def launcher(self, inputs: Inputs, choice: Choice, even_n: bool) -> Callable[[Tensor], None]:
         """Return the launch of the attention alone; what it reads besides the inputs is computed here.
 
         Args:
             inputs: of this call.
             choice: tile sizes and form of the kernel, or a library.
-            whole: whether `block_n` divides both lengths.
+            even_n: whether `block_n` divides both lengths.
 
         Returns:
             A function that writes the result into the output it is given.
@@ -113,18 +113,18 @@ class Call:
         if self.op == "mixed_attention":
             shifts = launch_mean_shift(i.k_id, i.v_id, i.k_t, i.v_t, i.style_strength)
             return lambda out: launch_mixed_attention(
-                i.q, i.k_id, i.v_id, i.k_t, i.v_t, *shifts, scale, out, choice, whole
+                i.q, i.k_id, i.v_id, i.k_t, i.v_t, *shifts, scale, out, choice, even_n
             )
         assert isinstance(choice, Configuration)
         shift_v = launch_value_shift(i.v_id, i.v_t, i.style_strength)
         return lambda out: launch_merged_cross_attention(
-            i.q, i.k_t, i.v_t, i.k_id, i.v_id, shift_v, i.identity_strength, scale, out, choice, whole
+            i.q, i.k_t, i.v_t, i.k_id, i.v_id, shift_v, i.identity_strength, scale, out, choice, even_n
         )
 
-    def launched(self, inputs: Inputs, choice: Choice, whole: bool | None = None) -> Tensor:
+    def launched(self, inputs: Inputs, choice: Choice, even_n: bool | None = None) -> Tensor:
         """Return the result of one launch into an output that was filled with NaN."""
         out = empty_output(inputs.q).fill_(math.nan)
-        fits = choice.divides(self.lengths) if whole is None else whole
+        fits = choice.divides(self.lengths) if even_n is None else even_n
         self.launcher(inputs, choice, fits)(out)
         return out
 

@@ -45,7 +45,7 @@ def merged_cross_attention_kernel(
     logit_scale,
     out,
     D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WHOLE: tl.constexpr,
+    EVEN_N: tl.constexpr,
 ):  # fmt: skip
     """Write one tile of queries of one head; grid (⌈queries / BLOCK_M⌉, rows · heads)."""
     tile, row_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -64,13 +64,13 @@ def merged_cross_attention_kernel(
     _, text_sum, text_acc = attend(
         first_max, first_sum, first_acc, q_tile, k_t, v_t, row, head,
         stride_ktb, stride_kth, stride_ktn, stride_vtb, stride_vth, stride_vtn,
-        text_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, DESCRIPTORS=False,
+        text_length, scale, D, BLOCK_D, BLOCK_N, EVEN_N, DESCRIPTORS=False,
     )  # fmt: skip
     result = text_acc / text_sum[:, None]
     _, own_sum, own_acc = attend(
         first_max, first_sum, first_acc, q_tile, k_id, v_id, row, head,
         stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-        identity_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, DESCRIPTORS=False,
+        identity_length, scale, D, BLOCK_D, BLOCK_N, EVEN_N, DESCRIPTORS=False,
     )  # fmt: skip
     # without a person the loop ran over nothing: the sum is 0, and λ must not let δ_v in
     factor = tl.where(identity_length > 0, tl.load(identity_strength + row).to(tl.float32), 0.0)
@@ -85,7 +85,7 @@ def merged_cross_attention_kernel(
 
 def launch_merged_cross_attention(
     q: Tensor, k_t: Tensor, v_t: Tensor, k_id: Tensor, v_id: Tensor, shift_v: Tensor, identity_strength: Tensor,
-    scale: float, out: Tensor, configuration: Configuration, whole: bool,
+    scale: float, out: Tensor, configuration: Configuration, even_n: bool,
 ) -> None:  # fmt: skip
     """Launch the kernel with a configuration of the caller's choice; `merged_cross_attention` takes the table's.
 
@@ -100,7 +100,7 @@ def launch_merged_cross_attention(
         scale: factor of the logits.
         out: `[B, H, N, d]`, where the result is written.
         configuration: tile sizes.
-        whole: whether its `block_n` divides L and T.
+        even_n: whether its `block_n` divides L and T.
     """
     rows, heads, queries, d = q.shape
     with on_device(q):
@@ -113,7 +113,7 @@ def launch_merged_cross_attention(
             out,
             D=d, BLOCK_D=triton.next_power_of_2(d), SPLITS=shift_v.shape[2],
             BLOCK_M=configuration.block_m, BLOCK_N=configuration.block_n,
-            WHOLE=whole, **configuration.launch_options(),
+            EVEN_N=even_n, **configuration.launch_options(),
         )  # fmt: skip
 
 
@@ -134,8 +134,8 @@ def _merged_cross_attention(
 ) -> Tensor:  # fmt: skip
     out = empty_output(q)
     lengths = (k_id.shape[2], k_t.shape[2])
-    chosen, whole = choose_kernel("merged_cross_attention", q.device, q.shape[3], q.shape[2], lengths)
-    launch_merged_cross_attention(q, k_t, v_t, k_id, v_id, shift_v, identity_strength, scale, out, chosen, whole)
+    chosen, even_n = choose_kernel("merged_cross_attention", q.device, q.shape[3], q.shape[2], lengths)
+    launch_merged_cross_attention(q, k_t, v_t, k_id, v_id, shift_v, identity_strength, scale, out, chosen, even_n)
     return out
 
 

@@ -51,7 +51,7 @@ def mixed_attention_kernel(
     logit_scale,
     out,
     D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WHOLE: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    EVEN_N: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Write one tile of queries of one head; grid (⌈queries / BLOCK_M⌉, rows · heads).
 
@@ -73,7 +73,7 @@ def mixed_attention_kernel(
     row_max, row_sum, acc = attend(
         row_max, row_sum, acc, q_tile, k_id, v_id, row, head,
         stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-        identity_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, DESCRIPTORS,
+        identity_length, scale, D, BLOCK_D, BLOCK_N, EVEN_N, DESCRIPTORS,
     )  # fmt: skip
     # Without a person the state stays (−∞, 0, 0) here. A branch around that instead makes ptxas run the matrix products
     # of both loops one by one (its warning C7515; sm_90: 24 WARPGROUP.ARRIVE for 24 HGMMA, without the branch 4).
@@ -85,7 +85,7 @@ def mixed_attention_kernel(
     row_max, row_sum, acc = attend(
         row_max, row_sum, acc, q_tile, k_t, v_t, row, head,
         stride_ktb, stride_kth, stride_ktn, stride_vtb, stride_vth, stride_vtn,
-        text_length, scale, D, BLOCK_D, BLOCK_N, WHOLE, DESCRIPTORS,
+        text_length, scale, D, BLOCK_D, BLOCK_N, EVEN_N, DESCRIPTORS,
     )  # fmt: skip
 
     out_tile = out + row * stride_ob + head * stride_oh + offs_q * stride_on + offs_d[None, :]
@@ -94,7 +94,7 @@ def mixed_attention_kernel(
 
 def launch_mixed_attention(
     q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, shift_k: Tensor, shift_v: Tensor, scale: float,
-    out: Tensor, choice: Configuration | Library, whole: bool,
+    out: Tensor, choice: Configuration | Library, even_n: bool,
 ) -> None:  # fmt: skip
     """Launch what the caller chooses; `mixed_attention` takes the table's choice.
 
@@ -110,7 +110,7 @@ def launch_mixed_attention(
         out: `[B, H, N, d]`, where the result is written.
         choice: tile sizes and form of the kernel; with descriptors, keys and values must be `_describable`, and the
             Gluon form must take the call. Or a library.
-        whole: whether the kernel's `block_n` divides M and L.
+        even_n: whether the kernel's `block_n` divides M and L.
     """
     if isinstance(choice, Library):
         launch_library(q, k_id, v_id, k_t, v_t, shift_k, shift_v, scale, out, choice)
@@ -134,7 +134,7 @@ def launch_mixed_attention(
             scale,
             out,
             D=d, BLOCK_D=block_d, SPLITS=shift_k.shape[2],
-            BLOCK_M=choice.block_m, BLOCK_N=choice.block_n, WHOLE=whole, DESCRIPTORS=choice.descriptors,
+            BLOCK_M=choice.block_m, BLOCK_N=choice.block_n, EVEN_N=even_n, DESCRIPTORS=choice.descriptors,
             **choice.launch_options(),
         )  # fmt: skip
 
@@ -164,10 +164,10 @@ def _mixed_attention(
 ) -> Tensor:
     out = empty_output(q)
     shifts = launch_mean_shift(k_id, v_id, k_t, v_t, style_strength)
-    chosen, whole = choose("mixed_attention", q.device, q.shape[3], q.shape[2], (k_id.shape[2], k_t.shape[2]))
+    chosen, even_n = choose("mixed_attention", q.device, q.shape[3], q.shape[2], (k_id.shape[2], k_t.shape[2]))
     if isinstance(chosen, Configuration):
         chosen = _form(chosen, q, k_id, v_id, k_t, v_t)
-    launch_mixed_attention(q, k_id, v_id, k_t, v_t, *shifts, scale, out, chosen, whole)
+    launch_mixed_attention(q, k_id, v_id, k_t, v_t, *shifts, scale, out, chosen, even_n)
     return out
 
 

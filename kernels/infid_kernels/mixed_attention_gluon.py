@@ -1,6 +1,6 @@
 """The Gluon form of mixed attention: which calls it takes, and its launch.
 
-The kernel and what it computes are in `attend_gluon`. The form is for Hopper alone, whole blocks of keys, head sizes of
+The kernel and what it computes are in `attend_gluon`. The form is for Hopper alone, full blocks of keys, head sizes of
 64 and 128, and tensors that are stored token by token. What it does not take it rejects with a reason.
 """
 
@@ -88,7 +88,7 @@ def rejection(q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, c
     if d not in HEAD_SIZES or q.dtype not in DTYPES:
         return f"it computes head sizes of 64 and 128 in float16 and bfloat16, got {d} in {q.dtype}"
     if any(length % c.block_n for length in lengths):
-        return f"it reads whole blocks of {c.block_n} keys, got {lengths[0]} and {lengths[1]}"
+        return f"it reads full blocks of {c.block_n} keys, got {lengths[0]} and {lengths[1]}"
     for name, tensor in {"q": q, "k_id": k_id, "v_id": v_id, "k_t": k_t, "v_t": v_t}.items():
         if tensor.shape[2] and not _packed(tensor):
             return (

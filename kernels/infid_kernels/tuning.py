@@ -20,7 +20,7 @@ import triton
 OPS = ("mixed_attention", "merged_cross_attention")
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 TABLE = Path(__file__).with_name("configurations.json")
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _LARGEST = 4096  # of a tile's sides, warps and stages
 
 
@@ -53,10 +53,10 @@ class Configuration:
         return replace(self, descriptors=False, gluon=False)
 
     def divides(self, lengths: Sequence[int]) -> bool:
-        """Return whether all segments are whole numbers of blocks."""
+        """Return whether `block_n` divides the length of every segment."""
         return all(length % self.block_n == 0 for length in lengths)
 
-    def told(self) -> dict[str, int | bool]:
+    def to_dict(self) -> dict[str, int | bool]:
         """Return the fields for a file: the tiles, and of the others those that are set."""
         return {name: value for name, value in asdict(self).items() if value}
 
@@ -79,7 +79,7 @@ class Library:
         """Return whether the segments are like those it is measured on: multiples of our kernel's largest block."""
         return all(length % max(each.block_n for each in CANDIDATES) == 0 for length in lengths)
 
-    def told(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, str]:
         """Return the fields for a file."""
         return asdict(self)
 
@@ -96,7 +96,7 @@ class Entry:
         architecture: as `sm_90`.
         block_d: head size, rounded up to a power of two.
         queries: smallest number of queries it is meant for.
-        whole: whether it is for segments that are whole numbers of blocks.
+        even_n: whether it is for segments whose lengths `block_n` divides.
         configuration: of our kernel, or a library in its place.
         evidence: the measurement or the compiler report behind it.
     """
@@ -105,14 +105,14 @@ class Entry:
     architecture: str
     block_d: int
     queries: int
-    whole: bool
+    even_n: bool
     configuration: Choice
     evidence: str
 
-    def fits(self, op: str, architecture: str, block_d: int, queries: int, whole: bool) -> bool:
+    def fits(self, op: str, architecture: str, block_d: int, queries: int, even_n: bool) -> bool:
         """Return whether the entry applies to a call."""
-        mine = (self.op, self.architecture, self.block_d, self.whole)
-        same = mine == (op, architecture, block_d, whole)
+        mine = (self.op, self.architecture, self.block_d, self.even_n)
+        same = mine == (op, architecture, block_d, even_n)
         return same and self.queries <= queries
 
 
@@ -126,7 +126,7 @@ CANDIDATES: Sequence[Configuration] = tuple(
         (64, 32, 4, 3), (64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 4, 2),
     )
 )  # fmt: skip
-# Forms of mixed attention where TMA fetches whole blocks, with one thread's instruction instead of one of every thread.
+# Forms of mixed attention where TMA fetches full blocks, with one thread's instruction instead of one of every thread.
 # That frees registers (sm_90, 64 × 128 with 4 warps: 166 instead of 228), so three programs lie on an SM and keep its
 # units busy while one waits for its own product: per 128 keys and 64 queries 452 instructions, 512 clocks of products
 # and 512 of exponentials. None of them was timed yet.
@@ -197,7 +197,7 @@ def choose(
         kernels_only: whether libraries' entries are passed over.
 
     Returns:
-        The choice, and whether it is one for segments that are whole numbers of blocks.
+        The choice, and whether it is one for segments whose lengths `block_n` divides.
 
     Raises:
         ValueError: the GPU is older than every architecture of the table.
@@ -205,22 +205,22 @@ def choose(
     if device.type != "cuda":
         return _INTERPRETER, _INTERPRETER.divides(lengths)
     architecture = architecture_of(device)
-    whole = entry(op, architecture, d, queries, True, kernels_only)
-    if whole is not None and whole.configuration.divides(lengths):
-        return whole.configuration, True
-    ragged = entry(op, architecture, d, queries, False, kernels_only)
-    if ragged is None:
+    even = entry(op, architecture, d, queries, True, kernels_only)
+    if even is not None and even.configuration.divides(lengths):
+        return even.configuration, True
+    any_length = entry(op, architecture, d, queries, False, kernels_only)
+    if any_length is None:
         raise RuntimeError(f"{TABLE.name} has no entry of {op} for {architecture} and head size {d}")
-    return ragged.configuration, False
+    return any_length.configuration, False
 
 
 def choose_kernel(
     op: str, device: torch.device, d: int, queries: int, lengths: Sequence[int]
 ) -> tuple[Configuration, bool]:
     """Return what our kernel runs with, also where a library is the choice; see `choose`."""
-    chosen, whole = choose(op, device, d, queries, lengths, kernels_only=True)
+    chosen, even_n = choose(op, device, d, queries, lengths, kernels_only=True)
     assert isinstance(chosen, Configuration)
-    return chosen, whole
+    return chosen, even_n
 
 
 def architecture_of(device: torch.device) -> str:
@@ -246,7 +246,7 @@ def nearest(architecture: str) -> str:
     return older[-1]
 
 
-def entry(op: str, architecture: str, d: int, queries: int, whole: bool, kernels_only: bool = False) -> Entry | None:
+def entry(op: str, architecture: str, d: int, queries: int, even_n: bool, kernels_only: bool = False) -> Entry | None:
     """Return the entry that applies to a call: a measured one if there is one, else the table's, else None.
 
     Args:
@@ -254,7 +254,7 @@ def entry(op: str, architecture: str, d: int, queries: int, whole: bool, kernels
         architecture: one of `ARCHITECTURES`.
         d: head size.
         queries: number of queries N.
-        whole: whether the segments are whole numbers of blocks.
+        even_n: whether `block_n` divides the segments' lengths.
         kernels_only: whether libraries' entries are passed over, as where no library can run.
     """
     block_d = triton.next_power_of_2(d)
@@ -262,7 +262,7 @@ def entry(op: str, architecture: str, d: int, queries: int, whole: bool, kernels
         fitting = [
             row
             for row in rows
-            if row.fits(op, architecture, block_d, queries, whole)
+            if row.fits(op, architecture, block_d, queries, even_n)
             and not (kernels_only and isinstance(row.configuration, Library))
         ]
         if fitting:
@@ -277,7 +277,7 @@ def table() -> tuple[Entry, ...]:
 
 
 def measured() -> tuple[Entry, ...]:
-    """Return the entries that this process was told to use before the table, see `load`."""
+    """Return the entries that this process uses before the table, see `load`."""
     return tuple(_measured)
 
 
@@ -341,7 +341,7 @@ def _check(entry: Entry) -> None:
         wrong = "" if entry.op == "mixed_attention" else f"implementation by {chosen.library}"
     else:
         sizes = (chosen.block_m, chosen.block_n, chosen.num_warps, chosen.num_stages, entry.block_d)
-        flags = (chosen.descriptors, chosen.gluon, entry.whole)
+        flags = (chosen.descriptors, chosen.gluon, entry.even_n)
         sized = all(type(size) is int and 0 < size <= _LARGEST for size in sizes)
         wrong = "" if sized and all(type(flag) is bool for flag in flags) else f"configuration {chosen}"
     if wrong or type(entry.queries) is not int or type(entry.evidence) is not str:
@@ -349,7 +349,7 @@ def _check(entry: Entry) -> None:
 
 
 def parse_choice(fields: Mapping[str, Any]) -> Choice:
-    """Return a choice from its fields, as `told` or `asdict` gives them.
+    """Return a choice from its fields, as `to_dict` or `asdict` gives them.
 
     Raises:
         TypeError: a field is not known.
@@ -365,6 +365,6 @@ def parse_choice(fields: Mapping[str, Any]) -> Choice:
 
 def write(path: Path, entries: Sequence[Entry]) -> None:
     """Write a file of entries that `read` reads."""
-    rows = [{**asdict(row), "configuration": row.configuration.told()} for row in entries]
+    rows = [{**asdict(row), "configuration": row.configuration.to_dict()} for row in entries]
     document = {"schema_version": _SCHEMA_VERSION, "entries": rows}
     path.write_text(json.dumps(document, indent=1) + "\n")

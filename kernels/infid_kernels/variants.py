@@ -19,11 +19,11 @@ DEFAULT_SHARED = 48 * 1024
 # Where every candidate spills or needs more. Any lengths, triton 3.8: at most 227 registers (sm_80, d = 128, merged),
 # 26 624 bytes and no spills for d = 40, 80 and 96 on every architecture and for d = 128 on sm_80.
 _SMALLEST = Configuration(32, 32, 8, 2)
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 
 
 def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "float16") -> Iterator[CompiledKernel]:
-    """Compile an operation for whole blocks and for any length: the tuned tiles in plain form, and others in 48 KB.
+    """Compile an operation for full blocks and for any length: the tuned tiles in plain form, and others in 48 KB.
 
     The launch descriptions say under `queries` for which numbers of queries, and all above, a form was chosen; the one
     that is there for its small shared memory, and as another choice for TensorRT to time, has none.
@@ -43,23 +43,23 @@ def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "f
     if op not in tuning.OPS:
         yield _chosen_for(compile_kernel(op, architecture, head_size, mean_shift.CONFIGURATION, dtype), [0])
         return
-    for whole in (True, False):
-        tuned = _tuned(op, architecture, head_size, whole)
+    for even_n in (True, False):
+        tuned = _tuned(op, architecture, head_size, even_n)
         if not tuned:
             raise RuntimeError(f"there is no configuration of {op} for {architecture} and head size {head_size}")
         for configuration, queries in tuned.items():
-            compiled = compile_kernel(op, architecture, head_size, configuration, dtype, whole)
+            compiled = compile_kernel(op, architecture, head_size, configuration, dtype, even_n)
             yield _chosen_for(compiled, queries)
         others = [candidate for candidate in (*tuning.CANDIDATES, _SMALLEST) if candidate not in tuned]
-        yield _chosen_for(_within_default(op, architecture, head_size, dtype, whole, others), [])
+        yield _chosen_for(_within_default(op, architecture, head_size, dtype, even_n, others), [])
 
 
-def _tuned(op: str, architecture: str, head_size: int, whole: bool) -> dict[Configuration, list[int]]:
+def _tuned(op: str, architecture: str, head_size: int, even_n: bool) -> dict[Configuration, list[int]]:
     """Return the tiles of every configuration that some call gets, with the numbers of queries from which it does."""
     tuned: dict[Configuration, list[int]] = {}
     queries = sys.maxsize
     while queries >= 0:
-        entry = tuning.entry(op, tuning.nearest(architecture), head_size, queries, whole, kernels_only=True)
+        entry = tuning.entry(op, tuning.nearest(architecture), head_size, queries, even_n, kernels_only=True)
         if entry is None:
             break
         assert isinstance(entry.configuration, Configuration)
@@ -73,10 +73,10 @@ def _chosen_for(compiled: CompiledKernel, queries: Sequence[int]) -> CompiledKer
 
 
 def _within_default(
-    op: str, architecture: str, head_size: int, dtype: str, whole: bool, candidates: Sequence[Configuration]
+    op: str, architecture: str, head_size: int, dtype: str, even_n: bool, candidates: Sequence[Configuration]
 ) -> CompiledKernel:
     for candidate in candidates:
-        compiled = compile_kernel(op, architecture, head_size, candidate, dtype, whole)
+        compiled = compile_kernel(op, architecture, head_size, candidate, dtype, even_n)
         small = compiled.launch["shared_bytes"] <= DEFAULT_SHARED
         if small and read_machine_code(compiled.cubin).stack_bytes == 0:
             return compiled
@@ -101,7 +101,7 @@ def write_plugins(
         path: the file.
         architecture: as `sm_90`.
         head_sizes: of the model's attention layers.
-        on_progress: told the fraction done.
+        on_progress: called with the fraction done.
     """
     cases = [(op, d) for op in KERNELS for d in head_sizes]
     kernels = []

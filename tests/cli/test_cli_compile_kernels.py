@@ -35,7 +35,7 @@ def test_the_table_says_what_each_kernel_uses(compile_kernels_run: Run) -> None:
     assert len(rows) == len(descriptions)
     for each in descriptions:
         tiles = "×".join(str(each["configuration"][name]) for name in ("block_m", "block_n", "num_warps", "num_stages"))
-        shown = "whole blocks" if each["constants"].get("WHOLE") else "any"
+        shown = "full blocks" if each["constants"].get("EVEN_N") else "any"
         expected = f"{each['op']} sm_90 float16 64 {tiles} {shown} {each['registers']} 0 B {each['shared_bytes']} B"
         assert any(" ".join(row.split()).startswith(expected) for row in rows), expected
     assert lines[-1].startswith(f"{folder}: {len(rows)} kernels, ")
@@ -141,7 +141,7 @@ def test_a_tuning_file_decides_the_tiles(tmp_path: Path, monkeypatch: pytest.Mon
     [
         (None, r"tuning\.json holds no kernel configurations \(.*No such file"),
         ("[]", r"tuning\.json holds no kernel configurations"),
-        ('{"schema_version": 1, "entries": []}', "no effect: .*json was measured on nothing, and .* for sm_90"),
+        ('{"schema_version": 2, "entries": []}', "no effect: .*json was measured on nothing, and .* for sm_90"),
     ],
 )
 def test_a_tuning_file_without_effect_is_refused(

@@ -20,7 +20,7 @@ def compiled(
     *,
     ptx_target: str | None = None,
     tiles: tuple[int, int, int, int] = (128, 64, 4, 2),
-    whole: bool | None = True,
+    even_n: bool | None = True,
     shared: int = 49152,
     queries: Sequence[int] = (0,),
     dtype: str = "float16",
@@ -34,7 +34,7 @@ def compiled(
         "op": op, "entry": f"{op}_kernel", "architecture": architecture,
         "ptx_target": ptx_target or f"{architecture}{'a' if number >= 90 else ''}", "dtype": dtype,
         "head_size": head_size, "configuration": sizes, "grid": ["(queries + 127) // 128", "rows * heads", "1"],
-        "constants": {"BLOCK_N": tiles[1]} | ({} if whole is None else {"WHOLE": whole}), "block": [128, 1, 1],
+        "constants": {"BLOCK_N": tiles[1]} | ({} if even_n is None else {"EVEN_N": even_n}), "block": [128, 1, 1],
         "arguments": [
             {"name": "q", "type": "*fp16", "multiple_of": 16, "output": False, "shape": shape},
             {"name": "identity_length", "type": "i32", "multiple_of": 1, "value": "identity_length"},
@@ -42,8 +42,8 @@ def compiled(
             {"name": "stride_qn", "type": "i32", "multiple_of": 16, "value": "heads * 64"},
             {"name": "out", "type": "*fp16", "multiple_of": 16, "output": True, "shape": shape},
         ],
-        "multiples": dict.fromkeys(("identity_length", "text_length"), tiles[1]) if whole else {},
+        "multiples": dict.fromkeys(("identity_length", "text_length"), tiles[1]) if even_n else {},
         "scratch_pointers": 2, "shared_bytes": shared, "queries": list(queries),
     }  # fmt: skip
-    name = f"{op} {architecture} {tiles} {whole}"
+    name = f"{op} {architecture} {tiles} {even_n}"
     return Compiled(f"// {name}", name.encode(), launch)

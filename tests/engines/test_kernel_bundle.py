@@ -32,18 +32,18 @@ def bundle(folder: Path, *kernels: Compiled) -> KernelBundle:
 
 def test_a_bundle_holds_every_form_of_every_operation(kernels_bundle: Path) -> None:
     found = KernelBundle.load(kernels_bundle).launches
-    forms = {(each["op"], each["constants"].get("WHOLE")) for each in found.values()}
-    attention = {(op, whole) for op in tuning.OPS for whole in (True, False)}
+    forms = {(each["op"], each["constants"].get("EVEN_N")) for each in found.values()}
+    attention = {(op, even_n) for op in tuning.OPS for even_n in (True, False)}
     assert forms == attention | {("mean_shift", None), ("value_shift", None)}
-    for op, whole in forms:
-        mine = [each for each in found.values() if (each["op"], each["constants"].get("WHOLE")) == (op, whole)]
+    for op, even_n in forms:
+        mine = [each for each in found.values() if (each["op"], each["constants"].get("EVEN_N")) == (op, even_n)]
         assert min(each["shared_bytes"] for each in mine) <= 49152
         if op in tuning.OPS:
-            entry = tuning.entry(op, "sm_90", 64, 0, bool(whole))
+            entry = tuning.entry(op, "sm_90", 64, 0, bool(even_n))
             assert entry is not None
             tuned = [each["configuration"] for each in mine if each["queries"] == [0]]
             assert isinstance(entry.configuration, tuning.Configuration)
-            assert tuned == [entry.configuration.plain.told()]
+            assert tuned == [entry.configuration.plain.to_dict()]
         assert all(each["stack_bytes"] == 0 for each in mine)
 
 
@@ -130,7 +130,7 @@ def test_a_missing_file_another_version_and_no_bundle_are_refused(copy: Path, tm
         KernelBundle.load(tmp_path)
     index = json.loads((copy / INDEX).read_text())
     (copy / INDEX).write_text(json.dumps(index | {"schema_version": 9}))
-    with pytest.raises(EngineFolderError, match="has schema version 9, this infid-export reads version 3"):
+    with pytest.raises(EngineFolderError, match="has schema version 9, this infid-export reads version 4"):
         KernelBundle.load(copy)
     (copy / INDEX).write_text(json.dumps(index))
     sorted(copy.glob("*.ptx"))[0].unlink()
@@ -216,10 +216,10 @@ def test_what_a_bundle_lacks_is_named_with_the_command_that_makes_it(
 def test_shared_memory_can_be_limited(kernels_bundle: Path) -> None:
     loaded = KernelBundle.load(kernels_bundle)
     for op in tuning.OPS:
-        for lengths, whole in (((4096, 4096), True), ((261, 77), False)):
+        for lengths, even_n in (((4096, 4096), True), ((261, 77), False)):
             for limit in (None, 49152):
                 kernel = loaded.find(op, "sm_90", "float16", 64, lengths, shared_limit=limit).description
-                assert kernel["constants"]["WHOLE"] == whole
+                assert kernel["constants"]["EVEN_N"] == even_n
                 assert limit is None or kernel["shared_bytes"] <= limit
     with pytest.raises(EngineFolderError, match="within 1000 bytes of shared memory"):
         loaded.find("mixed_attention", "sm_90", "float16", 64, (64, 64), shared_limit=1000)
@@ -229,9 +229,9 @@ def test_find_chooses_what_the_launcher_would(tmp_path: Path, monkeypatch: pytes
     """With a table that has several thresholds, one configuration at two of them, and forms that need a small one."""
     large, middle, small = (tuning.CANDIDATES[index] for index in (0, 4, 10))  # 128, 64 and 32 keys at once
     rows = [
-        tuning.Entry(op, "sm_90", 64, queries, whole, configuration, "made up")
+        tuning.Entry(op, "sm_90", 64, queries, even_n, configuration, "made up")
         for op in tuning.OPS
-        for queries, whole, configuration in (
+        for queries, even_n, configuration in (
             (0, True, middle), (1000, True, large), (4000, True, middle), (0, False, small), (2000, False, large)
         )
     ]  # fmt: skip
@@ -239,11 +239,11 @@ def test_find_chooses_what_the_launcher_would(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
     def compile_kernel(
-        op: str, architecture: str, head_size: int, configuration: tuning.Configuration, dtype: str, whole: bool = False
+        op: str, architecture: str, d: int, configuration: tuning.Configuration, dtype: str, even_n: bool = False
     ) -> CompiledKernel:
         tiles = (configuration.block_m, configuration.block_n, configuration.num_warps, configuration.num_stages)
         shared = 1000 * configuration.block_n
-        made = compiled(op, architecture, tiles=tiles, whole=whole if op in tuning.OPS else None, shared=shared)
+        made = compiled(op, architecture, tiles=tiles, even_n=even_n if op in tuning.OPS else None, shared=shared)
         return CompiledKernel(made.ptx, made.cubin, made.launch)
 
     monkeypatch.setattr(variants, "compile_kernel", compile_kernel)
@@ -257,11 +257,11 @@ def test_find_chooses_what_the_launcher_would(tmp_path: Path, monkeypatch: pytes
         for queries in (0, 1, 999, 1000, 1999, 2000, 3999, 4000, 9000):
             for lengths in ((128, 256), (64, 128), (32, 64), (63, 128), (0, 77), (77, 261)):
                 device = torch.device("cuda")
-                configuration, whole = tuning.choose(op, device, 64, queries, lengths)
+                configuration, even_n = tuning.choose(op, device, 64, queries, lengths)
                 found = loaded.find(op, "sm_90", "float16", 64, lengths, queries).description
-                assert found["configuration"] == configuration.told(), (op, queries, lengths)
-                assert found["constants"]["WHOLE"] == whole
-                seen.add((configuration, whole))
+                assert found["configuration"] == configuration.to_dict(), (op, queries, lengths)
+                assert found["constants"]["EVEN_N"] == even_n
+                seen.add((configuration, even_n))
     assert len(seen) == 4
     assert loaded.find(op, "sm_90", "float16", 64, (64, 64), 4000, 49152).description["constants"]["BLOCK_N"] == 32
 
@@ -270,18 +270,18 @@ def test_forms_that_need_more_than_sizes_are_not_bundled(monkeypatch: pytest.Mon
     """Neither a bundle nor a plugin can make descriptors or call a library: it gets our best kernel in plain form."""
     best = tuning.Configuration(64, 128, 4, 2, descriptors=True)
     rows = [
-        tuning.Entry("mixed_attention", "sm_90", 64, 0, whole, choice, "made up")
-        for whole in (True, False)
+        tuning.Entry("mixed_attention", "sm_90", 64, 0, even_n, choice, "made up")
+        for even_n in (True, False)
         for choice in (tuning.Library("cudnn"), best)
     ]
     monkeypatch.setattr(tuning, "_measured", rows)
     asked = []
 
     def compile_kernel(
-        op: str, architecture: str, head_size: int, configuration: tuning.Configuration, dtype: str, whole: bool = False
+        op: str, architecture: str, d: int, configuration: tuning.Configuration, dtype: str, even_n: bool = False
     ) -> CompiledKernel:
         asked.append(configuration)
-        made = compiled(op, architecture, whole=whole)
+        made = compiled(op, architecture, even_n=even_n)
         return CompiledKernel(made.ptx, made.cubin, made.launch)
 
     monkeypatch.setattr(variants, "compile_kernel", compile_kernel)

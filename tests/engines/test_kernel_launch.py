@@ -96,9 +96,9 @@ def test_a_launch_is_the_triton_launchers_own(
         kernels = {op: bundle.find(op, "sm_90", "float16", 64, lengths) for op in compared}
         for op, choose in zip(tuning.OPS, ("choose", "choose_kernel"), strict=True):
             tiles = tuning.Configuration(**kernels[op].description["configuration"])
-            whole = kernels[op].description["constants"]["WHOLE"]
+            even_n = kernels[op].description["constants"]["EVEN_N"]
             module = import_module(f"infid_kernels.{op}")
-            monkeypatch.setattr(module, choose, lambda *_, chosen=(tiles, whole): chosen)
+            monkeypatch.setattr(module, choose, lambda *_, chosen=(tiles, even_n): chosen)
         mixed_attention(q, k_id, v_id, k_t, v_t, 1.0)
         merged_cross_attention(q, k_t, v_t, k_id, v_id, 1.0, 1.0)
         for op, kernel in kernels.items():
@@ -147,7 +147,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "missing size": ({"sizes": {"rows": 1}}, "mixed_attention needs the size 'heads'; given are rows"),
     "no queries": ({"sizes": SIZES | {"queries": 0}}, "queries must be at least 1, got 0"),
     "no text": ({"sizes": SIZES | {"text_length": 0}}, "text_length must be at least 1, got 0"),
-    "lengths": ({"sizes": SIZES | {"text_length": 77}}, "takes whole blocks of 64 keys, and text_length is 77"),
+    "lengths": ({"sizes": SIZES | {"text_length": 77}}, "takes full blocks of 64 keys, and text_length is 77"),
     "grid": ({"sizes": SIZES | {"rows": 6554}}, "1 to 65535 blocks along y, these sizes give 65540"),
 }  # fmt: skip
 

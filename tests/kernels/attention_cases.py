@@ -84,13 +84,13 @@ CASES = (
     Case("identity longer than text", (40, 500, 7)),
     Case("text longer than identity", (40, 7, 500)),
     Case("no person", (77, 0, 77), rows=2),
-    Case("whole blocks", (64, 128, 96), rows=2),
+    Case("full blocks", (64, 128, 96), rows=2),
     *(Case(f"strength {s}", strength=s, rows=2) for s in (0.0, 0.5, 2.0)),
     *(Case(f"head size {d}", d=d) for d in (32, 40, 80, 96, 128)),
     *(Case(f"layout {layout}", layout=layout, rows=2) for layout in ("heads", "sliced")),
     *(Case(f"{content} content", content=content, rows=2) for content in ("large", "ties", "means")),
     Case("bf16", dtype=torch.bfloat16, rows=2),
-    Case("bf16, whole blocks", (64, 96, 128), dtype=torch.bfloat16),
+    Case("bf16, full blocks", (64, 96, 128), dtype=torch.bfloat16),
     Case("bf16, large content", dtype=torch.bfloat16, content="large"),
 )
 

@@ -6,7 +6,7 @@ as late as its wait allows, and everything that hardware would leave to chance i
 
 - a buffer is overwritten while a product may read it, or read before its copy was waited for;
 - a barrier is waited for in a phase that never comes or that passed already, armed twice, or gets other bytes than it
-  was told;
+  was armed with;
 - a wait by one warpgroup, or a store to shared memory, is not made known to the others by a CTA barrier, or to TMA by
   a fence;
 - a copy, a product or a barrier is left behind, or an element of the output is written twice or not at all.

@@ -34,7 +34,7 @@ def test_mixed_attention(case: Case, device: torch.device) -> None:
 
 
 FORM_CASES = (
-    "one token", "odd 77, three rows of five heads", "identity longer than text", "no person", "whole blocks",
+    "one token", "odd 77, three rows of five heads", "identity longer than text", "no person", "full blocks",
     "head size 40", "layout heads", "layout sliced", "large content", "ties content", "means content",
     "bf16, large content",
 )  # fmt: skip
@@ -71,7 +71,7 @@ def test_what_the_gluon_form_does_not_take_is_computed_by_descriptors(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched = choosing(monkeypatch, replace(PLAIN, gluon=True))
-    case = Case("whole blocks", (64, 128, 96), rows=2)
+    case = Case("full blocks", (64, 128, 96), rows=2)
     tensors, strength = case.tensors(5, device), case.strengths(device)
     error = relative(mixed_attention(*tensors, strength), mixed_oracle(tensors, strength))
     assert error <= LIMITS[case.dtype]
@@ -83,7 +83,7 @@ def test_what_the_gluon_form_takes_is_launched_in_it(device: torch.device, monke
     choosing(monkeypatch, replace(PLAIN, gluon=True))
     monkeypatch.setattr(module, "takes", lambda *_: True)
     monkeypatch.setattr(module, "launch_mixed_attention_gluon", lambda *arguments: launched.append(arguments[9]))
-    mixed_attention(*Case("whole blocks", (64, 128, 96)).tensors(5, device), 1.0)
+    mixed_attention(*Case("full blocks", (64, 128, 96)).tensors(5, device), 1.0)
     assert launched == [replace(PLAIN, gluon=True)]
 
 

@@ -66,7 +66,7 @@ def chosen(level: Level, trials: Sequence[Trial]) -> Entry:
 def test_the_fastest_that_is_right_wins(level: Level) -> None:
     entry = chosen(level, tried(level, times(0.431, 0.412, 0.5), SMALL, TALL, LONG))
     assert entry.configuration == TALL
-    assert (entry.op, entry.architecture, entry.block_d, entry.whole) == (level.call.op, "sm_90", 64, level.whole)
+    assert (entry.op, entry.architecture, entry.block_d, entry.even_n) == (level.call.op, "sm_90", 64, level.even_n)
     expected = "measured on NVIDIA H100 80GB HBM3, triton 3.6.0: 0.412 ms median of 50, next best 0.431 ms"
     assert entry.evidence == expected
 
@@ -107,7 +107,7 @@ def test_one_that_cannot_run_is_refused_with_its_reason(monkeypatch: pytest.Monk
 
 def test_blocks_that_do_not_divide_are_not_for_whole_segments() -> None:
     trials = tried(MIXED, times(0.5), Configuration(32, 128, 4, 2), SMALL)
-    assert trials[0].refusal == "whole blocks of 32 × 128, 4 warps, 2 stages do not make up (64, 128)"
+    assert trials[0].refusal == "full blocks of 32 × 128, 4 warps, 2 stages do not make up (64, 128)"
     assert chosen(MIXED, trials).configuration == SMALL
 
 
@@ -138,8 +138,8 @@ def test_beside_a_library_the_fastest_kernel_is_kept_for_bundles(tmp_path: Path,
     call = ("mixed_attention", hopper, 64, 4096)
     assert tuning.choose(*call, (4096, 4096)) == (Library("cudnn"), True)
     assert tuning.choose_kernel(*call, (4096, 4096)) == (TALL, True)
-    ragged = tuning.entry("mixed_attention", "sm_90", 64, 4096, False)
-    assert ragged is not None and tuning.choose(*call, (4095, 4096)) == (ragged.configuration, False)
+    any_length = tuning.entry("mixed_attention", "sm_90", 64, 4096, False)
+    assert any_length is not None and tuning.choose(*call, (4095, 4096)) == (any_length.configuration, False)
 
 
 @pytest.mark.parametrize(("op", "library"), [("merged_cross_attention", "cudnn"), ("mixed_attention", "mkl")])
@@ -165,7 +165,7 @@ def test_a_library_is_tried_like_a_kernel(monkeypatch: pytest.MonkeyPatch) -> No
 def test_progress_names_each_candidate() -> None:
     seen: list[tuple[float, str]] = []
     try_candidates(
-        MERGED, torch.device("cpu"), times(0.4, 0.4), 1, [SMALL, TALL], lambda *told: seen.append((told[0], told[1]))
+        MERGED, torch.device("cpu"), times(0.4, 0.4), 1, [SMALL, TALL], lambda *reported: seen.append(reported)
     )
     assert seen == [(0.0, "32 × 32, 4 warps, 2 stages"), (0.5, "64 × 32, 4 warps, 2 stages")]
 
@@ -220,12 +220,12 @@ def test_every_form_has_words_of_its_own() -> None:
 
 def test_the_levels_reach_every_kind_of_call() -> None:
     for op in tuning.OPS:
-        wholes = {level.whole for level in LEVELS if level.call.op == op}
-        assert False in wholes  # 77 and 261 tokens are never whole blocks
+        evens = {level.even_n for level in LEVELS if level.call.op == op}
+        assert False in evens  # 77 and 261 tokens are never full blocks
     for level in LEVELS:
         tried = tuning.candidates(level.call.op, "sm_90")
         fits = [candidate.divides(level.call.lengths) for candidate in tried]
-        assert all(fits) if level.whole else not any(fits)
+        assert all(fits) if level.even_n else not any(fits)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_every_tuned_configuration_is_good_machine_code(d: int, dtype: str, arch
     rows = [row for row in found if row["architecture"] == architecture]
     entries = [entry for entry in table() if (entry.architecture, entry.block_d) == (architecture, d)]
     assert len(rows) == len(entries) + 2  # and the mean shifts
-    faults = {(row["op"], row["whole"], row["queries"]): wrong(row) for row in rows}
+    faults = {(row["op"], row["even_n"], row["queries"]): wrong(row) for row in rows}
     assert {case: found for case, found in faults.items() if found} == {}
 
 
@@ -94,17 +94,17 @@ def test_every_tuned_configuration_is_good_machine_code(d: int, dtype: str, arch
 def test_every_form_for_tma_is_good_machine_code(architecture: str) -> None:
     rows = resources("--forms", "--head-size", "64", "--architecture", architecture)
     tried = [each for each in candidates("mixed_attention", architecture) if each != each.plain]
-    assert len(rows) == 2 * len(tried) + len(GLUON_CANDIDATES[64]) >= 17  # whole blocks and any length; in Gluon whole
+    assert len(rows) == 2 * len(tried) + len(GLUON_CANDIDATES[64]) >= 17  # full blocks and any length; Gluon: full
     if triton.__version__ == FORMS[0]["triton"]:  # another compiler may well need other registers
         assert rows == FORMS, f"write {FORMS_FILE} again, and run benchmarks/kernels/roofline.py"
-    faults = {(str(row["configuration"]), row["whole"]): wrong(row) for row in rows}
+    faults = {(str(row["configuration"]), row["even_n"]): wrong(row) for row in rows}
     assert {case: found for case, found in faults.items() if found} == {}
 
 
 def test_the_table_covers_every_call() -> None:
-    grid = {(op, architecture, d, whole) for op in OPS for architecture in ARCHITECTURES for d in TUNED_SIZES
-            for whole in (True, False)}  # fmt: skip
-    present = {(each.op, each.architecture, each.block_d, each.whole) for each in table() if each.queries == 0}
+    grid = {(op, architecture, d, even_n) for op in OPS for architecture in ARCHITECTURES for d in TUNED_SIZES
+            for even_n in (True, False)}  # fmt: skip
+    present = {(each.op, each.architecture, each.block_d, each.even_n) for each in table() if each.queries == 0}
     assert sorted(grid - present) == [], f"missing in {TABLE.name}"
 
 
@@ -154,7 +154,7 @@ GOOD: Row = {
         ({"global_loads": GOOD["global_loads"] | {"LDGSTS.E.64": 1}}, ["narrow loads"]),
     ],
 )
-def test_bad_machine_code_is_told(change: Row, says: list[str]) -> None:
+def test_bad_machine_code_is_reported(change: Row, says: list[str]) -> None:
     found = wrong(GOOD | change)
     assert len(found) == len(says)
     assert all(part in fault for part, fault in zip(says, found, strict=True))

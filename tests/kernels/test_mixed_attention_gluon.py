@@ -325,8 +325,8 @@ def test_it_takes_what_projections_leave() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"own": 192}, "whole blocks of 128 keys, got 192 and 256"),
-        ({"text": 300}, "whole blocks of 128 keys, got 256 and 300"),
+        ({"own": 192}, "full blocks of 128 keys, got 192 and 256"),
+        ({"text": 300}, "full blocks of 128 keys, got 256 and 300"),
         ({"d": 80}, "head sizes of 64 and 128"),
         ({"dtype": torch.float32}, "in torch.float32"),
     ],

@@ -33,20 +33,20 @@ def test_where_every_candidate_spills_there_still_is_a_second_form_within_48_kb(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tuned = CANDIDATES[-1]
-    rows = [Entry("mixed_attention", "sm_80", 128, 0, whole, tuned, "made up") for whole in (True, False)]
+    rows = [Entry("mixed_attention", "sm_80", 128, 0, even_n, tuned, "made up") for even_n in (True, False)]
     monkeypatch.setattr(tuning, "_measured", rows)
 
     def compile_kernel(
-        op: str, architecture: str, d: int, configuration: Configuration, dtype: str, whole: bool
+        op: str, architecture: str, d: int, configuration: Configuration, dtype: str, even_n: bool
     ) -> CompiledKernel:
-        launch = {"configuration": configuration.told(), "shared_bytes": 40000}
+        launch = {"configuration": configuration.to_dict(), "shared_bytes": 40000}
         return CompiledKernel("", b"spills" if configuration in CANDIDATES else b"", launch)
 
     monkeypatch.setattr(variants, "compile_kernel", compile_kernel)
     monkeypatch.setattr(variants, "read_machine_code", lambda cubin: MachineCode(255, 8 if cubin else 0, {}))
     made = [each.launch for each in variants.compile_variants("mixed_attention", "sm_80", 128)]
     assert [each["queries"] for each in made] == 2 * [[0], []]
-    assert [each["configuration"] == tuned.told() for each in made] == 2 * [True, False]
+    assert [each["configuration"] == tuned.to_dict() for each in made] == 2 * [True, False]
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_every_architecture_and_head_size_has_two_forms_one_of_them_small(archit
     assert found.returncode == 0, found.stderr
     made: list[dict[str, Any]] = [json.loads(line) for line in found.stdout.splitlines()]
     for op in OPS:
-        for whole in (True, False):
-            forms = [each for each in made if (each["op"], each["constants"]["WHOLE"]) == (op, whole)]
+        for even_n in (True, False):
+            forms = [each for each in made if (each["op"], each["constants"]["EVEN_N"]) == (op, even_n)]
             assert len({json.dumps(each["configuration"]) for each in forms}) == len(forms) >= 2
             assert any(each["shared_bytes"] <= variants.DEFAULT_SHARED and not each["stack_bytes"] for each in forms)

@@ -133,7 +133,7 @@ def _whole_run(folder: Path) -> None:
 
 @contextmanager
 def _fake_kernels() -> Iterator[None]:
-    kernels = [compiled(), compiled("mean_shift", whole=None)]
+    kernels = [compiled(), compiled("mean_shift", even_n=None)]
     resources = [replace(each, launch={**each.launch, "registers": 9, "stack_bytes": 0}) for each in kernels]
     with (
         patch.object(bundle_compilation, "_compiled", lambda *_: iter(resources)),

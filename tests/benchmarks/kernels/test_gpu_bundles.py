@@ -130,11 +130,11 @@ def test_a_bundle_of_the_tables_own_configuration(
     chosen = Configuration(64, 128, 4, 2, descriptors=True)
     asked: dict[str, Any] = {}
 
-    def compile_kernel(op: str, architecture: str, d: int, tiles: Configuration, whole: bool) -> CompiledKernel:
-        asked[op] = (architecture, d, tiles, whole)
+    def compile_kernel(op: str, architecture: str, d: int, tiles: Configuration, even_n: bool) -> CompiledKernel:
+        asked[op] = (architecture, d, tiles, even_n)
         launch = {
             "op": op, "architecture": architecture, "ptx_target": "sm_90a", "dtype": "float16", "head_size": d,
-            "configuration": tiles.told(), "constants": {"WHOLE": whole, "BLOCK_N": tiles.block_n}, "grid": [],
+            "configuration": tiles.to_dict(), "constants": {"EVEN_N": even_n, "BLOCK_N": tiles.block_n}, "grid": [],
             "arguments": [], "shared_bytes": 0,
         }  # fmt: skip
         return CompiledKernel("ptx", b"cubin", launch)

@@ -47,7 +47,7 @@ def test_what_was_fastest_is_tried_at_the_odd_length(suite: Suite, bench: FakeBe
     assert tried == [trial["configuration"] for trial in [right[-1], *right[:4]]]
     assert all(trial["timing"]["samples"] == 50 for trial in bench.results[few.name]["trials"])
     entries = candidates.entries(TINY, bench.results, "sm_89", "L40S")
-    assert [(entry.op, entry.whole, entry.architecture) for entry in entries] == [
+    assert [(entry.op, entry.even_n, entry.architecture) for entry in entries] == [
         ("mixed_attention", True, "sm_89"), ("mixed_attention", False, "sm_89"),
     ]  # fmt: skip
     assert entries[0].evidence == "measured on L40S: 0.500 ms median of 50, next best 1.000 ms"
@@ -62,7 +62,7 @@ def test_what_follows_runs_with_the_fastest(bench: FakeBench, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     call = ("mixed_attention", hopper, 64, 64, (64, 64))
     trials = [
-        {"configuration": choice.told(), "error": 1e-4, "timing": {**TIMING, "median": median}, "refusal": ""}
+        {"configuration": choice.to_dict(), "error": 1e-4, "timing": {**TIMING, "median": median}, "refusal": ""}
         for choice, median in ((Configuration(64, 32, 4, 2), 0.4), (Configuration(32, 32, 4, 2), 0.3))
     ]
     bench.workload, level = DEMO, DEMO.levels[0].name  # a child knows no other workloads
@@ -75,7 +75,7 @@ def test_what_follows_runs_with_the_fastest(bench: FakeBench, monkeypatch: pytes
     paths = (str(Path(__file__).parent), *sys.path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(entry or ".").resolve()) for entry in paths))
     found = child.measure_in_child("test_gpu_candidates:measured_in_child", bench, 60.0)
-    assert found["configurations"] == [Configuration(32, 32, 4, 2).told()]
+    assert found["configurations"] == [Configuration(32, 32, 4, 2).to_dict()]
     monkeypatch.setattr(tuning, "_measured", [])  # as after a restart
     candidates.adopt_again(bench)
     assert tuning.choose(*call) == (Configuration(32, 32, 4, 2), True)
@@ -83,7 +83,7 @@ def test_what_follows_runs_with_the_fastest(bench: FakeBench, monkeypatch: pytes
 
 def measured_in_child(bench: Bench) -> Result:
     """Return what a child's process chooses before its table."""
-    return {"configurations": [entry.configuration.told() for entry in tuning._measured]}
+    return {"configurations": [entry.configuration.to_dict() for entry in tuning._measured]}
 
 
 def test_a_candidate_that_is_wrong_makes_no_entry(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

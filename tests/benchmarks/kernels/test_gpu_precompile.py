@@ -47,7 +47,7 @@ def test_everything_that_is_launched_is_compiled(hopper: Bench) -> None:
         assert compiled(replace(call, rows=1), *choose(call.op, H100, call.d, call.queries, call.lengths))
     for choice in choices("mixed_attention", "sm_90", 64):
         assert compiled(LEVELS[0].call, choice, True)
-        assert compiled(LEVELS[2].call, choice, False) != getattr(choice, "gluon", False)  # it has whole blocks alone
+        assert compiled(LEVELS[2].call, choice, False) != getattr(choice, "gluon", False)  # it has full blocks alone
     assert not compiled(replace(SDXL_CALLS["mixed-4096"], heads=1), candidates("mixed_attention", "sm_90")[0], True)
     bundles = {(job["bundle"], job["call"]["queries"]) for job in jobs if "bundle" in job}
     assert {op for op, _ in bundles} == {"mean_shift", "value_shift", "mixed_attention", "merged_cross_attention"}
