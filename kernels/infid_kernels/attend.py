@@ -1,6 +1,6 @@
 """The inner loop of both attention kernels: one segment of keys and values under an online softmax.
 
-The state of a tile of queries is (row_max, row_sum, acc): the largest logit in units of log2, and, relative to it, the
+The state of a tile of queries is (row_max, row_sum, acc): the new_max logit in units of log2, and, relative to it, the
 sum of the exponentials and the values weighted by them (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv
 2307.08691).
 """
@@ -19,7 +19,7 @@ def attend(
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
     EVEN_N: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """Take all keys and values of one segment into the state of a tile.
+    """Update the state of a tile of queries with all keys and values of one segment.
 
     Args:
         row_max: `[BLOCK_M]` state.
@@ -28,24 +28,24 @@ def attend(
         q: `[BLOCK_M, BLOCK_D]` queries.
         k: pointer to the keys `[B, H, M, D]`, or their tensor descriptor with blocks `[1, 1, BLOCK_N, BLOCK_D]`.
         v: pointer to the values, or their descriptor.
-        row: of the batch.
-        head: of the row.
+        row: index of the row in the batch.
+        head: index of the head.
         stride_kb: elements from one row's keys to the next row's.
         stride_kh: elements from one head's keys to the next head's.
         stride_kn: elements from one key to the next.
-        stride_vb: as for the keys.
-        stride_vh: as for the keys.
-        stride_vn: as for the keys.
+        stride_vb: elements from one row's values to the next row's.
+        stride_vh: elements from one head's values to the next head's.
+        stride_vn: elements from one value to the next.
         length: number of keys M; 0 leaves the state as it is.
         logit_scale: scale of the logits times log2 e; positive.
         D: channels of a head.
         BLOCK_D: D, or the next power of two.
-        BLOCK_N: keys taken at once.
-        EVEN_N: whether `length` is a multiple of `BLOCK_N`. Without a tail to compile, the kernel needs up to 40
-            registers less (sm_90, d = 64, 128 × 128 by addresses: 199, not 226), which decides how many programs lie on
-            an SM, or whether large tiles spill.
-        DESCRIPTORS: whether `k` and `v` are descriptors: the TMA unit of Hopper fetches the blocks, with zeros for what
-            lies beyond `length` and D.
+        BLOCK_N: keys per block.
+        EVEN_N: whether `length` is a multiple of `BLOCK_N`. The masked tail is then not compiled, which
+            saves up to 40 registers per thread (sm_90, d = 64, 128 × 128 with pointers: 199 instead of 226). That
+            decides how many programs an SM holds, or whether large tiles spill.
+        DESCRIPTORS: whether `k` and `v` are tensor descriptors. TMA then loads the blocks, and fills what is beyond
+            `length` and D with zeros.
 
     Returns:
         The new state.
@@ -58,15 +58,15 @@ def attend(
     tail_start = length - length % BLOCK_N
     for start in tl.range(0, tail_start, BLOCK_N):
         if DESCRIPTORS:
-            keys = _fetch(k, row, head, start, BLOCK_N, BLOCK_D).T
-            values = _fetch(v, row, head, start, BLOCK_N, BLOCK_D)
+            keys = _load_block(k, row, head, start, BLOCK_N, BLOCK_D).T
+            values = _load_block(v, row, head, start, BLOCK_N, BLOCK_D)
         elif BLOCK_D == D:
             keys = tl.load(k_tile)
             values = tl.load(v_tile)
         else:
             keys = tl.load(k_tile, mask=offs_d[:, None] < D, other=0.0)
             values = tl.load(v_tile, mask=offs_d[None, :] < D, other=0.0)
-        row_max, row_sum, acc = _block(row_max, row_sum, acc, tl.dot(q, keys), values, logit_scale)
+        row_max, row_sum, acc = _online_softmax(row_max, row_sum, acc, tl.dot(q, keys), values, logit_scale)
         if not DESCRIPTORS:
             k_tile += BLOCK_N * stride_kn
             v_tile += BLOCK_N * stride_vn
@@ -74,28 +74,28 @@ def attend(
         tail = length - tail_start
         if tail > 0:
             if DESCRIPTORS:
-                keys = _fetch(k, row, head, tail_start, BLOCK_N, BLOCK_D).T
-                values = _fetch(v, row, head, tail_start, BLOCK_N, BLOCK_D)
+                keys = _load_block(k, row, head, tail_start, BLOCK_N, BLOCK_D).T
+                values = _load_block(v, row, head, tail_start, BLOCK_N, BLOCK_D)
             else:
                 keys = tl.load(k_tile, mask=(offs_n[None, :] < tail) & (offs_d[:, None] < D), other=0.0)
                 values = tl.load(v_tile, mask=(offs_n[:, None] < tail) & (offs_d[None, :] < D), other=0.0)
             logits = tl.where(offs_n[None, :] < tail, tl.dot(q, keys), float("-inf"))
-            row_max, row_sum, acc = _block(row_max, row_sum, acc, logits, values, logit_scale)
+            row_max, row_sum, acc = _online_softmax(row_max, row_sum, acc, logits, values, logit_scale)
     return row_max, row_sum, acc
 
 
 @triton.jit
-def _fetch(blocks, row, head, start, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Return the block `[BLOCK_N, BLOCK_D]` of a descriptor that begins with token `start`."""
+def _load_block(blocks, row, head, start, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Load the block `[BLOCK_N, BLOCK_D]` that begins with token `start` through a descriptor."""
     return blocks.load([row.to(tl.int32), head.to(tl.int32), start, 0]).reshape(BLOCK_N, BLOCK_D)
 
 
 @triton.jit
-def _block(row_max, row_sum, acc, logits, values, logit_scale):
-    """Take one block of unscaled logits and its values into the state."""
-    largest = tl.maximum(row_max, tl.max(logits, 1) * logit_scale)
-    shrink = tl.math.exp2(row_max - largest)
-    weights = tl.math.exp2(logits * logit_scale - largest[:, None])
-    row_sum = row_sum * shrink + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None])
-    return largest, row_sum, acc
+def _online_softmax(row_max, row_sum, acc, logits, values, logit_scale):
+    """Update the state with one block of unscaled logits `[BLOCK_M, BLOCK_N]` and its values."""
+    new_max = tl.maximum(row_max, tl.max(logits, 1) * logit_scale)
+    alpha = tl.math.exp2(row_max - new_max)
+    p = tl.math.exp2(logits * logit_scale - new_max[:, None])
+    row_sum = row_sum * alpha + tl.sum(p, 1)
+    acc = tl.dot(p.to(values.dtype), values, acc * alpha[:, None])
+    return new_max, row_sum, acc

@@ -1,20 +1,21 @@
-"""Mixed attention for Hopper in Gluon: the products of one block run under the softmax of the next.
+"""Mixed attention for Hopper in Gluon: the products of one block overlap with the softmax of the next.
 
-The same O = softmax(Q K̂ᵀ/√d) V̂ as `mixed_attention`, in FlashAttention-3's order inside a warpgroup (Shah et al.,
+The same O = softmax(Q K̂ᵀ/√d) V̂ as `mixed_attention`, in FlashAttention-3's order within a warpgroup (Shah et al.,
 arXiv 2407.08608, section 3.2): S(i) = Q K(i)ᵀ is issued before P(i−1) V(i−1), and the softmax of block i waits for the
-first of the two products alone. Plain Triton cannot say so: it waits for both (triton 3.6 to 3.9).
+first of the two products alone. Plain Triton cannot express this: it waits for both (triton 3.6 to 3.9).
 
-One loop runs over both segments, the identity's blocks first. In those q·δ_k/√d is added to the logits, which costs
-nothing for each of them: it moves the maximum of a row and cancels in the exponentials. The identity's part of the row
-sum, `own_sum`, is kept beside the whole, and own_sum·δ_v is added to the accumulator at the end.
+One loop runs over both segments, the identity's blocks first. In those, q·δ_k/√d is added to the logits. That costs
+nothing per logit: it moves the maximum of a row and cancels in the exponentials. `id_sum` is the identity's part of
+`row_sum`; id_sum·δ_v is added to the accumulator at the end.
 
-Queries, keys and values are read by TMA through 2D descriptors over `[rows · tokens, heads · d]`. The pipeline's unit
-is a pair: pair i holds the keys of block i and the values of block i−1, which step i multiplies. So a pair needs one
-mbarrier, and a step one wait. Pair 0 has no values; the last pair, `blocks`, needs no keys and reads the last ones
-again, so that it has as many bytes as the others.
+TMA loads queries, keys and values through 2D descriptors over `[rows · tokens, heads · d]`. The unit of the pipeline is
+a pair: pair i holds the keys of block i and the values of block i−1, which step i multiplies. So a pair needs one
+mbarrier, and a step waits once. Pair 0 has no values. The last pair, number `blocks`, needs no keys and loads the last
+block of keys again, so that it has as many bytes as the others.
 
-No GPU has run this yet, and Gluon has no interpreter: the tests execute this source on a model of the hardware, and
-read the order of the instructions from the machine code. `mixed_attention_gluon` imports this module only if it can.
+This kernel has not yet run on a GPU, and Gluon has no interpreter: the tests execute this source on a model of the
+hardware, and check the order of the instructions in the machine code. `mixed_attention_gluon` imports this module only
+where Triton has what it needs.
 """
 
 from __future__ import annotations
@@ -36,38 +37,38 @@ cta_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 @gluon.jit
 def _load_keys(
-    k_id, k_t, bars, k_s, pair, blocks, first, own_start, text_start, channel,
+    k_id, k_t, bars, k_s, pair, blocks, id_blocks, id_start, text_start, channel,
     D: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Announce both halves of a pair, and copy its keys; nothing if there are not so many pairs."""
+    """Expect the bytes of both halves of a pair, and load its keys; beyond the last pair do nothing."""
     stage = pair % STAGES
     mbarrier.expect(bars.index(stage), 2 * BLOCK_N * D * 2, pred=pair <= blocks)
     block = gl.minimum(pair, blocks - 1)
     _load(
-        k_id, k_t, bars.index(stage), k_s.index(stage), block, first, own_start, text_start, channel, pair <= blocks,
+        k_id, k_t, bars.index(stage), k_s.index(stage), block, id_blocks, id_start, text_start, channel, pair <= blocks,
         BLOCK_N,
     )  # fmt: skip
 
 
 @gluon.jit
 def _load_values(
-    v_id, v_t, bars, v_s, pair, blocks, first, own_start, text_start, channel,
+    v_id, v_t, bars, v_s, pair, blocks, id_blocks, id_start, text_start, channel,
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Copy the values of a pair that was announced; nothing if there are not so many pairs."""
+    """Load the values of a pair whose bytes are expected; beyond the last pair do nothing."""
     stage = pair % STAGES
     _load(
-        v_id, v_t, bars.index(stage), v_s.index(stage), pair - 1, first, own_start, text_start, channel, pair <= blocks,
-        BLOCK_N,
+        v_id, v_t, bars.index(stage), v_s.index(stage), pair - 1, id_blocks, id_start, text_start, channel,
+        pair <= blocks, BLOCK_N,
     )  # fmt: skip
 
 
 @gluon.jit
-def _load(own, text, bar, buffer, block, first, own_start, text_start, channel, issue, BLOCK_N: gl.constexpr):
-    """Copy a block of one head's keys or values into shared memory; blocks from `first` on are the text's."""
-    if block < first:
-        source = own
-        start = own_start
+def _load(identity, text, bar, buffer, block, id_blocks, id_start, text_start, channel, issue, BLOCK_N: gl.constexpr):
+    """Load a block of one head's keys or values into shared memory; blocks from `id_blocks` on are the text's."""
+    if block < id_blocks:
+        source = identity
+        start = id_start
     else:
         source = text
         start = text_start
@@ -76,7 +77,7 @@ def _load(own, text, bar, buffer, block, first, own_start, text_start, channel, 
 
 @gluon.jit
 def _shift_parts(shift, row_head, D: gl.constexpr, SPLITS: gl.constexpr):
-    """Return the parts `[SPLITS, D]` of one head's shift; 16 bytes a thread and load."""
+    """Return the parts `[SPLITS, D]` of one head's shift, 16 bytes per thread and load."""
     layout: gl.constexpr = gl.BlockedLayout([1, 4], [128 // D, D // 4], [gl.num_warps(), 1], [1, 0])
     offs_split = gl.arange(0, SPLITS, gl.SliceLayout(1, layout))
     offs_d = gl.arange(0, D, gl.SliceLayout(0, layout))
@@ -94,29 +95,29 @@ def mixed_attention_gluon_kernel(
 ):  # fmt: skip
     """Write one tile of queries of one head; grid (⌈queries / BLOCK_M⌉, rows · heads).
 
-    Why the pipeline is right, for pair i in stage i % STAGES:
+    Why the pipeline is correct, for pair i in stage i % STAGES:
 
-    1. *Phases.* The barrier of a stage completes once a pair, so pair i is its (i // STAGES)-th completion, and
+    1. *Phases.* The barrier of a stage completes once per pair, so pair i is its (i // STAGES)-th completion, and
        (i // STAGES) & 1 is the parity to wait for. A barrier is armed for pair i + STAGES only after a CTA barrier that
        follows every thread's wait for pair i: no thread can miss a phase.
-    2. *Bytes.* `expect` is predicated as both copies of its pair are, and stands before them. It announces both, so the
+    2. *Bytes.* `expect` has the same predicate as both copies of its pair, and precedes them. It expects both, so the
        phase cannot complete between them, although the values are copied half a step after the keys. A block comes from
-       one descriptor, chosen by its address, and lies within the tensor; TMA would count padding as well.
-    3. *Keys are overwritten* once no warp reads them: `warpgroup_mma_wait(1)` leaves the newest group in flight, P V,
-       and returns when Q Kᵀ is complete; a wait is for its own warpgroup, hence the CTA barrier behind it.
-    4. *Values* likewise behind `warpgroup_mma_wait(0)` and a CTA barrier.
-    5. *Fences.* What is multiplied was written by TMA and is read by wgmma, both in the async proxy; only the barriers'
-       initialization is an ordinary store that TMA must see.
-    6. *Lifetimes.* The compiler gives shared memory that nothing names any more to what comes later. So the barriers
-       are invalidated last, and a CTA barrier stands between the last product, which reads `v_s`, and the sum after it,
-       which needs some. Every pair that was copied is waited for: no copy lands in memory that the next program owns.
+       one descriptor and is inside the tensor; TMA would also count the bytes of padding.
+    3. *Keys* are overwritten only after every warp has read them: `warpgroup_mma_wait(1)` leaves the newest group, P V,
+       in flight and returns when Q Kᵀ is complete. It waits for its own warpgroup only, hence the CTA barrier after it.
+    4. *Values* likewise, after `warpgroup_mma_wait(0)` and a CTA barrier.
+    5. *Fences.* The operands are written by TMA and read by wgmma, both in the async proxy. Only the barriers'
+       initialization is an ordinary store, which TMA must see.
+    6. *Lifetimes.* The compiler reuses shared memory after its last use. So barriers are invalidated last, and a CTA
+       barrier separates the last product, which reads `v_s`, from the reduction after it, which needs shared memory.
+       Every pair that is copied is waited for: no copy arrives in memory that the next program owns.
     """
     tile, row_head = gl.program_id(0), gl.program_id(1)
     row, head = row_head // heads, row_head % heads
     channel = head * D
-    first = identity_length // BLOCK_N
-    blocks = first + text_length // BLOCK_N
-    own_start, text_start = row * identity_length, row * text_length - identity_length
+    id_blocks = identity_length // BLOCK_N
+    blocks = id_blocks + text_length // BLOCK_N
+    id_start, text_start = row * identity_length, row * text_length - identity_length
     scale = logit_scale * 1.4426950408889634  # log2 e: the exponentials are powers of two
 
     logits_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, BLOCK_N, 16])
@@ -124,7 +125,7 @@ def mixed_attention_gluon_kernel(
     row_layout: gl.constexpr = gl.SliceLayout(1, logits_layout)
     out_row_layout: gl.constexpr = gl.SliceLayout(1, out_layout)
     channel_layout: gl.constexpr = gl.SliceLayout(0, out_layout)
-    weights_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
 
     q_s = gl.allocate_shared_memory(q.dtype, [BLOCK_M, D], q.layout)
     k_s = gl.allocate_shared_memory(q.dtype, [STAGES, BLOCK_N, D], k_t.layout)
@@ -140,19 +141,19 @@ def mixed_attention_gluon_kernel(
     mbarrier.expect(q_bar, BLOCK_M * D * 2)
     async_load(q, [row * queries + tile * BLOCK_M, channel], q_bar, q_s)
     mbarrier.expect(bars.index(0), BLOCK_N * D * 2)
-    _load(k_id, k_t, bars.index(0), k_s.index(0), 0, first, own_start, text_start, channel, True, BLOCK_N)
+    _load(k_id, k_t, bars.index(0), k_s.index(0), 0, id_blocks, id_start, text_start, channel, True, BLOCK_N)
     for i in gl.static_range(1, STAGES):
-        _load_keys(k_id, k_t, bars, k_s, i, blocks, first, own_start, text_start, channel, D, BLOCK_N, STAGES)
-        _load_values(v_id, v_t, bars, v_s, i, blocks, first, own_start, text_start, channel, BLOCK_N, STAGES)
+        _load_keys(k_id, k_t, bars, k_s, i, blocks, id_blocks, id_start, text_start, channel, D, BLOCK_N, STAGES)
+        _load_values(v_id, v_t, bars, v_s, i, blocks, id_blocks, id_start, text_start, channel, BLOCK_N, STAGES)
 
     delta_k = gl.convert_layout(gl.sum(_shift_parts(shift_k, row_head, D, SPLITS), 0), channel_layout)
     mbarrier.wait(q_bar, 0)
-    lift = gl.sum(q_s.load(out_layout).to(gl.float32) * delta_k[None, :], 1)
-    lift = gl.convert_layout(lift, row_layout) * scale
+    logit_bias = gl.sum(q_s.load(out_layout).to(gl.float32) * delta_k[None, :], 1)
+    logit_bias = gl.convert_layout(logit_bias, row_layout) * scale
 
     row_max = gl.full([BLOCK_M], float("-inf"), gl.float32, row_layout)
     row_sum = gl.zeros([BLOCK_M], gl.float32, row_layout)
-    own_sum = gl.zeros([BLOCK_M], gl.float32, row_layout)
+    id_sum = gl.zeros([BLOCK_M], gl.float32, row_layout)
     acc = gl.zeros([BLOCK_M, D], gl.float32, out_layout)
     no_logits = gl.zeros([BLOCK_M, BLOCK_N], gl.float32, logits_layout)
 
@@ -160,40 +161,40 @@ def mixed_attention_gluon_kernel(
     logits = warpgroup_mma(q_s, k_s.index(0).permute((1, 0)), no_logits, use_acc=False, is_async=True)
     logits = warpgroup_mma_wait(0, deps=(logits,))
     cta_barrier()
-    _load_keys(k_id, k_t, bars, k_s, STAGES, blocks, first, own_start, text_start, channel, D, BLOCK_N, STAGES)
-    _load_values(v_id, v_t, bars, v_s, STAGES, blocks, first, own_start, text_start, channel, BLOCK_N, STAGES)
-    weights, row_max, row_sum, own_sum, shrink = _softmax(logits, row_max, row_sum, own_sum, lift, first > 0, scale)
-    weights = gl.convert_layout(weights.to(q.dtype), weights_layout)
+    _load_keys(k_id, k_t, bars, k_s, STAGES, blocks, id_blocks, id_start, text_start, channel, D, BLOCK_N, STAGES)
+    _load_values(v_id, v_t, bars, v_s, STAGES, blocks, id_blocks, id_start, text_start, channel, BLOCK_N, STAGES)
+    p, row_max, row_sum, id_sum, alpha = _softmax(logits, row_max, row_sum, id_sum, logit_bias, id_blocks > 0, scale)
+    p = gl.convert_layout(p.to(q.dtype), p_layout)
 
     for block in range(1, blocks):
         stage = block % STAGES
         mbarrier.wait(bars.index(stage), (block // STAGES) & 1)
         logits = warpgroup_mma(q_s, k_s.index(stage).permute((1, 0)), no_logits, use_acc=False, is_async=True)
-        acc = warpgroup_mma(weights, v_s.index(stage), acc, is_async=True)
+        acc = warpgroup_mma(p, v_s.index(stage), acc, is_async=True)
         logits = warpgroup_mma_wait(1, deps=(logits,))
         cta_barrier()
         _load_keys(
-            k_id, k_t, bars, k_s, block + STAGES, blocks, first, own_start, text_start, channel, D, BLOCK_N, STAGES
+            k_id, k_t, bars, k_s, block + STAGES, blocks, id_blocks, id_start, text_start, channel, D, BLOCK_N, STAGES
         )
-        following, row_max, row_sum, own_sum, shrink = _softmax(
-            logits, row_max, row_sum, own_sum, lift, block < first, scale
+        next_p, row_max, row_sum, id_sum, alpha = _softmax(
+            logits, row_max, row_sum, id_sum, logit_bias, block < id_blocks, scale
         )
-        following = gl.convert_layout(following.to(q.dtype), weights_layout)
-        # the weights in flight are held until here, and the following ones are ready before the wait
-        acc, weights, _ = warpgroup_mma_wait(0, deps=(acc, following, weights))
+        next_p = gl.convert_layout(next_p.to(q.dtype), p_layout)
+        # the wait keeps the registers of p alive until P V is complete, and makes next_p ready before it
+        acc, p, _ = warpgroup_mma_wait(0, deps=(acc, next_p, p))
         cta_barrier()
         _load_values(
-            v_id, v_t, bars, v_s, block + STAGES, blocks, first, own_start, text_start, channel, BLOCK_N, STAGES
+            v_id, v_t, bars, v_s, block + STAGES, blocks, id_blocks, id_start, text_start, channel, BLOCK_N, STAGES
         )
-        acc = acc * gl.convert_layout(shrink, out_row_layout)[:, None]
+        acc = acc * gl.convert_layout(alpha, out_row_layout)[:, None]
 
     shift_v_parts = _shift_parts(shift_v, row_head, D, SPLITS)
     mbarrier.wait(bars.index(blocks % STAGES), (blocks // STAGES) & 1)
-    acc = warpgroup_mma(weights, v_s.index(blocks % STAGES), acc, is_async=True)
-    acc, _ = warpgroup_mma_wait(0, deps=(acc, weights))
+    acc = warpgroup_mma(p, v_s.index(blocks % STAGES), acc, is_async=True)
+    acc, _ = warpgroup_mma_wait(0, deps=(acc, p))
     cta_barrier()
     delta_v = gl.convert_layout(gl.sum(shift_v_parts, 0), channel_layout)
-    acc += gl.convert_layout(own_sum, out_row_layout)[:, None] * delta_v[None, :]
+    acc += gl.convert_layout(id_sum, out_row_layout)[:, None] * delta_v[None, :]
     result = acc / gl.convert_layout(row_sum, out_row_layout)[:, None]
     offs_m = tile * BLOCK_M + gl.arange(0, BLOCK_M, out_row_layout)
     offs_d = gl.arange(0, D, channel_layout)
@@ -206,25 +207,25 @@ def mixed_attention_gluon_kernel(
 
 
 @gluon.jit
-def _softmax(logits, row_max, row_sum, own_sum, lift, own, scale):
-    """Take a block of unscaled logits into a tile's state.
+def _softmax(logits, row_max, row_sum, id_sum, logit_bias, identity, scale):
+    """Update a tile's softmax state with one block of unscaled logits.
 
     Args:
         logits: `[BLOCK_M, BLOCK_N]` fp32.
-        row_max: `[BLOCK_M]`, the largest logit so far in units of log2.
+        row_max: `[BLOCK_M]`, the largest logit so far, in units of log2.
         row_sum: `[BLOCK_M]`, the sum of the exponentials relative to it.
-        own_sum: `[BLOCK_M]`, the identity's part of the sum.
-        lift: `[BLOCK_M]`, q·δ_k in units of log2.
-        own: whether the block is the identity's.
+        id_sum: `[BLOCK_M]`, the identity's part of the sum.
+        logit_bias: `[BLOCK_M]`, q·δ_k in units of log2.
+        identity: whether the block is of the identity segment.
         scale: of the logits, times log2 e; positive.
 
     Returns:
-        The exponentials, the new state, and the factor that what was accumulated shrinks by.
+        The exponentials, the new state, and the factor that rescales the accumulator.
     """
-    share = gl.where(own, 1.0, 0.0)
-    lift = share * lift
-    largest = gl.maximum(row_max, gl.max(logits, 1) * scale + lift)
-    shrink = gl.exp2(row_max - largest)
-    weights = gl.exp2(logits * scale - (largest - lift)[:, None])
-    added = gl.sum(weights, 1)
-    return weights, largest, row_sum * shrink + added, own_sum * shrink + share * added, shrink
+    id_mask = gl.where(identity, 1.0, 0.0)
+    logit_bias = id_mask * logit_bias
+    new_max = gl.maximum(row_max, gl.max(logits, 1) * scale + logit_bias)
+    alpha = gl.exp2(row_max - new_max)
+    p = gl.exp2(logits * scale - (new_max - logit_bias)[:, None])
+    block_sum = gl.sum(p, 1)
+    return p, new_max, row_sum * alpha + block_sum, id_sum * alpha + id_mask * block_sum, alpha

@@ -1,11 +1,12 @@
 """Mixed attention by two attentions of a library, merged by their log-sum-exp.
 
 With o and ℓ the output and log-sum-exp of one attention per segment on the unshifted keys and values, and
-w = σ(ℓ_id + q·δ_k/√d − ℓ_t), mixed attention is exactly w·(o_id + δ_v) + (1 − w)·o_t: the shift of the keys moves all
-identity logits of a query by the same number, and the shift of the values adds δ_v to the identity's share. Tensors are
-`[B, H, N, d]`; δ comes from `mean_shift`.
+w = σ(ℓ_id + q·δ_k/√d − ℓ_t), mixed attention is exactly w·(o_id + δ_v) + (1 − w)·o_t: the shift of the keys adds the
+same number to all identity logits of a query, and the shift of the values adds δ_v to the identity's output. Tensors
+are `[B, H, N, d]`; `mean_shift` computes δ.
 
-PyTorch's own attentions give the log-sum-exp: cuDNN's and FlashAttention's. One small kernel does the rest in one pass.
+PyTorch exposes two attentions that return the log-sum-exp, cuDNN's and FlashAttention's. One small kernel merges their
+results in one pass.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from infid_kernels.arguments import launchable, on_device
 from infid_kernels.tuning import Configuration, Library
 
 Attention = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
-# Any tile does: the kernel reads and writes every element once. 64 × 64 in fp16 are 16 bytes per thread and load.
+# The tile size matters little: the kernel reads and writes every element once. Each thread loads 16 bytes at a time.
 _TILES = Configuration(block_m=64, block_n=1, num_warps=4, num_stages=1)
 
 
 def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return cuDNN's attention and its log-sum-exp, natural, `[B, H, N]` fp32."""
+    """Return cuDNN's output and its log-sum-exp (natural logarithm), `[B, H, N]` fp32."""
     out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, scale=scale)
     return out, lse.reshape(q.shape[:3])
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return FlashAttention's output and its log-sum-exp, natural, `[B, H, N]` fp32."""
+    """Return FlashAttention's output and its log-sum-exp (natural logarithm), `[B, H, N]` fp32."""
     out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)
     return out, lse[:, :, : q.shape[2]]  # it may be padded to full blocks of queries
 
@@ -67,15 +68,15 @@ def merge_kernel(
     delta_v = tl.sum(tl.load(shift_v + parts, mask=offs_d < D, other=0.0), 0)
 
     offs_q = offs_m[:, None]
-    queries_tile = tl.load(q + row * stride_qb + head * stride_qh + offs_q * stride_qn + offs_d, mask=mask, other=0.0)
-    own = tl.load(out_id + row * stride_ib + head * stride_ih + offs_q * stride_in + offs_d, mask=mask, other=0.0)
+    q_tile = tl.load(q + row * stride_qb + head * stride_qh + offs_q * stride_qn + offs_d, mask=mask, other=0.0)
+    identity = tl.load(out_id + row * stride_ib + head * stride_ih + offs_q * stride_in + offs_d, mask=mask, other=0.0)
     text = tl.load(out_t + row * stride_tb + head * stride_th + offs_q * stride_tn + offs_d, mask=mask, other=0.0)
-    own_lse = tl.load(lse_id + row * stride_lib + head * stride_lih + offs_m * stride_lin, mask=inside, other=0.0)
+    id_lse = tl.load(lse_id + row * stride_lib + head * stride_lih + offs_m * stride_lin, mask=inside, other=0.0)
     text_lse = tl.load(lse_t + row * stride_ltb + head * stride_lth + offs_m * stride_ltn, mask=inside, other=0.0)
 
-    lift = tl.sum(queries_tile.to(tl.float32) * delta_k[None, :], 1) * logit_scale
-    share = tl.sigmoid(own_lse + lift - text_lse)[:, None]
-    result = share * (own.to(tl.float32) + delta_v[None, :]) + (1 - share) * text.to(tl.float32)
+    logit_bias = tl.sum(q_tile.to(tl.float32) * delta_k[None, :], 1) * logit_scale
+    w = tl.sigmoid(id_lse + logit_bias - text_lse)[:, None]
+    result = w * (identity.to(tl.float32) + delta_v[None, :]) + (1 - w) * text.to(tl.float32)
     out_tile = out + row * stride_ob + head * stride_oh + offs_q * stride_on + offs_d
     tl.store(out_tile, result.to(out.dtype.element_ty), mask=mask)
 
@@ -84,19 +85,19 @@ def launch_library(
     q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, shift_k: Tensor, shift_v: Tensor, scale: float,
     out: Tensor, library: Library,
 ) -> None:  # fmt: skip
-    """Compute mixed attention with a library of the caller's choice; `mixed_attention` takes the table's.
+    """Compute mixed attention with a given library; `mixed_attention` takes the choice of the tuning table.
 
     Args: as `launch_mixed_attention`.
 
     Raises:
-        RuntimeError: the library does not take this call on this GPU.
+        RuntimeError: the library does not support this call on this GPU.
     """
-    attend = LIBRARIES[library.library]
-    out_t, lse_t = attend(q, k_t, v_t, scale)
+    attention = LIBRARIES[library.library]
+    out_t, lse_t = attention(q, k_t, v_t, scale)
     if k_id.shape[2] == 0:
         out.copy_(out_t)
         return
-    out_id, lse_id = attend(q, k_id, v_id, scale)
+    out_id, lse_id = attention(q, k_id, v_id, scale)
     rows, heads, queries, d = q.shape
     with on_device(q):
         launchable(merge_kernel, q)[(triton.cdiv(queries, _TILES.block_m), rows * heads)](

@@ -1,8 +1,8 @@
 """The mean shifts of AdaIN-mean: δ = s·(μ(X_t) − μ(X_id)), one vector per head, of keys and values or of values alone.
 
-A companion reduction in front of attention. It reads both segments once, in `SPLITS` chunks of tokens, and leaves the
-partial sums to its reader, so it is one launch without atomics and gives the same bits every time. Means of 4096 tokens
-in fp16 would round the difference away; the sums are fp32.
+A reduction that is launched before the attention kernel. It reads both segments once, in `SPLITS` chunks of tokens, and
+writes one partial sum per chunk, which the attention kernel adds up. So it is one launch without atomics, and gives the
+same bits every time. The sums are fp32: over 4096 tokens, fp16 would round the difference of the means away.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from infid_kernels.tuning import Configuration
 
 # Chunks of the token axis: with 20 pairs of row and head and 4096 tokens, 320 programs on 132 SMs.
 SPLITS = 16
-# One program per chunk of one head. Blocks of 128 tokens with d = 64 are 16 KB in flight per program, two or more of
-# which lie on an SM; a few hundred nanoseconds of latency at 3.35 TB/s need about 15 KB per SM.
+# One program per chunk of one head. Blocks of 128 tokens with d = 64 are 16 KB in flight per program, and an SM
+# holds two or more programs; to hide a few hundred nanoseconds of latency at 3.35 TB/s, about 15 KB per SM are needed.
 CONFIGURATION = Configuration(block_m=1, block_n=128, num_warps=4, num_stages=2)
 
 
@@ -67,15 +67,15 @@ def value_shift_kernel(
 
 @triton.jit
 def _write_part(
-    own, stride_own, identity_length, text, stride_text, text_length, s, shift, row_head,
+    identity, stride_id, identity_length, text, stride_text, text_length, s, shift, row_head,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Write this chunk's part of s·(μ(text) − μ(own)) of one head."""
+    """Write this chunk's part of s·(μ(text) − μ(identity)) of one head."""
     split, offs_d = tl.program_id(0), tl.arange(0, BLOCK_D)
-    own_sum = _chunk_sum(own, stride_own, identity_length, split, D, BLOCK_D, BLOCK_N, SPLITS)
+    id_sum = _chunk_sum(identity, stride_id, identity_length, split, D, BLOCK_D, BLOCK_N, SPLITS)
     text_sum = _chunk_sum(text, stride_text, text_length, split, D, BLOCK_D, BLOCK_N, SPLITS)
-    some = tl.maximum(identity_length, 1)  # without identity tokens the shift meets a row sum of 0
-    part = s * (text_sum / text_length - own_sum / some)
+    id_count = tl.maximum(identity_length, 1)  # M = 0: no 0 / 0; attention multiplies δ by a row sum of 0
+    part = s * (text_sum / text_length - id_sum / id_count)
     tl.store(shift + (row_head * SPLITS + split) * D + offs_d, part, mask=offs_d < D)
 
 

@@ -4,9 +4,10 @@ O = Attn(Q, K'_t, V'_t) + λ·Attn(Q, AdaIN(K'_id, K'_t), AdaIN(V'_id, V'_t)) wi
 arXiv 2403.11781, section 3.4). Within one softmax a shift common to all keys cancels, and a shift common to all
 values is a constant, so exactly O = O_t + λ·(O_id + δ_v) with δ_v = s·(μ(V'_t) − μ(V'_id)). Tensors are `[B, H, N, d]`.
 
-One kernel reads every query once and writes every output once. δ_v is an input: it is fixed for a person and a prompt,
-so who runs many steps computes it once; otherwise `value_shift` does, in front. Adding up the values inside the loop
-instead took 308 instructions per block where 205 do, and 171 registers where 122 do (sm_90, d = 64, 128 × 32).
+One kernel reads every query once and writes every output once. δ_v is an input. It is fixed for a person and a prompt,
+so a caller that runs many steps computes it once with `value_shift`; if it is not given, the operation computes it
+before the kernel. Without the sum of the values, the loop has 205 instead of 308 instructions per block, and the kernel
+122 instead of 171 registers per thread (sm_90, d = 64, 128 × 32, 8 warps).
 """
 
 from __future__ import annotations
@@ -57,27 +58,27 @@ def merged_cross_attention_kernel(
         q + row * stride_qb + head * stride_qh + offs_q * stride_qn + offs_d[None, :], mask=mask, other=0.0
     )
 
-    first_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    first_sum = tl.zeros([BLOCK_M], tl.float32)
-    first_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    initial_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    initial_sum = tl.zeros([BLOCK_M], tl.float32)
+    initial_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     scale = logit_scale * 1.4426950408889634  # log2 e: the exponentials are powers of two
     _, text_sum, text_acc = attend(
-        first_max, first_sum, first_acc, q_tile, k_t, v_t, row, head,
+        initial_max, initial_sum, initial_acc, q_tile, k_t, v_t, row, head,
         stride_ktb, stride_kth, stride_ktn, stride_vtb, stride_vth, stride_vtn,
         text_length, scale, D, BLOCK_D, BLOCK_N, EVEN_N, DESCRIPTORS=False,
     )  # fmt: skip
     result = text_acc / text_sum[:, None]
-    _, own_sum, own_acc = attend(
-        first_max, first_sum, first_acc, q_tile, k_id, v_id, row, head,
+    _, id_sum, id_acc = attend(
+        initial_max, initial_sum, initial_acc, q_tile, k_id, v_id, row, head,
         stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
         identity_length, scale, D, BLOCK_D, BLOCK_N, EVEN_N, DESCRIPTORS=False,
     )  # fmt: skip
-    # without a person the loop ran over nothing: the sum is 0, and λ must not let δ_v in
+    # without identity tokens the loop is empty and id_sum is 0; λ is set to 0, so that δ_v is not added
     factor = tl.where(identity_length > 0, tl.load(identity_strength + row).to(tl.float32), 0.0)
     parts = row_head * SPLITS * D + tl.arange(0, SPLITS)[:, None] * D + offs_d[None, :]
     delta_v = tl.sum(tl.load(shift_v + parts, mask=offs_d[None, :] < D, other=0.0), 0)
-    own_sum = tl.where(own_sum > 0, own_sum, 1.0)
-    result += factor * (own_acc / own_sum[:, None] + delta_v[None, :])
+    id_sum = tl.where(id_sum > 0, id_sum, 1.0)
+    result += factor * (id_acc / id_sum[:, None] + delta_v[None, :])
 
     out_tile = out + row * stride_ob + head * stride_oh + offs_q * stride_on + offs_d[None, :]
     tl.store(out_tile, result.to(out.dtype.element_ty), mask=mask)
@@ -87,7 +88,7 @@ def launch_merged_cross_attention(
     q: Tensor, k_t: Tensor, v_t: Tensor, k_id: Tensor, v_id: Tensor, shift_v: Tensor, identity_strength: Tensor,
     scale: float, out: Tensor, configuration: Configuration, even_n: bool,
 ) -> None:  # fmt: skip
-    """Launch the kernel with a configuration of the caller's choice; `merged_cross_attention` takes the table's.
+    """Launch the kernel with a given configuration; `merged_cross_attention` takes the one of the tuning table.
 
     Args:
         q: `[B, H, N, d]`.
@@ -160,7 +161,7 @@ def merged_cross_attention(
 ) -> Tensor:
     """Attend to text and identity tokens and add the results, in one kernel.
 
-    Any strides are taken as long as the channels of a head lie side by side. Inference only: it has no derivative.
+    Any strides are accepted as long as the channels of a head are contiguous. Inference only: no backward pass.
 
     Args:
         q: `[B, H, N, d]` image queries, fp16 or bf16; d is 32, 40, 64, 80, 96 or 128.

@@ -198,7 +198,7 @@ def test_what_was_written_is_what_is_chosen(tmp_path: Path, hopper: torch.device
     assert other is not None and "compiled" in other.evidence
 
 
-def test_forms_for_the_copy_engine_are_tried_where_it_is() -> None:
+def test_forms_for_tma_are_tried_where_the_gpu_has_it() -> None:
     hopper = tuning.candidates("mixed_attention", "sm_90")
     assert len(set(hopper)) == len(hopper) > len(CANDIDATES)
     assert sum(each.descriptors for each in hopper[:6]) >= 2  # the quick ones have some

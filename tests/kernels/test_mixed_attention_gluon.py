@@ -36,9 +36,9 @@ SOURCE = Path(attend_gluon.__file__)
 BARRIER = "    cta_barrier()\n"
 
 
-def shift_parts(text: Tensor, own: Tensor, strength: Tensor) -> Tensor:
-    """Return `[B, H, SPLITS, d]` fp32 whose sum over the third axis is s·(μ(text) − μ(own)), with μ of nothing 0."""
-    mean = text.double().mean(2, keepdim=True) - own.double().sum(2, keepdim=True) / max(1, own.shape[2])
+def shift_parts(text: Tensor, identity: Tensor, strength: Tensor) -> Tensor:
+    """Return `[B, H, SPLITS, d]` fp32 whose sum over the third axis is s·(μ(text) − μ(identity)), with μ of nothing 0."""
+    mean = text.double().mean(2, keepdim=True) - identity.double().sum(2, keepdim=True) / max(1, identity.shape[2])
     parts = torch.randn(*mean.shape[:2], SPLITS, mean.shape[3], dtype=torch.float64)
     parts += (strength.double().view(-1, 1, 1, 1) * mean - parts.sum(2, keepdim=True)) / SPLITS
     return parts.float()
@@ -55,8 +55,8 @@ def run(module: ModuleType, call: Call, inputs: Inputs, stages: int) -> Tensor:
     i, (block_m, block_n) = inputs, TILE
     out = torch.full((call.rows, call.queries, call.heads, call.d), math.nan, dtype=i.q.dtype)
     strides = out.transpose(1, 2).stride()
-    own = (i.k_id, i.v_id) if call.identity else (i.k_t, i.v_t)
-    k_id, v_id, k_t, v_t = (descriptor(each, block_n, True) for each in (*own, i.k_t, i.v_t))
+    segment = (i.k_id, i.v_id) if call.identity else (i.k_t, i.v_t)
+    k_id, v_id, k_t, v_t = (descriptor(each, block_n, True) for each in (*segment, i.k_t, i.v_t))
     shifts = [shift_parts(*pair, i.style_strength) for pair in ((i.k_t, i.k_id), (i.v_t, i.v_id))]
     gluon_model.launch(
         module, "mixed_attention_gluon_kernel", (math.ceil(call.queries / block_m), call.rows * call.heads), call.heads,
@@ -76,18 +76,18 @@ def error(module: ModuleType, call: Call, stages: int, dtype: torch.dtype = torc
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
-@pytest.mark.parametrize("own", range(5))
+@pytest.mark.parametrize("identity", range(5))
 @pytest.mark.parametrize("text", range(1, 6))
-def test_every_number_of_blocks_in_every_number_of_stages(own: int, text: int, stages: int) -> None:
-    call = Call("mixed_attention", 1, 1, 16, own * TILE[1], text * TILE[1], 64)
+def test_every_number_of_blocks_in_every_number_of_stages(identity: int, text: int, stages: int) -> None:
+    call = Call("mixed_attention", 1, 1, 16, identity * TILE[1], text * TILE[1], 64)
     assert error(attend_gluon, call, stages) < LIMITS[torch.float16]
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("d", [64, 128])
-@pytest.mark.parametrize("own", [0, 24])
-def test_rows_heads_and_a_last_tile_that_is_not_whole(own: int, d: int, dtype: torch.dtype) -> None:
-    call = Call("mixed_attention", 2, 3, 39, own, 40, d)
+@pytest.mark.parametrize("identity", [0, 24])
+def test_rows_heads_and_a_last_tile_that_is_not_whole(identity: int, d: int, dtype: torch.dtype) -> None:
+    call = Call("mixed_attention", 2, 3, 39, identity, 40, d)
     assert error(attend_gluon, call, 2, dtype) < LIMITS[dtype]
 
 
@@ -96,34 +96,34 @@ MUTATIONS: Mapping[str, tuple[str, str, str]] = {
     "a step waits for the wrong phase": ("(block // STAGES) & 1", "0", "was waited for already"),
     "the last wait is for the wrong phase": ("(blocks // STAGES) & 1", "0", "was waited for already"),
     "the softmax waits for no product": ("mma_wait(1", "mma_wait(2", "used before it is complete"),
-    "the step does not wait for its values": ("wait(0, deps=(acc, fol", "wait(1, deps=(acc, fol", "used before it is"),
+    "the step does not wait for its values": ("wait(0, deps=(acc, nex", "wait(1, deps=(acc, nex", "used before it is"),
     "keys land in the values' buffer": ("k_s, block + STAGES", "v_s, block + STAGES", "while a product reads it"),
-    "the weights in flight are not held": ("deps=(acc, following, weights)", "deps=(acc, following, acc)", "not held"),
+    "P in flight is not held": ("deps=(acc, next_p, p)", "deps=(acc, next_p, acc)", "not held"),
     "another warpgroup may read the keys": (f"    {BARRIER}        _load_keys", "        _load_keys", "armed before"),
     "another warpgroup may read the values": (f"    {BARRIER}        _load_val", "        _load_val", "before all"),
     "the first keys are overwritten early": (f"{BARRIER}    _load_keys", "    _load_keys", "armed before all threads"),
     "half of a pair's bytes are announced": ("2 * BLOCK_N * D * 2", "BLOCK_N * D * 2", "expects -1024 bytes"),
     "bytes are announced that are not copied": (", pred=pair <= blocks)", ")", "invalidated that is not idle"),
-    "the values are not copied": ("pred=issue", "pred=issue & (block > first)", "expects 1024 bytes"),
+    "the values are not copied": ("pred=issue", "pred=issue & (block > id_blocks)", "expects 1024 bytes"),
     "the last pair is missing": ("pair <= blocks", "pair < blocks", "never comes"),
     "the last pair's keys are the next row's": ("gl.minimum(pair, blocks - 1)", "pair", "tokens from 32 on"),
     "the values are those of the keys' block": ("pair - 1", "pair", "tokens from 32 on"),
     "a stage is skipped": ("block + STAGES", "block + STAGES + 1", "armed twice"),
-    "the segments are swapped": ("if block < first:", "if block >= first:", "tokens from -24 on"),
+    "the segments are swapped": ("if block < id_blocks:", "if block >= id_blocks:", "tokens from -24 on"),
     "the text starts too late": ("row * text_length - identity_length", "row * text_length", "tokens from 32 on"),
-    "the identity's row is the first": ("own_start, text_start = row *", "own_start, text_start = 0 *", "all of row 1"),
+    "the identity's row is the first": ("id_start, text_start = row *", "id_start, text_start = 0 *", "all of row 1"),
     "one head is read for all": ("channel = head * D", "channel = 0", ""),
     "TMA does not see the barriers": ("fence_async_shared()\n", "\n", "TMA does not see"),
     "the threads do not see the barriers": (f"shared()\n{BARRIER}", "shared()\n", "armed before all threads"),
     "a barrier is left valid": ("    mbarrier.invalidate(q_bar)\n", "", "left valid"),
     "a tile reaches into the next row": ("[:, None] < queries", "[:, None] < queries + 16", "beyond the output"),
-    "δ_k is dropped": ("lift = share * lift", "lift = 0.0 * lift", ""),
-    "δ_k is added to the text as well": ("lift = share * lift", "lift = 1.0 * lift", ""),
+    "δ_k is dropped": ("logit_bias = id_mask * logit_bias", "logit_bias = 0.0 * logit_bias", ""),
+    "δ_k is added to the text as well": ("logit_bias = id_mask * logit_bias", "logit_bias = 1.0 * logit_bias", ""),
     "δ_v is dropped": ("[:, None] * delta_v", "[:, None] * 0.0 * delta_v", ""),
-    "δ_v is added for the text": ("share * added", "added", ""),
-    "own_sum is not rescaled": ("own_sum * shrink", "own_sum", ""),
-    "row_sum is not rescaled": ("row_sum * shrink", "row_sum", ""),
-    "what was accumulated is not rescaled": ("acc * gl.convert_layout(shrink", "acc * gl.convert_layout(shrink**0", ""),
+    "δ_v is added for the text": ("id_mask * block_sum", "block_sum", ""),
+    "id_sum is not rescaled": ("id_sum * alpha", "id_sum", ""),
+    "row_sum is not rescaled": ("row_sum * alpha", "row_sum", ""),
+    "the accumulator is not rescaled": ("acc * gl.convert_layout(alpha", "acc * gl.convert_layout(alpha**0", ""),
     "log2 e is forgotten": ("logit_scale * 1.4426950408889634", "logit_scale", ""),
 }  # fmt: skip
 
@@ -295,9 +295,11 @@ def test_bad_machine_code_is_reported(change: Row, says: Sequence[str]) -> None:
     assert all(part in fault for part, fault in zip(says, found, strict=True))
 
 
-def tensors(d: int = 64, own: int = 256, text: int = 256, dtype: torch.dtype = torch.float16) -> list[Tensor]:
+def tensors(d: int = 64, identity: int = 256, text: int = 256, dtype: torch.dtype = torch.float16) -> list[Tensor]:
     """Return q, k_id, v_id, k_t and v_t as `[B, N, H·d]` projections leave them."""
-    return [torch.zeros(2, length, 4, d, dtype=dtype).transpose(1, 2) for length in (200, own, own, text, text)]
+    return [
+        torch.zeros(2, length, 4, d, dtype=dtype).transpose(1, 2) for length in (200, identity, identity, text, text)
+    ]
 
 
 CONFIGURATION = GLUON_CANDIDATES[64][0]
@@ -312,7 +314,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_takes_what_projections_leave() -> None:
     assert takes(*tensors(), CONFIGURATION)
     assert takes(*tensors(d=128, dtype=torch.bfloat16), GLUON_CANDIDATES[128][0])
-    assert takes(*tensors(own=0), CONFIGURATION)  # no person
+    assert takes(*tensors(identity=0), CONFIGURATION)  # no person
     fused = torch.zeros(2, 256, 3 * 4 * 64, dtype=torch.float16).view(2, 256, 3, 4, 64).permute(2, 0, 3, 1, 4)
     assert takes(*fused, *fused[1:], CONFIGURATION)  # one projection for queries, keys and values
     rows = [torch.cat([each, each])[2:] for each in (each.transpose(1, 2) for each in tensors())]
@@ -325,7 +327,7 @@ def test_it_takes_what_projections_leave() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"own": 192}, "full blocks of 128 keys, got 192 and 256"),
+        ({"identity": 192}, "full blocks of 128 keys, got 192 and 256"),
         ({"text": 300}, "full blocks of 128 keys, got 256 and 300"),
         ({"d": 80}, "head sizes of 64 and 128"),
         ({"dtype": torch.float32}, "in torch.float32"),
@@ -374,7 +376,7 @@ def test_it_is_for_hopper_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not takes(*tensors(), CONFIGURATION)
     out, shift = tensors()[0], torch.zeros(2, 4, SPLITS, 64)
     with pytest.raises(ValueError, match="the Gluon form of mixed attention cannot compute this call"):
-        launch_mixed_attention_gluon(*tensors(own=77), shift, shift, 0.125, out, CONFIGURATION)
+        launch_mixed_attention_gluon(*tensors(identity=77), shift, shift, 0.125, out, CONFIGURATION)
 
 
 @pytest.mark.parametrize("lost", ["triton.experimental.gluon", "triton.experimental.gluon.language.nvidia.hopper"])

@@ -26,17 +26,17 @@ MUTATIONS = {
     "segments are swapped": (
         "mixed_attention.py", "] = [k_id, v_id, k_t, v_t]", "] = [k_t, v_t, k_id, v_id]", "mixed",
     ),
-    "the mean is not of the text": ("mean_shift.py", "text_sum / text_length - own_sum / some", "own_sum", "mixed"),
+    "the mean is not of the text": ("mean_shift.py", "text_sum / text_length - id_sum / id_count", "id_sum", "mixed"),
     "a chunk of the mean is left out": (
         "mean_shift.py", "split * BLOCK_N, length", "(split + 1) * BLOCK_N, length", "mixed"
     ),
     "the tail is not masked": (
-        "attend.py", "offs_n[None, :] < left, tl.dot", "offs_n[None, :] < BLOCK_N, tl.dot", "mixed"
+        "attend.py", "offs_n[None, :] < tail, tl.dot", "offs_n[None, :] < BLOCK_N, tl.dot", "mixed"
     ),
-    "the tail is skipped": ("attend.py", "if left > 0:", "if left > BLOCK_N:", "merged"),
+    "the tail is skipped": ("attend.py", "if tail > 0:", "if tail > BLOCK_N:", "merged"),
     "the scale is wrong": ("arguments.py", "1 / math.sqrt(d)", "1 / d", "merged"),
     "log2 e is forgotten": ("mixed_attention.py", "logit_scale * 1.4426950408889634", "logit_scale", "mixed"),
-    "the state is not rescaled": ("attend.py", "acc * shrink[:, None]", "acc", "merged"),
+    "the state is not rescaled": ("attend.py", "acc * alpha[:, None]", "acc", "merged"),
     "descriptors read the first head": ("attend.py", "head.to(tl.int32)", "0", DESCRIPTORS),
     "descriptors read the first row": ("attend.py", "[row.to(tl.int32)", "[0", DESCRIPTORS),
     "λ is dropped": ("merged_cross_attention.py", "result += factor *", "result +=", "merged"),
@@ -45,15 +45,15 @@ MUTATIONS = {
         "merged_cross_attention.py", "identity_length > 0, tl", "identity_length >= 0, tl", "merged"
     ),
     "without a person a sum of 0 divides": (
-        "merged_cross_attention.py", "own_sum > 0, own", "own_sum >= 0, own", "merged"
+        "merged_cross_attention.py", "id_sum > 0, id", "id_sum >= 0, id", "merged"
     ),
     "the given δ_v is not read": (
         "merged_cross_attention.py", 'check_shift("shift_v", shift_v, q).', "torch.zeros_like(shift_v).", SHIFT
     ),
-    "the merge ignores δ_k": ("library_attention.py", "own_lse + lift - text_lse", "own_lse - text_lse", LIBRARY),
+    "the merge ignores δ_k": ("library_attention.py", "id_lse + logit_bias - text_lse", "id_lse - text_lse", LIBRARY),
     "the merge ignores δ_v": ("library_attention.py", "+ delta_v[None, :])", ")", LIBRARY),
     "the merge's scale is forgotten": ("library_attention.py", ", 1) * logit_scale", ", 1)", LIBRARY),
-    "the merge swaps the shares": ("library_attention.py", "(1 - share) * text", "share * text", LIBRARY),
+    "the merge swaps the weights": ("library_attention.py", "(1 - w) * text", "w * text", LIBRARY),
 }  # fmt: skip
 
 
