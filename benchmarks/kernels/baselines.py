@@ -75,8 +75,8 @@ def flex(inputs: Inputs) -> Tensor:
 def two_by(library: Library, inputs: Inputs) -> Tensor:
     """Two attentions of a library merged by their log-sum-exp: the implementation that the table may choose."""
     i, out = inputs, empty_output(inputs.q)
-    parts = launch_mean_shift(i.k_id, i.v_id, i.k_t, i.v_t, i.style_strength)
-    launch_library(i.q, i.k_id, i.v_id, i.k_t, i.v_t, *parts, logit_scale(None, i.q.shape[-1]), out, library)
+    parts = launch_mean_shift(*i.operands.segments, i.style_strength)
+    launch_library(i.operands, parts, logit_scale(None, i.q.shape[-1]), out, library)
     return out
 
 

@@ -13,29 +13,21 @@ import triton.language as tl
 
 @triton.jit
 def attend(
-    row_max, row_sum, acc, q, k, v, row, head,
-    stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    length, logit_scale,
+    state, q, k, v, row, head, stride_k, stride_v, length, logit_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
     EVEN_N: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Update the state of a tile of queries with all keys and values of one segment.
 
     Args:
-        row_max: `[BLOCK_M]` state.
-        row_sum: `[BLOCK_M]` state.
-        acc: `[BLOCK_M, BLOCK_D]` state.
+        state: row_max `[BLOCK_M]`, row_sum `[BLOCK_M]` and acc `[BLOCK_M, BLOCK_D]`.
         q: `[BLOCK_M, BLOCK_D]` queries.
         k: pointer to the keys `[B, H, M, D]`, or their tensor descriptor with blocks `[1, 1, BLOCK_N, BLOCK_D]`.
         v: pointer to the values, or their descriptor.
         row: index of the row in the batch.
         head: index of the head.
-        stride_kb: elements from one row's keys to the next row's.
-        stride_kh: elements from one head's keys to the next head's.
-        stride_kn: elements from one key to the next.
-        stride_vb: elements from one row's values to the next row's.
-        stride_vh: elements from one head's values to the next head's.
-        stride_vn: elements from one value to the next.
+        stride_k: strides of the keys' rows, heads and tokens, in elements.
+        stride_v: strides of the values' rows, heads and tokens.
         length: number of keys M; 0 leaves the state as it is.
         logit_scale: scale of the logits times log2 e; positive.
         D: channels of a head.
@@ -50,11 +42,12 @@ def attend(
     Returns:
         The new state.
     """
+    row_max, row_sum, acc = state
     offs_n = tl.arange(0, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
     if not DESCRIPTORS:
-        k_tile = k + row * stride_kb + head * stride_kh + offs_n[None, :] * stride_kn + offs_d[:, None]
-        v_tile = v + row * stride_vb + head * stride_vh + offs_n[:, None] * stride_vn + offs_d[None, :]
+        k_tile = k + row * stride_k[0] + head * stride_k[1] + offs_n[None, :] * stride_k[2] + offs_d[:, None]
+        v_tile = v + row * stride_v[0] + head * stride_v[1] + offs_n[:, None] * stride_v[2] + offs_d[None, :]
     tail_start = length - length % BLOCK_N
     for start in tl.range(0, tail_start, BLOCK_N):
         if DESCRIPTORS:
@@ -68,8 +61,8 @@ def attend(
             values = tl.load(v_tile, mask=offs_d[None, :] < D, other=0.0)
         row_max, row_sum, acc = _online_softmax(row_max, row_sum, acc, tl.dot(q, keys), values, logit_scale)
         if not DESCRIPTORS:
-            k_tile += BLOCK_N * stride_kn
-            v_tile += BLOCK_N * stride_vn
+            k_tile += BLOCK_N * stride_k[2]
+            v_tile += BLOCK_N * stride_v[2]
     if not EVEN_N:
         tail = length - tail_start
         if tail > 0:

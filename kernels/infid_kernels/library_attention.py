@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from infid_kernels.arguments import launchable, on_device
+from infid_kernels.operands import Operands, strides
 from infid_kernels.tuning import Configuration, Library
 
 Attention = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -82,9 +83,8 @@ def merge_kernel(
 
 
 def launch_library(
-    q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, shift_k: Tensor, shift_v: Tensor, scale: float,
-    out: Tensor, library: Library,
-) -> None:  # fmt: skip
+    operands: Operands, shifts: tuple[Tensor, Tensor], scale: float, out: Tensor, library: Library
+) -> None:
     """Compute mixed attention with a given library; `mixed_attention` takes the choice of the tuning table.
 
     Args: as `launch_mixed_attention`.
@@ -93,6 +93,7 @@ def launch_library(
         RuntimeError: the library does not support this call on this GPU.
     """
     attention = LIBRARIES[library.library]
+    q, k_id, v_id, k_t, v_t = operands
     out_t, lse_t = attention(q, k_t, v_t, scale)
     if k_id.shape[2] == 0:
         out.copy_(out_t)
@@ -101,12 +102,11 @@ def launch_library(
     rows, heads, queries, d = q.shape
     with on_device(q):
         launchable(merge_kernel, q)[(triton.cdiv(queries, _TILES.block_m), rows * heads)](
-            q, out_id, lse_id, out_t, lse_t, shift_k, shift_v,
+            q, out_id, lse_id, out_t, lse_t, *shifts,
             heads, queries,
-            *q.stride()[:3], *out_id.stride()[:3], *lse_id.stride(), *out_t.stride()[:3], *lse_t.stride(),
-            *out.stride()[:3],
+            *strides(q, out_id, lse_id, out_t, lse_t, out),
             scale,
             out,
-            D=d, BLOCK_D=triton.next_power_of_2(d), SPLITS=shift_k.shape[2], BLOCK_M=_TILES.block_m,
+            D=d, BLOCK_D=triton.next_power_of_2(d), SPLITS=shifts[0].shape[2], BLOCK_M=_TILES.block_m,
             **_TILES.launch_options(),
         )  # fmt: skip

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from infid_kernels.arguments import launchable, on_device
+from infid_kernels.operands import strides
 from infid_kernels.tuning import Configuration
 
 # Chunks of the token axis: with 20 pairs of row and head and 4096 tokens, 320 programs on 132 SMs.
@@ -112,7 +113,7 @@ def launch_mean_shift(k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, stre
         launchable(mean_shift_kernel, k_id)[_grid(k_id)](
             k_id, v_id, k_t, v_t, strength,
             k_id.shape[1], k_id.shape[2], k_t.shape[2],
-            *k_id.stride()[:3], *v_id.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3],
+            *strides(k_id, v_id, k_t, v_t),
             shift_k, shift_v, **_constants(k_id),
         )  # fmt: skip
     return shift_k, shift_v
@@ -125,7 +126,7 @@ def launch_value_shift(v_id: Tensor, v_t: Tensor, strength: Tensor) -> Tensor:
         launchable(value_shift_kernel, v_id)[_grid(v_id)](
             v_id, v_t, strength,
             v_id.shape[1], v_id.shape[2], v_t.shape[2],
-            *v_id.stride()[:3], *v_t.stride()[:3],
+            *strides(v_id, v_t),
             shift_v, **_constants(v_id),
         )  # fmt: skip
     return shift_v

@@ -19,6 +19,7 @@ from infid_kernels.arguments import empty_output, logit_scale
 from infid_kernels.mean_shift import launch_mean_shift, launch_value_shift
 from infid_kernels.merged_cross_attention import launch_merged_cross_attention
 from infid_kernels.mixed_attention import launch_mixed_attention
+from infid_kernels.operands import Operands
 from infid_kernels.tuning import Choice, Configuration
 
 # Relative RMS error against float64 on the same rounded inputs: half of fp16's and bf16's spacing is 4.9e-4 and
@@ -50,6 +51,11 @@ class Inputs:
     v_t: Tensor
     style_strength: Tensor
     identity_strength: Tensor
+
+    @property
+    def operands(self) -> Operands:
+        """Queries, keys and values."""
+        return Operands(self.q, self.k_id, self.v_id, self.k_t, self.v_t)
 
 
 @dataclass(frozen=True)
@@ -111,14 +117,12 @@ class Call:
         """
         i, scale = inputs, logit_scale(None, self.d)
         if self.op == "mixed_attention":
-            shifts = launch_mean_shift(i.k_id, i.v_id, i.k_t, i.v_t, i.style_strength)
-            return lambda out: launch_mixed_attention(
-                i.q, i.k_id, i.v_id, i.k_t, i.v_t, *shifts, scale, out, choice, even_n
-            )
+            shifts = launch_mean_shift(*i.operands.segments, i.style_strength)
+            return lambda out: launch_mixed_attention(i.operands, shifts, scale, out, choice, even_n)
         assert isinstance(choice, Configuration)
         shift_v = launch_value_shift(i.v_id, i.v_t, i.style_strength)
         return lambda out: launch_merged_cross_attention(
-            i.q, i.k_t, i.v_t, i.k_id, i.v_id, shift_v, i.identity_strength, scale, out, choice, even_n
+            i.operands, shift_v, i.identity_strength, scale, out, choice, even_n
         )
 
     def launched(self, inputs: Inputs, choice: Choice, even_n: bool | None = None) -> Tensor:
@@ -134,8 +138,7 @@ class Call:
         for row in range(self.rows):
             style, factor = inputs.style_strength[row].double(), inputs.identity_strength[row].double()
             for head in range(self.heads):
-                tensors = (inputs.q, inputs.k_id, inputs.v_id, inputs.k_t, inputs.v_t)
-                q, k_id, v_id, k_t, v_t = (tensor[row, head].double() for tensor in tensors)
+                q, k_id, v_id, k_t, v_t = (tensor[row, head].double() for tensor in inputs.operands)
                 if self.identity:
                     k_id = k_id + style * (k_t.mean(0) - k_id.mean(0))
                     v_id = v_id + style * (v_t.mean(0) - v_id.mean(0))

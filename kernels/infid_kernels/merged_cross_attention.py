@@ -32,6 +32,7 @@ from infid_kernels.arguments import (
 )
 from infid_kernels.attend import attend
 from infid_kernels.mean_shift import empty_parts, launch_value_shift, value_shift_kernel
+from infid_kernels.operands import Operands, strides
 from infid_kernels.tuning import Configuration, choose_kernel
 
 
@@ -58,19 +59,20 @@ def merged_cross_attention_kernel(
         q + row * stride_qb + head * stride_qh + offs_q * stride_qn + offs_d[None, :], mask=mask, other=0.0
     )
 
-    initial_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    initial_sum = tl.zeros([BLOCK_M], tl.float32)
-    initial_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    initial = (row_max, row_sum, acc)  # of both softmaxes
     scale = logit_scale * 1.4426950408889634  # log2 e: the exponentials are powers of two
     _, text_sum, text_acc = attend(
-        initial_max, initial_sum, initial_acc, q_tile, k_t, v_t, row, head,
-        stride_ktb, stride_kth, stride_ktn, stride_vtb, stride_vth, stride_vtn,
+        initial, q_tile, k_t, v_t, row, head,
+        (stride_ktb, stride_kth, stride_ktn), (stride_vtb, stride_vth, stride_vtn),
         text_length, scale, D, BLOCK_D, BLOCK_N, EVEN_N, DESCRIPTORS=False,
     )  # fmt: skip
     result = text_acc / text_sum[:, None]
     _, id_sum, id_acc = attend(
-        initial_max, initial_sum, initial_acc, q_tile, k_id, v_id, row, head,
-        stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+        initial, q_tile, k_id, v_id, row, head,
+        (stride_kb, stride_kh, stride_kn), (stride_vb, stride_vh, stride_vn),
         identity_length, scale, D, BLOCK_D, BLOCK_N, EVEN_N, DESCRIPTORS=False,
     )  # fmt: skip
     # without identity tokens the loop is empty and id_sum is 0; λ is set to 0, so that δ_v is not added
@@ -85,31 +87,27 @@ def merged_cross_attention_kernel(
 
 
 def launch_merged_cross_attention(
-    q: Tensor, k_t: Tensor, v_t: Tensor, k_id: Tensor, v_id: Tensor, shift_v: Tensor, identity_strength: Tensor,
-    scale: float, out: Tensor, configuration: Configuration, even_n: bool,
+    operands: Operands, shift_v: Tensor, identity_strength: Tensor, scale: float, out: Tensor,
+    configuration: Configuration, even_n: bool,
 ) -> None:  # fmt: skip
     """Launch the kernel with a given configuration; `merged_cross_attention` takes the one of the tuning table.
 
     Args:
-        q: `[B, H, N, d]`.
-        k_t: `[B, H, L, d]`.
-        v_t: `[B, H, L, d]`.
-        k_id: `[B, H, T, d]`.
-        v_id: `[B, H, T, d]`.
+        operands: queries, keys and values.
         shift_v: `[B, H, parts, d]` fp32, whose sum over the third axis is δ_v; `parts` is a power of two.
         identity_strength: `[B]` fp32, λ.
         scale: factor of the logits.
         out: `[B, H, N, d]`, where the result is written.
         configuration: tile sizes.
-        even_n: whether its `block_n` divides L and T.
+        even_n: whether its `block_n` divides both lengths of keys.
     """
+    q, k_id, v_id, k_t, v_t = operands
     rows, heads, queries, d = q.shape
     with on_device(q):
         launchable(merged_cross_attention_kernel, q)[(triton.cdiv(queries, configuration.block_m), rows * heads)](
             q, k_t, v_t, k_id, v_id, shift_v, identity_strength,
             heads, queries, k_t.shape[2], k_id.shape[2],
-            *q.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3],
-            *out.stride()[:3],
+            *strides(q, k_t, v_t, k_id, v_id, out),
             scale,
             out,
             D=d, BLOCK_D=triton.next_power_of_2(d), SPLITS=shift_v.shape[2],
@@ -133,10 +131,9 @@ def _merged_cross_attention(
     q: Tensor, k_t: Tensor, v_t: Tensor, k_id: Tensor, v_id: Tensor, shift_v: Tensor, identity_strength: Tensor,
     scale: float,
 ) -> Tensor:  # fmt: skip
-    out = empty_output(q)
-    lengths = (k_id.shape[2], k_t.shape[2])
-    chosen, even_n = choose_kernel("merged_cross_attention", q.device, q.shape[3], q.shape[2], lengths)
-    launch_merged_cross_attention(q, k_t, v_t, k_id, v_id, shift_v, identity_strength, scale, out, chosen, even_n)
+    out, operands = empty_output(q), Operands(q, k_id, v_id, k_t, v_t)
+    chosen, even_n = choose_kernel("merged_cross_attention", q.device, q.shape[3], q.shape[2], operands.lengths)
+    launch_merged_cross_attention(operands, shift_v, identity_strength, scale, out, chosen, even_n)
     return out
 
 

@@ -3,12 +3,12 @@
 O = softmax(Q K̂ᵀ/√d) V̂ with K̂ = [AdaIN(K_id, K_t); K_t] and V̂ = [AdaIN(V_id, V_t); V_t] along tokens
 (Infinite-ID, arXiv 2403.11781, section 3.4). Tensors are `[B, H, N, d]`.
 
-The kernel holds neither a concatenated nor a shifted copy. With δ_k = s·(μ(K_t) − μ(K_id)), and δ_v likewise, the
-shift adds q·δ_k/√d to all identity logits of a query, and δ_v to all identity values. So it runs over the identity
-segment unshifted, then moves the state once (row_max += q·δ_k/√d, acc += row_sum·δ_v), then runs over the text
-segment: the shift costs nothing in the inner loop. The shifts come from `mean_shift`.
+The kernel makes neither a concatenated nor a shifted copy. With δ_k = s·(μ(K_t) − μ(K_id)), and δ_v likewise, the
+shift adds q·δ_k/√d to all identity logits of a query, and δ_v to all identity values. So it runs over the
+unshifted identity segment, then updates the state once (row_max += q·δ_k/√d, acc += row_sum·δ_v), then runs over the
+text segment: the shift costs nothing in the inner loop. `mean_shift` computes the shifts.
 
-What runs is the table's choice (`tuning`): this kernel, or two attentions of a library (`library_attention`).
+The tuning table (`tuning`) chooses what runs: this kernel, or two attentions of a library (`library_attention`).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from infid_kernels.attend import attend
 from infid_kernels.library_attention import launch_library
 from infid_kernels.mean_shift import launch_mean_shift
 from infid_kernels.mixed_attention_gluon import launch_mixed_attention_gluon, takes
+from infid_kernels.operands import Operands, strides
 from infid_kernels.tuning import Configuration, Library, choose
 
 
@@ -71,20 +72,20 @@ def mixed_attention_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     scale = logit_scale * 1.4426950408889634  # log2 e: the exponentials are powers of two
     row_max, row_sum, acc = attend(
-        row_max, row_sum, acc, q_tile, k_id, v_id, row, head,
-        stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+        (row_max, row_sum, acc), q_tile, k_id, v_id, row, head,
+        (stride_kb, stride_kh, stride_kn), (stride_vb, stride_vh, stride_vn),
         identity_length, scale, D, BLOCK_D, BLOCK_N, EVEN_N, DESCRIPTORS,
     )  # fmt: skip
-    # Without a person the state stays (−∞, 0, 0) here. A branch around that instead makes ptxas run the matrix products
-    # of both loops one by one (its warning C7515; sm_90: 24 WARPGROUP.ARRIVE for 24 HGMMA, without the branch 4).
+    # Without identity tokens the state is (−∞, 0, 0) here. A branch instead would make ptxas serialize the matrix
+    # products of both loops (its warning C7515; sm_90: 24 WARPGROUP.ARRIVE for 24 HGMMA, without the branch 4).
     parts = row_head * SPLITS * D + tl.arange(0, SPLITS)[:, None] * D + offs_d[None, :]
     delta_k = tl.sum(tl.load(shift_k + parts, mask=offs_d[None, :] < D, other=0.0), 0)
     delta_v = tl.sum(tl.load(shift_v + parts, mask=offs_d[None, :] < D, other=0.0), 0)
     row_max += tl.sum(q_tile.to(tl.float32) * delta_k[None, :], 1) * scale
     acc += row_sum[:, None] * delta_v[None, :]
     row_max, row_sum, acc = attend(
-        row_max, row_sum, acc, q_tile, k_t, v_t, row, head,
-        stride_ktb, stride_kth, stride_ktn, stride_vtb, stride_vth, stride_vtn,
+        (row_max, row_sum, acc), q_tile, k_t, v_t, row, head,
+        (stride_ktb, stride_kth, stride_ktn), (stride_vtb, stride_vth, stride_vtn),
         text_length, scale, D, BLOCK_D, BLOCK_N, EVEN_N, DESCRIPTORS,
     )  # fmt: skip
 
@@ -93,19 +94,15 @@ def mixed_attention_kernel(
 
 
 def launch_mixed_attention(
-    q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, shift_k: Tensor, shift_v: Tensor, scale: float,
-    out: Tensor, choice: Configuration | Library, even_n: bool,
+    operands: Operands, shifts: tuple[Tensor, Tensor], scale: float, out: Tensor, choice: Configuration | Library,
+    even_n: bool,
 ) -> None:  # fmt: skip
-    """Launch what the caller chooses; `mixed_attention` takes the table's choice.
+    """Launch a given choice; `mixed_attention` takes the choice of the tuning table.
 
     Args:
-        q: `[B, H, N, d]`.
-        k_id: `[B, H, M, d]`.
-        v_id: `[B, H, M, d]`.
-        k_t: `[B, H, L, d]`.
-        v_t: `[B, H, L, d]`.
-        shift_k: `[B, H, parts, d]` fp32, whose sum over the third axis is δ_k; `parts` is a power of two.
-        shift_v: `[B, H, parts, d]` fp32, whose sum over the third axis is δ_v.
+        operands: queries, keys and values.
+        shifts: of keys and values, each `[B, H, parts, d]` fp32, whose sums over the third axis are δ_k and δ_v;
+            `parts` is a power of two.
         scale: factor of the logits.
         out: `[B, H, N, d]`, where the result is written.
         choice: tile sizes and form of the kernel; with descriptors, keys and values must be `_describable`, and the
@@ -113,47 +110,45 @@ def launch_mixed_attention(
         even_n: whether the kernel's `block_n` divides M and L.
     """
     if isinstance(choice, Library):
-        launch_library(q, k_id, v_id, k_t, v_t, shift_k, shift_v, scale, out, choice)
+        launch_library(operands, shifts, scale, out, choice)
         return
     if choice.gluon:
-        launch_mixed_attention_gluon(q, k_id, v_id, k_t, v_t, shift_k, shift_v, scale, out, choice)
+        launch_mixed_attention_gluon(operands, shifts, scale, out, choice)
         return
+    q = operands.q
     rows, heads, queries, d = q.shape
     block_d = triton.next_power_of_2(d)
-    segments: list[Tensor | TensorDescriptor] = [k_id, v_id, k_t, v_t]
+    segments: list[Tensor | TensorDescriptor] = [*operands.segments]
     if choice.descriptors:
-        # nothing is read of an empty segment, of which there is no descriptor
-        read = (k_id, v_id, k_t, v_t) if k_id.shape[2] else (k_t, v_t, k_t, v_t)
-        segments = [TensorDescriptor.from_tensor(each, [1, 1, choice.block_n, block_d]) for each in read]
+        block = [1, 1, choice.block_n, block_d]
+        segments = [TensorDescriptor.from_tensor(each, block) for each in operands.described_segments]
     with on_device(q):
         launchable(mixed_attention_kernel, q)[(triton.cdiv(queries, choice.block_m), rows * heads)](
-            q, *segments, shift_k, shift_v,
-            heads, queries, k_id.shape[2], k_t.shape[2],
-            *q.stride()[:3], *k_id.stride()[:3], *v_id.stride()[:3], *k_t.stride()[:3], *v_t.stride()[:3],
-            *out.stride()[:3],
+            q, *segments, *shifts,
+            heads, queries, *operands.lengths,
+            *strides(*operands, out),
             scale,
             out,
-            D=d, BLOCK_D=block_d, SPLITS=shift_k.shape[2],
+            D=d, BLOCK_D=block_d, SPLITS=shifts[0].shape[2],
             BLOCK_M=choice.block_m, BLOCK_N=choice.block_n, EVEN_N=even_n, DESCRIPTORS=choice.descriptors,
             **choice.launch_options(),
         )  # fmt: skip
 
 
 def _describable(tensor: Tensor) -> bool:
-    """Return whether a tensor descriptor can tell where the tokens lie: a multiple of 16 bytes apart."""
+    """Return whether a tensor descriptor can describe a tensor: strides and address are multiples of 16 bytes."""
     elements = 16 // tensor.element_size()
-    steps = tensor.stride()[:3]
-    return all(step > 0 and step % elements == 0 for step in steps) and tensor.data_ptr() % 16 == 0
+    return all(stride > 0 and stride % elements == 0 for stride in strides(tensor)) and tensor.data_ptr() % 16 == 0
 
 
-def _form(chosen: Configuration, q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor) -> Configuration:
-    """Return the same tiles in a form that this call can have: Gluon, else descriptors, else addresses."""
-    if not has_values(q):
-        # what is traced is launched later, on other memory and maybe another card; torch 2.14 traces no descriptors
+def _form(chosen: Configuration, operands: Operands) -> Configuration:
+    """Return the same tiles in a form that can compute this call: Gluon, else descriptors, else pointers."""
+    if not has_values(operands.q):
+        # a traced call is launched later, on other memory and maybe another GPU; torch 2.14 traces no descriptors
         return chosen.plain
-    if chosen.gluon and not takes(q, k_id, v_id, k_t, v_t, chosen):
+    if chosen.gluon and not takes(operands, chosen):
         chosen = replace(chosen, gluon=False, descriptors=True)
-    if chosen.descriptors and not all(_describable(each) for each in (k_id, v_id, k_t, v_t)):
+    if chosen.descriptors and not all(_describable(each) for each in operands.segments):
         return chosen.plain
     return chosen
 
@@ -162,12 +157,12 @@ def _form(chosen: Configuration, q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Ten
 def _mixed_attention(
     q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, style_strength: Tensor, scale: float
 ) -> Tensor:
-    out = empty_output(q)
-    shifts = launch_mean_shift(k_id, v_id, k_t, v_t, style_strength)
-    chosen, even_n = choose("mixed_attention", q.device, q.shape[3], q.shape[2], (k_id.shape[2], k_t.shape[2]))
+    out, operands = empty_output(q), Operands(q, k_id, v_id, k_t, v_t)
+    shifts = launch_mean_shift(*operands.segments, style_strength)
+    chosen, even_n = choose("mixed_attention", q.device, q.shape[3], q.shape[2], operands.lengths)
     if isinstance(chosen, Configuration):
-        chosen = _form(chosen, q, k_id, v_id, k_t, v_t)
-    launch_mixed_attention(q, k_id, v_id, k_t, v_t, *shifts, scale, out, chosen, even_n)
+        chosen = _form(chosen, operands)
+    launch_mixed_attention(operands, shifts, scale, out, chosen, even_n)
     return out
 
 
@@ -187,8 +182,8 @@ def mixed_attention(
 ) -> Tensor:
     """Attend over both segments in one pass.
 
-    Any strides are taken as long as the channels of a head lie side by side, so the views that `[B, N, H·d]`
-    projections give need no copy. Inference only: it has no derivative.
+    Any strides are accepted as long as the channels of a head are contiguous, so views of `[B, N, H·d]` projections
+    need no copy. Inference only: no backward pass.
 
     Args:
         q: `[B, H, N, d]` identity queries, fp16 or bf16; d is 32, 40, 64, 80, 96 or 128.

@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from infid_kernels.arguments import DTYPES, on_device
+from infid_kernels.operands import Operands, strides
 from infid_kernels.tuning import Configuration
 
 try:
@@ -30,9 +31,8 @@ CAPABILITY = (9, 0)  # no other GPU has wgmma
 
 
 def launch_mixed_attention_gluon(
-    q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, shift_k: Tensor, shift_v: Tensor, scale: float,
-    out: Tensor, configuration: Configuration,
-) -> None:  # fmt: skip
+    operands: Operands, shifts: tuple[Tensor, Tensor], scale: float, out: Tensor, configuration: Configuration
+) -> None:
     """Launch the kernel.
 
     Args: as `launch_mixed_attention`, of a call that this form `takes`.
@@ -40,47 +40,43 @@ def launch_mixed_attention_gluon(
     Raises:
         ValueError: it does not take the call; the message says why.
     """
-    reason = rejection(q, k_id, v_id, k_t, v_t, configuration)
+    reason = rejection(operands, configuration)
     if reason:
         raise ValueError(f"the Gluon form of mixed attention cannot compute this call: {reason}; choose another form")
+    q, c = operands.q, configuration
     rows, heads, queries, d = q.shape
-    # nothing is read of an empty segment, of which there is no descriptor
-    segments = (k_id, v_id, k_t, v_t) if k_id.shape[2] else (k_t, v_t, k_t, v_t)
+    segments = (_descriptor(each, c.block_n) for each in operands.described_segments)
     with on_device(q):
-        mixed_attention_gluon_kernel[(triton.cdiv(queries, configuration.block_m), rows * heads)](
-            _descriptor(q, configuration.block_m), *(_descriptor(each, configuration.block_n) for each in segments),
-            shift_k, shift_v,
-            heads, queries, k_id.shape[2], k_t.shape[2],
-            *out.stride()[:3],
+        mixed_attention_gluon_kernel[(triton.cdiv(queries, c.block_m), rows * heads)](
+            _descriptor(q, c.block_m), *segments, *shifts,
+            heads, queries, *operands.lengths,
+            *strides(out),
             scale,
             out,
-            D=d, SPLITS=shift_k.shape[2], BLOCK_M=configuration.block_m, BLOCK_N=configuration.block_n,
-            STAGES=configuration.num_stages, **configuration.launch_options(),
+            D=d, SPLITS=shifts[0].shape[2], BLOCK_M=c.block_m, BLOCK_N=c.block_n, STAGES=c.num_stages,
+            **c.launch_options(),
         )  # fmt: skip
 
 
-def takes(q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, configuration: Configuration) -> bool:
-    """Return whether this form can compute a call on the GPU that it is on; `rejection` says why not."""
-    return _capability(q.device) == CAPABILITY and not rejection(q, k_id, v_id, k_t, v_t, configuration)
+def takes(operands: Operands, configuration: Configuration) -> bool:
+    """Return whether this form can compute a call on the GPU of its tensors; `rejection` says why not."""
+    return _capability(operands.q.device) == CAPABILITY and not rejection(operands, configuration)
 
 
 def _capability(device: torch.device) -> tuple[int, int] | None:
-    """Return a GPU's compute capability; None if it is none."""
+    """Return a GPU's compute capability; None for another device."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
-def rejection(q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, configuration: Configuration) -> str:
-    """Return why this form cannot compute a call on any Hopper GPU, or nothing if it can.
+def rejection(operands: Operands, configuration: Configuration) -> str:
+    """Return why this form cannot compute a call on any Hopper GPU; an empty string if it can.
 
     Args:
-        q: `[B, H, N, d]`, any number of queries: those of the last tile that are the next row's are not stored.
-        k_id: `[B, H, M, d]`; M may be 0.
-        v_id: `[B, H, M, d]`.
-        k_t: `[B, H, L, d]`.
-        v_t: `[B, H, L, d]`.
+        operands: with any number of queries: the last tile may load the next row's, and does not store them.
         configuration: tile sizes; its `block_n` must divide M and L.
     """
-    c, d, lengths = configuration, q.shape[3], (k_id.shape[2], k_t.shape[2])
+    c, q, lengths = configuration, operands.q, operands.lengths
+    d = q.shape[3]
     if MISSING:
         return MISSING
     if c.num_warps % 4 or c.block_m % (16 * c.num_warps):
@@ -89,7 +85,7 @@ def rejection(q: Tensor, k_id: Tensor, v_id: Tensor, k_t: Tensor, v_t: Tensor, c
         return f"it computes head sizes of 64 and 128 in float16 and bfloat16, got {d} in {q.dtype}"
     if any(length % c.block_n for length in lengths):
         return f"it reads full blocks of {c.block_n} keys, got {lengths[0]} and {lengths[1]}"
-    for name, tensor in {"q": q, "k_id": k_id, "v_id": v_id, "k_t": k_t, "v_t": v_t}.items():
+    for name, tensor in operands._asdict().items():
         if tensor.shape[2] and not _packed(tensor):
             return (
                 f"TMA reads {name} as a matrix with the heads of a token side by side, tokens a multiple of 16 bytes "

@@ -50,7 +50,7 @@ def choosing(monkeypatch: pytest.MonkeyPatch, chosen: Choice) -> list[Choice]:
     launch = module.launch_mixed_attention
 
     def watched(*arguments: Any) -> None:
-        launched.append(arguments[9])
+        launched.append(arguments[4])
         launch(*arguments)
 
     monkeypatch.setattr(module, "choose", lambda *call: (chosen, chosen.divides(call[-1])))
@@ -82,7 +82,7 @@ def test_what_the_gluon_form_takes_is_launched_in_it(device: torch.device, monke
     module, launched = import_module("infid_kernels.mixed_attention"), []
     choosing(monkeypatch, replace(PLAIN, gluon=True))
     monkeypatch.setattr(module, "takes", lambda *_: True)
-    monkeypatch.setattr(module, "launch_mixed_attention_gluon", lambda *arguments: launched.append(arguments[9]))
+    monkeypatch.setattr(module, "launch_mixed_attention_gluon", lambda *arguments: launched.append(arguments[4]))
     mixed_attention(*Case("full blocks", (64, 128, 96)).tensors(5, device), 1.0)
     assert launched == [replace(PLAIN, gluon=True)]
 
@@ -153,7 +153,7 @@ def test_while_tracing_descriptors_are_left_out(monkeypatch: pytest.MonkeyPatch)
     module = import_module("infid_kernels.mixed_attention")
     shifts = torch.zeros(1, 3, 16, 64)
     monkeypatch.setattr(module, "launch_mean_shift", lambda *_: (shifts, shifts))  # the interpreter has no traced form
-    monkeypatch.setattr(module, "launch_mixed_attention", lambda *arguments: launched.append(arguments[9]))
+    monkeypatch.setattr(module, "launch_mixed_attention", lambda *arguments: launched.append(arguments[4]))
     tensors = Case("traced").tensors(6, torch.device("cpu"))
     torch.compile(mixed_attention, fullgraph=True, backend="aot_eager")(*tensors, torch.ones(1))
     assert set(launched) == {PLAIN}  # traced once or more

@@ -46,7 +46,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, which: Configuration, how: Callable[[
 
     def spoiled(*arguments: Any) -> None:
         launch(*arguments)
-        out, configuration = arguments[8], arguments[9]
+        out, configuration = arguments[3], arguments[4]
         if configuration == which:
             how(out)
 

@@ -27,6 +27,7 @@ from infid_kernels import attend_gluon, mixed_attention_gluon
 from infid_kernels.arguments import logit_scale
 from infid_kernels.measure import LIMITS, Call, Inputs, relative_rms
 from infid_kernels.mixed_attention_gluon import launch_mixed_attention_gluon, rejection, takes
+from infid_kernels.operands import Operands
 from infid_kernels.sass import SHARED_LIMIT
 from infid_kernels.tuning import GLUON_CANDIDATES
 
@@ -38,7 +39,8 @@ BARRIER = "    cta_barrier()\n"
 
 def shift_parts(text: Tensor, identity: Tensor, strength: Tensor) -> Tensor:
     """Return `[B, H, SPLITS, d]` fp32 whose sum over the third axis is s·(μ(text) − μ(identity)), with μ of nothing 0."""
-    mean = text.double().mean(2, keepdim=True) - identity.double().sum(2, keepdim=True) / max(1, identity.shape[2])
+    count = max(1, identity.shape[2])
+    mean = text.double().mean(2, keepdim=True) - identity.double().sum(2, keepdim=True) / count
     parts = torch.randn(*mean.shape[:2], SPLITS, mean.shape[3], dtype=torch.float64)
     parts += (strength.double().view(-1, 1, 1, 1) * mean - parts.sum(2, keepdim=True)) / SPLITS
     return parts.float()
@@ -295,11 +297,10 @@ def test_bad_machine_code_is_reported(change: Row, says: Sequence[str]) -> None:
     assert all(part in fault for part, fault in zip(says, found, strict=True))
 
 
-def tensors(d: int = 64, identity: int = 256, text: int = 256, dtype: torch.dtype = torch.float16) -> list[Tensor]:
-    """Return q, k_id, v_id, k_t and v_t as `[B, N, H·d]` projections leave them."""
-    return [
-        torch.zeros(2, length, 4, d, dtype=dtype).transpose(1, 2) for length in (200, identity, identity, text, text)
-    ]
+def tensors(d: int = 64, identity: int = 256, text: int = 256, dtype: torch.dtype = torch.float16) -> Operands:
+    """Return the operands as `[B, N, H·d]` projections leave them."""
+    lengths = (200, identity, identity, text, text)
+    return Operands(*(torch.zeros(2, length, 4, d, dtype=dtype).transpose(1, 2) for length in lengths))
 
 
 CONFIGURATION = GLUON_CANDIDATES[64][0]
@@ -312,15 +313,15 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("hopper")
 def test_it_takes_what_projections_leave() -> None:
-    assert takes(*tensors(), CONFIGURATION)
-    assert takes(*tensors(d=128, dtype=torch.bfloat16), GLUON_CANDIDATES[128][0])
-    assert takes(*tensors(identity=0), CONFIGURATION)  # no person
+    assert takes(tensors(), CONFIGURATION)
+    assert takes(tensors(d=128, dtype=torch.bfloat16), GLUON_CANDIDATES[128][0])
+    assert takes(tensors(identity=0), CONFIGURATION)  # no person
     fused = torch.zeros(2, 256, 3 * 4 * 64, dtype=torch.float16).view(2, 256, 3, 4, 64).permute(2, 0, 3, 1, 4)
-    assert takes(*fused, *fused[1:], CONFIGURATION)  # one projection for queries, keys and values
+    assert takes(Operands(*fused, *fused[1:]), CONFIGURATION)  # one projection for queries, keys and values
     rows = [torch.cat([each, each])[2:] for each in (each.transpose(1, 2) for each in tensors())]
-    assert takes(*(each.transpose(1, 2) for each in rows), CONFIGURATION)  # some rows of a batch
+    assert takes(Operands(*(each.transpose(1, 2) for each in rows)), CONFIGURATION)  # some rows of a batch
     one = torch.zeros(2, 4, 1, 64, dtype=torch.float16)
-    assert takes(one, *tensors()[1:], CONFIGURATION)  # a single query
+    assert takes(tensors()._replace(q=one), CONFIGURATION)  # a single query
 
 
 @pytest.mark.usefixtures("hopper")
@@ -335,8 +336,8 @@ def test_it_takes_what_projections_leave() -> None:
 )
 def test_it_rejects_what_it_cannot_compute(change: Mapping[str, Any], says: str) -> None:
     found = tensors(**change)
-    assert says in rejection(*found, CONFIGURATION)
-    assert not takes(*found, CONFIGURATION)
+    assert says in rejection(found, CONFIGURATION)
+    assert not takes(found, CONFIGURATION)
 
 
 @pytest.mark.usefixtures("hopper")
@@ -353,8 +354,8 @@ def test_it_rejects_what_is_stored_otherwise(index: int) -> None:
         torch.zeros(2, 300, 4, 64, dtype=torch.float16)[:, : shape[2]].transpose(1, 2),  # a gap between the rows
         torch.zeros(2 * shape[2] * 256 + 1, dtype=torch.float16)[1:].view(2, shape[2], 4, 64).transpose(1, 2),
     ):
-        found = [*good[:index], bad, *good[index + 1 :]]
-        assert f"TMA reads {name} as a matrix" in rejection(*found, CONFIGURATION)
+        found = good._replace(**{name: bad})
+        assert f"TMA reads {name} as a matrix" in rejection(found, CONFIGURATION)
 
 
 @pytest.mark.usefixtures("hopper")
@@ -366,17 +367,17 @@ def test_it_rejects_what_is_stored_otherwise(index: int) -> None:
     ],
 )
 def test_it_rejects_other_forms(change: Mapping[str, Any], says: str) -> None:
-    assert says in rejection(*tensors(), replace(CONFIGURATION, **change))
+    assert says in rejection(tensors(), replace(CONFIGURATION, **change))
 
 
 def test_it_is_for_hopper_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():
-        assert not takes(*tensors(), CONFIGURATION)
+        assert not takes(tensors(), CONFIGURATION)
     monkeypatch.setattr(mixed_attention_gluon, "_capability", lambda device: (10, 0))
-    assert not takes(*tensors(), CONFIGURATION)
+    assert not takes(tensors(), CONFIGURATION)
     out, shift = tensors()[0], torch.zeros(2, 4, SPLITS, 64)
     with pytest.raises(ValueError, match="the Gluon form of mixed attention cannot compute this call"):
-        launch_mixed_attention_gluon(*tensors(identity=77), shift, shift, 0.125, out, CONFIGURATION)
+        launch_mixed_attention_gluon(tensors(identity=77), (shift, shift), 0.125, out, CONFIGURATION)
 
 
 @pytest.mark.parametrize("lost", ["triton.experimental.gluon", "triton.experimental.gluon.language.nvidia.hopper"])
@@ -386,8 +387,10 @@ import sys
 sys.modules[{lost!r}] = None
 import infid_kernels, infid_kernels.compile
 from infid_kernels import mixed_attention_gluon as form
+from infid_kernels.operands import Operands
 from infid_kernels.tuning import GLUON_CANDIDATES
-assert "has no Gluon" in form.rejection(*[__import__("torch").zeros(1, 1, 128, 64)] * 5, GLUON_CANDIDATES[64][0])
+operands = Operands(*[__import__("torch").zeros(1, 1, 128, 64)] * 5)
+assert "has no Gluon" in form.rejection(operands, GLUON_CANDIDATES[64][0])
 try:
     infid_kernels.compile.compile_gluon("sm_90", 64, GLUON_CANDIDATES[64][0])
 except RuntimeError as error:

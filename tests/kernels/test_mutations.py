@@ -24,7 +24,7 @@ MUTATIONS = {
     ),
     "δ_v is dropped": ("mixed_attention.py", "row_sum[:, None] * delta_v", "0.0 * delta_v", "mixed"),
     "segments are swapped": (
-        "mixed_attention.py", "] = [k_id, v_id, k_t, v_t]", "] = [k_t, v_t, k_id, v_id]", "mixed",
+        "mixed_attention.py", "[*operands.segments]", "[*operands.segments[2:], *operands.segments[:2]]", "mixed",
     ),
     "the mean is not of the text": ("mean_shift.py", "text_sum / text_length - id_sum / id_count", "id_sum", "mixed"),
     "a chunk of the mean is left out": (

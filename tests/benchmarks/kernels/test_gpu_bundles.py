@@ -23,6 +23,7 @@ from infid_engines.kernel_launch import Kernel
 from infid_kernels import measure
 from infid_kernels.compile import CompiledKernel
 from infid_kernels.mean_shift import SPLITS, launch_mean_shift, launch_value_shift
+from infid_kernels.operands import Operands
 from infid_kernels.tuning import Configuration
 
 
@@ -71,13 +72,14 @@ class Driver:
             ):
                 at(name, tuple(shift.shape)).copy_(shift)
             return
-        q, out, tiles = tokens("q", "queries"), tokens("out", "queries"), Configuration(32, 32, 4, 1)
+        operands = Operands(tokens("q", "queries"), *identity, *text)
+        out, tiles = tokens("out", "queries"), Configuration(32, 32, 4, 1)
         if op == MIXED.op:
             shifts = [at(name, (rows, heads, SPLITS, 64)) for name in ("shift_k", "shift_v")]
-            measure.launch_mixed_attention(q, *identity, *text, *shifts, 0.125, out, tiles, False)
+            measure.launch_mixed_attention(operands, (shifts[0], shifts[1]), 0.125, out, tiles, False)
         else:
             given = at("shift_v", (rows, heads, SPLITS, 64)), at("identity_strength", (rows,))
-            measure.launch_merged_cross_attention(q, *text, *identity, *given, 0.125, out, tiles, False)
+            measure.launch_merged_cross_attention(operands, *given, 0.125, out, tiles, False)
         if self.wrong:
             out[:, :, -1] = float("nan")
 
