@@ -29,11 +29,11 @@ from typing import Any
 import triton
 
 from infid_kernels import mean_shift
-from infid_kernels.arguments import HEAD_SIZES
 from infid_kernels.autotune import label
-from infid_kernels.compile import DTYPES, KERNELS, compile_code
+from infid_kernels.compile import KERNELS, compile_code
 from infid_kernels.sass import MATRIX_INSTRUCTION, read_machine_code
-from infid_kernels.tuning import ARCHITECTURES, GLUON_CANDIDATES, Configuration, candidates, table
+from infid_kernels.targets import ARCHITECTURES, DTYPES, HEAD_SIZES, TUNED_HEAD_SIZES
+from infid_kernels.tuning import GLUON_CANDIDATES, Configuration, candidates, table
 
 _COLUMNS = ("op", "architecture", "d", "lengths", "configuration", "registers", "stack", "shared", "matrix", "groups",
             "copies", "MUFU", "loop", "loads")  # fmt: skip
@@ -45,7 +45,7 @@ def main() -> None:
     """Print the table, with progress on stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES, metavar="SM")
-    parser.add_argument("--head-size", nargs="+", type=int, choices=HEAD_SIZES, default=(32, 64, 128), metavar="N")
+    parser.add_argument("--head-size", nargs="+", type=int, choices=HEAD_SIZES, default=TUNED_HEAD_SIZES, metavar="N")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16")
     parser.add_argument("--op", nargs="+", choices=tuple(KERNELS), default=tuple(KERNELS), metavar="OP")
     parser.add_argument("--forms", action="store_true", help="the candidates that are no plain forms")

@@ -20,6 +20,7 @@ from infid_kernels import tuning
 from infid_kernels.autotune import label
 from infid_kernels.mean_shift import SPLITS
 from infid_kernels.measure import SDXL_CALLS, Call
+from infid_kernels.targets import ARCHITECTURES
 
 PAGE = ROOT / "kernels" / "README.md"
 ELEMENT = 2  # bytes of fp16 and bf16
@@ -208,7 +209,7 @@ def padding_table() -> str:
 def even_table() -> str:
     """Return one row an architecture: what the compiler said about mixed attention with d = 64."""
     rows = []
-    for architecture in tuning.ARCHITECTURES:
+    for architecture in ARCHITECTURES:
         cells = [architecture]
         for even_n in (True, False):
             row = tuning.entry("mixed_attention", architecture, 64, 0, even_n, kernels_only=True)

@@ -24,9 +24,10 @@ from benchmarks.kernels.roofline import EXPONENTIALS_PER_CLOCK, GPUS, at_once, p
 from infid_kernels.compile import compile_code
 from infid_kernels.measure import SDXL_CALLS, Call
 from infid_kernels.sass import SHARED_LIMIT, MachineCode, read_machine_code
-from infid_kernels.tuning import ARCHITECTURES, CANDIDATES, OPS, TABLE, Configuration, Entry, candidates, table, write
+from infid_kernels.targets import ARCHITECTURES, TUNED_HEAD_SIZES
+from infid_kernels.tuning import CANDIDATES, OPS, TABLE, Configuration, Entry, candidates, table, write
+from benchmarks.kernels.roofline import EXPONENTIALS_PER_CLOCK, GPUS, at_once, padded
 
-HEAD_SIZES = (32, 64, 128)
 _HOPPER = "sm_90"
 _ISSUED_PER_CLOCK = 4  # instructions of an SM, one per scheduler
 _STAND_FOR = {"mixed_attention": SDXL_CALLS["mixed-1024"], "merged_cross_attention": SDXL_CALLS["merged-1024"]}
@@ -54,7 +55,7 @@ def _case(entry: Entry) -> tuple[str, str, int, bool]:
 def _cases(architectures: Sequence[str]) -> Iterator[tuple[str, str, int, bool]]:
     for op in OPS:
         for architecture in architectures:
-            for d in HEAD_SIZES:
+            for d in TUNED_HEAD_SIZES:
                 for even_n in (True, False):
                     yield op, architecture, d, even_n
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from infid_export.cli.flags import add_targets, add_tuning
 from infid_export.cli.output import Output, shown, size
 
-# Written here and not imported, because infid_kernels imports torch and help must not.
+# A copy of infid_kernels.targets, whose package imports torch, which help must not.
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 DTYPES = ("float16", "bfloat16")
 HEAD_SIZES = (32, 40, 64, 80, 96, 128)

@@ -51,9 +51,8 @@ def compile_bundle(
     """
     require_bundle_or_nothing(folder)
     _require_compiler()
-    from infid_kernels.arguments import HEAD_SIZES
-    from infid_kernels.compile import DTYPES
-    from infid_kernels.tuning import ARCHITECTURES, loaded
+    from infid_kernels.targets import ARCHITECTURES, DTYPES, HEAD_SIZES
+    from infid_kernels.tuning import loaded
 
     _check("target", targets, ARCHITECTURES)
     _check("dtype", dtypes, tuple(DTYPES))

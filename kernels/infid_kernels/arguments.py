@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.library import wrap_triton
 from triton.runtime.jit import JITFunction
 
-HEAD_SIZES = (32, 40, 64, 80, 96, 128)
-DTYPES = (torch.float16, torch.bfloat16)
-_MOST_HEADS = 65535  # CUDA's limit of a grid's second axis
-_FARTHEST = 2**24 - 1  # elements from token to token: offsets within a block of up to 128 tokens are 32-bit numbers
+from infid_kernels import targets
+from infid_kernels.targets import HEAD_SIZES
+
+DTYPES: tuple[torch.dtype, ...] = tuple(getattr(torch, name) for name in targets.DTYPES)
+_MAX_HEADS = 65535  # CUDA's limit for the second axis of a grid
+_MAX_TOKEN_STRIDE = 2**24 - 1  # elements: offsets within a block of up to 128 tokens are 32-bit integers
 
 
 def check_attention(q: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]], kernel: Any) -> None:
@@ -61,8 +63,8 @@ def _check_first(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float16 or bfloat16, got {tensor.dtype}")
     rows, heads = tensor.shape[:2]
-    if rows * heads > _MOST_HEADS:
-        raise ValueError(f"{name} must have at most {_MOST_HEADS} heads in all its rows, got {rows} · {heads}")
+    if rows * heads > _MAX_HEADS:
+        raise ValueError(f"{name} must have at most {_MAX_HEADS} heads in all its rows, got {rows} · {heads}")
 
 
 def _check_like(name: str, tensor: Tensor, length: int | str, first: Tensor, why: str, first_name: str = "q") -> None:
@@ -90,10 +92,10 @@ def _check_layout(name: str, tensor: Tensor) -> None:
         raise ValueError(
             f"{name} must have the channels of a head side by side (stride 1), got strides {tuple(tensor.stride())}"
         )
-    if tensor.shape[2] > 1 and tensor.stride(2) > _FARTHEST:
+    if tensor.shape[2] > 1 and tensor.stride(2) > _MAX_TOKEN_STRIDE:
         raise ValueError(
-            f"{name} must have tokens at most {_FARTHEST} elements apart, got strides {tuple(tensor.stride())}; "
-            "copy it with .contiguous()"
+            f"{name} must have tokens at most {_MAX_TOKEN_STRIDE} elements apart, got strides {tuple(tensor.stride())}"
+            "; copy it with .contiguous()"
         )
 
 

@@ -23,9 +23,9 @@ from infid_kernels import mixed_attention_gluon
 from infid_kernels.mean_shift import SPLITS, mean_shift_kernel, value_shift_kernel
 from infid_kernels.merged_cross_attention import merged_cross_attention_kernel
 from infid_kernels.mixed_attention import mixed_attention_kernel
+from infid_kernels.targets import DTYPES
 from infid_kernels.tuning import Configuration
 
-DTYPES = {"float16": "fp16", "bfloat16": "bf16"}
 _SCHEMA_VERSION = 3
 _ROWS, _HEADS, _LENGTH, _IDENTITY, _TEXT = "rows", "heads", "queries", "identity_length", "text_length"
 

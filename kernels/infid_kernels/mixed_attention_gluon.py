@@ -26,7 +26,7 @@ try:
 except (ImportError, AttributeError) as error:  # Gluon is experimental: a later Triton may have moved or renamed it
     MISSING = f"Triton {triton.__version__} has no Gluon for Hopper as the kernel needs it ({error})"
 
-HEAD_SIZES = (64, 128)  # whole rows of 128 bytes, the widest swizzle; others would be padded, and the padding masked
+_HEAD_SIZES = (64, 128)  # rows of 128 bytes, the widest swizzle, without padding that would need masks
 CAPABILITY = (9, 0)  # no other GPU has wgmma
 
 
@@ -81,7 +81,7 @@ def rejection(operands: Operands, configuration: Configuration) -> str:
         return MISSING
     if c.num_warps % 4 or c.block_m % (16 * c.num_warps):
         return f"each warpgroup of 4 warps multiplies 64 queries at a time, got {c.block_m} with {c.num_warps} warps"
-    if d not in HEAD_SIZES or q.dtype not in DTYPES:
+    if d not in _HEAD_SIZES or q.dtype not in DTYPES:
         return f"it computes head sizes of 64 and 128 in float16 and bfloat16, got {d} in {q.dtype}"
     if any(length % c.block_n for length in lengths):
         return f"it reads full blocks of {c.block_n} keys, got {lengths[0]} and {lengths[1]}"

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 import triton
 
+from infid_kernels.targets import ARCHITECTURES
+
 OPS = ("mixed_attention", "merged_cross_attention")
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 TABLE = Path(__file__).with_name("configurations.json")
 _SCHEMA_VERSION = 2
 _LARGEST = 4096  # of a tile's sides, warps and stages

@@ -12,15 +12,15 @@ from cli_process import Cli, infid_export
 
 from infid_export.cli import compile_kernels
 from infid_export.export import bundle_compilation
-from infid_kernels import arguments, compile, tuning, variants
+from infid_kernels import compile, targets, tuning, variants
 
 Run = tuple[Path, subprocess.CompletedProcess[str]]
 
 
 def test_the_choices_are_those_of_the_kernels() -> None:
-    assert compile_kernels.ARCHITECTURES == tuning.ARCHITECTURES
-    assert tuple(compile.DTYPES) == compile_kernels.DTYPES
-    assert compile_kernels.HEAD_SIZES == arguments.HEAD_SIZES
+    assert compile_kernels.ARCHITECTURES == targets.ARCHITECTURES
+    assert tuple(targets.DTYPES) == compile_kernels.DTYPES
+    assert compile_kernels.HEAD_SIZES == targets.HEAD_SIZES
     assert set(bundle_compilation._SECONDS) == set(compile.KERNELS)
 
 

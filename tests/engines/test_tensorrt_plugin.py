@@ -17,9 +17,10 @@ from fake_tensorrt_plugin import Registry, SymInt32, TensorDesc
 
 from infid_engines.errors import EngineFolderError
 from infid_engines.expressions import evaluate
-from infid_engines.tensorrt_plugin import Variant, read_variants, register
+from infid_engines.tensorrt_plugin import _TYPES, Variant, read_variants, register
 from infid_export.export.plugin_nodes import OPERATIONS
 from infid_kernels.compile import with_parameters
+from infid_kernels.targets import DTYPES
 
 PROGRAM = """
 import sys
@@ -219,6 +220,10 @@ def test_an_operation_that_nobody_knows_is_registered_from_its_description() -> 
     for shape in ((2, 65, 3), (2, -1, 3), (2, 64, 4)):
         with pytest.raises(EngineFolderError, match=r"infid::fold has no kernel for x \[2, "):
             plugin.autotune(TensorDesc(shape, "bf16"), ())
+
+
+def test_plugins_take_every_type_that_kernels_are_compiled_for() -> None:
+    assert set(_TYPES) == {f"*{name}" for name in (*DTYPES.values(), "fp32")}
 
 
 SPOILED = {

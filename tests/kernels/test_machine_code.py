@@ -14,15 +14,14 @@ import pytest
 import triton
 
 from infid_kernels import sass
-from infid_kernels.compile import DTYPES
 from infid_kernels.mean_shift import SPLITS
 from infid_kernels.sass import MATRIX_INSTRUCTION, SHARED_LIMIT, load_bytes
-from infid_kernels.tuning import ARCHITECTURES, GLUON_CANDIDATES, OPS, TABLE, candidates, table
+from infid_kernels.targets import ARCHITECTURES, DTYPES, TUNED_HEAD_SIZES
+from infid_kernels.tuning import GLUON_CANDIDATES, OPS, TABLE, candidates, table
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks/kernels/kernel_resources.py"
 FORMS_FILE = PROGRAM.parents[1] / "results/kernel-forms.json"
 FORMS = json.loads(FORMS_FILE.read_text())
-TUNED_SIZES = (32, 64, 128)
 STRENGTHS = {"mean_shift": 1, "value_shift": 1, "merged_cross_attention": 1}  # fp32 numbers that a program reads
 SHIFTS = {"mixed_attention": 2, "merged_cross_attention": 1}  # each SPLITS × d fp32 numbers
 Row = dict[str, Any]
@@ -41,7 +40,7 @@ def resources(*words: str) -> list[Row]:
 
 def kinds() -> list[Any]:
     """Return head sizes with types; bf16 runs with the same table."""
-    found = [(d, dtype) for dtype in DTYPES for d in TUNED_SIZES]
+    found = [(d, dtype) for dtype in DTYPES for d in TUNED_HEAD_SIZES]
     return [pytest.param(*each, marks=() if each == (64, "float16") else pytest.mark.slow) for each in found]
 
 
@@ -102,7 +101,7 @@ def test_every_form_for_tma_is_good_machine_code(architecture: str) -> None:
 
 
 def test_the_table_covers_every_call() -> None:
-    grid = {(op, architecture, d, even_n) for op in OPS for architecture in ARCHITECTURES for d in TUNED_SIZES
+    grid = {(op, architecture, d, even_n) for op in OPS for architecture in ARCHITECTURES for d in TUNED_HEAD_SIZES
             for even_n in (True, False)}  # fmt: skip
     present = {(each.op, each.architecture, each.block_d, each.even_n) for each in table() if each.queries == 0}
     assert sorted(grid - present) == [], f"missing in {TABLE.name}"

@@ -38,7 +38,7 @@ BARRIER = "    cta_barrier()\n"
 
 
 def shift_parts(text: Tensor, identity: Tensor, strength: Tensor) -> Tensor:
-    """Return `[B, H, SPLITS, d]` fp32 whose sum over the third axis is s·(μ(text) − μ(identity)), with μ of nothing 0."""
+    """Return fp32 `[B, H, SPLITS, d]` whose sum over axis 2 is s·(μ(text) − μ(identity)); μ of no tokens is 0."""
     count = max(1, identity.shape[2])
     mean = text.double().mean(2, keepdim=True) - identity.double().sum(2, keepdim=True) / count
     parts = torch.randn(*mean.shape[:2], SPLITS, mean.shape[3], dtype=torch.float64)

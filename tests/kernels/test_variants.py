@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from infid_kernels import tuning, variants
-from infid_kernels.arguments import HEAD_SIZES
 from infid_kernels.compile import CompiledKernel
 from infid_kernels.sass import MachineCode
-from infid_kernels.tuning import ARCHITECTURES, CANDIDATES, OPS, Configuration, Entry
+from infid_kernels.targets import ARCHITECTURES, HEAD_SIZES
+from infid_kernels.tuning import CANDIDATES, OPS, Configuration, Entry
 
 # Prints a line for every form of both operations: its launch description with its spilled bytes.
 PROGRAM = """
