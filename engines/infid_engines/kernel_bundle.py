@@ -74,14 +74,14 @@ class _Index:
     kernels: Mapping[str, Listed]
 
     def __post_init__(self) -> None:
-        """Refuse names that lead out of the folder."""
+        """Reject names that lead out of the folder."""
         for name in self.kernels:
             if not is_inside(name) or "/" in name:
                 raise ValueError(f"{name!r} is not the name of a file within the folder")
 
 
 def require_bundle_or_nothing(folder: Path) -> None:
-    """Refuse to write a bundle over something else.
+    """Reject a folder that holds something else than a bundle.
 
     Raises:
         EngineFolderError: there is a file, or a folder that holds something else.

@@ -70,7 +70,7 @@ class Variant:
             if symbol.isdigit()
         )
         sizes = self.sizes(shapes)
-        return all(wanted == extent for wanted, extent in fixed) and all(
+        return all(required == extent for required, extent in fixed) and all(
             sizes[symbol] >= 0 and sizes[symbol] % multiple == 0
             for symbol, multiple in self.launch["multiples"].items()
         )

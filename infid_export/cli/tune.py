@@ -101,14 +101,14 @@ def _show(results: list[Tuned], output: Output) -> None:
     from infid_kernels.autotune import label
 
     rows = [
-        [result.level.name, label(entry.configuration), str(_refused(result)), entry.evidence]
+        [result.level.name, label(entry.configuration), str(_rejected(result)), entry.evidence]
         for result in results
         for entry in result.entries
     ]
-    output.table("Fastest configurations", ["level", "configuration", "refused", "evidence"], rows, {"refused"})
+    output.table("Fastest configurations", ["level", "configuration", "rejected", "evidence"], rows, {"rejected"})
 
 
-def _refused(result: Tuned) -> int:
+def _rejected(result: Tuned) -> int:
     return sum(trial.timing is None for trial in result.trials)
 
 

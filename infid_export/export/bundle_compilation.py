@@ -37,7 +37,7 @@ def compile_bundle(
         targets: architectures, such as `sm_90`.
         dtypes: of queries, keys and values: `float16`, `bfloat16`.
         head_sizes: d.
-        reporter: told of the progress.
+        reporter: receives the progress.
         tuning: a file that `infid-export tune` wrote, whose choices go before the table's.
 
     Returns:
@@ -46,7 +46,7 @@ def compile_bundle(
     Raises:
         BackendUnavailableError: Triton is missing.
         EngineFolderError: the folder is something else.
-        InputError: an architecture, type or head size is not known, Triton is told to interpret, or the tuning file
+        InputError: an architecture, type or head size is unknown, TRITON_INTERPRET is set, or the tuning file
             cannot be used.
     """
     require_bundle_or_nothing(folder)
@@ -69,10 +69,10 @@ def compile_bundle(
 
 
 def require_measured(tuning: Path, targets: Iterable[str]) -> None:
-    """Refuse a tuning file that has nothing for any of the targets.
+    """Reject a tuning file that has no entry for any of the targets.
 
     Raises:
-        InputError: it is missing, of another form, or measured on other architectures.
+        InputError: it is missing, has another format, or was measured on other architectures.
     """
     from infid_kernels.tuning import nearest, read
 
@@ -108,11 +108,11 @@ def _stage(target: str, dtype: str, head_size: int, op: str) -> str:
 
 
 def _require_compiler() -> None:
-    """Refuse to go on without a Triton that compiles.
+    """Require a Triton that compiles.
 
     Raises:
         BackendUnavailableError: it is missing.
-        InputError: its interpreter is switched on, which is decided when the kernels are imported.
+        InputError: TRITON_INTERPRET is set, which Triton reads when the kernels are imported.
     """
     try:
         import triton

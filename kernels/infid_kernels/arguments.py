@@ -1,4 +1,4 @@
-"""Checks of what the attention operations are called with, in sentences that say what was expected."""
+"""Checks of the arguments of the attention operations; every message says what was expected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_attention(q: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]], ke
     Args:
         q: `[B, H, N, d]`.
         segments: keys and values `[B, H, M, d]`, by the ending of their arguments' names (`"id"`, `"t"`).
-        kernel: what is to be launched; unless Triton interprets it, q has to be on a GPU.
+        kernel: the kernel to launch; unless Triton interprets it, q must be on a GPU.
 
     Raises:
         TypeError: a dtype is not supported, or differs from q's.
@@ -54,7 +54,7 @@ def check_values(v_id: Tensor, v_t: Tensor, kernel: Any) -> None:
 
 
 def _check_first(name: str, tensor: Tensor) -> None:
-    """Check the tensor that the others are compared with."""
+    """Check the tensor that the others are compared with: shape, head size, dtype, grid."""
     if tensor.dim() != 4:
         raise ValueError(f"{name} must be [B, H, N, d], got {_shape(tensor)}")
     if tensor.shape[-1] not in HEAD_SIZES:
@@ -89,9 +89,7 @@ def _check_place(name: str, tensor: Tensor, kernel: Any) -> None:
 
 def _check_layout(name: str, tensor: Tensor) -> None:
     if tensor.stride(3) != 1 and tensor.numel() > 0:
-        raise ValueError(
-            f"{name} must have the channels of a head side by side (stride 1), got strides {tuple(tensor.stride())}"
-        )
+        raise ValueError(f"{name} must have contiguous channels (stride 1), got strides {tuple(tensor.stride())}")
     if tensor.shape[2] > 1 and tensor.stride(2) > _MAX_TOKEN_STRIDE:
         raise ValueError(
             f"{name} must have tokens at most {_MAX_TOKEN_STRIDE} elements apart, got strides {tuple(tensor.stride())}"
@@ -100,9 +98,9 @@ def _check_layout(name: str, tensor: Tensor) -> None:
 
 
 def per_row(name: str, value: float | Tensor, q: Tensor) -> Tensor:
-    """Return a strength as one fp32 number per row, side by side in memory.
+    """Return a strength as one contiguous fp32 number per row.
 
-    A tensor on a GPU is not read, since that would wait for the device; every other strength is checked.
+    A tensor on a GPU is not checked, since reading it would synchronize; every other strength is.
 
     Args:
         name: of the argument.
@@ -113,7 +111,7 @@ def per_row(name: str, value: float | Tensor, q: Tensor) -> Tensor:
         ValueError: it is not finite, or has another shape.
     """
     if isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu" and has_values(value):
-        value = float(value)  # as everywhere in PyTorch, it goes with tensors on any device
+        value = float(value)  # as everywhere in PyTorch, it works with tensors on any device
     if not isinstance(value, Tensor):
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
@@ -128,7 +126,7 @@ def per_row(name: str, value: float | Tensor, q: Tensor) -> Tensor:
 
 
 def check_shift(name: str, shift: Tensor, q: Tensor) -> Tensor:
-    """Return a shift that the caller computed, side by side in memory.
+    """Return a shift that the caller computed, contiguous.
 
     Args:
         name: of the argument.
@@ -136,8 +134,8 @@ def check_shift(name: str, shift: Tensor, q: Tensor) -> Tensor:
         q: `[B, H, N, d]` that gives rows, heads, head size and device.
 
     Raises:
-        TypeError: its dtype is another.
-        ValueError: its shape or device is another.
+        TypeError: its dtype differs.
+        ValueError: its shape or device differs.
     """
     rows, heads, _, d = q.shape
     if tuple(shift.shape) != (rows, heads, d):
@@ -163,27 +161,27 @@ def logit_scale(scale: float | None, d: int) -> float:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Return whether a tensor has memory that can be looked at; while tracing there is none."""
+    """Return whether a tensor has values in memory; while tracing it has none."""
     real = type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta
     return real and not torch.compiler.is_compiling()
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
-    """Return a context whose current GPU is the tensor's: Triton launches on the current one, whatever it is given."""
+    """Return a context in which the tensor's GPU is the current one: Triton always launches on the current GPU."""
     return torch.cuda.device(tensor.device) if has_values(tensor) and tensor.is_cuda else nullcontext()
 
 
 def launchable(kernel: Any, tensor: Tensor) -> Any:
-    """Return a kernel in the form that can be traced, if that is what happens to the tensor that it is launched on.
+    """Return a kernel as PyTorch can trace it, if the tensor is being traced.
 
-    Under Triton's interpreter there is nothing to trace. A launch on real memory goes straight to Triton: PyTorch's
-    wrapper would keep the tensors behind its descriptors.
+    Triton's interpreter cannot be traced. A launch on real memory calls Triton directly: PyTorch's wrapper would keep
+    the tensors of the descriptors alive.
     """
     return wrap_triton(kernel) if isinstance(kernel, JITFunction) and not has_values(tensor) else kernel
 
 
 def empty_output(q: Tensor) -> Tensor:
-    """Return an output that lies in memory as `[B, N, H, d]`, so that the output projection reads it as it is."""
+    """Return an output that is stored as `[B, N, H, d]`, so that the output projection needs no copy."""
     rows, heads, queries, d = q.shape
     return q.new_empty(rows, queries, heads, d).transpose(1, 2)
 

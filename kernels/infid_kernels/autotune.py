@@ -1,8 +1,8 @@
-"""Measuring candidates on a GPU: the fastest that is right becomes an entry of the table.
+"""Measure candidates on a GPU: the fastest correct one becomes an entry of the tuning table.
 
-A candidate that does not compile, or whose output differs from float64 by more than the limit, is refused with its
-reason, however fast it is. What is timed is the attention kernel alone: the mean shift in front of it does not depend
-on the configuration.
+A candidate that does not compile, or whose output differs from float64 by more than the limit, is rejected with its
+reason, however fast it is. Only the attention kernel is timed: the mean shift before it does not depend on the
+configuration.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from infid_kernels.tuning import Choice, Configuration, Entry, Library, architec
 
 Timer = Callable[[Sequence[Callable[[], object]]], Timing]
 Progress = Callable[[float, str], None]  # fraction done, and what is being measured now
-_DTYPE = torch.float16  # what SDXL's engines compute in; bf16 has the same instructions and rates
+_DTYPE = torch.float16  # the dtype of SDXL's engines; bf16 has the same instructions and rates
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Level:
     """A call that stands for all calls of its kind.
 
     Args:
-        name: readable.
+        name: what progress and results call it.
         call: what is measured.
         queries: smallest number of queries that the choice is for.
         even_n: whether the choice is for segments whose lengths `block_n` divides.
@@ -54,24 +54,24 @@ LEVELS: Sequence[Level] = (
 
 
 class NoCandidateError(RuntimeError):
-    """No candidate of a level compiled and was right; the message gives every reason."""
+    """No candidate of a level compiled and was correct; the message gives every reason."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of one candidate.
+    """The result of one candidate.
 
     Args:
         configuration: the candidate.
         error: its relative RMS error against float64; None if it did not run.
-        timing: None if it was refused.
-        refusal: why it was refused, empty if it was not.
+        timing: None if it was rejected.
+        rejection: why it was rejected, empty if it was not.
     """
 
     configuration: Choice
     error: float | None
     timing: Timing | None
-    refusal: str = ""
+    rejection: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Tuned:
     Args:
         level: where.
         trials: of all candidates.
-        entries: the choice, with its evidence, and where that is a library our fastest kernel too, for bundles and
+        entries: the choice, with its evidence. If that is a library, also our fastest kernel, for bundles and
             TensorRT, where no library can run.
     """
 
@@ -100,11 +100,11 @@ def tune(
         level: what is measured.
         device: a CUDA device.
         timer: times calls that take turns.
-        candidates: what is tried.
+        candidates: to measure.
         progress: called before each candidate.
 
     Raises:
-        NoCandidateError: no candidate is right.
+        NoCandidateError: no candidate is correct.
         ValueError: the GPU is older than every architecture of the table.
     """
     architecture = architecture_of(device)
@@ -127,7 +127,7 @@ def measure(
         device: where the inputs are made.
         timer: times calls that take turns.
         sets: sets of inputs that take turns.
-        candidates: what is tried.
+        candidates: to measure.
         progress: called before each candidate.
     """
     generator = torch.Generator(device)
@@ -149,19 +149,19 @@ def measure(
 
 def _trial(level: Level, candidate: Choice, inputs: Sequence[Inputs], expected: torch.Tensor, timer: Timer) -> Trial:
     if level.even_n and not candidate.divides(level.call.lengths):
-        return Trial(candidate, None, None, f"full blocks of {label(candidate)} do not make up {level.call.lengths}")
+        return Trial(candidate, None, None, f"block_n of {label(candidate)} does not divide {level.call.lengths}")
     error, limit = relative_rms(level.call.launched(inputs[0], candidate, level.even_n), expected), LIMITS[_DTYPE]
-    if not error <= limit:  # NaN is refused as well
-        return Trial(candidate, error, None, f"relative RMS error {error:.1e}, at most {limit:.0e} is right")
+    if not error <= limit:  # rejects NaN as well
+        return Trial(candidate, error, None, f"relative RMS error {error:.1e}, the limit is {limit:.0e}")
     launchers = [(level.call.launcher(each, candidate, level.even_n), empty_output(each.q)) for each in inputs]
     calls = [lambda launch=launch, out=out: launch(out) for launch, out in launchers]
     return Trial(candidate, error, timer(calls))
 
 
 def select(level: Level, trials: Sequence[Trial], architecture: str, machine: str) -> list[Entry]:
-    """Return the fastest candidate that is right as an entry; of equals, the one that was tried first.
+    """Return the fastest correct candidate as an entry; of equals, the one that was measured first.
 
-    Where that is a library, the fastest of our kernels follows it.
+    If that is a library, the fastest of our kernels follows as a second entry.
 
     Args:
         level: what was measured.
@@ -170,22 +170,22 @@ def select(level: Level, trials: Sequence[Trial], architecture: str, machine: st
         machine: GPU and versions, for the evidence.
 
     Raises:
-        NoCandidateError: no candidate is right.
+        NoCandidateError: no candidate is correct.
     """
-    right = sorted((trial for trial in trials if trial.timing is not None), key=_median)
-    if not right:
-        reasons = "; ".join(f"{label(trial.configuration)}: {trial.refusal}" for trial in trials)
-        raise NoCandidateError(f"no candidate of {level.call.op} is right for {level.name}: {reasons}")
-    kernels = [trial for trial in right if isinstance(trial.configuration, Configuration)]
-    ranked = [right] if right[0] in kernels else [right, kernels]
+    correct = sorted((trial for trial in trials if trial.timing is not None), key=_median)
+    if not correct:
+        reasons = "; ".join(f"{label(trial.configuration)}: {trial.rejection}" for trial in trials)
+        raise NoCandidateError(f"no candidate of {level.call.op} is correct for {level.name}: {reasons}")
+    kernels = [trial for trial in correct if isinstance(trial.configuration, Configuration)]
+    ranked = [correct] if correct[0] in kernels else [correct, kernels]
     return [_entry(level, trials, architecture, machine) for trials in ranked if trials]
 
 
 def _entry(level: Level, ranked: Sequence[Trial], architecture: str, machine: str) -> Entry:
-    """Return the first of several right trials as an entry."""
+    """Return the first of several correct trials as an entry."""
     timing = ranked[0].timing
     assert timing is not None
-    runner_up = f"next best {_median(ranked[1]):.3f} ms" if len(ranked) > 1 else "no other candidate was right"
+    runner_up = f"next best {_median(ranked[1]):.3f} ms" if len(ranked) > 1 else "no other candidate was correct"
     evidence = f"measured on {machine}: {timing.median:.3f} ms median of {timing.samples}, {runner_up}"
     block_d = triton.next_power_of_2(level.call.d)
     configuration = ranked[0].configuration

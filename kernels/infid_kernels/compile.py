@@ -1,10 +1,10 @@
 """Ahead-of-time compilation, without a GPU: PTX, cubin and a launch description of one kernel.
 
-The description says all that a launch needs, so that the CUDA driver API, TensorRT and C++ can launch the kernel with
-neither Triton nor torch: argument order, the shape of every pointer in symbols and numbers, the grid and every integer
-argument as expressions of those symbols, which symbols must be multiples of what, block, dynamic shared memory,
-alignment. Pointers come as inputs, then int32, then outputs: the order TensorRT's ahead-of-time plugins
-ask for. Triton appends pointers to scratch memory, which these kernels do not read; `with_parameters` takes them away.
+The description holds everything that a launch needs, so that the CUDA driver API, TensorRT and C++ can launch a kernel
+without Triton and torch: the arguments in order, the shape of every pointer in symbols and numbers, the grid and every
+integer argument as expressions of those symbols, the numbers that symbols must be multiples of, block size, dynamic
+shared memory and alignment. The order is input pointers, int32, output pointers, which TensorRT's ahead-of-time plugins
+require. Triton appends pointers to scratch memory, which these kernels do not read; `with_parameters` removes them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ _ROWS, _HEADS, _LENGTH, _IDENTITY, _TEXT = "rows", "heads", "queries", "identity
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """What is fixed about a kernel, whatever it is compiled for.
+    """What is the same for a kernel on every target.
 
     Args:
         kernel: the Triton function.
-        tensors: its pointers to tensors in the network's type, each with the prefix of its strides and its tokens.
+        tensors: its pointers to tensors of the network's dtype, each with the prefix of its strides and the symbol of
+            its number of tokens.
         floats: its pointers to fp32.
         outputs: names of its outputs, among the pointers.
         grid: expressions of the launch grid; `BLOCK_M` is replaced by the configuration's.
@@ -94,7 +95,7 @@ def compile_code(
     even_n: bool = True,
     splits: int = SPLITS,
 ) -> Any:
-    """Compile one kernel in any form, for what its code says about it.
+    """Compile one kernel in any form, to inspect its machine code.
 
     Args: as `compile_kernel`.
 
@@ -117,8 +118,8 @@ def compile_code(
         for argument in arguments
         if argument["multiple_of"] >= 8 and not types[argument["name"]].startswith("tensordesc")
     }
-    # Without line information: it holds the paths of the machine that compiles, so that two machines would never write
-    # the same file, and is 80 % of a cubin (sm_90, mixed attention: 139 KB with it, 40 KB without).
+    # Without line information: it contains the paths of the build machine, so that no two machines would write the same
+    # file, and it is most of a cubin (sm_90, mixed attention: 139 KB with it, 40 KB without).
     with triton.knobs.compilation.scope():
         triton.knobs.compilation.disable_line_info = True
         return triton.compile(
@@ -131,14 +132,14 @@ def compile_code(
 def compile_gluon(
     architecture: str, head_size: int, configuration: Configuration, dtype: str = "float16", splits: int = SPLITS
 ) -> Any:
-    """Compile the Gluon form of mixed attention, for what its code says about it.
+    """Compile the Gluon form of mixed attention, to inspect its machine code.
 
     Args:
         architecture: `sm_90`.
         head_size: d, 64 or 128.
         configuration: tile sizes.
         dtype: of queries, keys and values: `float16` or `bfloat16`.
-        splits: parts in which it reads the mean shifts.
+        splits: number of parts of the mean shifts.
 
     Returns:
         Triton's compiled kernel: `asm` and `metadata`.
@@ -184,7 +185,7 @@ def compile_kernel(
     even_n: bool = True,
     splits: int = SPLITS,
 ) -> CompiledKernel:
-    """Compile one kernel for tensors whose rows lie 16-byte aligned, with the scale 1/√d.
+    """Compile one kernel for tensors whose rows are 16-byte aligned, with the scale 1/√d.
 
     Args:
         op: a name in `KERNELS`.
@@ -193,16 +194,16 @@ def compile_kernel(
         configuration: tile sizes, in plain form.
         dtype: of queries, keys and values: `float16` or `bfloat16`.
         even_n: whether `block_n` divides the segments' lengths.
-        splits: parts in which attention reads the mean shifts.
+        splits: number of parts of the mean shifts.
 
     Returns:
         The compiled kernel and how to launch it.
 
     Raises:
-        ValueError: the configuration is of a form that the description cannot tell.
+        ValueError: the configuration has a form that a launch description cannot express.
     """
     if configuration != configuration.plain:
-        raise ValueError(f"a launch description knows no descriptors, got {configuration}")
+        raise ValueError(f"a launch description has no descriptors, got {configuration}; compile its plain form")
     spec = KERNELS[op]
     compiled = compile_code(op, architecture, head_size, configuration, dtype, even_n, splits)
     constants = _constants(spec, head_size, configuration, even_n, splits)
@@ -231,7 +232,7 @@ def compile_kernel(
 def _constants(
     spec: KernelSpec, head_size: int, configuration: Configuration, even_n: bool, splits: int
 ) -> dict[str, float]:
-    """Return what is compiled into the kernel."""
+    """Return the values of the kernel's constexpr arguments."""
     known = {
         "D": head_size,
         "BLOCK_D": triton.next_power_of_2(head_size),
@@ -248,22 +249,22 @@ def _constants(
 def _arguments(
     spec: KernelSpec, constants: Mapping[str, float], dtype: str, head_size: int, splits: int
 ) -> list[dict[str, Any]]:
-    """Describe what is not compiled in, in order."""
+    """Describe the other arguments, in order."""
     return [_argument(spec, name, dtype, head_size, splits) for name in spec.kernel.arg_names if name not in constants]
 
 
 def _argument(spec: KernelSpec, name: str, dtype: str, head_size: int, splits: int) -> dict[str, Any]:
-    """Describe one argument: type, what it is a multiple of (bytes or elements), a pointer's shape, an integer's value.
+    """Describe one argument: type, divisor (bytes or elements), the shape of a pointer, the value of an integer.
 
-    The value of a stride is that of a tensor that lies in memory as `[B, N, H, d]`; a launch may give another.
+    The value of a stride is that of a tensor stored as `[B, N, H, d]`; a launch may pass another.
     """
     output = name in spec.outputs
     if name in spec.tensors:
         shape = [_ROWS, spec.tensors[name][1], _HEADS, str(head_size)]
         return {"name": name, "type": f"*{DTYPES[dtype]}", "multiple_of": 16, "output": output, "shape": shape}
-    if name in spec.floats and "strength" in name:  # it may be a slice of something
+    if name in spec.floats and "strength" in name:  # it may be a slice
         return {"name": name, "type": "*fp32", "multiple_of": 4, "output": output, "shape": [_ROWS]}
-    if name in spec.floats:  # what the kernels write themselves is aligned
+    if name in spec.floats:  # outputs of our own kernels are aligned
         shape = [_ROWS, _HEADS, str(splits), str(head_size)]
         return {"name": name, "type": "*fp32", "multiple_of": 16, "output": output, "shape": shape}
     value, multiple = name, 1
@@ -272,7 +273,7 @@ def _argument(spec: KernelSpec, name: str, dtype: str, head_size: int, splits: i
         prefix, axis = name.removeprefix("stride_")[:-1], name[-1]
         length = lengths[prefix]
         value = {"b": f"{length} * heads * {head_size}", "h": str(head_size), "n": f"heads * {head_size}"}[axis]
-        # 8 are 16 bytes, the widest load; without it, rows with a head size of 40 are read 2 bytes at a time
+        # 8 elements are 16 bytes, the widest load; otherwise rows with a head size of 40 are loaded 2 bytes at a time
         multiple = math.gcd(head_size, 16)
     return {"name": name, "type": "i32", "multiple_of": multiple, "value": value}
 
@@ -283,18 +284,18 @@ def entry_parameters(ptx: str) -> list[str]:
 
 
 def with_parameters(ptx: str, count: int) -> str:
-    """Return a PTX module whose entry takes the first `count` of its parameters alone.
+    """Return a PTX module whose entry has the first `count` of its parameters only.
 
-    A launch that passes fewer than the entry declares lets the driver read past the end of what was passed.
+    If a launch passed fewer parameters than the entry declares, the driver would read past their end.
 
     Raises:
-        ValueError: the code reads one of the others.
+        ValueError: the code reads one of the removed parameters.
     """
     entry = _entry(ptx)
     declared, code = entry[1].split(","), ptx[entry.end(1) :]
     for name in (each.split()[-1] for each in declared[count:]):
         if re.search(rf"\b{name}\b", code):
-            raise ValueError(f"the PTX reads its parameter {name}, which it is to be launched without")
+            raise ValueError(f"the PTX reads its parameter {name}, which cannot be removed")
     return f"{ptx[: entry.start(1)]}{','.join(declared[:count]).rstrip()}\n{code}"
 
 
@@ -307,7 +308,7 @@ def _entry(ptx: str) -> re.Match[str]:
 
 
 def ptx_target(ptx: str) -> str:
-    """Return what a PTX module is for: `sm_89`, or `sm_90a`, which runs on no other architecture."""
+    """Return the target of a PTX module: `sm_89`, or `sm_90a`, which runs on no other architecture."""
     found = re.search(r"^\.target\s+(\w+)", ptx, re.MULTILINE)
     if found is None:
         raise ValueError("the PTX has no target")

@@ -1,7 +1,7 @@
-"""Calls of the attention operations on fresh inputs, their result in float64, and their time on a GPU.
+"""Calls of the attention operations on random inputs, their reference in float64, and their time on a GPU.
 
-What `infid-export tune` and `benchmarks/gpu_suite.py` measure with. A launch is timed only after it was compared with
-float64, and its output is filled with NaN first, so an element that was not written cannot pass.
+`infid-export tune` and `benchmarks/gpu_suite.py` measure with this. A launch is timed only after its result was
+compared with float64. Its output is filled with NaN first, so that an element that is not written fails the comparison.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from infid_kernels.mixed_attention import launch_mixed_attention
 from infid_kernels.operands import Operands
 from infid_kernels.tuning import Choice, Configuration
 
-# Relative RMS error against float64 on the same rounded inputs: half of fp16's and bf16's spacing is 4.9e-4 and
-# 3.9e-3, which the output's rounding alone may cost; the rest is what the probabilities' rounding adds.
+# Relative RMS error against float64 on the same rounded inputs. Rounding the output costs up to half the spacing of
+# fp16 and bf16, 4.9e-4 and 3.9e-3; rounding the probabilities adds the rest.
 LIMITS: Mapping[torch.dtype, float] = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
-_REFERENCE_ROWS = 1024  # queries taken at once in float64: 1024 × 8192 logits are 67 MB
-_CALLS_PER_SAMPLE = 20  # replaying a graph costs a few µs once; spread over 20 calls of 20 µs that is below 1 %
-_WARM_UP = 0.05  # seconds of work before the first sample, so that the clocks have risen
+_REFERENCE_ROWS = 1024  # queries at a time in float64: 1024 × 8192 logits are 67 MB
+_CALLS_PER_SAMPLE = 20  # replaying a graph costs a few µs, below 1 % of 20 calls of 20 µs
+_WARM_UP = 0.05  # seconds of work before the first sample, until the GPU's clocks are stable
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one call is given; queries, keys and values lie in memory as `[B, N, H, d]`, as projections leave them.
+    """The inputs of one call; queries, keys and values are stored as `[B, N, H, d]`, as projections write them.
 
     Args:
         q: `[B, H, N, d]`.
@@ -86,11 +86,11 @@ class Call:
         return self.identity, self.text
 
     def inputs(self, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
-        """Return fresh random inputs; the text's statistics differ from the identity's, so that the shift matters.
+        """Return new random inputs; the text's statistics differ from the identity's, so that the shift matters.
 
         Args:
             dtype: of queries, keys and values.
-            generator: its device is where they are made; its state moves on.
+            generator: creates them on its device; its state advances.
         """
         made = []
         for length, deviation, mean in (
@@ -105,7 +105,7 @@ class Call:
         return Inputs(*made, *strengths)
 
     def launcher(self, inputs: Inputs, choice: Choice, even_n: bool) -> Callable[[Tensor], None]:
-        """Return the launch of the attention alone; what it reads besides the inputs is computed here.
+        """Return the launch of the attention kernel alone; the mean shift that it needs is computed here.
 
         Args:
             inputs: of this call.
@@ -113,7 +113,7 @@ class Call:
             even_n: whether `block_n` divides both lengths.
 
         Returns:
-            A function that writes the result into the output it is given.
+            A function that writes the result into its argument.
         """
         i, scale = inputs, logit_scale(None, self.d)
         if self.op == "mixed_attention":
@@ -126,7 +126,7 @@ class Call:
         )
 
     def launched(self, inputs: Inputs, choice: Choice, even_n: bool | None = None) -> Tensor:
-        """Return the result of one launch into an output that was filled with NaN."""
+        """Return the result of one launch, into an output filled with NaN."""
         out = empty_output(inputs.q).fill_(math.nan)
         fits = choice.divides(self.lengths) if even_n is None else even_n
         self.launcher(inputs, choice, fits)(out)
@@ -155,7 +155,7 @@ class Call:
 
 
 # SDXL at 1024 × 1024: 10 layers with 10 heads of 4096 tokens, 60 with 20 heads of 1024. Two rows: the identity stream
-# without and with condition. The text has 77 tokens, the identity 257 of the picture and 4 of the face.
+# without and with condition. The text has 77 tokens, the identity 257 of the image and 4 of the face.
 SDXL_CALLS: Mapping[str, Call] = {
     "mixed-4096": Call("mixed_attention", 2, 10, 4096, 4096, 4096),
     "mixed-1024": Call("mixed_attention", 2, 20, 1024, 1024, 1024),
@@ -181,8 +181,8 @@ class Timing:
         median: milliseconds.
         low: 20 % quantile, milliseconds.
         high: 80 % quantile, milliseconds.
-        samples: how many times were taken; each is the mean of the calls in one graph.
-        captured: whether a CUDA graph was replayed; if not, the gaps between launches are in the time.
+        samples: number of samples; each is the mean over the calls in one graph.
+        captured: whether a CUDA graph was replayed; if not, the time includes the gaps between launches.
     """
 
     median: float
@@ -207,13 +207,12 @@ def input_sets(bytes_per_set: int, device: torch.device) -> int:
 def time_on_gpu(calls: Sequence[Callable[[], object]], samples: int = 50, capture: bool = True) -> Timing:
     """Time calls that take turns, with CUDA events around replays of a graph that holds all of them.
 
-    The graph keeps the gaps between launches out of the numbers: issuing a launch costs the host more than the
-    smallest kernels take.
+    The graph excludes the gaps between launches: a launch takes the host longer than the smallest kernels run.
 
     Args:
         calls: the same work on different inputs, launched on the current stream.
         samples: replays that are timed.
-        capture: False times plain launches.
+        capture: whether to replay a CUDA graph; otherwise launches are timed one by one.
 
     Raises:
         RuntimeError: the calls cannot be captured, or CUDA failed.

@@ -1,7 +1,7 @@
-"""The Gluon form of mixed attention: which calls it takes, and its launch.
+"""The Gluon form of mixed attention: the calls that it supports, and its launch.
 
-The kernel and what it computes are in `attend_gluon`. The form is for Hopper alone, full blocks of keys, head sizes of
-64 and 128, and tensors that are stored token by token. What it does not take it rejects with a reason.
+The kernel is in `attend_gluon`. The form supports Hopper, full blocks of keys, head sizes of 64 and 128, and tensors
+that are stored token by token. It rejects other calls with a reason.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def launch_mixed_attention_gluon(
     Args: as `launch_mixed_attention`, of a call that this form `takes`.
 
     Raises:
-        ValueError: it does not take the call; the message says why.
+        ValueError: it does not support the call; the message says why.
     """
     reason = rejection(operands, configuration)
     if reason:
@@ -95,7 +95,7 @@ def rejection(operands: Operands, configuration: Configuration) -> str:
 
 
 def _token_stride(tensor: Tensor) -> int:
-    """Return the elements from one token to the next; with a single token, to the next row's."""
+    """Return the stride of tokens in elements; for a single token, that of rows."""
     rows, heads, tokens, d = tensor.shape
     return tensor.stride(2) if tokens > 1 else tensor.stride(0) if rows > 1 else heads * d
 

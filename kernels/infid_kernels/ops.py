@@ -1,4 +1,4 @@
-"""The two operations under one name for their implementation."""
+"""Both operations by the name of their implementation: `torch` or `triton`."""
 
 from __future__ import annotations
 

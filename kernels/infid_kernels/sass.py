@@ -1,4 +1,4 @@
-"""What a compiled kernel uses and does, read from its machine code with the tools in Triton's own wheel."""
+"""Resources and instructions of a compiled kernel, read from its SASS with the tools in Triton's wheel."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ MATRIX_INSTRUCTION: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What the disassembly and the resource report say.
+    """The disassembly and the resource report of a kernel.
 
     Args:
-        registers: of one thread.
-        stack_bytes: of one thread; more than 0 means spilled registers.
-        instructions: how often each occurs, with its modifiers (`LDG.E.128`).
+        registers: per thread.
+        stack_bytes: per thread; more than 0 means spilled registers.
+        instructions: number of each, with its modifiers (`LDG.E.128`).
         loop: the same, in the main loops alone: the innermost ones that multiply matrices or, where none does, that
             load from global memory.
         loop_code: the instructions of the main loops in their order, with operands (`LDG.E.128 R4, [R2.64]`).
@@ -57,9 +57,9 @@ class MachineCode:
 
     @property
     def product_groups(self) -> int:
-        """How often a warp group starts a group of matrix products that run while it goes on (`WARPGROUP.ARRIVE`).
+        """Number of groups of asynchronous matrix products (`WARPGROUP.ARRIVE`).
 
-        As many as there are products (`HGMMA`) means that ptxas serialized them: its warning C7515.
+        If there are as many groups as products (`HGMMA`), ptxas serialized them: its warning C7515.
         """
         return sum(count for full, count in self.instructions.items() if full.startswith("WARPGROUP.ARRIVE"))
 
@@ -68,13 +68,13 @@ class MachineCode:
         return {full: count for full, count in self.instructions.items() if _loads(full)}
 
     def loop_load_bytes(self) -> tuple[int, int]:
-        """Return the bytes that the narrowest and the widest global load of the main loops take a thread."""
+        """Return the bytes per thread of the narrowest and the widest global load in the main loops."""
         widths = [load_bytes(full) for full in self.loop if _loads(full)]
         return min(widths, default=0), max(widths, default=0)
 
 
 def load_bytes(name: str) -> int:
-    """Return the bytes that a load takes a thread, from its full name: 16 for `LDG.E.128`, 4 for `LDG.E`."""
+    """Return the bytes per thread of a load by its full name: 16 for `LDG.E.128`, 4 for `LDG.E`."""
     width = re.search(r"\.(?:[US])?(8|16|32|64|128|256)(?=\.|$)", name)
     return int(width[1]) // 8 if width else 4
 
@@ -107,8 +107,8 @@ def read_machine_code(cubin: bytes) -> MachineCode:
 def _main_loops(code: Sequence[tuple[int, str, str]]) -> list[range]:
     """Return the addresses of the innermost loops that multiply matrices or, where none does, that load.
 
-    A loop is what lies between a branch backwards and its target, without the kernel's end: code that waits for a
-    barrier is laid behind the end (sm_100), and what jumps back from there is no loop.
+    A loop is the code between a backward branch and its target, if it does not contain the kernel's end: on sm_100,
+    code that waits for a barrier is placed after the end, and a branch back from there is no loop.
     """
     products = tuple(MATRIX_INSTRUCTION.values())
     multiplies = any(name.split(".")[0] in products for _, name, _ in code)

@@ -1,7 +1,7 @@
-"""Which tile sizes a kernel runs with: the table `configurations.json`, or what was measured on the user's GPU.
+"""The tile sizes that a kernel runs with: from the table `configurations.json`, or measured on the user's GPU.
 
-Nothing is tuned at import or in a call. `infid-export tune` measures the candidates on a GPU and writes a file of the
-same form as the table; `load` makes this process use it. Every entry says what chose it.
+Nothing is tuned at import or in a call. `infid-export tune` measures the candidates on a GPU and writes a file in the
+format of the table; `load` makes this process use it. Every entry holds the evidence for its choice.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _LARGEST = 4096  # of a tile's sides, warps and stages
 
 @dataclass(frozen=True)
 class Configuration:
-    """How one kernel is cut into tiles.
+    """Tile sizes, warps, stages and form of one kernel.
 
     Args:
-        block_m: queries of a tile.
-        block_n: keys taken at once.
-        num_warps: warps of a tile.
+        block_m: queries per tile.
+        block_n: keys per block.
+        num_warps: warps per tile.
         num_stages: depth of the software pipeline that loads keys and values.
-        descriptors: whether keys and values are fetched by tensor descriptors, as the TMA unit of Hopper wants it.
+        descriptors: whether TMA loads keys and values through tensor descriptors.
         gluon: whether mixed attention runs in its Gluon form (`mixed_attention_gluon`).
     """
 
@@ -47,9 +47,9 @@ class Configuration:
 
     @property
     def plain(self) -> Configuration:
-        """The same tiles in the form that needs nothing but addresses and sizes to be launched.
+        """The same tiles in the plain form, whose arguments are pointers and integers alone.
 
-        Descriptors are made by the driver: the launch descriptions of bundles and TensorRT's plugins know none.
+        The driver makes tensor descriptors at launch; launch descriptions and TensorRT's plugins cannot express that.
         """
         return replace(self, descriptors=False, gluon=False)
 
@@ -58,17 +58,17 @@ class Configuration:
         return all(length % self.block_n == 0 for length in lengths)
 
     def to_dict(self) -> dict[str, int | bool]:
-        """Return the fields for a file: the tiles, and of the others those that are set."""
+        """Return the fields for a file: the tile sizes, and the other fields if they are set."""
         return {name: value for name, value in asdict(self).items() if value}
 
     def launch_options(self) -> dict[str, int | bool]:
-        """Return Triton's options; fusing multiply and add is asked for, since its default changes with versions."""
+        """Return Triton's options; multiply-add fusion is explicit, since its default differs between versions."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)
 class Library:
-    """Mixed attention by a library's attention, once per segment (`library_attention`), instead of our kernel.
+    """Mixed attention by a library's attention, called once per segment (`library_attention`), instead of our kernel.
 
     Args:
         library: `cudnn` or `flash`.
@@ -77,7 +77,7 @@ class Library:
     library: str
 
     def divides(self, lengths: Sequence[int]) -> bool:
-        """Return whether the segments are like those it is measured on: multiples of our kernel's largest block."""
+        """Return whether the lengths are multiples of our kernel's largest block, as those that it is measured on."""
         return all(length % max(each.block_n for each in CANDIDATES) == 0 for length in lengths)
 
     def to_dict(self) -> dict[str, str]:
@@ -90,15 +90,15 @@ Choice = Configuration | Library
 
 @dataclass(frozen=True)
 class Entry:
-    """A choice, where it applies, and what made it.
+    """A choice, the calls that it applies to, and the evidence for it.
 
     Args:
         op: operation.
         architecture: as `sm_90`.
         block_d: head size, rounded up to a power of two.
-        queries: smallest number of queries it is meant for.
+        queries: smallest number of queries that it applies to.
         even_n: whether it is for segments whose lengths `block_n` divides.
-        configuration: of our kernel, or a library in its place.
+        configuration: of our kernel, or a library instead.
         evidence: the measurement or the compiler report behind it.
     """
 
@@ -117,8 +117,8 @@ class Entry:
         return same and self.queries <= queries
 
 
-# What is worth trying everywhere, the most promising first: large tiles read keys and values less often, and four warps
-# per tile leave room for a second tile on an SM, whose products run while the first one takes exponentials.
+# Candidates for every architecture, the most promising first: large tiles read keys and values less often, and four
+# warps per tile leave room for a second tile on an SM, whose products overlap with the first one's exponentials.
 CANDIDATES: Sequence[Configuration] = tuple(
     Configuration(*sizes)
     for sizes in (
@@ -127,10 +127,10 @@ CANDIDATES: Sequence[Configuration] = tuple(
         (64, 32, 4, 3), (64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 4, 2),
     )
 )  # fmt: skip
-# Forms of mixed attention where TMA fetches full blocks, with one thread's instruction instead of one of every thread.
-# That frees registers (sm_90, 64 × 128 with 4 warps: 166 instead of 228), so three programs lie on an SM and keep its
-# units busy while one waits for its own product: per 128 keys and 64 queries 452 instructions, 512 clocks of products
-# and 512 of exponentials. None of them was timed yet.
+# Candidates of mixed attention where TMA loads the blocks: one thread issues a load instead of every thread. That frees
+# registers (sm_90, 64 × 128 with 4 warps: 166 instead of 228), so an SM holds three programs, and its units are busy
+# while one program waits for its product. Per 128 keys and 64 queries: 452 instructions, 512 clocks of products, 512 of
+# exponentials. Not yet timed.
 _TMA = ("sm_90", "sm_100")
 _TMA_CANDIDATES: Sequence[Configuration] = tuple(
     Configuration(*sizes, descriptors=True)
@@ -139,10 +139,10 @@ _TMA_CANDIDATES: Sequence[Configuration] = tuple(
         (128, 64, 4, 2),
     )
 )  # fmt: skip
-# The Gluon form of mixed attention, by head size: what neither spills nor is serialized, and has at least half of a
-# block's exponentials under the second product, with triton 3.6 and 3.8 alike. For d = 64, 64 × 128 with 2 stages needs
-# 163 to 165 registers, so three programs are on an SM. 128 × 64 with 4 warps and 128 × 128 with 3 stages are left out:
-# with triton 3.6 ptxas moves their exponentials behind both waits. No GPU has run the form, so the table holds none.
+# Candidates in the Gluon form of mixed attention, by head size: none spills or is serialized, and at least half of a
+# block's exponentials overlap with the second product, with triton 3.6 and 3.8. For d = 64, 64 × 128 with 2 stages
+# needs 163 to 165 registers, so an SM holds three programs. 128 × 64 with 4 warps and 128 × 128 with 3 stages are left
+# out: with triton 3.6 ptxas moves their exponentials after both waits. Not yet run on a GPU, so no entry uses it.
 GLUON_CANDIDATES: Mapping[int, Sequence[Configuration]] = {
     d: tuple(Configuration(*sizes, gluon=True) for sizes in tiles)
     for d, tiles in {
@@ -152,30 +152,30 @@ GLUON_CANDIDATES: Mapping[int, Sequence[Configuration]] = {
 }
 _GLUON = "sm_90"  # no other architecture has wgmma
 _LIBRARIES: Sequence[Library] = (Library("cudnn"), Library("flash"))
-_INTERPRETER = Configuration(32, 32, 4, 1)  # tiles small enough that test shapes have several
+_INTERPRETER = Configuration(32, 32, 4, 1)  # small, so that the shapes of tests have several tiles
 _measured: list[Entry] = []
 
 
 def candidates(op: str, architecture: str) -> tuple[Configuration, ...]:
-    """Return the forms of our kernel that are worth compiling and measuring, the most promising first.
+    """Return the candidates of our kernel to compile and measure, the most promising first.
 
     Args:
         op: one of `OPS`.
         architecture: one of `ARCHITECTURES`.
     """
-    if op == "merged_cross_attention":  # 77 and 261 keys: the smaller the block, the less work is padding
+    if op == "merged_cross_attention":  # 77 and 261 keys: smaller blocks compute less padding
         return tuple(sorted(CANDIDATES, key=lambda each: each.block_n))
     return (*(_TMA_CANDIDATES if architecture in _TMA else ()), *CANDIDATES)
 
 
 def choices(op: str, architecture: str, d: int, most: int | None = None) -> tuple[Choice, ...]:
-    """Return what is worth measuring: candidates, the Gluon form, and libraries that compute the same.
+    """Return the choices to measure: candidates, the Gluon form, and libraries that compute the same.
 
     Args:
         op: one of `OPS`.
         architecture: one of `ARCHITECTURES`.
         d: head size.
-        most: how many candidates; all if not given.
+        most: maximum number of candidates; all if not given.
     """
     tiles = candidates(op, architecture)[:most]
     if op != "mixed_attention":
@@ -187,7 +187,7 @@ def choices(op: str, architecture: str, d: int, most: int | None = None) -> tupl
 def choose(
     op: str, device: torch.device, d: int, queries: int, lengths: Sequence[int], kernels_only: bool = False
 ) -> tuple[Choice, bool]:
-    """Return what an operation runs with; the same call always gives the same answer until `load` is called.
+    """Return what an operation runs with; the answer to the same call changes only with `load`.
 
     Args:
         op: one of `OPS`.
@@ -195,7 +195,7 @@ def choose(
         d: head size.
         queries: number of queries N.
         lengths: numbers of keys of the segments.
-        kernels_only: whether libraries' entries are passed over.
+        kernels_only: whether entries of libraries are skipped.
 
     Returns:
         The choice, and whether it is one for segments whose lengths `block_n` divides.
@@ -218,7 +218,7 @@ def choose(
 def choose_kernel(
     op: str, device: torch.device, d: int, queries: int, lengths: Sequence[int]
 ) -> tuple[Configuration, bool]:
-    """Return what our kernel runs with, also where a library is the choice; see `choose`."""
+    """Return what our kernel runs with, even if `choose` returns a library."""
     chosen, even_n = choose(op, device, d, queries, lengths, kernels_only=True)
     assert isinstance(chosen, Configuration)
     return chosen, even_n
@@ -256,7 +256,7 @@ def entry(op: str, architecture: str, d: int, queries: int, even_n: bool, kernel
         d: head size.
         queries: number of queries N.
         even_n: whether `block_n` divides the segments' lengths.
-        kernels_only: whether libraries' entries are passed over, as where no library can run.
+        kernels_only: whether entries of libraries are skipped, for callers that cannot run a library.
     """
     block_d = triton.next_power_of_2(d)
     for rows in (_measured, table()):
@@ -283,20 +283,20 @@ def measured() -> tuple[Entry, ...]:
 
 
 def load(path: Path) -> None:
-    """Use a file that `infid-export tune` wrote, in this process from now on; it goes before the table.
+    """Use a file that `infid-export tune` wrote in this process from now on; its entries precede the table's.
 
     Raises:
-        ValueError: the file is missing or of another form.
+        ValueError: the file is missing or has another format.
     """
     _measured[:] = read(path)
 
 
 @contextmanager
 def loaded(path: Path | None) -> Iterator[None]:
-    """Use a file that `infid-export tune` wrote within a block, or the table alone.
+    """Use a file that `infid-export tune` wrote, or the table alone, within a `with` block.
 
     Raises:
-        ValueError: the file is missing or of another form.
+        ValueError: the file is missing or has another format.
     """
     before = list(_measured)
     _measured[:] = () if path is None else read(path)
@@ -310,7 +310,7 @@ def read(path: Path) -> tuple[Entry, ...]:
     """Read a file of entries.
 
     Raises:
-        ValueError: it is missing or of another form.
+        ValueError: it is missing or has another format.
     """
     try:
         if path.exists() and not path.is_file():
@@ -353,7 +353,7 @@ def parse_choice(fields: Mapping[str, Any]) -> Choice:
     """Return a choice from its fields, as `to_dict` or `asdict` gives them.
 
     Raises:
-        TypeError: a field is not known.
+        TypeError: a field is unknown.
         ValueError: there is no such library.
     """
     if "library" not in fields:

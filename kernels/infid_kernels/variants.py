@@ -1,4 +1,4 @@
-"""The compiled forms in which an operation is shipped for one architecture, and their file for TensorRT."""
+"""The compiled variants of an operation for one architecture, and the file that holds them for TensorRT."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from infid_kernels.compile import KERNELS, CompiledKernel, compile_kernel, with_
 from infid_kernels.sass import read_machine_code
 from infid_kernels.tuning import Configuration
 
-# Bytes of shared memory that a block has without asking for more; TensorRT documents no way for a plugin to ask.
+# Bytes of shared memory that a block has without opting in to more; TensorRT documents no way to opt in for a plugin.
 DEFAULT_SHARED = 48 * 1024
-# Where every candidate spills or needs more. Any lengths, triton 3.8: at most 227 registers (sm_80, d = 128, merged),
-# 26 624 bytes and no spills for d = 40, 80 and 96 on every architecture and for d = 128 on sm_80.
+# For head sizes where every candidate spills or needs more shared memory. Any lengths, triton 3.8: at most 227
+# registers (sm_80, d = 128, merged), 26 624 bytes and no spills for d = 40, 80 and 96 on every architecture and for
+# d = 128 on sm_80.
 _SMALLEST = Configuration(32, 32, 8, 2)
 _SCHEMA_VERSION = 3
 
 
 def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "float16") -> Iterator[CompiledKernel]:
-    """Compile an operation for full blocks and for any length: the tuned tiles in plain form, and others in 48 KB.
+    """Compile an operation for full blocks and for any length: with the tuned tiles, and with tiles that fit in 48 KB.
 
-    The launch descriptions say under `queries` for which numbers of queries, and all above, a form was chosen; the one
-    that is there for its small shared memory, and as another choice for TensorRT to time, has none.
+    `queries` of a launch description lists the entries of the tuning table with these tiles, by their smallest numbers
+    of queries. It is empty for the variant within 48 KB of shared memory, which TensorRT times as another tactic.
 
     Args:
         op: a name in `infid_kernels.compile.KERNELS`.
@@ -35,7 +36,7 @@ def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "f
         dtype: `float16` or `bfloat16`.
 
     Yields:
-        The forms, none of them twice.
+        The variants, each once, in plain form.
 
     Raises:
         RuntimeError: the table of configurations lacks the operation on this architecture.
@@ -55,7 +56,7 @@ def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "f
 
 
 def _tuned(op: str, architecture: str, head_size: int, even_n: bool) -> dict[Configuration, list[int]]:
-    """Return the tiles of every configuration that some call gets, with the numbers of queries from which it does."""
+    """Return the plain form of every tuned configuration, with the smallest numbers of queries that it applies to."""
     tuned: dict[Configuration, list[int]] = {}
     queries = sys.maxsize
     while queries >= 0:
@@ -84,7 +85,7 @@ def _within_default(
 
 
 def _plugin(compiled: CompiledKernel) -> dict[str, Any]:
-    """Describe a kernel without the pointers that Triton appends, for which TensorRT passes nothing."""
+    """Describe a kernel without the pointers to scratch memory that Triton appends: TensorRT does not pass them."""
     ptx = with_parameters(compiled.ptx, len(compiled.launch["arguments"]))
     return {"launch": {**compiled.launch, "scratch_pointers": 0}, "ptx": ptx}
 
@@ -100,7 +101,7 @@ def write_plugins(
     Args:
         path: the file.
         architecture: as `sm_90`.
-        head_sizes: of the model's attention layers.
+        head_sizes: d of the model's attention layers.
         on_progress: called with the fraction done.
     """
     cases = [(op, d) for op in KERNELS for d in head_sizes]

@@ -144,7 +144,7 @@ def test_a_tuning_file_decides_the_tiles(tmp_path: Path, monkeypatch: pytest.Mon
         ('{"schema_version": 2, "entries": []}', "no effect: .*json was measured on nothing, and .* for sm_90"),
     ],
 )
-def test_a_tuning_file_without_effect_is_refused(
+def test_a_tuning_file_without_effect_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, problem: str
 ) -> None:
     monkeypatch.setattr(bundle_compilation, "_require_compiler", lambda: None)
@@ -154,7 +154,7 @@ def test_a_tuning_file_without_effect_is_refused(
         bundle_compilation.compile_bundle(tmp_path / "bundle", ["sm_90"], tuning=tmp_path / "tuning.json")
 
 
-def test_an_interpreting_triton_is_refused(tmp_path: Path) -> None:
+def test_an_interpreting_triton_is_rejected(tmp_path: Path) -> None:
     words = ("compile-kernels", "--target", "sm_90", "-o", str(tmp_path / "bundle"))
     found = infid_export(*words, TRITON_INTERPRET="1")
     assert found.returncode == 1
@@ -172,7 +172,7 @@ def test_a_missing_triton_is_named_with_its_command(cli: Cli, tmp_path: Path, mo
     assert 'fix: pip install "infid-export[export]"' in err
 
 
-def test_a_folder_of_something_else_is_refused_before_anything_is_compiled(cli: Cli, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_rejected_before_anything_is_compiled(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for output, problem in ((tmp_path / "file", "is a file."), (tmp_path, "so it is not a bundle of kernels.")):
         code, _, err = cli("compile-kernels", "--target", "sm_90", "-o", output)

@@ -61,23 +61,25 @@ def test_quick_json_and_quiet(cli: Cli, tmp_path: Path, gpu: list[tuple[int, int
     level = json.loads(out)["levels"][0]
     assert level["level"] == "mixed attention, 4096 tokens"
     assert level["trials"][0]["error"] is None  # JSON has no NaN
-    assert level["trials"][0]["refusal"] == "relative RMS error nan"
+    assert level["trials"][0]["rejection"] == "relative RMS error nan"
 
 
 def test_nothing_right_writes_nothing(
     cli: Cli, tmp_path: Path, gpu: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
-        raise NoCandidateError("no candidate of mixed_attention is right for x: 128 × 128: NaN")
+        raise NoCandidateError("no candidate of mixed_attention is correct for x: 128 × 128: NaN")
 
     monkeypatch.setattr(autotune, "tune", fail)
     code, out, err = cli("tune", "-o", tmp_path / "tuning.json", "--quiet")
     assert (code, out) == (1, "")
-    assert err.startswith("error: No candidate of mixed_attention is right for x: 128 × 128: NaN.\n  fix: Nothing was")
+    assert err.startswith(
+        "error: No candidate of mixed_attention is correct for x: 128 × 128: NaN.\n  fix: Nothing was"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_path_that_cannot_be_written_is_refused_first(cli: Cli, tmp_path: Path, gpu: list[tuple[int, int]]) -> None:
+def test_a_path_that_cannot_be_written_is_rejected_first(cli: Cli, tmp_path: Path, gpu: list[tuple[int, int]]) -> None:
     code, _, err = cli("tune", "-o", tmp_path / "nowhere" / "tuning.json")
     assert code == 1
     assert "does not exist" in err

@@ -99,7 +99,7 @@ def test_two_machines_write_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["cubin", "ptx", "json"])
-def test_a_flipped_bit_is_refused(copy: Path, ending: str) -> None:
+def test_a_flipped_bit_is_rejected(copy: Path, ending: str) -> None:
     path = sorted(copy.glob(f"mixed*.{ending}"))[0]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -109,7 +109,7 @@ def test_a_flipped_bit_is_refused(copy: Path, ending: str) -> None:
     assert "infid-export compile-kernels --target" in error.value.fix
 
 
-def test_code_that_changes_after_loading_is_refused(copy: Path) -> None:
+def test_code_that_changes_after_loading_is_rejected(copy: Path) -> None:
     loaded = KernelBundle.load(copy)
     for path in copy.glob("*.cubin"):
         path.write_bytes(path.read_bytes() + b"\0")
@@ -118,14 +118,14 @@ def test_code_that_changes_after_loading_is_refused(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [INDEX, "mean_shift-sm_90-float16-d64-1x128x4x2.json"])
-def test_a_truncated_description_is_refused(copy: Path, name: str) -> None:
+def test_a_truncated_description_is_rejected(copy: Path, name: str) -> None:
     path = copy / name
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(EngineFolderError, match=f"{name} (cannot be read|has changed)"):
         KernelBundle.load(copy)
 
 
-def test_a_missing_file_another_version_and_no_bundle_are_refused(copy: Path, tmp_path: Path) -> None:
+def test_a_missing_file_another_version_and_no_bundle_are_rejected(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineFolderError, match=r"is not a bundle of kernels: it has no bundle\.json"):
         KernelBundle.load(tmp_path)
     index = json.loads((copy / INDEX).read_text())
@@ -292,7 +292,7 @@ def test_forms_that_need_more_than_sizes_are_not_bundled(monkeypatch: pytest.Mon
 
 
 def test_a_launch_description_is_of_plain_forms_alone() -> None:
-    with pytest.raises(ValueError, match="knows no descriptors"):
+    with pytest.raises(ValueError, match="has no descriptors"):
         compile_kernel("mixed_attention", "sm_90", 64, tuning.Configuration(64, 128, 4, 2, descriptors=True))
 
 

@@ -234,7 +234,7 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("how", SPOILED)
-def test_a_broken_file_is_refused(file: Path, tmp_path: Path, how: str) -> None:
+def test_a_broken_file_is_rejected(file: Path, tmp_path: Path, how: str) -> None:
     broken = tmp_path / "plugins-sm_90.json"
     broken.write_text(SPOILED[how](file.read_text()))
     with pytest.raises(EngineFolderError, match=r"plugins-sm_90\.json does not hold kernels"):

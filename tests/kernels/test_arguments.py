@@ -46,7 +46,7 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
     ),
     "layout": (
         lambda a: a | {"k_t": a["k_t"].transpose(2, 3).contiguous().transpose(2, 3)}, ValueError,
-        "k_t must have the channels of a head side by side",
+        "k_t must have contiguous channels",
     ),
     "tokens too far apart": (
         lambda a: {name: x.to("meta") for name, x in a.items()}
@@ -72,7 +72,7 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("what", BAD)
-def test_a_bad_argument_is_named_with_what_was_wanted(op: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_argument_is_named_with_what_was_expected(op: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arguments, "JITFunction", ())  # CPU tensors are right, also where a GPU is
     change, kind, message = BAD[what]
     names = ("q", "k_id", "v_id", "k_t", "v_t")
@@ -101,7 +101,7 @@ def test_cpu_tensors_are_for_the_interpreter_alone(op: str, monkeypatch: pytest.
     ],
     ids=["shape", "dtype", "device"],
 )
-def test_a_bad_shift_is_named_with_what_was_wanted(
+def test_a_bad_shift_is_named_with_what_was_expected(
     shift: Tensor, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arguments, "JITFunction", ())
@@ -119,7 +119,7 @@ def test_a_bad_shift_is_named_with_what_was_wanted(
     ],
     ids=["dimensions", "heads", "no text"],
 )
-def test_bad_values_are_named_with_what_was_wanted(
+def test_bad_values_are_named_with_what_was_expected(
     change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], message: str
 ) -> None:
     _, _, v_id, _, v_t = Case("good").tensors(0, torch.device("cpu"))
@@ -155,10 +155,10 @@ def test_every_launch_is_on_the_tensors_own_gpu(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setattr(
             module, "launchable", lambda kernel, tensor: defaultdict(lambda: lambda *_, **__: inside.append("launch"))
         )
-    for op, wanted in (("mixed_attention", 2), ("merged_cross_attention", 2)):
+    for op, launches in (("mixed_attention", 2), ("merged_cross_attention", 2)):
         inside.clear()
         OPS[op](*Case("small", (9, 7, 5)).tensors(0, device))
-        assert inside == wanted * ["on", "launch", "off"]
+        assert inside == launches * ["on", "launch", "off"]
 
 
 def calls(device: torch.device) -> dict[str, tuple[Any, tuple[Tensor, ...]]]:

@@ -182,7 +182,7 @@ def test_merged_cross_attention_with_the_shift_of_an_earlier_call(case: Case, de
     assert error <= LIMITS[case.dtype], f"relative RMS {error:.1e}"
 
 
-# Three rows' strengths that do not lie side by side in memory, or are one for all.
+# Three rows' strengths that are not contiguous, or are one for all.
 STRENGTHS: dict[str, Callable[[torch.device], Tensor]] = {
     "a column": lambda device: torch.arange(9.0, device=device).div(4).view(3, 3)[:, 0],
     "every second": lambda device: torch.arange(6.0, device=device).div(4)[::2],

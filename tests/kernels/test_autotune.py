@@ -63,7 +63,7 @@ def chosen(level: Level, trials: Sequence[Trial]) -> Entry:
 
 
 @pytest.mark.parametrize("level", [MIXED, MERGED], ids=lambda level: level.name)
-def test_the_fastest_that_is_right_wins(level: Level) -> None:
+def test_the_fastest_correct_candidate_wins(level: Level) -> None:
     entry = chosen(level, tried(level, times(0.431, 0.412, 0.5), SMALL, TALL, LONG))
     assert entry.configuration == TALL
     assert (entry.op, entry.architecture, entry.block_d, entry.even_n) == (level.call.op, "sm_90", 64, level.even_n)
@@ -74,20 +74,20 @@ def test_the_fastest_that_is_right_wins(level: Level) -> None:
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        (lambda out: out.mul_(1.01), "relative RMS error 1.0e-02, at most 1e-03 is right"),
+        (lambda out: out.mul_(1.01), "relative RMS error 1.0e-02, the limit is 1e-03"),
         (lambda out: out[0, 0, 3].fill_(float("nan")), "relative RMS error nan"),
     ],
     ids=["1 % off", "one query not written"],
 )
-def test_a_wrong_one_is_refused_however_fast(
+def test_a_wrong_one_is_rejected_however_fast(
     monkeypatch: pytest.MonkeyPatch, how: Callable[[Tensor], object], reason: str
 ) -> None:
     spoil(monkeypatch, TALL, how)
     trials = tried(MIXED, times(0.431), SMALL, TALL)  # a second time is never asked for
-    assert trials[1].timing is None and reason in trials[1].refusal
+    assert trials[1].timing is None and reason in trials[1].rejection
     entry = chosen(MIXED, trials)
     assert entry.configuration == SMALL
-    assert entry.evidence.endswith("0.431 ms median of 50, no other candidate was right")
+    assert entry.evidence.endswith("0.431 ms median of 50, no other candidate was correct")
 
 
 @pytest.mark.parametrize(
@@ -95,19 +95,19 @@ def test_a_wrong_one_is_refused_however_fast(
     [OutOfResources(263168, 232448, "shared memory"), AssertionError("strides must be 16-byte aligned")],
     ids=["shared memory", "descriptors"],
 )
-def test_one_that_cannot_run_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def refuse(_: Tensor) -> None:
+def test_one_that_cannot_run_is_rejected_with_its_reason(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(_: Tensor) -> None:
         raise error
 
-    spoil(monkeypatch, SMALL, refuse)
+    spoil(monkeypatch, SMALL, fail)
     trials = tried(MIXED, times(0.5), SMALL, TALL)
-    assert trials[0].refusal == f"{type(error).__name__}: {error}".splitlines()[0]
+    assert trials[0].rejection == f"{type(error).__name__}: {error}".splitlines()[0]
     assert chosen(MIXED, trials).configuration == TALL
 
 
 def test_blocks_that_do_not_divide_are_not_for_whole_segments() -> None:
     trials = tried(MIXED, times(0.5), Configuration(32, 128, 4, 2), SMALL)
-    assert trials[0].refusal == "full blocks of 32 × 128, 4 warps, 2 stages do not make up (64, 128)"
+    assert trials[0].rejection == "block_n of 32 × 128, 4 warps, 2 stages does not divide (64, 128)"
     assert chosen(MIXED, trials).configuration == SMALL
 
 
@@ -115,11 +115,11 @@ def test_of_equals_the_first_wins() -> None:
     assert chosen(MIXED, tried(MIXED, times(0.4, 0.4), LONG, SMALL)).configuration == LONG
 
 
-def test_nothing_right_is_an_error_with_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_correct_candidate_is_an_error_with_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     for which in (SMALL, TALL):
         spoil(monkeypatch, which, lambda out: out.zero_())
     trials = tried(MIXED, times(), SMALL, TALL)
-    with pytest.raises(NoCandidateError, match=r"mixed_attention is right for mixed: 32 × 32.*1\.0e\+00.*64 × 32"):
+    with pytest.raises(NoCandidateError, match=r"mixed_attention is correct for mixed: 32 × 32.*1\.0e\+00.*64 × 32"):
         chosen(MIXED, trials)
 
 
@@ -326,6 +326,6 @@ def test_a_level_is_tuned_on_this_gpu() -> None:
     assert all(trial.timing is None or 0 < trial.timing.median < 10 for trial in tuned.trials)
 
 
-def test_one_sample_is_refused() -> None:
+def test_one_sample_is_rejected() -> None:
     with pytest.raises(ValueError, match="samples must be at least 2, got 1"):
         time_on_gpu([lambda: None], samples=1)

@@ -62,7 +62,7 @@ def test_what_follows_runs_with_the_fastest(bench: FakeBench, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     call = ("mixed_attention", hopper, 64, 64, (64, 64))
     trials = [
-        {"configuration": choice.to_dict(), "error": 1e-4, "timing": {**TIMING, "median": median}, "refusal": ""}
+        {"configuration": choice.to_dict(), "error": 1e-4, "timing": {**TIMING, "median": median}, "rejection": ""}
         for choice, median in ((Configuration(64, 32, 4, 2), 0.4), (Configuration(32, 32, 4, 2), 0.3))
     ]
     bench.workload, level = DEMO, DEMO.levels[0].name  # a child knows no other workloads
