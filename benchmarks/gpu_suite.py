@@ -159,7 +159,7 @@ def run(
     """
     seed = torch.seed() % 2**31 if options.seed is None else options.seed
     bench = Bench(device, WORKLOADS[options.model], options.quick, seconds_left, seed)
-    document = {"schema_version": 2, "model": options.model, **machine.describe(device, options.commit),
+    document = {"schema_version": 3, "model": options.model, **machine.describe(device, options.commit),
                 "quick": options.quick}  # fmt: skip
     command = {"date": document["date"], "part": options.part, "only": list(options.only), "seed": seed,
                "seconds": round(seconds_left())}  # fmt: skip

@@ -30,25 +30,25 @@ FORMS = RESULTS / "kernel-forms.json"
 # 9af3aea, whose kernel had a branch around its first loop.
 PRODUCTS = RESULTS / "kernel-products.json"
 NOT_MEASURED = "not yet run on a GPU"
-# ex2 of one multiprocessor in a clock, compute capability 8.x and 9.0 (CUDA C++ Programming Guide, table of the
+# ex2 per clock and SM, compute capability 8.x and 9.0 (CUDA C++ Programming Guide, table of the
 # throughput of native arithmetic instructions).
 EXPONENTIALS_PER_CLOCK = 16
-# Registers and bytes of shared memory of a multiprocessor of compute capability 9.0, and the bytes that each block
+# Registers and bytes of shared memory of an SM of compute capability 9.0, and the bytes that each block
 # takes besides its own (CUDA C++ Programming Guide, table of compute capabilities; Hopper Tuning Guide).
 REGISTERS, SHARED, SHARED_OF_BLOCK = 65536, 228 * 1024, 1024
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a GPU can do at best, by its maker.
+    """The peak rates of a GPU, by its vendor.
 
     Args:
         name: as in the tables.
-        mark: part of the name that the driver tells.
-        teraflops: dense fp16 matrix products with fp32 accumulation, 10¹² operations a second.
-        terabytes: memory bandwidth, 10¹² bytes a second.
-        multiprocessors: number of them.
-        flops_per_clock: dense fp16 operations with fp32 accumulation of one multiprocessor in a clock.
+        mark: part of the name that the driver reports.
+        teraflops: dense fp16 matrix products with fp32 accumulation, 10¹² operations per second.
+        terabytes: memory bandwidth, 10¹² bytes per second.
+        sms: number of SMs.
+        flops_per_clock: dense fp16 operations with fp32 accumulation per clock and SM.
         source: of the rate and the bandwidth.
     """
 
@@ -56,14 +56,14 @@ class Gpu:
     mark: str
     teraflops: float
     terabytes: float
-    multiprocessors: int
+    sms: int
     flops_per_clock: int
     source: str
 
     @property
     def gigahertz(self) -> float:
-        """The clock that the maker's rate is reckoned with."""
-        return self.teraflops * 1e3 / (self.multiprocessors * self.flops_per_clock)
+        """The clock rate that the vendor's peak rate is computed with."""
+        return self.teraflops * 1e3 / (self.sms * self.flops_per_clock)
 
 
 GPUS: Sequence[Gpu] = (
@@ -75,12 +75,12 @@ GPUS: Sequence[Gpu] = (
 
 
 def flops(call: Call) -> int:
-    """Return the operations of both products, Q Kᵀ and P V: 2 a multiplication with its addition."""
+    """Return the operations of both products, Q Kᵀ and P V: 2 per multiply-add."""
     return 4 * exponentials(call) * call.d
 
 
 def exponentials(call: Call) -> int:
-    """Return how many logits there are; each is raised once."""
+    """Return the number of logits: one exponential each."""
     return call.rows * call.heads * call.queries * sum(call.lengths)
 
 
@@ -104,7 +104,7 @@ def hidden_shift_bytes(call: Call) -> int:
 
 def limits(call: Call, gpu: Gpu) -> dict[str, float]:
     """Return the microseconds that each unit needs: matrix products, memory, exponentials."""
-    raised = EXPONENTIALS_PER_CLOCK * gpu.multiprocessors * gpu.gigahertz * 1e3  # a microsecond
+    raised = EXPONENTIALS_PER_CLOCK * gpu.sms * gpu.gigahertz * 1e3  # per microsecond
     return {
         "products": flops(call) / (gpu.teraflops * 1e6),
         "memory": least_bytes(call) / (gpu.terabytes * 1e6),
@@ -112,11 +112,11 @@ def limits(call: Call, gpu: Gpu) -> dict[str, float]:
     }
 
 
-def rounds(call: Call, block_m: int, multiprocessors: int) -> tuple[int, int, float]:
-    """Return tiles, rounds of one tile a multiprocessor, and the share of the rounds that has work."""
+def waves(call: Call, block_m: int, places: int) -> tuple[int, int, float]:
+    """Return tiles, waves of as many tiles as the GPU runs at once, and the share of the waves that has work."""
     tiles = math.ceil(call.queries / block_m) * call.rows * call.heads
-    needed = math.ceil(tiles / multiprocessors)
-    return tiles, needed, tiles / (needed * multiprocessors)
+    needed = math.ceil(tiles / places)
+    return tiles, needed, tiles / (needed * places)
 
 
 def padded(call: Call, block_n: int) -> float:
@@ -125,17 +125,17 @@ def padded(call: Call, block_n: int) -> float:
 
 
 def gpu_table() -> str:
-    """Return one row a GPU."""
-    head = ("GPU", "TFLOP/s", "TB/s", "multiprocessors", "FLOP a clock each", "clock, GHz", "FLOP/byte", "source")
+    """Return one row per GPU."""
+    head = ("GPU", "TFLOP/s", "TB/s", "SMs", "FLOP per clock and SM", "clock, GHz", "FLOP/byte", "source")
     return _markdown(head, [
-        (gpu.name, f"{gpu.teraflops:g}", f"{gpu.terabytes:g}", str(gpu.multiprocessors), str(gpu.flops_per_clock),
+        (gpu.name, f"{gpu.teraflops:g}", f"{gpu.terabytes:g}", str(gpu.sms), str(gpu.flops_per_clock),
          f"{gpu.gigahertz:.2f}", f"{gpu.teraflops / gpu.terabytes:.0f}", gpu.source)
         for gpu in GPUS
     ])  # fmt: skip
 
 
 def call_table() -> str:
-    """Return one row a call: its work."""
+    """Return one row per call: its work."""
     head = ("call", "rows × heads", "queries", "keys", "GFLOP", "MB", "FLOP/byte", "million exponentials")
     return _markdown(head, [
         (f"`{name}`", f"{call.rows} × {call.heads}", str(call.queries), f"{call.identity} + {call.text}",
@@ -146,8 +146,8 @@ def call_table() -> str:
 
 
 def clock_table(d: int = 64) -> str:
-    """Return one row a GPU: what one logit costs one multiprocessor."""
-    head = ("GPU", "products, clocks a logit", "exponential, clocks a logit", "products to exponentials")
+    """Return one row per GPU: what one logit costs an SM."""
+    head = ("GPU", "products, clocks per logit", "exponential, clocks per logit", "products to exponentials")
     raised = 1 / EXPONENTIALS_PER_CLOCK
     return _markdown(head, [
         (gpu.name, f"{4 * d} / {gpu.flops_per_clock} = {4 * d / gpu.flops_per_clock:g}",
@@ -157,7 +157,7 @@ def clock_table(d: int = 64) -> str:
 
 
 def floor_table() -> str:
-    """Return one row a call and GPU: what each unit needs, the floor, and what was measured."""
+    """Return one row per call and GPU: what each unit needs, the floor, and what was measured."""
     head = ("call", "GPU", "products, µs", "memory, µs", "exponentials, µs", "floor, µs", "measured")
     rows = []
     for name, call in SDXL_CALLS.items():
@@ -169,7 +169,7 @@ def floor_table() -> str:
 
 
 def shift_table() -> str:
-    """Return one row a level: the cost of the mean shift in two ways."""
+    """Return one row per level: the cost of the mean shift in two ways."""
     head = ["call", "over keys and values, MB", "by hidden states, MB"]
     for gpu in GPUS:
         head.append(f"{gpu.name}: µs, share of the floor")
@@ -185,15 +185,15 @@ def shift_table() -> str:
     return _markdown(head, rows)
 
 
-def round_table() -> str:
-    """Return one row a level and tile height: how well the tiles fill the chips."""
-    chips = sorted({gpu.multiprocessors for gpu in GPUS})
-    head = ["call", "queries a tile", "tiles", *(f"{chip} multiprocessors: rounds, filled" for chip in chips)]
+def wave_table() -> str:
+    """Return one row per level and tile height: how well the tiles fill the GPUs."""
+    chips = sorted({gpu.sms for gpu in GPUS})
+    head = ["call", "queries per tile", "tiles", *(f"{chip} SMs: waves, filled" for chip in chips)]
     rows = []
     for name, call in SDXL_CALLS.items():
         for block_m in (128, 64):
-            tiles = rounds(call, block_m, 1)[0]
-            cells = [f"{needed}, {filled:.0%}" for _, needed, filled in (rounds(call, block_m, chip) for chip in chips)]
+            tiles = waves(call, block_m, 1)[0]
+            cells = [f"{needed}, {filled:.0%}" for _, needed, filled in (waves(call, block_m, chip) for chip in chips)]
             rows.append((f"`{name}`", str(block_m), str(tiles), *cells))
     return _markdown(head, rows)
 
@@ -207,7 +207,7 @@ def padding_table() -> str:
 
 
 def even_table() -> str:
-    """Return one row an architecture: what the compiler said about mixed attention with d = 64."""
+    """Return one row per architecture: the compiler's report of mixed attention with d = 64."""
     rows = []
     for architecture in ARCHITECTURES:
         cells = [architecture]
@@ -220,7 +220,7 @@ def even_table() -> str:
 
 
 def form_table() -> str:
-    """Return one row a form of mixed attention that is a candidate on Hopper: what the compiler said of it."""
+    """Return one row per form of mixed attention that is a candidate on Hopper: the compiler's report."""
     head = ("form", "registers", "shared memory", "programs per SM", "products in groups", "instructions per 128 keys",
             "any length: registers", "programs per SM")  # fmt: skip
     found: dict[str, dict[bool, dict[str, Any]]] = {}
@@ -296,7 +296,7 @@ def results() -> list[Mapping[str, Any]]:
 
 TABLES = {
     "gpus": gpu_table, "calls": call_table, "clocks": clock_table, "floors": floor_table, "shift": shift_table,
-    "rounds": round_table, "products": product_table, "forms": form_table, "padding": padding_table,
+    "waves": wave_table, "products": product_table, "forms": form_table, "padding": padding_table,
     "even": even_table,
 }  # fmt: skip
 

@@ -174,9 +174,9 @@ def limits(results: Results, card: Mapping[str, Any]) -> Iterator[str]:
             continue
         at_once = result["resources"].get("tiles_at_once")
         if at_once:
-            places = at_once * card["multiprocessors"]
-            tiles, needed, filled = roofline.rounds(call, result["configuration"]["block_m"], places)
-            yield f"{name}: {tiles} tiles, {at_once} at once on an SM: {needed} rounds, {filled:.0%} filled"
+            places = at_once * card["sms"]
+            tiles, needed, filled = roofline.waves(call, result["configuration"]["block_m"], places)
+            yield f"{name}: {tiles} tiles, {at_once} at once on an SM: {needed} waves, {filled:.0%} filled"
         if known is not None:
             units = [f"{unit} {least:.1f} µs" for unit, least in roofline.limits(call, known).items()]
             alone = result["contenders"][ALONE]["median"] * 1e3

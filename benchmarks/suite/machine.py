@@ -43,7 +43,7 @@ def _card(device: torch.device) -> dict[str, Any]:
     asked = ("driver_version", "power.limit")
     return {
         "name": card.name, "uuid": f"GPU-{card.uuid}", "architecture": f"sm_{card.major}{card.minor}",
-        "multiprocessors": card.multi_processor_count, "memory_bytes": card.total_memory,
+        "sms": card.multi_processor_count, "memory_bytes": card.total_memory,
         "l2_bytes": card.L2_cache_size, **_query(device, asked),
     }  # fmt: skip
 

@@ -22,7 +22,7 @@ def suite(bench: FakeBench, tmp_path: Path) -> Suite:
     def restart() -> None:
         raise AssertionError("nothing here is lost")
 
-    document = {"schema_version": 2, "model": "demo"}
+    document = {"schema_version": 3, "model": "demo"}
     return Suite(bench, tmp_path / "result.json", document, restart, quiet=True)
 
 

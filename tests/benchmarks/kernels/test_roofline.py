@@ -41,8 +41,8 @@ def test_the_rates_agree_with_the_clocks(gpu: roofline.Gpu, boost: float) -> Non
 @pytest.mark.parametrize(
     ("block_m", "expected"), [(128, (320, 3, 320 / 396)), (64, (640, 5, 640 / 660))], ids=["128", "64"]
 )
-def test_rounds_of_the_1024_level(block_m: int, expected: tuple[int, int, float]) -> None:
-    assert roofline.rounds(SDXL_CALLS["mixed-1024"], block_m, 132) == pytest.approx(expected)
+def test_waves_of_the_1024_level(block_m: int, expected: tuple[int, int, float]) -> None:
+    assert roofline.waves(SDXL_CALLS["mixed-1024"], block_m, 132) == pytest.approx(expected)
 
 
 def test_programs_that_an_sm_holds() -> None:
@@ -76,7 +76,7 @@ def test_the_sentences_agree_with_the_arithmetic() -> None:
     merge = 4 * MIXED.rows * MIXED.heads * MIXED.queries * MIXED.d * roofline.ELEMENT  # two read, one more, one written
     assert f"({merge / 1e6:.0f} MB at 4096 tokens, {merge / H100.terabytes / 1e6:.1f} µs of an H100's" in text
     level = SDXL_CALLS["mixed-1024"]
-    fills = [roofline.rounds(level, block_m, 132)[2] for block_m in (128, 64)]
+    fills = [roofline.waves(level, block_m, 132)[2] for block_m in (128, 64)]
     assert (
         "tiles of 128 queries fill {:.0%} of a Hopper chip, tiles of 64 fill {:.0%}".format(*fills).replace("%", " %")
         in text

@@ -81,7 +81,7 @@ def test_without_a_gpu_it_is_one_sentence(
 
 def pretend(monkeypatch: pytest.MonkeyPatch, uuid: str = "GPU-1", **changed: str) -> None:
     """Make the suite find an H100 on this machine, with the demo model's calls."""
-    gpu = {"name": "NVIDIA H100 80GB HBM3", "uuid": uuid, "multiprocessors": 132, "driver_version": "580"}
+    gpu = {"name": "NVIDIA H100 80GB HBM3", "uuid": uuid, "sms": 132, "driver_version": "580"}
     facts = {"torch": "2.11.0", "triton": "3.6.0", "cuda": "13.0", "commit": "1234", "changed_files": "",
              "sources": "abcd", "date": "2026-11-23T16:00:00+00:00"}  # fmt: skip
     monkeypatch.setattr(machine, "describe", lambda device, commit: {"gpu": gpu, **facts, **changed})

@@ -95,9 +95,9 @@ def test_what_limits_mixed_attention_is_printed_beside_it() -> None:
     result = {
         "contenders": contenders(0.1, 300.0), "configuration": {"block_m": 128}, "resources": {"tiles_at_once": 2},
     }  # fmt: skip
-    card = {"name": "NVIDIA H200", "multiprocessors": 132}
+    card = {"name": "NVIDIA H200", "sms": 132}
     assert list(goals.limits({"speed mixed-1024 float16": result}, card)) == [
-        "mixed-1024: 320 tiles, 2 at once on an SM: 2 rounds, 61% filled",
+        "mixed-1024: 320 tiles, 2 at once on an SM: 2 waves, 61% filled",
         "mixed-1024: the attention kernel alone takes 90.0 µs; at least: products 21.7 µs, memory 6.6 µs, "
         "exponentials 21.7 µs",
     ]
