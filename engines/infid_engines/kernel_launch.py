@@ -1,7 +1,7 @@
-"""Launching one compiled kernel through the CUDA driver API, with neither Triton nor torch.
+"""Launch one compiled kernel through the CUDA driver API, without Triton and torch.
 
-The launch description says everything: arguments in order, grid and integers as expressions of sizes, block, shared
-memory, and what every address and stride must be a multiple of. Not yet run on a GPU.
+The launch description holds everything that a launch needs: arguments in order, grid and integers as expressions of
+sizes, block size, shared memory, and the alignment of every address and stride. Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, Literal
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.expressions import evaluate, names_in
 
-# Bytes of shared memory that a block has without asking for more, and the driver's largest grid
+# Bytes of shared memory that a block has without opting in to more, and the driver's largest grid
 # (CUDA C++ Programming Guide, table of compute capabilities).
 _DEFAULT_SHARED = 48 * 1024
-_LARGEST_GRID = (2**31 - 1, 65535, 65535)
-_FARTHEST = 2**24 - 1  # elements from token to token: offsets within a block of up to 128 tokens are 32-bit numbers
+_MAX_GRID = (2**31 - 1, 65535, 65535)
+_MAX_TOKEN_STRIDE = 2**24 - 1  # elements: offsets within a block of up to 128 tokens are 32-bit integers
 _INTEGER = "i32"
 
 
@@ -44,8 +44,8 @@ class Kernel:
     Args:
         description: its launch description.
         code: its cubin, or its PTX.
-        form: which of them.
-        choice: why this one, a sentence.
+        form: which of the two `code` is.
+        choice: why this kernel was chosen, in one sentence.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Kernel:
         """
         self._check_sizes(sizes)
         x, y, z = (evaluate(expression, sizes) for expression in self.description["grid"])
-        for axis, extent, largest in zip("xyz", (x, y, z), _LARGEST_GRID, strict=True):
+        for axis, extent, largest in zip("xyz", (x, y, z), _MAX_GRID, strict=True):
             if not 0 < extent <= largest:
                 raise InputError(
                     f"The grid of {self.description['op']} must have 1 to {largest} blocks along {axis}, "
@@ -88,10 +88,10 @@ class Kernel:
             pointers: device address of every tensor, by the argument's name (`q`, `k_id`, …, `out`).
             sizes: `rows`, `heads`, `queries`, `identity_length`, `text_length`.
             strides: elements, by the argument's name (`stride_qn`); those not given are the strides of a tensor that
-                lies in memory as `[B, N, H, d]`.
+                is stored as `[B, N, H, d]`.
 
         Raises:
-            InputError: an argument is missing, unknown, or not a multiple of what the kernel was compiled for.
+            InputError: an argument is missing or unknown, or is not aligned as the kernel was compiled for.
         """
         self._check_sizes(sizes)
         strides = strides or {}
@@ -106,7 +106,7 @@ class Kernel:
             if each["type"] == _INTEGER:
                 value = strides[name] if name in strides else evaluate(each["value"], sizes)
                 self._check_multiple(name, value, each["multiple_of"], "elements")
-                largest = _FARTHEST if name.startswith("stride_") and name.endswith("n") else 2**31 - 1
+                largest = _MAX_TOKEN_STRIDE if name.startswith("stride_") and name.endswith("n") else 2**31 - 1
                 if not 0 <= value <= largest:
                     raise InputError(f"{name} must be 0 to {largest}, got {value}.", fix="Use smaller tensors.")
                 values.append(ctypes.c_int32(value))
@@ -125,9 +125,9 @@ class Kernel:
         sizes: Mapping[str, int],
         strides: Mapping[str, int] | None = None,
     ) -> None:
-        """Enqueue the kernel in the CUDA context that is current; does not wait for it.
+        """Enqueue the kernel in the current CUDA context; does not wait for it.
 
-        The first launch in a context loads the code there, which PTX makes slow: the driver compiles it.
+        The first launch in a context loads the code; for PTX that is slow, since the driver compiles it.
 
         Args:
             stream: handle of the CUDA stream; 0 is the default one.
@@ -161,8 +161,8 @@ class Kernel:
             function = self._checked(driver.cuModuleGetFunction(module, entry), "be found in its code")
             if self.description["shared_bytes"] > _DEFAULT_SHARED:
                 attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                wanted = driver.cuFuncSetAttribute(function, attribute, self.description["shared_bytes"])
-                self._checked(wanted, f"have {self.description['shared_bytes']} bytes of shared memory")
+                status = driver.cuFuncSetAttribute(function, attribute, self.description["shared_bytes"])
+                self._checked(status, f"have {self.description['shared_bytes']} bytes of shared memory")
             self._functions[context] = function
         return self._functions[context]
 
@@ -181,7 +181,7 @@ class Kernel:
         return values[0] if values else None
 
     def _check_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Refuse sizes that are missing, negative or not for this form of the kernel."""
+        """Reject sizes that are missing, negative or not supported by this form of the kernel."""
         for name in self._sizes:
             if name not in sizes:
                 raise InputError(
@@ -216,7 +216,7 @@ class Kernel:
         if value % multiple:
             raise InputError(
                 f"{name} must be a multiple of {multiple} {unit}, got {value}.",
-                fix="Copy the tensor into memory that is aligned so; what cudaMalloc returns is.",
+                fix="Copy the tensor to memory with this alignment, such as what cudaMalloc returns.",
             )
 
 

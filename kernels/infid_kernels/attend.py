@@ -1,7 +1,7 @@
 """The inner loop of both attention kernels: one segment of keys and values under an online softmax.
 
-The state of a tile of queries is (row_max, row_sum, acc): the new_max logit in units of log2, and, relative to it, the
-sum of the exponentials and the values weighted by them (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv
+The state of a tile of queries is (row_max, row_sum, acc): the largest logit in units of log2, and, relative to it, the
+sum of the exponentials and the sum of the values weighted by them (Milakov and Gimelshein, arXiv 1805.02867; Dao, arXiv
 2307.08691).
 """
 

@@ -149,7 +149,7 @@ def measure(
 
 def _trial(level: Level, candidate: Choice, inputs: Sequence[Inputs], expected: torch.Tensor, timer: Timer) -> Trial:
     if level.even_n and not candidate.divides(level.call.lengths):
-        return Trial(candidate, None, None, f"block_n of {label(candidate)} does not divide {level.call.lengths}")
+        return Trial(candidate, None, None, f"its blocks do not divide the lengths {level.call.lengths}")
     error, limit = relative_rms(level.call.launched(inputs[0], candidate, level.even_n), expected), LIMITS[_DTYPE]
     if not error <= limit:  # rejects NaN as well
         return Trial(candidate, error, None, f"relative RMS error {error:.1e}, the limit is {limit:.0e}")

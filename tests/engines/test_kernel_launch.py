@@ -20,13 +20,18 @@ from infid_engines import kernel_launch
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.kernel_bundle import KernelBundle
 from infid_engines.kernel_launch import Kernel, PackedArguments
-from infid_kernels import merged_cross_attention, mixed_attention, tuning
+from infid_kernels import arguments, merged_cross_attention, mixed_attention, tuning, variants
 from infid_kernels.mixed_attention import mixed_attention_reference
 
 KERNELS = ("mean_shift", "value_shift", *tuning.OPS)
 MODULES = [import_module(f"infid_kernels.{name}") for name in ("mean_shift", *tuning.OPS)]
 SIZES = {"rows": 2, "heads": 10, "queries": 1000, "identity_length": 128, "text_length": 64}
 POINTERS = {"q": 4096, "out": 8192}
+
+
+def test_the_limits_are_those_of_the_kernels() -> None:
+    assert kernel_launch._MAX_TOKEN_STRIDE == arguments._MAX_TOKEN_STRIDE
+    assert kernel_launch._DEFAULT_SHARED == variants.DEFAULT_SHARED
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +231,7 @@ def test_what_the_driver_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPatch) 
         kernel.launch(0, POINTERS, SIZES)
 
 
-def test_a_machine_without_the_library_or_the_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_or_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(compiled().launch, b"code", "cubin")
     if not Path("/dev/nvidiactl").exists():
         pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed")

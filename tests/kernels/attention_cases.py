@@ -17,13 +17,13 @@ class Case:
     """One call.
 
     Args:
-        name: readable.
+        name: the id of the test.
         lengths: queries, identity tokens, text tokens.
         d: head size.
         rows: rows of the batch.
         heads: heads.
         dtype: of all tensors.
-        layout: how they lie in memory: `packed` as `[B, N, H, d]`, `heads` as `[B, H, N, d]`, `sliced` out of one
+        layout: how they are stored: `packed` as `[B, N, H, d]`, `heads` as `[B, H, N, d]`, `sliced` out of one
             `[B, N, 3, H, d]` projection.
         content: `normal`, `large` logits, `ties` among the keys, or `means` 1e3 apart.
         strength: s; rows take turns between it and half of it.

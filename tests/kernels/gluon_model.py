@@ -5,8 +5,8 @@ operations of Hopper replaced by what is below. A copy lands as late as its barr
 as late as its wait allows, and everything that hardware would leave to chance is a `HazardError`:
 
 - a buffer is overwritten while a product may read it, or read before its copy was waited for;
-- a barrier is waited for in a phase that never comes or that passed already, armed twice, or gets other bytes than it
-  was armed with;
+- a barrier is waited for in a phase that never comes or that passed already, armed twice, or gets another number of
+  bytes than it expects;
 - a wait by one warpgroup, or a store to shared memory, is not made known to the others by a CTA barrier, or to TMA by
   a fence;
 - a copy, a product or a barrier is left behind, or an element of the output is written twice or not at all.
@@ -51,7 +51,7 @@ class Descriptor:
         return self.matrix.dtype
 
     def read(self, start: int, channel: int) -> Tensor:
-        """Return a block, with zeros for what lies behind the end."""
+        """Return a block, with zeros for what is beyond the end."""
         rows, columns = self.block
         found = torch.zeros(self.block, dtype=self.dtype)
         part = self.matrix[start : start + rows, channel : channel + columns]

@@ -116,7 +116,7 @@ def test_a_library_is_called_as_it_is_declared(library: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("what", ["offset", "stride", "expanded"])
-def test_what_descriptors_cannot_tell_is_computed_without(
+def test_tensors_that_descriptors_cannot_describe_are_computed_without(
     what: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched = choosing(monkeypatch, DESCRIPTORS)
@@ -134,7 +134,7 @@ def test_what_descriptors_cannot_tell_is_computed_without(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs memory that is not torch's own, which here is the CPU's")
-def test_memory_that_is_not_16_bytes_aligned_is_computed_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_is_not_16_byte_aligned_is_computed_without_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     """It begins where the storage does, so only the address tells."""
     launched = choosing(monkeypatch, DESCRIPTORS)
     case, device = Case("foreign"), torch.device("cpu")

@@ -105,9 +105,9 @@ def test_one_that_cannot_run_is_rejected_with_its_reason(monkeypatch: pytest.Mon
     assert chosen(MIXED, trials).configuration == TALL
 
 
-def test_blocks_that_do_not_divide_are_not_for_whole_segments() -> None:
+def test_blocks_that_do_not_divide_the_lengths_are_rejected_for_even_n() -> None:
     trials = tried(MIXED, times(0.5), Configuration(32, 128, 4, 2), SMALL)
-    assert trials[0].rejection == "block_n of 32 × 128, 4 warps, 2 stages does not divide (64, 128)"
+    assert trials[0].rejection == "its blocks do not divide the lengths (64, 128)"
     assert chosen(MIXED, trials).configuration == SMALL
 
 
@@ -212,7 +212,7 @@ def test_merged_cross_attention_tries_the_blocks_with_the_least_padding_first() 
     assert padded == sorted(padded)
 
 
-def test_every_form_has_words_of_its_own() -> None:
+def test_every_candidate_has_its_own_label() -> None:
     labels = [label(each) for each in tuning.candidates("mixed_attention", "sm_90")]
     assert len(set(labels)) == len(labels)
     assert "64 × 128, 4 warps, 2 stages, descriptors" in labels

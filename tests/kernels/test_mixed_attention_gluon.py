@@ -88,7 +88,7 @@ def test_every_number_of_blocks_in_every_number_of_stages(identity: int, text: i
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("d", [64, 128])
 @pytest.mark.parametrize("identity", [0, 24])
-def test_rows_heads_and_a_last_tile_that_is_not_whole(identity: int, d: int, dtype: torch.dtype) -> None:
+def test_rows_heads_and_a_partial_last_tile(identity: int, d: int, dtype: torch.dtype) -> None:
     call = Call("mixed_attention", 2, 3, 39, identity, 40, d)
     assert error(attend_gluon, call, 2, dtype) < LIMITS[dtype]
 

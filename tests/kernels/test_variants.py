@@ -29,7 +29,7 @@ for op in OPS:
 """
 
 
-def test_where_every_candidate_spills_there_still_is_a_second_form_within_48_kb(
+def test_where_every_candidate_spills_there_is_still_a_variant_within_48_kb(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tuned = CANDIDATES[-1]
@@ -52,7 +52,7 @@ def test_where_every_candidate_spills_there_still_is_a_second_form_within_48_kb(
 @pytest.mark.slow
 @pytest.mark.parametrize("d", HEAD_SIZES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_and_head_size_has_two_forms_one_of_them_small(architecture: str, d: int) -> None:
+def test_every_architecture_and_head_size_has_two_variants_one_of_them_small(architecture: str, d: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
     command = [sys.executable, "-c", PROGRAM, architecture, str(d)]
