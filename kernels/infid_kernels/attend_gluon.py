@@ -37,35 +37,33 @@ cta_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 @gluon.jit
 def _load_keys(
-    k_id, k_t, bars, k_s, pair, blocks, id_blocks, id_start, text_start, channel,
+    k_id, k_t, bars, k_s, pair, blocks, offsets,
     D: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Expect the bytes of both halves of a pair, and load its keys; beyond the last pair do nothing."""
     stage = pair % STAGES
     mbarrier.expect(bars.index(stage), 2 * BLOCK_N * D * 2, pred=pair <= blocks)
     block = gl.minimum(pair, blocks - 1)
-    _load(
-        k_id, k_t, bars.index(stage), k_s.index(stage), block, id_blocks, id_start, text_start, channel, pair <= blocks,
-        BLOCK_N,
-    )  # fmt: skip
+    _load(k_id, k_t, bars.index(stage), k_s.index(stage), block, offsets, pair <= blocks, BLOCK_N)
 
 
 @gluon.jit
 def _load_values(
-    v_id, v_t, bars, v_s, pair, blocks, id_blocks, id_start, text_start, channel,
-    BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+    v_id, v_t, bars, v_s, pair, blocks, offsets, BLOCK_N: gl.constexpr, STAGES: gl.constexpr
 ):  # fmt: skip
     """Load the values of a pair whose bytes are expected; beyond the last pair do nothing."""
     stage = pair % STAGES
-    _load(
-        v_id, v_t, bars.index(stage), v_s.index(stage), pair - 1, id_blocks, id_start, text_start, channel,
-        pair <= blocks, BLOCK_N,
-    )  # fmt: skip
+    _load(v_id, v_t, bars.index(stage), v_s.index(stage), pair - 1, offsets, pair <= blocks, BLOCK_N)
 
 
 @gluon.jit
-def _load(identity, text, bar, buffer, block, id_blocks, id_start, text_start, channel, issue, BLOCK_N: gl.constexpr):
-    """Load a block of one head's keys or values into shared memory; blocks from `id_blocks` on are the text's."""
+def _load(identity, text, bar, buffer, block, offsets, issue, BLOCK_N: gl.constexpr):
+    """Load a block of one head's keys or values into shared memory.
+
+    `offsets` are the number of identity blocks, which come first; the row of the descriptor to which
+    block · BLOCK_N is added, for the identity and for the text; and the first channel of the head.
+    """
+    id_blocks, id_start, text_start, channel = offsets
     if block < id_blocks:
         source = identity
         start = id_start
@@ -118,6 +116,7 @@ def mixed_attention_gluon_kernel(
     id_blocks = identity_length // BLOCK_N
     blocks = id_blocks + text_length // BLOCK_N
     id_start, text_start = row * identity_length, row * text_length - identity_length
+    offsets = (id_blocks, id_start, text_start, channel)
     scale = logit_scale * 1.4426950408889634  # log2 e: the exponentials are powers of two
 
     logits_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, BLOCK_N, 16])
@@ -141,10 +140,10 @@ def mixed_attention_gluon_kernel(
     mbarrier.expect(q_bar, BLOCK_M * D * 2)
     async_load(q, [row * queries + tile * BLOCK_M, channel], q_bar, q_s)
     mbarrier.expect(bars.index(0), BLOCK_N * D * 2)
-    _load(k_id, k_t, bars.index(0), k_s.index(0), 0, id_blocks, id_start, text_start, channel, True, BLOCK_N)
+    _load(k_id, k_t, bars.index(0), k_s.index(0), 0, offsets, True, BLOCK_N)
     for i in gl.static_range(1, STAGES):
-        _load_keys(k_id, k_t, bars, k_s, i, blocks, id_blocks, id_start, text_start, channel, D, BLOCK_N, STAGES)
-        _load_values(v_id, v_t, bars, v_s, i, blocks, id_blocks, id_start, text_start, channel, BLOCK_N, STAGES)
+        _load_keys(k_id, k_t, bars, k_s, i, blocks, offsets, D, BLOCK_N, STAGES)
+        _load_values(v_id, v_t, bars, v_s, i, blocks, offsets, BLOCK_N, STAGES)
 
     delta_k = gl.convert_layout(gl.sum(_shift_parts(shift_k, row_head, D, SPLITS), 0), channel_layout)
     mbarrier.wait(q_bar, 0)
@@ -161,8 +160,8 @@ def mixed_attention_gluon_kernel(
     logits = warpgroup_mma(q_s, k_s.index(0).permute((1, 0)), no_logits, use_acc=False, is_async=True)
     logits = warpgroup_mma_wait(0, deps=(logits,))
     cta_barrier()
-    _load_keys(k_id, k_t, bars, k_s, STAGES, blocks, id_blocks, id_start, text_start, channel, D, BLOCK_N, STAGES)
-    _load_values(v_id, v_t, bars, v_s, STAGES, blocks, id_blocks, id_start, text_start, channel, BLOCK_N, STAGES)
+    _load_keys(k_id, k_t, bars, k_s, STAGES, blocks, offsets, D, BLOCK_N, STAGES)
+    _load_values(v_id, v_t, bars, v_s, STAGES, blocks, offsets, BLOCK_N, STAGES)
     p, row_max, row_sum, id_sum, alpha = _softmax(logits, row_max, row_sum, id_sum, logit_bias, id_blocks > 0, scale)
     p = gl.convert_layout(p.to(q.dtype), p_layout)
 
@@ -173,9 +172,7 @@ def mixed_attention_gluon_kernel(
         acc = warpgroup_mma(p, v_s.index(stage), acc, is_async=True)
         logits = warpgroup_mma_wait(1, deps=(logits,))
         cta_barrier()
-        _load_keys(
-            k_id, k_t, bars, k_s, block + STAGES, blocks, id_blocks, id_start, text_start, channel, D, BLOCK_N, STAGES
-        )
+        _load_keys(k_id, k_t, bars, k_s, block + STAGES, blocks, offsets, D, BLOCK_N, STAGES)
         next_p, row_max, row_sum, id_sum, alpha = _softmax(
             logits, row_max, row_sum, id_sum, logit_bias, block < id_blocks, scale
         )
@@ -183,9 +180,7 @@ def mixed_attention_gluon_kernel(
         # the wait keeps the registers of p alive until P V is complete, and makes next_p ready before it
         acc, p, _ = warpgroup_mma_wait(0, deps=(acc, next_p, p))
         cta_barrier()
-        _load_values(
-            v_id, v_t, bars, v_s, block + STAGES, blocks, id_blocks, id_start, text_start, channel, BLOCK_N, STAGES
-        )
+        _load_values(v_id, v_t, bars, v_s, block + STAGES, blocks, offsets, BLOCK_N, STAGES)
         acc = acc * gl.convert_layout(alpha, out_row_layout)[:, None]
 
     shift_v_parts = _shift_parts(shift_v, row_head, D, SPLITS)
