@@ -26,7 +26,6 @@ from infid_kernels.measure import SDXL_CALLS, Call
 from infid_kernels.sass import SHARED_LIMIT, MachineCode, read_machine_code
 from infid_kernels.targets import ARCHITECTURES, TUNED_HEAD_SIZES
 from infid_kernels.tuning import CANDIDATES, OPS, TABLE, Configuration, Entry, candidates, table, write
-from benchmarks.kernels.roofline import EXPONENTIALS_PER_CLOCK, GPUS, at_once, padded
 
 _HOPPER = "sm_90"
 _ISSUED_PER_CLOCK = 4  # instructions of an SM, one per scheduler
