@@ -138,6 +138,7 @@ def test_a_bundle_of_the_tables_own_configuration(
             "op": op, "architecture": architecture, "ptx_target": "sm_90a", "dtype": "float16", "head_size": d,
             "configuration": tiles.to_dict(), "constants": {"EVEN_N": even_n, "BLOCK_N": tiles.block_n}, "grid": [],
             "arguments": [], "shared_bytes": 0,
+            "multiples": {"TEXT_LENGTH": tiles.block_n} if even_n else {},
         }  # fmt: skip
         return CompiledKernel("ptx", b"cubin", launch)
 
