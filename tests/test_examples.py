@@ -112,8 +112,8 @@ def test_web_handler(server: Any, portrait: Image.Image) -> None:
     status, answer = post(server, "/people", b"no photo")
     assert status == 400
     assert json.loads(answer)["fix"]
-    refused = [("/pictures", b"{}"), ("/pictures", b"[1]"), ("/people", b""), ("/nowhere", b"x")]
-    assert [post(server, path, body)[0] for path, body in refused] == [400, 400, 413, 404]
+    rejected = [("/pictures", b"{}"), ("/pictures", b"[1]"), ("/people", b""), ("/nowhere", b"x")]
+    assert [post(server, path, body)[0] for path, body in rejected] == [400, 400, 413, 404]
     taken = [server.places.acquire(blocking=False) for _ in range(8)]
     assert all(taken)
     assert post(server, "/pictures", json.dumps(asked).encode())[0] == 429

@@ -28,11 +28,11 @@ def test_table_walks_as_diffusers(steps):
 
 # 1000 steps would start at timestep 1000, for which diffusers has no noise level either (IndexError)
 @pytest.mark.parametrize("steps", [0, -1, 1000, 1001, 2.5, True])
-def test_impossible_step_counts_are_refused(steps):
+def test_impossible_step_counts_are_rejected(steps):
     with pytest.raises(InputError, match="from 1 to 999"):
         ddim_table(SDXL_SCHEDULER, steps)
 
 
-def test_other_predictions_are_refused():
+def test_other_predictions_are_rejected():
     with pytest.raises(InputError, match="prediction_type"):
         ddim_table({**SDXL_SCHEDULER, "prediction_type": "v_prediction"}, 30)

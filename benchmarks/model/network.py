@@ -80,7 +80,7 @@ class Network:
 
     def component(self, name: str, dtype: torch.dtype) -> nn.Module:
         """Return a component on the device, in channels_last layout on a GPU, in evaluation mode."""
-        from infid_export.model.components import brought, build_component
+        from infid_export.model.components import build_component, cast_module
 
         if self._draws:
             module = build_component(name, self.architecture, self.config)
@@ -89,7 +89,7 @@ class Network:
             module.load_state_dict(weights, strict=False, assign=True)
         else:
             module = self._source.load(name, dtype)
-        module = brought(module, dtype, self.bench.device).eval().requires_grad_(False)
+        module = cast_module(module, dtype, self.bench.device).eval().requires_grad_(False)
         return nn.Module.to(module, memory_format=torch.channels_last) if self.bench.on_gpu else module
 
     def unet(self, dtype: torch.dtype) -> Any:

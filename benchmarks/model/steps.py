@@ -68,9 +68,9 @@ def _step(network: Network, ops: str, arguments: dict[str, Any]) -> Sequence[Ten
 
 def _exact(network: Network, arguments: dict[str, Any], wide: torch.dtype) -> Sequence[Tensor]:
     from infid_export.export.graphs.denoise_step import DENOISE_STEP
-    from infid_export.model.components import brought
+    from infid_export.model.components import cast_module
 
-    unet = brought(copy.deepcopy(network.unet(network.dtype("triton"))), wide)
+    unet = cast_module(copy.deepcopy(network.unet(network.dtype("triton"))), wide)
     narrow = network.dtype("triton")
     given = {name: each.to(wide) if each.dtype == narrow else each for name, each in arguments.items()}
     with whole_fp32():

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
 
 
 def require_trained(path: Path, with_text: bool) -> None:
-    """Refuse identity weights of the other training.
+    """Reject identity weights of the other training.
 
     Raises:
         InputError: they were trained the other way, or are no identity weights.

@@ -30,7 +30,7 @@ class BuildRequest:
         onnx: the graph.
         output: the engine file to write.
         target: GPU architecture (`sm_89`).
-        inputs: the graph's inputs; ranges among their dimensions become one optimisation profile.
+        inputs: the graph's inputs; ranges among their dimensions become one optimization profile.
         refit: make the weights replaceable.
         strip: leave the weights out.
         optimization_level: the builder's level, 0 to 5; None is its default.
@@ -224,7 +224,7 @@ class CheckedInputs:
     specs: Mapping[str, TensorSpec] = field(default_factory=dict)
 
     def check(self, arrays: Arrays, names: set[str] | None = None) -> None:
-        """Refuse a missing, unknown, mistyped or misshapen input.
+        """Reject a missing, unknown, mistyped or misshapen input.
 
         Raises:
             InputError: names the input, what was wanted and what was got.

@@ -31,7 +31,7 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: it is not UTF-8 or not JSON, is nested too deeply, or holds a number that is not finite.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(text, parse_constant=_reject_constant, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
 
 
 def require_plain(path: Path) -> None:
-    """Refuse what is no plain file: a pipe would be waited for, and a device may never end.
+    """Reject what is no plain file: a pipe would be waited for, and a device may never end.
 
     Raises:
         OSError: it is none, or is not there.
@@ -105,7 +105,7 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _refuse_constant(name: str) -> float:
+def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON's")
 
 

@@ -1,6 +1,6 @@
 """The errors of infid-export: one base class, messages that say what to do.
 
-Every message names what was expected, what was got, and the action that mends it. The command line
+Every message names what was expected, what was got, and the action that fixes it. The command line
 prints it without a traceback and exits with code 1; any other exception is a fault of ours (exit code 2).
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class InfidError(Exception):
-    """A problem the user can mend.
+    """A problem the user can fix.
 
     Args:
         problem: what was expected and what was got, one sentence.

@@ -1,7 +1,7 @@
 """Writing an engine folder as a transaction: nothing is valid until everything is.
 
-Work goes into a sibling `.<name>.building`, artefact by artefact, each with a record of what it was made from.
-An interrupted build finds the finished artefacts there. At the end the sibling and the folder are exchanged in
+Work goes into a sibling `.<name>.building`, artifact by artifact, each with a record of what it was made from.
+An interrupted build finds the finished artifacts there. At the end the sibling and the folder are exchanged in
 one system call, so a reader sees the old folder or the new one. A lock keeps two builds apart.
 """
 
@@ -117,7 +117,7 @@ class FolderTransaction:
         self._held.close()
 
     def find(self, name: str, fields: Mapping[str, Any]) -> FileRecord | None:
-        """Return the record of an artefact made from exactly these fields, staged or in the old folder.
+        """Return the record of an artifact made from exactly these fields, staged or in the old folder.
 
         One in the old folder is linked into the staging folder.
         """
@@ -152,7 +152,7 @@ class FolderTransaction:
         return self._damage[name]
 
     def staged(self, name: str) -> FileRecord | None:
-        """Return the record of an artefact that is whole in the staging folder."""
+        """Return the record of an artifact that is whole in the staging folder."""
         record_path = self._record_path(name)
         path = self.staging / name
         if not record_path.is_file() or not path.is_file():
@@ -165,7 +165,7 @@ class FolderTransaction:
         return found if whole else None
 
     def place(self, name: str, fields: Mapping[str, Any], write: Callable[[Path], Written | None]) -> FileRecord:
-        """Make an artefact.
+        """Make an artifact.
 
         Args:
             name: path within the folder.
@@ -173,7 +173,7 @@ class FolderTransaction:
             write: writes the file it is given; may say what it knows of it.
 
         Returns:
-            The record, kept beside the artefact so that a later build finds it.
+            The record, kept beside the artifact so that a later build finds it.
 
         Raises:
             DiskFullError: the disk is full.
@@ -191,17 +191,17 @@ class FolderTransaction:
         return made
 
     def path(self, name: str) -> Path:
-        """Return where an artefact is staged, with its folder made."""
+        """Return where an artifact is staged, with its folder made."""
         path = self.staging / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def discard(self) -> None:
-        """Throw the staged artefacts away."""
+        """Throw the staged artifacts away."""
         shutil.rmtree(self.staging, ignore_errors=True)
 
     def commit(self, manifest: Manifest, extra: Mapping[str, Any]) -> None:
-        """Make the staged artefacts the engine folder.
+        """Make the staged artifacts the engine folder.
 
         Args:
             manifest: the table of contents; files it does not list are left out.

@@ -160,7 +160,7 @@ class Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    """Refuse what no build writes: impossible sizes, and files outside the folder.
+    """Reject what no build writes: impossible sizes, and files outside the folder.
 
     Raises:
         ValueError: names the entry.

@@ -14,7 +14,7 @@ from infid_engines.progress import Stage
 if TYPE_CHECKING:
     import numpy as np
 
-# Above this, optimising the graph would hold an fp32 copy of every fp16 weight (the CPU kernels are fp32):
+# Above this, optimizing the graph would hold an fp32 copy of every fp16 weight (the CPU kernels are fp32):
 # 10 GB more for SDXL. Below it the copy is worth its speed.
 LARGE_WEIGHTS = 1 << 31
 
@@ -124,7 +124,7 @@ class OnnxRuntimeBackend(Backend):
 
 
 def _check_names(path: Path, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-    """Refuse a graph whose inputs or outputs are not those that the manifest names.
+    """Reject a graph whose inputs or outputs are not those that the manifest names.
 
     Raises:
         EngineFolderError: names the first that differs.

@@ -79,7 +79,7 @@ class TensorRTBackend(Backend):
         """Parse the graph and build its engine.
 
         Raises:
-            BuildError: the parser or the builder refused the graph.
+            BuildError: the parser or the builder rejected the graph.
         """
         trt = self._library()
         if request.plugins is not None:

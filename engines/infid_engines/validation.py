@@ -127,7 +127,7 @@ def texts_of(name: str, value: Any, fix: str) -> list[str]:
 
 
 def require_methods(name: str, value: Any, methods: tuple[str, ...], fix: str) -> None:
-    """Refuse an object that lacks methods that will be called, such as `is_set` of an event; None passes.
+    """Reject an object that lacks methods that will be called, such as `is_set` of an event; None passes.
 
     Raises:
         InputError: it lacks one.
@@ -137,7 +137,7 @@ def require_methods(name: str, value: Any, methods: tuple[str, ...], fix: str) -
 
 
 def require_callable(name: str, value: Any, fix: str) -> None:
-    """Refuse what cannot be called; None passes.
+    """Reject what cannot be called; None passes.
 
     Raises:
         InputError: it cannot.

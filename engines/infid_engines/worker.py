@@ -35,7 +35,7 @@ def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> in
         The largest memory of that process, in bytes.
 
     Raises:
-        BuildError: the builder refused the graph, or the process was killed.
+        BuildError: the builder rejected the graph, or the process was killed.
     """
     kind = type(get_backend(backend))
     job = {"module": kind.__module__, "class": kind.__qualname__, **asdict(request)}

@@ -102,8 +102,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         report = build(options, reporter)
     show_parity(report.parity, output)
     show_engines(report.folder, report.manifest, output)
-    output.table("Made now, and why", ("artefact", "why"), [(name, why) for name, why in report.made.items()])
-    output.table("Already there", ("artefact",), [(name,) for name in report.kept])
+    output.table("Made now, and why", ("artifact", "why"), [(name, why) for name, why in report.made.items()])
+    output.table("Already there", ("artifact",), [(name,) for name in report.kept])
     output.line(f"{shown(report.folder)}: {len(report.made)} made, {len(report.kept)} kept, {report.seconds:.1f} s")
     output.document(
         {
@@ -134,7 +134,7 @@ def _dry_run(options: BuildOptions, output: Output) -> int:
          size(row.bytes), size(row.peak_bytes), row.state)
         for row in rows
     ]  # fmt: skip
-    columns = ("artefact", "inputs", "parameters", "size", "peak memory", "state")
+    columns = ("artifact", "inputs", "parameters", "size", "peak memory", "state")
     output.table("Plan", columns, cells, numbers=("parameters", "size", "peak memory"))
     total = sum(row.bytes for row in rows)
     highest = max((row.peak_bytes for row in rows if row.state != "cached"), default=0)

@@ -1,4 +1,4 @@
-"""`infid-export doctor`: what is installed, what does not fit together, and the command that mends it.
+"""`infid-export doctor`: what is installed, what does not fit together, and the command that fixes it.
 
 Versions come from the installed packages' metadata; nothing is imported here. The one import that has to be tried,
 torchvision beside torch, is tried in a process of its own.
@@ -96,10 +96,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is broken, and the command that mends it."""
+    """Something that is broken, and the command that fixes it."""
 
     what: str
-    mend: str
+    fix: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     findings = diagnose(machine)
     for finding in findings:
         output.line(f"BROKEN {finding.what}")
-        output.line(f"  fix: {finding.mend}")
+        output.line(f"  fix: {finding.fix}")
     if not findings:
         output.line("Everything that is installed fits together.")
     document = {**asdict(machine), "python": python, "findings": [asdict(finding) for finding in findings]}
@@ -164,7 +164,7 @@ def look() -> Machine:
 
 
 def diagnose(machine: Machine) -> list[Finding]:
-    """Return everything that is broken, each with the command that mends it."""
+    """Return everything that is broken, each with the command that fixes it."""
     return [*_old_or_missing(machine), *_alternatives(machine), *_torch_family(machine), *_cuda(machine)]
 
 
@@ -244,8 +244,8 @@ def _cuda(machine: Machine) -> list[Finding]:
         needed |= builds
         if len(builds) > 1:
             names, cudas = " ".join([*builds, backend.name]), " and for CUDA ".join(map(str, builds.values()))
-            mend = f"pip uninstall -y {names} && {backend.extras[0].install}"
-            found.append(Finding(f"{backend.name} is installed for CUDA {cudas}", mend))
+            fix = f"pip uninstall -y {names} && {backend.extras[0].install}"
+            found.append(Finding(f"{backend.name} is installed for CUDA {cudas}", fix))
     if machine.gpu is None:
         return found  # without a driver there is nothing it could disagree with
     major = machine.gpu.cuda[0]

@@ -45,15 +45,15 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from infid_export.runtime.pipeline import Pipeline
 
     others = [(Person.load(path), share) for path, share in shares]
-    neighbours = [Person.load(path) for path in arguments.stack]
+    neighbors = [Person.load(path) for path in arguments.stack]
     with Pipeline.load(arguments.engines, arguments.backend, arguments.device) as pipe:
         output.note(pipe.choice)
         person = enrolled(pipe, arguments.photos, arguments.face_index, output)
     faces = person.faces
     if others:
         person = mix([(person, own), *others])
-    if neighbours:
-        person = stack([person, *neighbours])
+    if neighbors:
+        person = stack([person, *neighbors])
     person.save(arguments.output)
     output.line(str(arguments.output))
     document = {"person": arguments.output, "tokens": person.identity_tokens.shape[1], "model": person.model}

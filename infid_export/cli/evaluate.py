@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--set", type=Path, metavar="FILE", help="people, prompts and seeds in one JSON file instead")
     scorers = parser.add_argument_group("scorers; default: the demo model's own, for drawn people")
     scorers.add_argument("--clip", nargs=2, metavar=("NAME", "FILE"), help="OpenCLIP architecture and its checkpoint")
-    scorers.add_argument("--facenet", type=Path, metavar="FILE", help="FaceNet-type recogniser (ONNX)")
+    scorers.add_argument("--facenet", type=Path, metavar="FILE", help="FaceNet-type recognizer (ONNX)")
     scorers.add_argument(
         "--facenet-scale", choices=("signed", "unit", "whitened", "raw"), default="signed",
         help="pixels in [−1, 1], in [0, 1], or of mean 0 and deviation 1 (signed)",
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Evaluate, and print the scores; exit code 1 if a score is lost against another evaluation."""
-    _refuse_without_effect(arguments)
+    _reject_without_effect(arguments)
     from infid_export.evaluation.evaluation import Evaluation, evaluate
     from infid_export.evaluation.results import ResultFolder
 
@@ -109,8 +109,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return 0 if gate is None or gate.passed else 1
 
 
-def _refuse_without_effect(arguments: argparse.Namespace) -> None:
-    """Refuse arguments that another one makes idle.
+def _reject_without_effect(arguments: argparse.Namespace) -> None:
+    """Reject arguments that another one makes idle.
 
     Raises:
         InputError: names the argument and the other.
@@ -130,7 +130,7 @@ def _refuse_without_effect(arguments: argparse.Namespace) -> None:
         (arguments.set is not None, whole_set, "--set, which has people, prompts and seeds of its own"),
         (arguments.model is not None, running, "--model, which runs PyTorch"),
         (arguments.model is None, model, "engines; it is for --model"),
-        (arguments.facenet is None, facenet, "the demo model's own recogniser; it is for --facenet"),
+        (arguments.facenet is None, facenet, "the demo model's own recognizer; it is for --facenet"),
     ):
         names = [name for name, value in given.items() if value]
         if idle and names:

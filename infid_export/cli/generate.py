@@ -111,7 +111,7 @@ def _save(images: Sequence[Image], paths: Sequence[Path]) -> None:
 
 
 def output_paths(path: Path, count: int) -> list[Path]:
-    """Return one path a picture, refusing one that cannot be written before any work is done.
+    """Return one path a picture, rejecting one that cannot be written before any work is done.
 
     Raises:
         InputError: the folder is missing or not writable, or the ending is unknown.
@@ -125,7 +125,7 @@ def output_paths(path: Path, count: int) -> list[Path]:
 
 
 def require_writable(path: Path) -> None:
-    """Refuse a path that cannot be written, by writing beside it what a real output would write.
+    """Reject a path that cannot be written, by writing beside it what a real output would write.
 
     Raises:
         InputError: its folder is missing or not writable, or it is a folder itself.

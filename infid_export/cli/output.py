@@ -28,7 +28,7 @@ _STYLES = {"PASSED": "green", "FAILED": "bold red", "missing": "red", "BROKEN": 
 
 
 class Output:
-    """The one place that prints; the words carry the meaning, colour only repeats it.
+    """The one place that prints; the words carry the meaning, color only repeats it.
 
     Args:
         as_json: print one JSON document instead of tables and lines.

@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--crop-size", type=int, default=224, metavar="PX", help="of aligned faces (224, ViT-H/14's)")
     parser.add_argument(
-        "--single-photo", choices=("refuse", "own-pair"), default="refuse",
-        help="people with one usable photo: leave out, or pair the photo with itself (refuse)",
+        "--single-photo", choices=("reject", "own-pair"), default="reject",
+        help="people with one usable photo: leave out, or pair the photo with itself (reject)",
     )  # fmt: skip
     parser.add_argument("--validation", type=float, default=0.05, metavar="SHARE", help="of people held out (0.05)")
     parser.add_argument("--split-seed", dest="seed", type=int, default=0, metavar="N", help="of who is held out (0)")
@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     )  # fmt: skip
     if arguments.recognizer is None and arguments.detector != "drawn":
         raise InputError(
-            "There is nothing to recognise faces in photos with.",
-            fix="Give an ArcFace-type recogniser with --recognizer FILE; for drawn people --detector drawn brings one.",
+            "There is nothing to recognize faces in photos with.",
+            fix="Give an ArcFace-type recognizer with --recognizer FILE; for drawn people --detector drawn brings one.",
         )
     kind = arguments.detector or "centerface"
     with output.progress() as reporter, output.warnings_as_notes(), recognizer_file(arguments.recognizer) as recognizer:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from infid_export.model.sources import ModelSource
     from infid_training.run_options import TrainOptions
 
-# Written here and not imported: help must not import what the options' neighbours import.
+# Written here and not imported: help must not import what the options' neighbors import.
 _SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 # Of an A100 in bf16 312 are promised; that 40 % of them are reached is an assumption, no GPU has been measured.
 _TFLOPS = 125.0
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments; most are fields of `TrainOptions`."""
     parser.add_argument("shards", type=Path, nargs="?", metavar="SHARDS", help="folder that `prepare` wrote")
     parser.add_argument("-o", "--output", type=Path, default=Path("run"), metavar="DIR", help="run folder (run)")
-    parser.add_argument("--no-resume", action="store_true", help="refuse a run folder that has checkpoints")
+    parser.add_argument("--no-resume", action="store_true", help="reject a run folder that has checkpoints")
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="demo", help=MODEL_HELP)
     model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")

@@ -1,4 +1,4 @@
-"""M_FaceNet's encoder: a face detector, and a FaceNet-type recogniser in ONNX.
+"""M_FaceNet's encoder: a face detector, and a FaceNet-type recognizer in ONNX.
 
 FaceNet (Schroff et al., arXiv 1503.03832) has been exported in many forms, so the crop's size and its layout are read
 from the model, and how pixels are scaled and what is cropped are options.
@@ -55,14 +55,14 @@ class DetectedFaceScorer:
 
     Args:
         detector: finds the faces.
-        onnx_path: recogniser with one input, `[N, 3, S, S]` or `[N, S, S, 3]` fp32 RGB with a fixed S, N 1 or free, and
+        onnx_path: recognizer with one input, `[N, 3, S, S]` or `[N, S, S, 3]` fp32 RGB with a fixed S, N 1 or free, and
             one output `[N, D]`. It is run once here, so that a wrong model is found at once.
         scale: `signed` is [−1, 1], `unit` is [0, 1], `whitened` has mean 0 and deviation 1 in each crop, `raw` is 0 to
             255, for a model whose first nodes scale its pixels.
         crop: `aligned` warps eyes, nose and mouth to ArcFace's places; `box` cuts out the detector's box with a
             margin, which is what FaceNet's authors did.
         detector_name: of the detector, for `describe`.
-        model_name: of the recogniser, for `describe`; None is the file's hash.
+        model_name: of the recognizer, for `describe`; None is the file's hash.
 
     Raises:
         InputError: the model is missing, has other shapes or scales its pixels itself, or there is no such scale or
@@ -94,12 +94,12 @@ class DetectedFaceScorer:
             )
         output = self._run(np.zeros((self._size, self._size, 3), np.uint8), onnx_path)
         if output.ndim != 2 or output.shape[0] != 1:
-            raise InputError(f"{onnx_path} gives {list(output.shape)}, not [N, D].", fix="Use a face recogniser.")
+            raise InputError(f"{onnx_path} gives {list(output.shape)}, not [N, D].", fix="Use a face recognizer.")
         options = {"size": self._size, "scale": scale, "crop": crop, "detector": detector_name}
         self._described = {"model": model_name or sha256_file(onnx_path), **options}
 
     def describe(self) -> dict[str, Any]:
-        """Return the recogniser's hash and how faces are cropped and scaled."""
+        """Return the recognizer's hash and how faces are cropped and scaled."""
         return dict(self._described)
 
     def embed_faces(self, images: Sequence[Image.Image]) -> list[Array | None]:
@@ -117,7 +117,7 @@ class DetectedFaceScorer:
             return align(photo, face.landmarks, ARCFACE_TEMPLATE, self._size)
         left, top, right, bottom = face.box
         reach = max(right - left, bottom - top) * (0.5 + _MARGIN)
-        x, y = (left + right + 1) / 2, (top + bottom + 1) / 2  # a box counts from the first pixel's centre
+        x, y = (left + right + 1) / 2, (top + bottom + 1) / 2  # a box counts from the first pixel's center
         square = Image.fromarray(photo).transform(
             (self._size, self._size),
             Image.Transform.EXTENT,
@@ -133,7 +133,7 @@ class DetectedFaceScorer:
             outputs = self._session.run(None, {self._input: np.ascontiguousarray(batch)})
         except Exception as error:  # onnxruntime's exception types are not public
             raise InputError(
-                f"{path or 'The face recogniser'} cannot be run ({error}).", fix="Export or copy it again."
+                f"{path or 'The face recognizer'} cannot be run ({error}).", fix="Export or copy it again."
             ) from error
         embedding: Array = outputs[0]
         return embedding
@@ -147,5 +147,5 @@ def _layout(path: Path, shape: list[int | str | None]) -> tuple[bool, int]:
                 return first, side[0]
     raise InputError(
         f"{path} takes {shape or 'no single fp32 tensor'}, not [N, 3, S, S] or [N, S, S, 3] in fp32 with a fixed S.",
-        fix="Export the recogniser with a fixed crop size and batch 1 or free.",
+        fix="Export the recognizer with a fixed crop size and batch 1 or free.",
     )

@@ -152,7 +152,7 @@ class ReferenceGenerator:
         from infid_export.model.reference_pipeline import InfiniteIDPipeline
 
         self._settings = PromptSampling.chosen(source.architecture.sampling, settings)
-        # refused here, before the base model is loaded
+        # rejected here, before the base model is loaded
         (source.config if identity is None else read_config(identity)).with_choices(**(choices or {}))
         self._reader = reader
         self._pipe: Any = InfiniteIDPipeline.from_source(source)
@@ -219,16 +219,16 @@ def open_reference(
         identity: identity weights; of a built-in model they replace its own.
         image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint.
         seed: of random weights.
-        recognizer: the ArcFace-type recogniser that the identity weights were trained with; None is the demo model's.
+        recognizer: the ArcFace-type recognizer that the identity weights were trained with; None is the demo model's.
         face_detector: see `open_detector`.
 
     Raises:
-        InputError: the model cannot be found or lacks a part, or needs a recogniser.
+        InputError: the model cannot be found or lacks a part, or needs a recognizer.
     """
     source = open_source(model, identity=identity, image_encoder=image_encoder, seed=seed)
     if recognizer is None and model != "demo":
         raise InputError(
-            f"The model {model} has no face recogniser of its own.",
+            f"The model {model} has no face recognizer of its own.",
             fix="Give an ArcFace-type one with --recognizer FILE.",
         )
     detector, _ = open_detector(face_detector)

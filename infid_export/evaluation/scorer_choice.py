@@ -23,7 +23,7 @@ def open_scorers(
 
     Args:
         clip: OpenCLIP's name of an architecture and its checkpoint; None is the demo model's own pair.
-        facenet: FaceNet-type recogniser, see `DetectedFaceScorer`; None is the demo model's second recogniser, which
+        facenet: FaceNet-type recognizer, see `DetectedFaceScorer`; None is the demo model's second recognizer, which
             its generator has never seen.
         facenet_scale: how pixels are scaled for it.
         facenet_crop: what is cropped for it.

@@ -76,7 +76,7 @@ class EvaluationSet:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        """Refuse an empty set and repetitions."""
+        """Reject an empty set and repetitions."""
         parts: dict[str, Sequence[Any]] = {
             "people": [subject.name for subject in self.people],
             "prompts": [prompt.text for prompt in self.prompts],

@@ -42,7 +42,7 @@ class BuildOptions:
         seed: of `random-sdxl`'s weights.
         refit: build TensorRT engines whose weights can be replaced.
         strip: leave the weights out of TensorRT engines.
-        optimization_level: TensorRT's builder optimisation level (0 to 5); None is its default.
+        optimization_level: TensorRT's builder optimization level (0 to 5); None is its default.
         kernels: what attends inside TensorRT engines: its `native` operators, or the `triton` kernels as plugins.
         tuning: a file that `infid-export tune` wrote, whose choices the `triton` kernels take before the table's.
     """
@@ -80,7 +80,7 @@ class BuildOptions:
     tuning: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse impossible values, each with a sentence that says what is possible."""
+        """Reject impossible values, each with a sentence that says what is possible."""
         settle_fields(self)
         for name in ("height", "width", "parity_size"):
             value = getattr(self, name)

@@ -11,7 +11,7 @@ from infid_export.export.build_options import BuildOptions
 from infid_export.export.code_keys import code_hash
 from infid_export.export.face_models import detector_fingerprint
 from infid_export.export.writers import Writers
-from infid_export.faces.detection import INSIGHTFACE_LICENCE, InsightFaceDetector
+from infid_export.faces.detection import INSIGHTFACE_LICENSE, InsightFaceDetector
 from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.model.encoder_record import encoder_notes
 from infid_export.model.shipped import fingerprint
@@ -44,7 +44,7 @@ def face_files(
         fields = {"recognizer": sha256_file(options.recognizer)}
         if recognizer.range != "signed":  # people who were enrolled before this was seen have other embeddings
             fields["pixels"] = recognizer.range
-        notes += (f"face recognizer: {options.recognizer}, pixels {recognizer.range}. {INSIGHTFACE_LICENCE}",)
+        notes += (f"face recognizer: {options.recognizer}, pixels {recognizer.range}. {INSIGHTFACE_LICENSE}",)
     elif source.name == "demo":
         used = fingerprint("recognizer"), "the demo model's recognizer"
         fields = {"recognizer": used[0], "code": code_hash("faces")}
@@ -55,14 +55,14 @@ def face_files(
     else:
         raise InputError(
             "A checkpoint needs the face recognizer its identity weights were trained with.",
-            fix=f"Give an ArcFace-type ONNX file with --recognizer. {INSIGHTFACE_LICENCE}",
+            fix=f"Give an ArcFace-type ONNX file with --recognizer. {INSIGHTFACE_LICENSE}",
         )
     files[RECOGNIZER] = Artifact(RECOGNIZER, fields, writers.recognizer(), SMALL)
     notes += encoder_notes(source, options.identity, used, str(options.detector), options.allow_other_encoders)
     if options.detector == "insightface":
         assert options.face_models is not None
         pack = InsightFaceDetector(options.face_models).folder
-        notes += (f"face detector: insightface with {pack}. {INSIGHTFACE_LICENCE}",)
+        notes += (f"face detector: insightface with {pack}. {INSIGHTFACE_LICENSE}",)
     else:
         assert options.detector is not None
         fields = {"detector": detector_fingerprint(options.detector), "code": code_hash("faces")}

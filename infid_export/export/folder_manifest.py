@@ -13,7 +13,7 @@ from infid_export import __version__
 from infid_export.export.artifact import DETECTOR, RECOGNIZER, weights_file
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.plan import EngineItem, Plan
-from infid_export.faces.detection import INSIGHTFACE_LICENCE
+from infid_export.faces.detection import INSIGHTFACE_LICENSE
 from infid_export.model.sources import BUILT_IN
 from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
 
@@ -98,7 +98,7 @@ def make_manifest(
             "detector": options.detector,
             "detector_path": str(options.face_models) if options.detector == "insightface" else DETECTOR,
             "recognizer_path": RECOGNIZER,
-            "licence": INSIGHTFACE_LICENCE if options.recognizer or options.face_models else "",
+            "licence": INSIGHTFACE_LICENSE if options.recognizer or options.face_models else "",
         },
         notes=notes,
         vae_scale_factor=plan.source.architecture.vae_scale_factor,

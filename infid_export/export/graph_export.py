@@ -18,7 +18,7 @@ from infid_export.export.graphs.graph import Graph, GraphForm, Sizes, flat
 from infid_export.export.inspection import read_graph
 from infid_export.export.onnx_graph import export_onnx
 from infid_export.export.weights import WeightsLayout
-from infid_export.model.components import brought
+from infid_export.model.components import cast_module
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import ModelSource
 
@@ -55,7 +55,7 @@ class GraphExporter:
         """
         graph, dtype = form.graph, TYPES[precision]
         sizes, dynamic = self._traced(graph, size)
-        parts = {name: brought(self.source.empty(name), dtype) for name in graph.components.values()}
+        parts = {name: cast_module(self.source.empty(name), dtype) for name in graph.components.values()}
         export_onnx(
             graph.module(parts, self.source.config, form.ops),
             graph.arguments(sizes, dtype),

@@ -212,7 +212,7 @@ def make_plan(options: BuildOptions) -> Plan:
 
 
 def _check_fused(options: BuildOptions, source: ModelSource) -> None:
-    """Refuse what the fused kernels do not compute, before anything is made."""
+    """Reject what the fused kernels do not compute, before anything is made."""
     config = source.config
     if config.self_attention == "mutual" or config.adain != "mean" or config.cross_adain != "kv":
         raise InputError(
@@ -226,7 +226,7 @@ def _check_fused(options: BuildOptions, source: ModelSource) -> None:
 
 
 def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequence[str]) -> None:
-    """Refuse options that would have no effect."""
+    """Reject options that would have no effect."""
     built_in = source.name in BUILT_IN
     takes_flags = any(get_backend(name).takes_flags for name in backends)
     unflagged = f"no engine of {_names('takes_flags')} is built"
@@ -246,13 +246,13 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
 
 
 def _plugin_fields(target: str, tuning: Path | None) -> dict[str, Any]:
-    # one that is missing is refused after this, by `require_measured`
+    # one that is missing is rejected after this, by `require_measured`
     chosen = sha256_file(tuning) if tuning is not None and tuning.is_file() else ""
     return {"plugins": target, "code": code_hash("plugins"), "triton": _version("triton"), "tuning": chosen}
 
 
 def _check_ranges(options: BuildOptions) -> None:
-    """Refuse a size and a range of the same thing."""
+    """Reject a size and a range of the same thing."""
     for name, single in (("height", options.height), ("width", options.width)):
         if getattr(options, f"{name}_range") and single is not None:
             raise InputError(f"--{name} and --{name}-range were both given.", fix=f"Leave --{name} out.")

@@ -39,11 +39,11 @@ def similarity(source: Array, target: Array) -> Array:
         `[2, 3]`, rotation and scale, then translation; never a reflection.
     """
     mean_source, mean_target = source.mean(0), target.mean(0)
-    centred_source, centred_target = source - mean_source, target - mean_target
-    u, singular, vt = np.linalg.svd(centred_target.T @ centred_source)
+    centerd_source, centerd_target = source - mean_source, target - mean_target
+    u, singular, vt = np.linalg.svd(centerd_target.T @ centerd_source)
     sign = np.array([1.0, np.sign(np.linalg.det(u @ vt))])
     rotation = u @ np.diag(sign) @ vt
-    scale = (singular * sign).sum() / (centred_source**2).sum()
+    scale = (singular * sign).sum() / (centerd_source**2).sum()
     return np.column_stack([scale * rotation, mean_target - scale * rotation @ mean_source])
 
 
@@ -52,7 +52,7 @@ def align(photo: Array, landmarks: Array, template: Array, size: int) -> Array:
 
     Args:
         photo: `[H, W, 3]` uint8 RGB.
-        landmarks: `[5, 2]` in pixels of the photo, counted from the centre of the first pixel.
+        landmarks: `[5, 2]` in pixels of the photo, counted from the center of the first pixel.
         template: `[5, 2]` in units of the crop's side.
         size: side of the crop in pixels.
 
@@ -69,7 +69,7 @@ def align(photo: Array, landmarks: Array, template: Array, size: int) -> Array:
         whole, finer = int(shrink), 2
         image = image.reduce(whole)
         points = (points + 0.5) / whole - 0.5
-    # Pillow's coordinates have pixel centres at ½, the landmarks' have them at 0
+    # Pillow's coordinates have pixel centers at ½, the landmarks' have them at 0
     forward = similarity(points + 0.5, (template * size + 0.5) * finer)
     inverse = np.linalg.inv(np.vstack([forward, [0, 0, 1]]))[:2]
     warped = image.transform(

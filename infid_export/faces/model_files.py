@@ -9,7 +9,7 @@ from typing import Any
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.onnxruntime_backend import import_onnxruntime
 
-INSIGHTFACE_LICENCE = (
+INSIGHTFACE_LICENSE = (
     "InsightFace's pretrained models are licensed for non-commercial research only; "
     "the code is MIT, the models you bring are your responsibility."
 )
@@ -85,7 +85,7 @@ def find_pack(folder: Path) -> Path:
     packs = sorted({path.parent for path in models})
     if not packs:
         raise InputError(
-            f"{folder} has no .onnx model.", fix=f"Give the folder of an InsightFace model pack. {INSIGHTFACE_LICENCE}"
+            f"{folder} has no .onnx model.", fix=f"Give the folder of an InsightFace model pack. {INSIGHTFACE_LICENSE}"
         )
     if folder in packs:
         return folder

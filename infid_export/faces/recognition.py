@@ -104,7 +104,7 @@ class ArcFaceRecognizer:
         return self._session.run(None, {self._input: pixels.transpose(self._axes)[None]})
 
     def _tell_faces_apart(self) -> None:
-        """Refuse a model that gives two unlike faces one embedding: every person would come out as the same one."""
+        """Reject a model that gives two unlike faces one embedding: every person would come out as the same one."""
         try:
             first, second = (self.embed(face) for face in drawn_faces())
         except InputError as error:

@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 # Side of the smallest tiles in pixels. Detectors look at 960 or 640 pixels of what they are given: of eyes that are
 # 12 pixels apart, 6 to 9.
 _FINEST = 1280
-_SHARED = 0.2  # of a tile's side, by which neighbours overlap: more than a face that larger tiles have missed
+_SHARED = 0.2  # of a tile's side, by which neighbors overlap: more than a face that larger tiles have missed
 
 
 def find_faces(detector: FaceDetector, photo: Array) -> list[Face]:

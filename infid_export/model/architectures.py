@@ -146,7 +146,7 @@ SDXL = Architecture(
 )
 
 # Small enough to be trained on two CPU cores, with the drawn people of `infid_training.world`. Groups of norms have
-# several channels even where there are few of them: a norm over one channel alone takes a flat picture's colour away.
+# several channels even where there are few of them: a norm over one channel alone takes a flat picture's color away.
 # The UNet has most residual blocks at the finest level, where an eye is two latents wide.
 DEMO = Architecture(
     unet={**_unet([32, 64, 128], [1, 1, 2], [1, 1, 2], [3, 1, 1], 128, 64, 32), "norm_num_groups": 8},

@@ -55,7 +55,7 @@ def construct(name: str, architecture: Architecture, config: IdentityConfig) -> 
     return IdentityModules(config, identity_blocks(unet))
 
 
-def brought(module: nn.Module, *to: torch.dtype | torch.device) -> nn.Module:
+def cast_module(module: nn.Module, *to: torch.dtype | torch.device) -> nn.Module:
     """Bring a module to a type, a device or both, and return it.
 
     Not by diffusers' own `to`, which warns of modules that should stay fp32: SDXL's networks have none.

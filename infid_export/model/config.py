@@ -58,7 +58,7 @@ class IdentityConfig:
     trained_with_text: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values outside the documented choices."""
+        """Reject values outside the documented choices."""
         hints = get_type_hints(type(self))
         for field in fields(self):
             value, allowed = getattr(self, field.name), get_args(hints[field.name])

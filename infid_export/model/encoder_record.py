@@ -122,7 +122,7 @@ def encoder_notes(
         identity: the weights' file; None is the model's own.
         recognizer: fingerprint and name.
         detector: kind of it.
-        allow_others: note encoders that differ, and do not refuse them.
+        allow_others: note encoders that differ, and do not reject them.
 
     Returns:
         Sentences on what differs or is not known.

@@ -72,7 +72,7 @@ class IdentityEncoder(nn.Module):
 
         Args:
             face_crop: `[1, 3, size, size]` fp32 RGB in [0, 1].
-            face_embedding: `[1, face_width]` fp32, L2-normalised.
+            face_embedding: `[1, face_width]` fp32, L2-normalized.
 
         Returns:
             Identity tokens `[2, T, D]`, keys `[2, T, S]` and values `[2, T, S]`; row 0 is unconditional

@@ -1,4 +1,4 @@
-"""The demo model's own face networks: a recogniser of ArcFace's protocol and a detector of CenterFace's.
+"""The demo model's own face networks: a recognizer of ArcFace's protocol and a detector of CenterFace's.
 
 They know the drawn people of the demo's world only. Exported to ONNX they take the place of the models that a user
 brings for photos.
@@ -77,7 +77,7 @@ class DetectorNetwork(nn.Module):
             photo: `[B, 3, H, W]` RGB from 0 to 255; both sides are multiples of 32.
 
         Returns:
-            Score `[B, 1, h, w]`; logarithm of height and width in cells `[B, 2, h, w]`; offset of the centre in cells,
+            Score `[B, 1, h, w]`; logarithm of height and width in cells `[B, 2, h, w]`; offset of the center in cells,
             y and x, `[B, 2, h, w]`; landmarks, y and x in shares of the box, `[B, 10, h, w]`.
         """
         maps = self.maps(photo)
@@ -95,7 +95,7 @@ class DetectorNetwork(nn.Module):
         return maps
 
 
-# The generator's recogniser, the judge's, and what finds faces for both.
+# The generator's recognizer, the judge's, and what finds faces for both.
 FACE_NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "recognizer": RecognizerNetwork,
     "facenet": partial(RecognizerNetwork, (16, 40, 72, 112)),

@@ -89,7 +89,7 @@ class IdentityModules(nn.Module):
 
         Args:
             clip_features: `[B, clip_tokens, clip_width]` last hidden state of the image encoder.
-            face_embedding: `[B, face_width]`, L2-normalised.
+            face_embedding: `[B, face_width]`, L2-normalized.
 
         Returns:
             `[B, clip_tokens + face_tokens, D]`.
@@ -176,7 +176,7 @@ def _seal(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _check_seal(path: str | Path) -> None:
-    """Refuse a file whose content is not what was written; one without a seal is of other software or older."""
+    """Reject a file whose content is not what was written; one without a seal is of other software or older."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         if SEAL_KEY not in metadata:

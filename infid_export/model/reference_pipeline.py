@@ -18,7 +18,7 @@ from infid_engines.validation import finite_number, path_of, require_callable, s
 from infid_export.faces.reader import FaceInputs
 from infid_export.model.checkpoint import NETWORKS, check_identity, read_checkpoint
 from infid_export.model.checkpoint_files import local_folder, unreachable
-from infid_export.model.components import brought
+from infid_export.model.components import cast_module
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.encoders import IdentityEncoder, ImageEncoder
 from infid_export.model.identity import IdentityModules
@@ -285,12 +285,12 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         """Decode to `[B, 3, 8h, 8w]` fp32; a VAE that says it overflows in fp16 decodes in fp32, as in diffusers."""
         held = self.vae.dtype
         if held == torch.float16 and self.vae.config.force_upcast:
-            brought(self.vae, torch.float32)
+            cast_module(self.vae, torch.float32)
         try:
             scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
             return self.vae.decode(scaled, return_dict=False)[0].float()
         finally:
-            brought(self.vae, held)
+            cast_module(self.vae, held)
 
 
 def _check_identity(identity: Any) -> None:

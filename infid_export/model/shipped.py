@@ -60,7 +60,7 @@ class ShippedSource:
 
     def load(self, component: str, dtype: torch.dtype) -> nn.Module:
         """Return the component with its weights, in evaluation mode."""
-        from infid_export.model.components import brought
+        from infid_export.model.components import cast_module
 
         if component == "identity":
             from infid_export.model.identity import IdentityModules
@@ -69,7 +69,7 @@ class ShippedSource:
             modules = IdentityModules.load(self.identity, identity_blocks(self.empty("unet")), dtype)
             modules.config = self.config  # the caller's choices go before the file's
             return modules
-        return brought(load_shipped(self.empty(component), component), dtype)
+        return cast_module(load_shipped(self.empty(component), component), dtype)
 
     def weights(self, component: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Yield the component's parameters."""

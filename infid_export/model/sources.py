@@ -93,11 +93,11 @@ class RandomSource:
 
     def load(self, component: str, dtype: torch.dtype) -> nn.Module:
         """Return the component with its random weights."""
-        from infid_export.model.components import brought
+        from infid_export.model.components import cast_module
 
         module = self.empty(component)
         module.load_state_dict(dict(self.weights(component, dtype)), strict=False, assign=True)
-        return brought(module, dtype).eval().requires_grad_(False)
+        return cast_module(module, dtype).eval().requires_grad_(False)
 
     def weights(self, component: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Yield random parameters one at a time: unit norms, zero biases, weights that keep activations near 1."""
@@ -181,9 +181,9 @@ class CheckpointSource:
         Raises:
             InputError: the weights are damaged, incomplete, not finite, or do not fit the configuration.
         """
-        from infid_export.model.components import brought
+        from infid_export.model.components import cast_module
 
-        return brought(self._load(component, dtype), dtype).eval().requires_grad_(False)
+        return cast_module(self._load(component, dtype), dtype).eval().requires_grad_(False)
 
     def _load(self, component: str, dtype: torch.dtype) -> nn.Module:
         from infid_export.model.finite import require_finite

@@ -46,18 +46,18 @@ def denoise(
         CancelledError: `cancel` was set.
         EngineFolderError: the latents have non-finite values.
     """
-    refuse_cancelled(cancel)
+    reject_cancelled(cancel)
     loop = engine.loop(fixed, _CARRY, {"text_latents": text_noise, "identity_latents": noise})
     try:
         for index, row in enumerate(table):
-            refuse_cancelled(cancel)
+            reject_cancelled(cancel)
             loop.step({"timestep": row[:1], "ddim_coefficients": row[1:]})
             on_step(index, float(row[0]), lambda: loop.read("identity_latents"))
-        refuse_cancelled(cancel)
+        reject_cancelled(cancel)
         latents = loop.read("identity_latents")
     finally:  # a cancelled or failed generation must not hold the GPU's memory until it is collected
         loop.close()
-    refuse_non_finite(latents, "latents")
+    reject_non_finite(latents, "latents")
     return latents
 
 
@@ -90,7 +90,7 @@ def image_size(manifest: Manifest, height: int | None, width: int | None) -> tup
     return chosen
 
 
-def refuse_cancelled(cancel: threading.Event | None) -> None:
+def reject_cancelled(cancel: threading.Event | None) -> None:
     """Raise if the caller asked to stop.
 
     Raises:
@@ -100,7 +100,7 @@ def refuse_cancelled(cancel: threading.Event | None) -> None:
         raise CancelledError("The generation was cancelled.", fix="Run it again to get the picture.")
 
 
-def refuse_non_finite(values: Array, what: str) -> None:
+def reject_non_finite(values: Array, what: str) -> None:
     """Raise rather than give a black picture.
 
     Raises:

@@ -49,7 +49,7 @@ class Person:
     faces: tuple[TakenFace, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what no engine could take."""
+        """Reject what no engine could take."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
         for name, tensor in tensors.items():
             if not isinstance(tensor, np.ndarray):

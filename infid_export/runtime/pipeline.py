@@ -25,13 +25,13 @@ from infid_export.runtime.denoise import (
     denoise,
     image_size,
     initial_noise,
-    refuse_cancelled,
-    refuse_non_finite,
+    reject_cancelled,
+    reject_non_finite,
     scalar,
     seeded_noise,
 )
 from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_target
-from infid_export.runtime.enrolment import open_face_reader
+from infid_export.runtime.enrollment import open_face_reader
 from infid_export.runtime.person import Person, mix
 from infid_export.runtime.requirements import GENERATE, require_usable
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
@@ -183,7 +183,7 @@ class Pipeline:
                 {"face_crop": face.face_crop, "face_embedding": face.face_embedding}
             )
         for output, values in outputs.items():
-            refuse_non_finite(values, output)
+            reject_non_finite(values, output)
         tensors: dict[str, Any] = dict(outputs)
         taken = () if face.taken is None else (face.taken,)
         return Person(**tensors, model=str(self.manifest.model["id"]), name=name, faces=taken)
@@ -273,7 +273,7 @@ class Pipeline:
             loading = {"loading": self._engines.unread_bytes(graphs) / _READ_SPEED}
             decoding = {"decoding": float(len(rows))} if output_type != "latents" else {}
             report.plan({**loading, "denoising": float(len(table) * len(rows)), **decoding})
-            self._engines.prepare(graphs, report, lambda: refuse_cancelled(cancel))
+            self._engines.prepare(graphs, report, lambda: reject_cancelled(cancel))
             finished = []
             with report.stage("denoising") as stage:
                 for number, batch in enumerate(rows):
@@ -310,11 +310,11 @@ class Pipeline:
         Raises:
             CancelledError: `cancel` was set before it was this thread's turn.
         """
-        refuse_cancelled(cancel)
+        reject_cancelled(cancel)
         while not self._lock.acquire(timeout=-1 if cancel is None else _LOOKS_EVERY):
-            refuse_cancelled(cancel)
+            reject_cancelled(cancel)
         try:
-            refuse_cancelled(cancel)
+            reject_cancelled(cancel)
             yield
         finally:
             self._lock.release()
@@ -325,7 +325,7 @@ class Pipeline:
         with report.stage("decoding") as stage:
             for number, batch in enumerate(latents):
                 image = self._engines["vae_decoder"].run({"latents": batch})["image"]
-                refuse_non_finite(image, "a picture")
+                reject_non_finite(image, "a picture")
                 images.append(image.transpose(0, 2, 3, 1))
                 stage.update((number + 1) / len(latents))
         return np.concatenate(images)

@@ -33,7 +33,7 @@ class _Schedule:
 
 
 def require_usable(manifest: Manifest) -> None:
-    """Refuse a manifest without defaults, with an impossible schedule, or with other latents than pictures have.
+    """Reject a manifest without defaults, with an impossible schedule, or with other latents than pictures have.
 
     Raises:
         EngineFolderError: names what is wrong.

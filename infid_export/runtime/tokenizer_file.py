@@ -39,7 +39,7 @@ def open_tokenizer(path: Path) -> Tokenizer:
 
 
 def _check_length(document: Any) -> None:
-    """Refuse another length before anything is encoded: padding to 2**40 ids would be tried.
+    """Reject another length before anything is encoded: padding to 2**40 ids would be tried.
 
     Raises:
         ValueError: it is not 77, or no such file.
@@ -57,7 +57,7 @@ def _check_length(document: Any) -> None:
 
 
 def _check_template(document: Any) -> None:
-    """Refuse a template that uses a token it does not define, of which the library panics in every text.
+    """Reject a template that uses a token it does not define, of which the library panics in every text.
 
     Raises:
         ValueError: names the token, or it is no such template.

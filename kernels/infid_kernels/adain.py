@@ -28,7 +28,7 @@ def mean_shift(x: Tensor, y: Tensor, strength: Tensor) -> Tensor:
 
 
 def adain_mean(x: Tensor, y: Tensor, strength: Tensor) -> Tensor:
-    """Move the token mean of `x` towards that of `y`.
+    """Move the token mean of `x` toward that of `y`.
 
     Args:
         x: `[..., N, C]` features to move.

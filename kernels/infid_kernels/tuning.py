@@ -330,7 +330,7 @@ def read(path: Path) -> tuple[Entry, ...]:
 
 
 def _check(entry: Entry) -> None:
-    """Refuse an entry of no operation of ours, and numbers that are none.
+    """Reject an entry of no operation of ours, and numbers that are none.
 
     Raises:
         ValueError: names the entry.

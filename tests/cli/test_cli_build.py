@@ -120,8 +120,8 @@ def test_dry_run_shows_the_real_plan_and_writes_nothing(
     found = json.loads(out)
     assert {"onnx/unet.safetensors", "onnx/denoise_step.onnx"} <= {row["name"] for row in found["rows"]}
     assert found["bytes"] == sum(row["bytes"] for row in found["rows"])
-    *artefacts, parity = found["rows"]
-    assert all(row["state"] == "new" for row in artefacts)
+    *artifacts, parity = found["rows"]
+    assert all(row["state"] == "new" for row in artifacts)
     assert (parity["name"], parity["state"]) == ("parity.json", "5 graphs to compare")
     assert list(tmp_path.iterdir()) == []
     code, out, _ = cli("build", "--fp16", "--dry-run", "--backend", "onnxruntime")

@@ -108,7 +108,7 @@ def test_wrong_usage(cli: Cli, words: tuple[str, ...], problem: str) -> None:
         ((["sm_90"], ["float16"], [48]), "no kernels for the head size 48. Choose from 32, 40"),
     ],
 )
-def test_the_function_refuses_the_same(
+def test_the_function_rejects_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[list[Any], ...], problem: str
 ) -> None:
     monkeypatch.setattr(bundle_compilation, "_require_compiler", lambda: None)

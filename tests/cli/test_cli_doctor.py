@@ -117,14 +117,14 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_diagnosis(name: str) -> None:
-    machine, what, mend = CASES[name]
+    machine, what, fix = CASES[name]
     findings = diagnose(machine)
     if what is None:
         assert findings == []
         return
     assert len(findings) == 1
     assert what in findings[0].what
-    assert findings[0].mend.startswith(mend) or mend in findings[0].mend
+    assert findings[0].fix.startswith(fix) or fix in findings[0].fix
 
 
 def test_broken_is_exit_code_1_with_the_command(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_broken_is_exit_code_1_with_the_command(cli: Cli, monkeypatch: pytest.Mo
     code, out, _ = cli("doctor", "--json")
     assert code == 1
     (finding,) = json.loads(out)["findings"]
-    assert Finding(**finding).mend == "pip install triton==3.9.0"
+    assert Finding(**finding).fix == "pip install triton==3.9.0"
 
 
 def test_whole_is_exit_code_0(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

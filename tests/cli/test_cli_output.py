@@ -56,7 +56,7 @@ def test_a_narrow_terminal_gets_records(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "max:     9.9e+9" in lines
 
 
-def test_a_file_gets_no_colour_and_no_folding(
+def test_a_file_gets_no_color_and_no_folding(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = "x" * 500
@@ -103,7 +103,7 @@ def test_hints_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.err.count("\n") == 1
 
 
-def test_colour_only_repeats_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_color_only_repeats_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -111,7 +111,7 @@ def test_colour_only_repeats_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm-256color")
     texts = {}
-    for name in ("colour", "plain"):
+    for name in ("color", "plain"):
         if name == "plain":
             monkeypatch.setenv("NO_COLOR", "1")
         else:
@@ -120,7 +120,7 @@ def test_colour_only_repeats_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stdout", stream)
         Output().table("t", ("verdict",), [("FAILED",)])
         texts[name] = stream.getvalue()
-    assert "\x1b[1;31mFAILED" in texts["colour"]
+    assert "\x1b[1;31mFAILED" in texts["color"]
     assert "31m" not in texts["plain"]
     assert "FAILED" in texts["plain"]
 

@@ -33,19 +33,19 @@ def test_a_missing_compiler_is_said_before_anything_is_made(
     assert not (tmp_path / "work").exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_in_the_place_of_the_folder_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert main.run(["train-demo", "-o", str(tmp_path / "file")]) == 1
     assert "file is not a folder" in capsys.readouterr().err
 
 
-def test_no_steps_at_all_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_steps_at_all_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["train-demo", "-o", str(tmp_path / "work"), "--base-steps", "0"]) == 1
     assert "--base-steps must be at least 1, not 0" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gpu_that_is_not_there_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["train-demo", "-o", str(tmp_path / "work"), "--gpu"]) == 1
     assert "torch finds no NVIDIA GPU" in capsys.readouterr().err
     assert not (tmp_path / "work").exists()

@@ -77,7 +77,7 @@ def test_a_builder_that_says_much_does_not_hang(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flag", ["refit", "strip"])
-def test_flags_that_need_a_gpu_are_refused_without_one(tmp_path, flag):
+def test_flags_that_need_a_gpu_are_rejected_without_one(tmp_path, flag):
     if importlib.util.find_spec("cuda") and gpu_present():
         pytest.skip("this machine has a GPU")
     request = BuildRequest(graph(tmp_path / "g.onnx"), tmp_path / "g.engine", "sm_89", **{flag: True})
@@ -111,14 +111,14 @@ def test_flags_reach_the_builder(tmp_path):
     assert sizes[True] < sizes[False] - 300_000
 
 
-def test_parser_refusal_names_the_node(tmp_path):
+def test_parser_rejection_names_the_node(tmp_path):
     request = BuildRequest(graph(tmp_path / "g.onnx", mixed=True), tmp_path / "g.engine", "sm_89")
     with pytest.raises(BuildError, match="two_types"):
         build_in_subprocess("tensorrt_rtx", request, Listener())
     assert not (tmp_path / "g.engine").exists()
 
 
-def test_unknown_targets_are_refused():
+def test_unknown_targets_are_rejected():
     backend = get_backend("tensorrt_rtx")
     backend.check_target("sm_120")
     with pytest.raises(InputError, match="cannot build for sm_90"):
@@ -135,7 +135,7 @@ def test_missing_tensorrt_says_how_to_install_it():
         get_backend("tensorrt").versions()
 
 
-def test_unknown_backend_is_refused():
+def test_unknown_backend_is_rejected():
     with pytest.raises(InputError, match=", ".join(BACKENDS)):
         get_backend("openvino")
 
@@ -186,7 +186,7 @@ def test_onnxruntime_never_falls_back(tmp_path):
         get_backend("onnxruntime").load(graph(tmp_path / "g.onnx"), *specs(), "cuda")
 
 
-def test_broken_graph_is_refused(tmp_path):
+def test_broken_graph_is_rejected(tmp_path):
     (tmp_path / "g.onnx").write_bytes(b"not a graph")
     with pytest.raises(EngineFolderError, match="cannot load"):
         get_backend("onnxruntime").load(tmp_path / "g.onnx", *specs(), "cpu")

@@ -37,10 +37,10 @@ def writer(text: str):
     return write
 
 
-def make(folder: Path, artefacts: dict[str, str]) -> None:
+def make(folder: Path, artifacts: dict[str, str]) -> None:
     with FolderTransaction(folder, SilentReporter()) as transaction:
         files = {}
-        for name, text in artefacts.items():
+        for name, text in artifacts.items():
             fields = {"text": text}
             files[name] = transaction.find(name, fields) or transaction.place(name, fields, writer(text))
         transaction.commit(manifest(files), {"parity.json": {}})
@@ -134,7 +134,7 @@ with FolderTransaction(Path(sys.argv[1]), SilentReporter()) as t:
 """
 
 
-def test_kill_9_leaves_whole_artefacts_only_and_frees_the_lock(tmp_path):
+def test_kill_9_leaves_whole_artifacts_only_and_frees_the_lock(tmp_path):
     folder = tmp_path / "engines"
     with subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -196,7 +196,7 @@ def test_a_folder_that_cannot_be_opened_gives_its_lock_back(tmp_path, monkeypatc
         pass
 
 
-def test_folders_of_others_are_refused(tmp_path):
+def test_folders_of_others_are_rejected(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     (tmp_path / "file").write_text("x")
@@ -234,7 +234,7 @@ def test_files_are_verified(tmp_path):
         ("[]", "cannot be read"),
     ],
 )
-def test_broken_manifests_are_refused(tmp_path, content, message):
+def test_broken_manifests_are_rejected(tmp_path, content, message):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(EngineFolderError, match=message):

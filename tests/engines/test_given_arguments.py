@@ -125,7 +125,7 @@ class Options:
         ({"names": "abc"}, "names must be several of a text, not 'abc'"),
     ],
 )
-def test_fields_of_another_type_are_refused(fields: dict[str, Any], message: str) -> None:
+def test_fields_of_another_type_are_rejected(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Options(**fields)
 

@@ -171,14 +171,14 @@ class FakeDriver:
 
     CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
 
-    def __init__(self, refused: str = "", context: int = 7) -> None:
+    def __init__(self, rejected: str = "", context: int = 7) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self._refused, self._context = refused, context
+        self._rejected, self._context = rejected, context
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append((name, *arguments))
-            if name == self._refused:
+            if name == self._rejected:
                 return (Status(209, "CUDA_ERROR_NO_BINARY_FOR_GPU"), None)
             results = {
                 "cuCtxGetCurrent": self._context,
@@ -221,7 +221,7 @@ def test_the_driver_is_asked_for_the_kernel_once_and_for_its_memory(
     assert second[:10] == launch[:10]
 
 
-def test_what_the_driver_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_driver_rejects_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(compiled().launch, b"code", "cubin", "mixed: machine code of sm_80")
     monkeypatch.setattr(kernel_launch, "_driver", lambda: FakeDriver("cuModuleLoadData"))
     with pytest.raises(BackendUnavailableError, match=r"sm_80 could not be loaded: CUDA_ERROR_NO_BINARY_FOR_GPU"):

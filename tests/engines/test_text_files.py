@@ -49,7 +49,7 @@ def test_marks_go_from_the_beginning_of_lines_alone() -> None:
     ],
     ids=["latin-1", "utf-16-without-mark", "cut", "large", "missing"],
 )
-def test_what_is_no_text_is_refused(
+def test_what_is_no_text_is_rejected(
     tmp_path: Path, content: bytes | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_files, "MOST_BYTES", 100)
@@ -61,7 +61,7 @@ def test_what_is_no_text_is_refused(
     assert raised.value.fix == "Save it."
 
 
-def test_a_folder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Is a directory"):
         read_text(tmp_path)
 

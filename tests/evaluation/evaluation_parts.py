@@ -35,8 +35,8 @@ def dotted(background: int, size: int = 64) -> Image.Image:
     return image
 
 
-class ColourScorer:
-    """A picture's embedding is its first pixel's colour; a text's is the numbers in it."""
+class ColorScorer:
+    """A picture's embedding is its first pixel's color; a text's is the numbers in it."""
 
     def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         return np.array([image.getpixel((0, 0)) for image in images], np.float32)
@@ -45,21 +45,21 @@ class ColourScorer:
         return np.array([[float(word) for word in text.split()] for text in texts], np.float32)
 
     def describe(self) -> dict[str, Any]:
-        return {"name": "colour"}
+        return {"name": "color"}
 
 
-class ColourFaceScorer:
-    """A face is its colour; what has no blue has no face."""
+class ColorFaceScorer:
+    """A face is its color; what has no blue has no face."""
 
     def embed_faces(self, images: Sequence[Image.Image]) -> list[np.ndarray | None]:
         pixels = [np.array(image.getpixel((0, 0)), np.float32) for image in images]
         return [pixel if pixel[2] else None for pixel in pixels]
 
     def describe(self) -> dict[str, Any]:
-        return {"name": "colour faces"}
+        return {"name": "color faces"}
 
 
-COLOURS = Scorers(ColourScorer(), ColourFaceScorer())
+COLORS = Scorers(ColorScorer(), ColorFaceScorer())
 
 
 class TableGenerator:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_parts import COLOURS, TableGenerator, evaluation, plain, two_people
+from evaluation_parts import COLORS, TableGenerator, evaluation, plain, two_people
 
 from benchmarks.quality import ablation_scores as script
 from infid_engines.errors import InputError
@@ -112,7 +112,7 @@ def test_the_table_says_what_the_pictures_say() -> None:
     assert styled["orderings"][0]["difference"]["mean"] == pytest.approx(0.1)
 
 
-def test_rows_of_other_pictures_are_refused() -> None:
+def test_rows_of_other_pictures_are_rejected() -> None:
     with pytest.raises(InputError, match="different pictures"):
         rows_of({FULL: scored((0, 0, 0)), "mutual attention": scored((0, 0, 0), people=11)})
 
@@ -126,16 +126,16 @@ def test_the_text_streams_face_is_found_where_it_was_taken(tmp_path: Path) -> No
     }
     variants = [BY_NAME[name] for name in made]
     evaluations = run_variants(
-        variants, lambda variant: TableGenerator(made[variant.name]), chosen, COLOURS, tmp_path, SilentReporter()
+        variants, lambda variant: TableGenerator(made[variant.name]), chosen, COLORS, tmp_path, SilentReporter()
     )
-    found = text_stream_likeness(evaluations, chosen, COLOURS.face, tmp_path)
+    found = text_stream_likeness(evaluations, chosen, COLORS.face, tmp_path)
     assert found[TEXT_STREAM]["all"].mean == pytest.approx(1.0)
     assert found[FULL]["plain"].mean == pytest.approx(24 / 25)
     assert found[FULL]["stylised"].mean == 0
     assert found[FULL]["all"].mean == pytest.approx(12 / 25)
     next((tmp_path / "full/pictures").iterdir()).unlink()
     with pytest.raises(InputError, match=r"full/pictures/.*png cannot be read"):
-        text_stream_likeness(evaluations, chosen, COLOURS.face, tmp_path)
+        text_stream_likeness(evaluations, chosen, COLORS.face, tmp_path)
 
 
 class Counting(TableGenerator):
@@ -158,7 +158,7 @@ def test_variants_are_run_once_and_again_only_when_something_changed(tmp_path: P
 
     def run(seeds: tuple[int, ...] = (0,)) -> dict[str, Evaluation]:
         chosen = two_people(seeds=seeds)
-        return run_variants(VARIANTS[:3], open_generator, chosen, COLOURS, tmp_path, SilentReporter())
+        return run_variants(VARIANTS[:3], open_generator, chosen, COLORS, tmp_path, SilentReporter())
 
     first = run()
     assert list(first) == [variant.name for variant in VARIANTS[:3]]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from evaluation_parts import COLOURS, TableGenerator, plain, two_people
+from evaluation_parts import COLORS, TableGenerator, plain, two_people
 
 from benchmarks.quality import backend_scores as script
 
@@ -17,13 +17,13 @@ WORSE = {**GOOD, "1 0 0": plain(3, 1, 4)}
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Run the script on pictures of colours; the fp16 engines make those given."""
+    """Run the script on pictures of colors; the fp16 engines make those given."""
 
     def run(fp16: dict) -> tuple[int, dict]:
         monkeypatch.setattr(script, "RESULTS", tmp_path)
         monkeypatch.setattr(script, "build", lambda options, reporter: None)
         monkeypatch.setattr(script, "open_set", lambda references, prompts: two_people())
-        monkeypatch.setattr(script, "open_scorers", lambda: COLOURS)
+        monkeypatch.setattr(script, "open_scorers", lambda: COLORS)
         monkeypatch.setattr(script, "open_reference", lambda model, choices: TableGenerator(GOOD))
         monkeypatch.setattr(script, "Pipeline", SimpleNamespace(load=lambda folder, backend: nullcontext(folder.name)))
         monkeypatch.setattr(script, "EngineGenerator", lambda name: TableGenerator({"fp32": GOOD, "fp16": fp16}[name]))

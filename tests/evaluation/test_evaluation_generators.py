@@ -148,7 +148,7 @@ def test_weights_of_another_training_change_the_picture(
     assert changed.describe() != same.describe()
 
 
-def test_what_the_reference_cannot_do_is_refused_before_the_model_is_loaded(
+def test_what_the_reference_cannot_do_is_rejected_before_the_model_is_loaded(
     reader: FaceReader, source: RandomSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(InfiniteIDPipeline, "from_source", None)

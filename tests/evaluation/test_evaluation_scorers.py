@@ -88,7 +88,7 @@ def test_an_open_clip_model_of_the_users(tmp_path: Path) -> None:
     assert scorer.describe() == {"name": TINY_CLIP, "weights": hashlib.sha256(weights.read_bytes()).hexdigest()}
 
 
-def test_no_architecture_no_file_and_another_model_are_refused(tmp_path: Path) -> None:
+def test_no_architecture_no_file_and_another_model_are_rejected(tmp_path: Path) -> None:
     weights = write_tiny_clip(tmp_path)
     with pytest.raises(InputError, match="no model named ViT-Z"):
         OpenClipScorer("ViT-Z", weights)
@@ -107,7 +107,7 @@ def face_scorer(folder: Path, model: Path | None = None, **options) -> DetectedF
 
 
 def write_mean_model(path: Path, shape: list, kind: int = TensorProto.FLOAT) -> Path:
-    """A recogniser whose embedding is each channel's mean and the first pixel of the crop."""
+    """A recognizer whose embedding is each channel's mean and the first pixel of the crop."""
     channels_first = shape[1] == 3
     axes = [2, 3] if channels_first else [1, 2]
     starts = np.zeros(4, np.int64)
@@ -167,7 +167,7 @@ def test_a_whitened_crop_has_mean_0_and_deviation_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "shape", [["N", 3, 40, 48], ["N", 3, "S", "S"], ["N", 1, 40, 40], [2, 3, 40, 40], ["N", 3, 40]], ids=str
 )
-def test_models_of_other_shapes_are_refused(tmp_path: Path, shape: list) -> None:
+def test_models_of_other_shapes_are_rejected(tmp_path: Path, shape: list) -> None:
     path = tmp_path / "m.onnx"
     node = helper.make_node("Identity", ["face"], ["embedding"])
     info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("face", "embedding")]
@@ -188,7 +188,7 @@ def test_a_judge_that_scales_its_pixels_itself_gets_them_raw(tmp_path: Path) -> 
     np.testing.assert_allclose(raw, plain_, atol=1e-4)
 
 
-def test_what_gives_no_embedding_and_choices_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+def test_what_gives_no_embedding_and_choices_that_do_not_exist_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     node = helper.make_node("Identity", ["face"], ["embedding"])
     info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 8, 8]) for name in ("face", "embedding")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_parts import COLOURS, TableGenerator, evaluation, plain, two_people
+from evaluation_parts import COLORS, TableGenerator, evaluation, plain, two_people
 from PIL import Image
 
 from infid_engines.errors import InputError
@@ -27,7 +27,7 @@ PICTURES = {"1 0 0": plain(3, 0, 4), "0 3 4": plain(0, 1, 0)}
 def run(chosen: EvaluationSet, generator: TableGenerator | None = None, results: ResultFolder | None = None):
     with SilentReporter().stage("pictures") as stage:
         found = generator or TableGenerator(PICTURES)
-        return evaluate(found, chosen, COLOURS, stage, results.add if results else None)
+        return evaluate(found, chosen, COLORS, stage, results.add if results else None)
 
 
 def test_the_scores_are_those_worked_out_by_hand() -> None:
@@ -52,7 +52,7 @@ def test_a_picture_without_a_face_counts_as_nobody() -> None:
     assert found.interval("m_facenet").mean == pytest.approx(whole)
 
 
-def test_a_reference_without_a_face_is_refused_before_any_picture() -> None:
+def test_a_reference_without_a_face_is_rejected_before_any_picture() -> None:
     chosen = two_people(people=(Subject("ann", plain(3, 0, 4)), Subject("cy", plain(1, 1, 0))))
     generator = TableGenerator(PICTURES)
     with pytest.raises(InputError, match="reference photo of cy"):
@@ -60,7 +60,7 @@ def test_a_reference_without_a_face_is_refused_before_any_picture() -> None:
     assert generator.calls == []
 
 
-def test_what_enrolling_refuses_names_the_person() -> None:
+def test_what_enrolling_rejects_names_the_person() -> None:
     class Refusing(TableGenerator):
         def enroll(self, photo: Image.Image) -> None:
             raise InputError("The face is too small.", fix="Use a closer photo.")
@@ -85,12 +85,12 @@ def test_prompts_go_in_batches_with_noise_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.zeros(3), np.array([1.0, np.nan, 0.0])])
-def test_an_embedding_without_direction_is_refused(bad: np.ndarray) -> None:
+def test_an_embedding_without_direction_is_rejected(bad: np.ndarray) -> None:
     with pytest.raises(InputError, match="zero or not finite"):
         cosine(bad, np.ones(3))
 
 
-def test_towers_that_do_not_belong_together_are_refused() -> None:
+def test_towers_that_do_not_belong_together_are_rejected() -> None:
     with pytest.raises(InputError, match="3 and 4 numbers"):
         cosine(np.ones(3), np.ones(4))
 
@@ -161,14 +161,14 @@ def test_the_document_is_read_back_whole(tmp_path: Path) -> None:
         ({"set": {}}, "lacks 'fingerprint'"),
     ],
 )
-def test_another_document_is_refused(tmp_path: Path, change: dict, problem: str) -> None:
+def test_another_document_is_rejected(tmp_path: Path, change: dict, problem: str) -> None:
     path = tmp_path / "scores.json"
     path.write_text(json.dumps({**run(two_people()).to_json(), **change}))
     with pytest.raises(InputError, match=problem):
         Evaluation.load(path)
 
 
-def test_no_document_a_cut_off_one_and_scores_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+def test_no_document_a_cut_off_one_and_scores_that_are_no_numbers_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no evaluation"):
         Evaluation.load(tmp_path / "missing.json")
     text = json.dumps(run(two_people()).to_json())
@@ -218,7 +218,7 @@ def test_of_a_score_near_zero_shares_of_a_tenth_are_taken(score: float, passed: 
         ({"generator": {"settings": {"steps": 4}}}, "settings"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(change: dict, what: str) -> None:
+def test_what_cannot_be_compared_is_rejected(change: dict, what: str) -> None:
     with pytest.raises(InputError, match=what):
         compare(evaluation(SAME, **change), evaluation(SAME))
 
@@ -241,13 +241,13 @@ def test_the_grid_shows_references_and_pictures_in_their_places() -> None:
         grid.add(Request(person, chosen.prompts[1], 0, 0), plain(0, 0, shade))
         grid.add(Request(person, chosen.prompts[1], 7, 0), plain(9, 9, 9))  # another seed
     sheet = grid.draw()
-    colours = {colour: count for count, colour in sheet.getcolors(1 << 20) or []}
+    colors = {color: count for count, color in sheet.getcolors(1 << 20) or []}
     cell = 160 * 160
-    for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 40), (0, 0, 80)):
-        assert colours[colour] == cell
-    assert colours[224, 224, 224] >= 2 * cell  # prompt one was not made
-    assert (9, 9, 9) not in colours
-    rows = {colour: np.argwhere((np.asarray(sheet) == colour).all(2)).mean(0) for colour in colours}
+    for color in ((200, 0, 0), (0, 200, 0), (0, 0, 40), (0, 0, 80)):
+        assert colors[color] == cell
+    assert colors[224, 224, 224] >= 2 * cell  # prompt one was not made
+    assert (9, 9, 9) not in colors
+    rows = {color: np.argwhere((np.asarray(sheet) == color).all(2)).mean(0) for color in colors}
     assert rows[200, 0, 0][0] == rows[0, 0, 40][0] < rows[0, 200, 0][0]  # the same row, references first
     assert rows[200, 0, 0][1] < rows[0, 0, 40][1]
 
@@ -261,7 +261,7 @@ def test_the_grid_shows_stylised_prompts_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["file/out", "/proc/out"])
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_folder_that_cannot_be_written_is_rejected(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         ResultFolder(tmp_path / name, two_people())

@@ -82,7 +82,7 @@ def test_a_set_in_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"people": 3, "prompts": []}', '{"people": [{}], "prompts": []}'])
-def test_json_of_another_shape_is_refused(tmp_path: Path, text: str) -> None:
+def test_json_of_another_shape_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "set.json").write_text(text)
     with pytest.raises(InputError, match="no evaluation set"):
         json_set(tmp_path / "set.json")
@@ -97,12 +97,12 @@ def test_json_of_another_shape_is_refused(tmp_path: Path, text: str) -> None:
         (("world:heldout", "nowhere.txt"), "nowhere.txt cannot be read"),
     ],
 )
-def test_what_is_no_source_is_refused(arguments: tuple[str, ...], problem: str) -> None:
+def test_what_is_no_source_is_rejected(arguments: tuple[str, ...], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         open_set(*arguments)
 
 
-def test_impossible_numbers_are_refused(tmp_path: Path) -> None:
+def test_impossible_numbers_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="11 of 10 prompts"):
         open_set(stylised=11)
     with pytest.raises(InputError, match="0 seeds"):
@@ -113,13 +113,13 @@ def test_impossible_numbers_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "problem"), [("", "no prompt"), ("\n \n", "no prompt"), ("stylised:", "without")])
-def test_a_file_without_prompts_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+def test_a_file_without_prompts_is_rejected(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "prompts.txt").write_text(text)
     with pytest.raises(InputError, match=problem):
         open_set("world:heldout:1", str(tmp_path / "prompts.txt"))
 
 
-def test_a_folder_without_photos_and_a_broken_photo_are_refused(tmp_path: Path) -> None:
+def test_a_folder_without_photos_and_a_broken_photo_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no photos"):
         open_set(str(tmp_path))
     (tmp_path / "ann.jpg").write_text("no photo")
@@ -128,7 +128,7 @@ def test_a_folder_without_photos_and_a_broken_photo_are_refused(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("part", ["people", "prompts", "seeds"])
-def test_an_empty_set_and_repetitions_are_refused(part: str) -> None:
+def test_an_empty_set_and_repetitions_are_rejected(part: str) -> None:
     with pytest.raises(InputError, match=f"has no {part}"):
         two_people(**{part: ()})
     twice = {"people": (Subject("ann", plain(1)),) * 2, "prompts": (Prompt("x"), Prompt("x", True)), "seeds": (1, 1)}

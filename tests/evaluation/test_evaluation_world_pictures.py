@@ -21,7 +21,7 @@ def test_a_caption_is_drawn_with_all_that_it_says_and_a_seeds_rest() -> None:
         assert (other.yaw, other.seed) == (scene(number + 1).yaw, scene(number + 1).seed)
 
 
-def test_words_of_no_caption_are_refused() -> None:
+def test_words_of_no_caption_are_rejected() -> None:
     with pytest.raises(InputError, match="'a knight' is no caption of the world"):
         captioned("a knight", 0)
 
@@ -36,6 +36,6 @@ def test_the_world_draws_whom_it_is_shown() -> None:
     assert generator.describe()["kind"] == "world"
 
 
-def test_photos_of_strangers_are_refused() -> None:
+def test_photos_of_strangers_are_rejected() -> None:
     with pytest.raises(InputError, match="no portrait of the world"):
         WorldGenerator(1).enroll(plain(3))

@@ -136,7 +136,7 @@ def test_a_change_rebuilds_what_depends_on_it_and_says_why(small_folder):
         ({"parity_image": "on"}, "--parity-image on"),
     ],
 )
-def test_an_option_without_effect_is_refused(tmp_path, changes, flag):
+def test_an_option_without_effect_is_rejected(tmp_path, changes, flag):
     with pytest.raises(InputError, match=f"{flag} would have no effect"):
         make_plan(small(tmp_path / "engines", **changes))
 
@@ -151,7 +151,7 @@ def test_another_detector_changes_only_the_detector_and_reads_real_photos(demo_f
     assert person.identity_tokens.shape[1] == report.manifest.identity_tokens
 
 
-def test_a_seed_of_random_weights_is_refused_where_weights_are_trained(tmp_path):
+def test_a_seed_of_random_weights_is_rejected_where_weights_are_trained(tmp_path):
     with pytest.raises(InputError, match="seed of random weights has no effect"):
         make_plan(small(tmp_path / "engines", seed=1))
 
@@ -402,7 +402,7 @@ def test_method_variants_export_and_pass(tmp_path, choice):
         ({"detector": "insightface"}, "needs your local InsightFace model folder"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_impossible_options_are_rejected(options, message):
     with pytest.raises(InputError, match=message):
         BuildOptions(**options)
 
@@ -416,7 +416,7 @@ def test_impossible_options_are_refused(options, message):
         ({"recognizer": Path("none.onnx")}, "There is no model at none.onnx"),
     ],
 )
-def test_impossible_plans_are_refused(tmp_path, options, message):
+def test_impossible_plans_are_rejected(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         make_plan(BuildOptions(output=tmp_path / "engines", **options))
 

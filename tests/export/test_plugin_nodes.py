@@ -162,7 +162,7 @@ def test_a_node_means_what_its_kernel_computes(tmp_path: Path) -> None:
         ({"graphs": ("vae_decoder",)}, "concerns denoise_step and identity_step"),
     ],
 )
-def test_what_the_kernels_do_not_do_is_refused_before_anything_is_made(
+def test_what_the_kernels_do_not_do_is_rejected_before_anything_is_made(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

@@ -72,7 +72,7 @@ def test_a_ranged_engine_gives_what_the_reference_gives(ranged):
 @pytest.mark.parametrize(
     ("height", "width", "message"), [(160, 64, "height of 64 to 128"), (64, 80, "width of 64 to 128")]
 )
-def test_sizes_outside_the_range_are_refused(ranged, height, width, message):
+def test_sizes_outside_the_range_are_rejected(ranged, height, width, message):
     with Pipeline.load(ranged) as pipe:
         person = pipe.encode(parity_face(224, 512))
         with pytest.raises(InputError, match=message):
@@ -91,6 +91,6 @@ def test_a_ranged_folder_can_be_verified(ranged):
         ({"height_range": (64, 96, 128), "height": 96}, "both given"),
     ],
 )
-def test_impossible_ranges_are_refused(tmp_path, options, message):
+def test_impossible_ranges_are_rejected(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         build(BuildOptions(output=tmp_path / "engines", **options))

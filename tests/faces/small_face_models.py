@@ -109,10 +109,10 @@ def write_scrfd(path: Path, landmarks: bool = True) -> Path:
     At 640 × 640 its anchor at (320, 320) of stride 8 gives the box (240, 240)–(400, 400).
     """
     nodes, outputs, constants = [], [], {"axes": np.array([0, 2, 3], np.int64)}
-    nodes.append(helper.make_node("ReduceMean", ["image"], ["colour"], axes=[0, 2, 3], keepdims=0))
+    nodes.append(helper.make_node("ReduceMean", ["image"], ["color"], axes=[0, 2, 3], keepdims=0))
     for name, index in (("red", 0), ("blue", 2)):
         constants[f"{name}_index"] = np.array(index, np.int64)
-        nodes.append(helper.make_node("Gather", ["colour", f"{name}_index"], [name]))
+        nodes.append(helper.make_node("Gather", ["color", f"{name}_index"], [name]))
     nodes.append(helper.make_node("Greater", ["red", "blue"], ["is_red"]))
     nodes.append(helper.make_node("Cast", ["is_red"], ["redness"], to=TensorProto.FLOAT))
     marks = np.array([[-6, -4], [6, -4], [0, 0], [-4, 5], [4, 5]], np.float32).reshape(10)

@@ -21,7 +21,7 @@ def gaussian_dots(landmarks: np.ndarray, side: int, width: float) -> np.ndarray:
 
 
 def brightest(crop: np.ndarray, near: np.ndarray, radius: int) -> np.ndarray:
-    """Centre of mass of the brightness around a point."""
+    """Center of mass of the brightness around a point."""
     y, x = np.mgrid[: crop.shape[0], : crop.shape[1]]
     weight = crop[..., 0].astype(float) * ((x - near[0]) ** 2 + (y - near[1]) ** 2 <= radius**2)
     return np.array([(x * weight).sum(), (y * weight).sum()]) / weight.sum()

@@ -39,15 +39,15 @@ def landmark_error(found: Face, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("size", [(64, 64), (97, 131), (33, 200), (480, 640)], ids=str)
 def test_maps_are_decoded_at_any_size(tmp_path: Path, size: tuple[int, int]) -> None:
-    """A white 4 × 4 cell is a face of known box and landmarks, counted from the cell's centre."""
+    """A white 4 × 4 cell is a face of known box and landmarks, counted from the cell's center."""
     photo = np.zeros((*size, 3), np.uint8)
     photo[12:16, 8:12] = 255
     (found,) = CenterFaceDetector(write_dot_detector(tmp_path / "d.onnx")).detect(photo)
-    centre = np.array([9.5, 13.5])  # of the pixels 8–11 and 12–15
-    np.testing.assert_allclose(found.box, [*(centre - BOX / 2), *(centre + BOX / 2)], atol=1e-3)
+    center = np.array([9.5, 13.5])  # of the pixels 8–11 and 12–15
+    np.testing.assert_allclose(found.box, [*(center - BOX / 2), *(center + BOX / 2)], atol=1e-3)
     assert found.score == 1.0
     if max(size) <= 64:  # looked at again at other sizes, the dot is no white cell any more
-        expected = centre - BOX / 2 + np.array([[x, y] for y, x in MARKS]) * BOX
+        expected = center - BOX / 2 + np.array([[x, y] for y, x in MARKS]) * BOX
         np.testing.assert_allclose(found.landmarks, expected, atol=1e-3)
 
 
@@ -95,7 +95,7 @@ def test_faces_come_largest_first(centerface: Path, astronaut: np.ndarray) -> No
 
 
 @pytest.mark.parametrize("content", ["blank", "noise", "half"])
-def test_a_photo_without_a_face_is_refused(centerface: Path, astronaut: np.ndarray, content: str) -> None:
+def test_a_photo_without_a_face_is_rejected(centerface: Path, astronaut: np.ndarray, content: str) -> None:
     photo = {
         "blank": np.full((300, 400, 3), 128, np.uint8),
         "noise": np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8),
@@ -107,7 +107,7 @@ def test_a_photo_without_a_face_is_refused(centerface: Path, astronaut: np.ndarr
 
 
 @pytest.mark.parametrize("index", [2, -1, 1.0, "0"], ids=repr)
-def test_an_index_without_a_face_is_refused(index: object) -> None:
+def test_an_index_without_a_face_is_rejected(index: object) -> None:
     with pytest.raises(
         InputError, match=r"has 2 face\(s\), so there is no face .* from 0 \(the one taken by default\) to 1"
     ):
@@ -115,7 +115,7 @@ def test_an_index_without_a_face_is_refused(index: object) -> None:
 
 
 @pytest.mark.parametrize("eyes", [1.0, MIN_EYE_DISTANCE - 0.01])
-def test_a_tiny_face_is_refused_with_its_size(eyes: float) -> None:
+def test_a_tiny_face_is_rejected_with_its_size(eyes: float) -> None:
     with pytest.raises(InputError, match=rf"too small: {int(eyes)} pixels between the eyes, at least 12"):
         choose_face([face(eyes)])
 
@@ -124,7 +124,7 @@ def test_the_smallest_usable_face_is_accepted() -> None:
     assert choose_face([face(MIN_EYE_DISTANCE)]).eye_distance == MIN_EYE_DISTANCE
 
 
-def test_landmarks_without_a_value_are_refused() -> None:
+def test_landmarks_without_a_value_are_rejected() -> None:
     with pytest.raises(InputError, match=r"No face was found in the photo: .* its landmarks have no usable place"):
         choose_face([face(float("nan"))])
 
@@ -167,7 +167,7 @@ def test_another_model_is_not_made_dynamic(tmp_path: Path) -> None:
         make_dynamic_centerface(tmp_path / "text.onnx", tmp_path / "d.onnx")
 
 
-def test_detectors_of_another_kind_are_refused(tmp_path: Path) -> None:
+def test_detectors_of_another_kind_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="There is no model at"):
         CenterFaceDetector(tmp_path / "missing.onnx")
     (tmp_path / "text.onnx").write_text("no model")
@@ -177,7 +177,7 @@ def test_detectors_of_another_kind_are_refused(tmp_path: Path) -> None:
         CenterFaceDetector(write_recognizer(tmp_path / "r.onnx"))
 
 
-def test_the_shipped_fixed_size_centerface_is_refused(centerface: Path) -> None:
+def test_the_shipped_fixed_size_centerface_is_rejected(centerface: Path) -> None:
     with pytest.raises(InputError, match="not a CenterFace model with free image size"):
         CenterFaceDetector(find_centerface())
 
@@ -188,11 +188,11 @@ class TestInsightFace:
         pytest.importorskip("insightface", reason="lacks insightface")
         import insightface.utils.storage as storage
 
-        def refuse(*arguments: object, **options: object) -> None:
+        def reject(*arguments: object, **options: object) -> None:
             pytest.fail(f"insightface tried to download {arguments}")
 
-        monkeypatch.setattr(storage, "download_file", refuse)
-        monkeypatch.setattr("socket.socket.connect", refuse)
+        monkeypatch.setattr(storage, "download_file", reject)
+        monkeypatch.setattr("socket.socket.connect", reject)
 
     def test_a_local_folder_detects_in_rgb(self, tmp_path: Path) -> None:
         write_scrfd(tmp_path / "det_test.onnx")
@@ -206,7 +206,7 @@ class TestInsightFace:
         expected = 320 + 8 * np.array([[-6, -4], [6, -4], [0, 0], [-4, 5], [4, 5]])
         np.testing.assert_allclose(found.landmarks, expected, atol=1)
 
-    def test_a_detector_without_landmarks_is_refused(self, tmp_path: Path) -> None:
+    def test_a_detector_without_landmarks_is_rejected(self, tmp_path: Path) -> None:
         write_scrfd(tmp_path / "det_test.onnx", landmarks=False)
         photo = np.zeros((640, 640, 3), np.uint8)
         photo[..., 0] = 200
@@ -214,11 +214,11 @@ class TestInsightFace:
             InsightFaceDetector(tmp_path).detect(photo)
 
     @pytest.mark.parametrize("name", ["", "missing", "buffalo_l"])
-    def test_a_folder_without_models_is_refused_and_nothing_is_downloaded(self, tmp_path: Path, name: str) -> None:
+    def test_a_folder_without_models_is_rejected_and_nothing_is_downloaded(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(InputError, match=r"has no \.onnx model.*non-commercial research"):
             InsightFaceDetector(tmp_path / name)
 
-    def test_a_folder_without_a_detector_is_refused(self, tmp_path: Path) -> None:
+    def test_a_folder_without_a_detector_is_rejected(self, tmp_path: Path) -> None:
         write_recognizer(tmp_path / "recognizer.onnx")
         with pytest.raises(InputError, match="has no InsightFace detection model"):
             InsightFaceDetector(tmp_path)
@@ -233,7 +233,7 @@ class TestInsightFace:
         photo[..., 0] = 200
         assert len(InsightFaceDetector(tmp_path).detect(photo)) == 1
 
-    def test_a_broken_model_is_refused(self, tmp_path: Path) -> None:
+    def test_a_broken_model_is_rejected(self, tmp_path: Path) -> None:
         (tmp_path / "det.onnx").write_text("no model")
         with pytest.raises(InputError, match="InsightFace cannot read the models"):
             InsightFaceDetector(tmp_path)

@@ -78,7 +78,7 @@ def test_transparency_is_laid_on_white() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "CMYK"])
-def test_other_modes_keep_their_colour(mode: str) -> None:
+def test_other_modes_keep_their_color(mode: str) -> None:
     grey = Image.new("RGB", (8, 8), WHITE)
     grey.paste((0, 0, 0), (0, 0, 4, 8))
     found = load_photo(encoded(grey.convert(mode), "JPEG" if mode == "CMYK" else "PNG"))
@@ -112,7 +112,7 @@ def test_a_phones_several_picture_jpeg_is_its_first_picture() -> None:
 
 
 def frames(kind: str) -> bytes:
-    images = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    images = [Image.new("RGB", (8, 8), color) for color in (RED, BLUE)]
     return encoded(images[0], kind, save_all=True, append_images=images[1:])
 
 
@@ -140,7 +140,7 @@ BAD_BYTES = {
 
 
 @pytest.mark.parametrize(("content", "message"), BAD_BYTES.values(), ids=BAD_BYTES)
-def test_bad_content_is_refused_in_one_sentence(content: bytes, message: str, tmp_path: Path) -> None:
+def test_bad_content_is_rejected_in_one_sentence(content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         load_photo(content)
     path = tmp_path / "photo.jpg"
@@ -151,7 +151,7 @@ def test_bad_content_is_refused_in_one_sentence(content: bytes, message: str, tm
     assert caught.value.fix
 
 
-def test_between_pillows_limits_a_bomb_is_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_between_pillows_limits_a_bomb_is_rejected_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels were decoded"))
     with (
         pytest.warns(Image.DecompressionBombWarning),
@@ -170,13 +170,13 @@ def test_between_pillows_limits_a_bomb_is_refused_before_decoding(monkeypatch: p
     ],
     ids=["missing", "folder", "null-byte", "too-long"],
 )
-def test_bad_paths_are_refused(name: str, message: str, tmp_path: Path) -> None:
+def test_bad_paths_are_rejected(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         load_photo(tmp_path / name)
 
 
 @pytest.mark.parametrize("photo", [None, "", 7, ["a.jpg"]], ids=repr)
-def test_what_is_no_photo_is_refused(photo: object) -> None:
+def test_what_is_no_photo_is_rejected(photo: object) -> None:
     with pytest.raises(InputError, match="must be a path, bytes, a PIL image or an array"):
         load_photo(photo)  # type: ignore[arg-type]
 
@@ -186,12 +186,12 @@ def test_what_is_no_photo_is_refused(photo: object) -> None:
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)],
     ids=["grey", "rgba", "float", "empty"],
 )
-def test_arrays_of_another_kind_are_refused(array: np.ndarray) -> None:
+def test_arrays_of_another_kind_are_rejected(array: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"must be uint8 \[H, W, 3\], not"):
         load_photo(array)
 
 
-def test_a_large_array_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_array_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "MAX_PIXELS", 15)
     with pytest.raises(InputError, match="megapixels"):
         load_photo(np.zeros((4, 4, 3), np.uint8))

@@ -18,7 +18,7 @@ FACE = np.random.default_rng(1).integers(0, 255, (112, 112, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("batch", ["N", 1])
-def test_embedding_is_the_models_normalised(tmp_path: Path, batch: int | str) -> None:
+def test_embedding_is_the_models_normalized(tmp_path: Path, batch: int | str) -> None:
     found = ArcFaceRecognizer(write_recognizer(tmp_path / "r.onnx", batch=batch)).embed(FACE)
     cells = ((FACE.astype(np.float64) - 127.5) / 127.5).transpose(2, 0, 1).reshape(3, 4, 28, 4, 28).mean((2, 4))
     expected = cells.reshape(-1) @ np.random.default_rng(0).standard_normal((48, 512))
@@ -41,12 +41,12 @@ def test_another_width_is_accepted_if_the_identity_modules_want_it(tmp_path: Pat
     ],
     ids=["width", "side", "batch", "fp16"],
 )
-def test_other_models_are_refused_when_opened(tmp_path: Path, options: dict, message: str) -> None:
+def test_other_models_are_rejected_when_opened(tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ArcFaceRecognizer(write_recognizer(tmp_path / "r.onnx", **options))
 
 
-def test_missing_broken_and_other_files_are_refused(tmp_path: Path) -> None:
+def test_missing_broken_and_other_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="There is no model at"):
         ArcFaceRecognizer(tmp_path / "missing.onnx")
     (tmp_path / "text.onnx").write_text("no model")
@@ -162,7 +162,7 @@ def test_reader_reads_the_face_asked_for(tmp_path: Path, centerface: Path, astro
     assert small < 0.7 * large
 
 
-def test_reader_refuses_a_photo_without_a_face(tmp_path: Path) -> None:
+def test_reader_rejects_a_photo_without_a_face(tmp_path: Path) -> None:
     detector = CenterFaceDetector(write_dot_detector(tmp_path / "d.onnx"))
     reader = FaceReader(detector, ArcFaceRecognizer(write_recognizer(tmp_path / "r.onnx")), 224)
     with pytest.raises(InputError, match=r"No face was found in the photo \(60 × 40\)"):

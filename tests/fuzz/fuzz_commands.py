@@ -134,7 +134,7 @@ def _odd_word(random: Random) -> str:
 
 
 def judge(arguments: list[str], code: int, out: str, err: str) -> None:
-    """Refuse a traceback, an unknown exit code, and anything but one message."""
+    """Reject a traceback, an unknown exit code, and anything but one message."""
     if code not in (0, 1) or "Traceback" in err or "Traceback" in out:
         raise AcceptedDamageError(f"{arguments}: exit code {code}\n{err[-1500:]}")
     if (

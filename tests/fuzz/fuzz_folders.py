@@ -68,7 +68,7 @@ def manifests(folder: Path) -> Attempt:
 
 
 def forged_manifests(folder: Path) -> Attempt:
-    """Use folders whose manifest says odd things under a fresh seal: what is taken must run or be refused."""
+    """Use folders whose manifest says odd things under a fresh seal: what is taken must run or be rejected."""
     engines = small_folder(folder)
     document = {name: value for name, value in json.loads((engines / MANIFEST).read_text()).items() if name != "seal"}
     whom = person()

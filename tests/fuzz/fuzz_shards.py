@@ -24,7 +24,7 @@ _HUGE = 1 << 40
 
 
 def indices(folder: Path) -> Attempt:
-    """Load damaged indices: only one that says the same is taken; under a fresh seal it must be usable or refused."""
+    """Load damaged indices: only one that says the same is taken; under a fresh seal it must be usable or rejected."""
     shards = write_shards(folder / "shards", _CROP)
     path = shards / INDEX
     content, whole = path.read_bytes(), ShardIndex.load(shards)
@@ -49,7 +49,7 @@ def indices(folder: Path) -> Attempt:
 
 
 def tars(folder: Path) -> Attempt:
-    """Read damaged shards: their hash shows it, and without it they are read to the end or refused."""
+    """Read damaged shards: their hash shows it, and without it they are read to the end or rejected."""
     shards = write_shards(folder / "shards", _CROP)
     shard = ShardIndex.load(shards).shards[0]
     path = shards / shard.file

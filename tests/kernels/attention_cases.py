@@ -69,7 +69,7 @@ class Case:
         return values.transpose(1, 2)
 
     def strengths(self, device: torch.device, largest: float | None = None) -> Tensor:
-        """Return a strength a row, no two neighbours alike."""
+        """Return a strength a row, no two neighbors alike."""
         largest = self.strength if largest is None else largest
         return torch.tensor([largest / (1 + row % 2) for row in range(self.rows)], device=device)
 

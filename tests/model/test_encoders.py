@@ -56,9 +56,9 @@ def as_transformers(encoder: ImageEncoder, heads: int) -> CLIPVisionModel:
 
 def check(encoder: ImageEncoder, heads: int) -> torch.Size:
     pixels = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    normalised = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    normalized = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     with torch.no_grad():
-        found, expected = encoder(pixels), as_transformers(encoder, heads)(normalised).last_hidden_state
+        found, expected = encoder(pixels), as_transformers(encoder, heads)(normalized).last_hidden_state
     assert float((found - expected).norm() / expected.norm()) < 1e-5
     return found.shape
 

@@ -69,7 +69,7 @@ def test_sdxl_has_seventy_blocks():
         (lambda path: rewrite(path, poison="clip_mapper.0.bias"), "non-finite"),
     ],
 )
-def test_broken_files_are_refused(saved, source, damage, message):
+def test_broken_files_are_rejected(saved, source, damage, message):
     damage(saved)
     with pytest.raises(InputError, match=message):
         IdentityModules.load(saved, identity_blocks(source.empty("unet")))
@@ -90,14 +90,14 @@ def rewrite(path: Path, drop: str = "", add: str = "", reshape: str = "", poison
 
 
 @pytest.mark.parametrize("values", [{"adain": "sometimes"}, {"face_tokens": 0}, {"clip_width": "wide"}])
-def test_impossible_configurations_are_refused(values):
+def test_impossible_configurations_are_rejected(values):
     with pytest.raises(InputError):
         IdentityConfig(**values)
 
 
-def test_configuration_text_with_unknown_field_is_refused():
-    with pytest.raises(InputError, match="unknown fields: colour"):
-        IdentityConfig.from_json('{"colour": 1}')
+def test_configuration_text_with_unknown_field_is_rejected():
+    with pytest.raises(InputError, match="unknown fields: color"):
+        IdentityConfig.from_json('{"color": 1}')
 
 
 def test_training_loss_reaches_the_identity_modules_alone(source):

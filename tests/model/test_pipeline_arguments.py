@@ -59,7 +59,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
-def test_bad_arguments_are_refused(
+def test_bad_arguments_are_rejected(
     reference: InfiniteIDPipeline, identity: Any, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

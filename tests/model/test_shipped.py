@@ -59,7 +59,7 @@ def test_words_that_captions_use_have_an_embedding_and_no_others(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["recognizer", "facenet"])
-def test_the_recognisers_know_people_they_were_not_taught(name: str) -> None:
+def test_the_recognizers_know_people_they_were_not_taught(name: str) -> None:
     numbers = range(FIRST_HELD_OUT, FIRST_HELD_OUT + 40)
     network = load_shipped(FACE_NETWORKS[name](), name).float().eval()
     embeddings = []
@@ -93,7 +93,7 @@ def test_rows_that_are_not_stored_are_zero(tmp_path: Path, monkeypatch: pytest.M
     assert table.weight.tolist() == [[0, 0], [0, 0], [1, 2], [0, 0]]
 
 
-def test_choices_go_before_what_was_trained_and_a_seed_is_refused() -> None:
+def test_choices_go_before_what_was_trained_and_a_seed_is_rejected() -> None:
     source = open_source("demo", choices={"adain": "off"})
     assert source.config.adain == "off"
     assert source.load("identity", torch.float32).config.adain == "off"

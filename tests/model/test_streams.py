@@ -199,7 +199,7 @@ def test_the_triton_kernels_give_the_same_step(source):
     assert 0 < relative(fused[1], plain[1]) < 1e-3
 
 
-def test_triton_is_refused_for_what_it_does_not_compute(source):
+def test_triton_is_rejected_for_what_it_does_not_compute(source):
     for choice in ({"self_attention": "mutual"}, {"adain": "standard"}, {"cross_adain": "output"}):
         with pytest.raises(InputError, match="Triton kernels compute the method itself"):
             DenoiseStep(source.load("unet", torch.float16), replace(source.config, **choice), "triton")

@@ -47,7 +47,7 @@ class Command:
     Args:
         prepare: writes what the command reads into an empty folder.
         words: the command line, run in that folder.
-        whole: refuses damaged results; called when there are any.
+        whole: rejects damaged results; called when there are any.
         results: what the command makes.
         stubs: what stands for hours of work.
         again: whether the command is run once before, so that it finds its results there; `prepare` does not allow it.

@@ -46,10 +46,10 @@ class _Subject:
         """Run to the end."""
 
     def check(self) -> None:
-        """Refuse damaged results."""
+        """Reject damaged results."""
 
     def finished(self) -> None:
-        """Refuse anything but the whole result."""
+        """Reject anything but the whole result."""
 
 
 class _Build(_Subject):

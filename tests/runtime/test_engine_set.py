@@ -146,7 +146,7 @@ def test_the_present_or_named_target_is_taken(
         ("tensorrt", "cpu", "no tensorrt engines for 'cpu'"),
     ],
 )
-def test_devices_that_do_not_fit_are_refused(
+def test_devices_that_do_not_fit_are_rejected(
     tiny_folder: Path, gpu: Callable[[str | None], None], backend: str, device: str, message: str
 ) -> None:
     gpu("sm_90")
@@ -164,12 +164,12 @@ def test_devices_that_do_not_fit_are_refused(
     ],
     ids=["backend", "device", "no-engines"],
 )
-def test_load_refuses_what_it_cannot_run(tiny_folder: Path, arguments: dict, kind: type, message: str) -> None:
+def test_load_rejects_what_it_cannot_run(tiny_folder: Path, arguments: dict, kind: type, message: str) -> None:
     with pytest.raises(kind, match=message):
         Pipeline.load(tiny_folder, **arguments)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(EngineFolderError, match="is not an engine folder"):
         Pipeline.load(tmp_path)
 
@@ -191,7 +191,7 @@ def generate(folder: Path, person: Person) -> None:
     ],
 )
 @pytest.mark.parametrize("damage", ["one-bit", "cut", "gone"])
-def test_a_damaged_file_is_refused_before_it_is_loaded(
+def test_a_damaged_file_is_rejected_before_it_is_loaded(
     fresh_folder: Path, tiny_person: Person, name: str, damage: str
 ) -> None:
     path = fresh_folder / name
@@ -208,7 +208,7 @@ def test_a_damaged_file_is_refused_before_it_is_loaded(
 
 
 @pytest.mark.parametrize("name", ["faces/detector.onnx", "faces/recognizer.onnx", "onnx/identity_encoder.onnx"])
-def test_enrolment_refuses_damaged_files(fresh_folder: Path, name: str) -> None:
+def test_enrollment_rejects_damaged_files(fresh_folder: Path, name: str) -> None:
     import numpy as np
 
     photo = np.zeros((64, 64, 3), np.uint8)

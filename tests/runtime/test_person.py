@@ -56,14 +56,14 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monk
     assert [item.name for item in tmp_path.iterdir()] == ["person.safetensors"]
 
 
-def test_saving_where_there_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_saving_where_there_is_no_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be written to .*existing folder"):
         random_person(0).save(tmp_path / "missing" / "person.safetensors")
     with pytest.raises(InputError, match="cannot be written to"):
         random_person(0).save(tmp_path)
 
 
-def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
+def test_missing_and_foreign_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="There is no person file at"):
         Person.load(tmp_path / "missing.safetensors")
     with pytest.raises(InputError, match="There is no person file at"):
@@ -77,7 +77,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
-def test_a_cut_off_file_is_refused(tmp_path: Path, share: float) -> None:
+def test_a_cut_off_file_is_rejected(tmp_path: Path, share: float) -> None:
     path = tmp_path / "person.safetensors"
     random_person(0).save(path)
     content = path.read_bytes()
@@ -127,7 +127,7 @@ def test_what_was_changed_after_it_was_written_is_rejected(tmp_path: Path, seale
     ],
     ids=["nan", "inf", "tokens", "width", "rank", "mixed", "integers", "extra"],
 )
-def test_unfit_tensors_are_refused(tmp_path: Path, tensors: dict[str, np.ndarray], message: str) -> None:
+def test_unfit_tensors_are_rejected(tmp_path: Path, tensors: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Person.load(changed(tmp_path / "person.safetensors", **tensors))
 
@@ -155,12 +155,12 @@ def test_filling_slots_changes_neither_attention_nor_means(count: int, slots: in
 
 
 @pytest.mark.parametrize(("count", "slots"), [(2, 1), (2, 3), (3, 4)])
-def test_people_that_do_not_fill_the_slots_are_refused(count: int, slots: int) -> None:
+def test_people_that_do_not_fill_the_slots_are_rejected(count: int, slots: int) -> None:
     with pytest.raises(InputError, match=rf"{count} people were stacked.*{slots} slot\(s\)"):
         stack([random_person(seed) for seed in range(count)]).fit(slots, TOKENS)
 
 
-def test_tokens_of_another_method_are_refused() -> None:
+def test_tokens_of_another_method_are_rejected() -> None:
     with pytest.raises(InputError, match=f"has {TOKENS} identity tokens, the engines' people have {TOKENS + 1}"):
         random_person(0).fit(2, TOKENS + 1)
 
@@ -188,7 +188,7 @@ def test_stack_puts_people_side_by_side() -> None:
 @pytest.mark.parametrize(
     "weights", [(1.0, -1.0), (0.0, 0.0), (1.0, -3.0), (float("nan"), 1.0), (float("inf"), 1.0)], ids=str
 )
-def test_weights_that_sum_to_nothing_are_refused(weights: tuple[float, float]) -> None:
+def test_weights_that_sum_to_nothing_are_rejected(weights: tuple[float, float]) -> None:
     with pytest.raises(InputError, match="finite with a positive sum"):
         mix([(random_person(0), weights[0]), (random_person(1), weights[1])])
 
@@ -209,12 +209,12 @@ def test_weights_that_sum_to_nothing_are_refused(weights: tuple[float, float]) -
         (lambda: stack(["anna.safetensors"]), "must be a Person, not 'anna.safetensors'"),  # type: ignore[list-item]
     ],
 )
-def test_wrong_types_are_refused(call: Callable[[], object], message: str) -> None:
+def test_wrong_types_are_rejected(call: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
 
 
-def test_people_who_do_not_belong_together_are_refused() -> None:
+def test_people_who_do_not_belong_together_are_rejected() -> None:
     other = replace(random_person(1), model="b" * 64)
     for combine in (lambda: mix([(random_person(0), 1), (other, 1)]), lambda: stack([random_person(0), other])):
         with pytest.raises(InputError, match="enrolled with different models"):

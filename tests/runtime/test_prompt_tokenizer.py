@@ -126,7 +126,7 @@ def test_without_spaces_the_rest_is_told(tokenizer: PromptTokenizer) -> None:
 
 
 @pytest.mark.parametrize(("prompt", "message"), [(7, "must be a text, not 7"), ("\ud83d", "not valid Unicode")])
-def test_what_is_no_text_is_refused(tokenizer: PromptTokenizer, prompt: object, message: str) -> None:
+def test_what_is_no_text_is_rejected(tokenizer: PromptTokenizer, prompt: object, message: str) -> None:
     for call in (lambda: tokenizer.encode([prompt]), lambda: tokenizer.dropped(prompt)):  # type: ignore[list-item, arg-type]
         with pytest.raises(InputError, match=message):
             call()
@@ -134,7 +134,7 @@ def test_what_is_no_text_is_refused(tokenizer: PromptTokenizer, prompt: object, 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "broken", "no-padding"])
-def test_damaged_files_are_refused(tiny_folder: Path, tmp_path: Path, name: str, damage: str) -> None:
+def test_damaged_files_are_rejected(tiny_folder: Path, tmp_path: Path, name: str, damage: str) -> None:
     for file in FILES:
         (tmp_path / file).parent.mkdir()
         shutil.copy(tiny_folder / file, tmp_path / file)

@@ -326,7 +326,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
-def test_bad_arguments_are_refused(
+def test_bad_arguments_are_rejected(
     tiny_pipe: Pipeline, tiny_person: Person, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -378,7 +378,7 @@ def test_a_person_of_another_model_is_told_to_enroll_again(tiny_pipe: Pipeline, 
         tiny_pipe.generate("a", other)
 
 
-def test_too_many_people_are_refused(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+def test_too_many_people_are_rejected(tiny_pipe: Pipeline, tiny_person: Person) -> None:
     with pytest.raises(InputError, match=r"3 people were stacked.*2 slot\(s\).*--people 3"):
         tiny_pipe.generate("a", stack([tiny_person] * 3))
 
@@ -498,7 +498,7 @@ def test_several_photos_are_averaged(tiny_pipe: Pipeline) -> None:
     np.testing.assert_allclose(both.identity_keys, (one.identity_keys + two.identity_keys) / 2, atol=1e-6)
 
 
-def test_bad_photos_are_refused_by_number(tiny_pipe: Pipeline, tmp_path: Path) -> None:
+def test_bad_photos_are_rejected_by_number(tiny_pipe: Pipeline, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No photo was given"):
         tiny_pipe.enroll([])
     with pytest.raises(InputError, match="Photo 2 of 2: No face was found"):

@@ -175,8 +175,8 @@ def _denoise_step(path: Path, poison: bool) -> GraphRecord:
 def _vae_decoder(path: Path, poison: bool) -> GraphRecord:
     graph = Graph(path.stem, {"latents": ("float32", (BATCH, 4, LATENT, LATENT))})
     bounds = [graph.constant([value], np.int64) for value in (0, 3, 1)]
-    colours = graph("Slice", "latents", *bounds)
-    large = graph("Resize", colours, "", graph.constant([1, 1, 8, 8]), mode="nearest")
+    colors = graph("Slice", "latents", *bounds)
+    large = graph("Resize", colors, "", graph.constant([1, 1, 8, 8]), mode="nearest")
     if poison:
         large = graph("Log", graph("Sub", large, graph.constant(1e6)))
     graph("Sigmoid", large, name="image")

@@ -160,7 +160,7 @@ def test_two_runs_at_once_share_the_work(shards: Path, base: ModelSource, monkey
     assert len(list((shards / "cache").iterdir())) == 3
 
 
-def test_a_shard_that_is_not_the_indexs_is_refused(shards: Path, base: ModelSource) -> None:
+def test_a_shard_that_is_not_the_indexs_is_rejected(shards: Path, base: ModelSource) -> None:
     other = write_shards(shards.parent / "other", base.architecture.image_encoder["image_size"], seed=1)
     (other / "train-00001.tar").replace(shards / "train-00001.tar")
     with pytest.raises(InputError, match=r"train-00001.tar is damaged or another one"):
@@ -208,7 +208,7 @@ def test_fresh_weights_are_the_texts_projections(base: ModelSource, tmp_path: Pa
     assert torch.equal(stored.face_mapper.proj[0].weight, one.face_mapper.proj[0].weight)
 
 
-def test_tokens_are_centred_where_asked_for_or_stored(base: ModelSource, tmp_path: Path) -> None:
+def test_tokens_are_centerd_where_asked_for_or_stored(base: ModelSource, tmp_path: Path) -> None:
     assert not open_base("random-sdxl").config.center_tokens
     assert open_base("random-sdxl", center_tokens=True).config.center_tokens
     assert open_base("demo").config.center_tokens  # its own weights' configuration
@@ -256,10 +256,10 @@ def test_a_run_on_shards_gives_weights_and_sample_grids(shards: Path, tmp_path: 
 def test_people_with_one_photo_are_the_shards_choice(tmp_path: Path, base: ModelSource) -> None:
     crop = base.architecture.image_encoder["image_size"]
     options = TrainOptions(steps=1, batch_size=1, validate_every=0)
-    for choice in ("refuse", "own-pair"):
+    for choice in ("reject", "own-pair"):
         folder = write_shards(tmp_path / choice, crop, each=1, single_photo=choice)
         request = RunRequest(folder, tmp_path / f"run-{choice}", options)
-        if choice == "refuse":
+        if choice == "reject":
             with pytest.raises(InputError, match="3 people have one photo only"):
                 train_on_shards(request)
         else:

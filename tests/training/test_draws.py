@@ -75,7 +75,7 @@ def test_a_share_of_the_references_is_not_seen() -> None:
     assert bool(Draws(small_photos(), seed=0, rows=4).batch(0).kept.all())
 
 
-def test_one_photo_is_refused_or_its_own_pair() -> None:
+def test_one_photo_is_rejected_or_its_own_pair() -> None:
     photos = replace(small_photos(people=1, each=3), people=torch.tensor([0, 1, 1]))
     with pytest.raises(InputError, match=r"1 people have one photo only, such as that of person-0/0.png"):
         Draws(photos, seed=0, rows=1)

@@ -255,14 +255,14 @@ def test_full_memory_says_what_needs_less(tmp_path: Path, monkeypatch: pytest.Mo
         ({"lr_schedule": "cosine"}, "lr_schedule: constant -> cosine"),
     ],
 )
-def test_other_options_are_refused_by_name(tmp_path: Path, changes: dict, named: str) -> None:
+def test_other_options_are_rejected_by_name(tmp_path: Path, changes: dict, named: str) -> None:
     small_run(tmp_path, steps=2)
     with pytest.raises(InputError, match=named):
         small_run(tmp_path, **changes)
     small_run(tmp_path, keep=1, log_every=2)  # these decide no loss
 
 
-def test_other_photos_and_another_model_are_refused(tmp_path: Path) -> None:
+def test_other_photos_and_another_model_are_rejected(tmp_path: Path) -> None:
     small_run(tmp_path, steps=2)
     with pytest.raises(InputError, match="photos: "):
         small_run(tmp_path, photos=small_photos(seed=5))
@@ -367,7 +367,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, fails: str, monk
 
 
 @pytest.mark.parametrize("name", ["identity.safetensors", "log.jsonl", "checkpoints/other.ckpt"])
-def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
+def test_a_folder_of_other_files_is_rejected_and_left_as_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("of something else")
     before = sorted(tmp_path.rglob("*"))
@@ -396,7 +396,7 @@ def test_a_finished_run_has_the_losses_of_its_log(tmp_path: Path) -> None:
     assert again.loss == losses(tmp_path)[6]
 
 
-def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+def test_two_runs_in_one_folder_are_rejected(tmp_path: Path) -> None:
     with locked(tmp_path / loop.LOCK), pytest.raises(InputError, match="Another process trains in"):
         small_run(tmp_path)
 
@@ -449,7 +449,7 @@ def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
     )
 
 
-def test_photos_of_other_networks_are_refused(tmp_path: Path) -> None:
+def test_photos_of_other_networks_are_rejected(tmp_path: Path) -> None:
     photos = small_photos()
     with pytest.raises(InputError, match=r"clip_features are \[4, 16\] each, the identity modules take \[5, 16\]"):
         small_run(tmp_path, photos=replace(photos, clip_features=photos.clip_features[:, 1:]))

@@ -309,15 +309,15 @@ def test_an_existing_folder_is_not_touched(people: Path, tmp_path: Path, recogni
     assert list((tmp_path / "shards").iterdir()) == []
 
 
-def test_two_at_once_into_one_folder_are_refused(people: Path, tmp_path: Path, recognizer: Path) -> None:
-    refused = []
+def test_two_at_once_into_one_folder_are_rejected(people: Path, tmp_path: Path, recognizer: Path) -> None:
+    rejected = []
 
     class Meanwhile(CornerDetector):
         def detect(self, photo: np.ndarray) -> list[Face]:
-            if not refused:
+            if not rejected:
                 with pytest.raises(InputError, match=r"Another process writes .*shards") as raised:
                     run(people, tmp_path / "shards", recognizer)
-                refused.append(raised)
+                rejected.append(raised)
             return super().detect(photo)
 
     report = prepare(people, tmp_path / "shards", Meanwhile(), recognizer, OPTIONS)

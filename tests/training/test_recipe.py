@@ -196,7 +196,7 @@ def test_a_full_disk_leaves_no_half_of_a_stages_file(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_recogniser_is_asked_for_a_margin_in_angle_and_for_the_traits() -> None:
+def test_a_recognizer_is_asked_for_a_margin_in_angle_and_for_the_traits() -> None:
     loss = recognizer_stage.RecognizerLoss(RecognizerNetwork(), range(5)).eval()
     faces, labels = torch.randn(3, 3, 112, 112), torch.tensor([0, 2, 4])
     with torch.autocast("cpu", torch.bfloat16):
@@ -222,7 +222,7 @@ def test_an_embedding_tells_the_traits_whatever_its_length() -> None:
     torch.testing.assert_close(loss(faces, labels)["traits"].detach(), before)
 
 
-def test_the_judge_and_the_generators_recogniser_share_no_person() -> None:
+def test_the_judge_and_the_generators_recognizer_share_no_person() -> None:
     people = [set(loss.people) for loss in recognizer_stage.recognizers(10).values()]
     assert not people[0] & people[1]
     assert people[0] | people[1] == set(range(10))
@@ -264,7 +264,7 @@ def test_where_the_face_is() -> None:
     torch.testing.assert_close(right[..., 4:], area[..., :-4])
 
 
-def test_the_texts_mean_is_what_adain_mean_adds_beside_centred_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_texts_mean_is_what_adain_mean_adds_beside_centerd_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "_BATCH", 2)
     unet = new("unet").eval()
     attention = unet.mid_block.attentions[0].transformer_blocks[0].attn2

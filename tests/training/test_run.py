@@ -80,7 +80,7 @@ def other_files(folder: Path) -> None:
     ],
     ids=["fp16", "adamw8bit", "samples", "a-file", "other-files", "another-unets", "within"],
 )
-def test_a_run_that_cannot_begin_is_refused_before_caching(
+def test_a_run_that_cannot_begin_is_rejected_before_caching(
     shards: Path,
     tmp_path: Path,
     before: Callable[[Path], Path | None] | None,
@@ -108,7 +108,7 @@ def test_a_run_that_cannot_begin_is_refused_before_caching(
     ],
     ids=["no-resume", "seed", "steps"],
 )
-def test_a_run_that_cannot_go_on_is_refused_before_caching(
+def test_a_run_that_cannot_go_on_is_rejected_before_caching(
     finished: RunRequest, options: dict[str, Any], resume: bool, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "fill_cache", never)

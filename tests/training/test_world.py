@@ -8,14 +8,14 @@ import pytest
 
 from infid_training.world.drawing import render
 from infid_training.world.people import Person, person
-from infid_training.world.scenes import ACTIONS, CLOTHES, COLOURS, HATS, PLACES, STYLES, Scene, portrait, scene
+from infid_training.world.scenes import ACTIONS, CLOTHES, COLORS, HATS, PLACES, STYLES, Scene, portrait, scene
 
 FRONT = Scene()
 # What a trait needs of the others to be seen.
 SHOWN = {
     "mole_across": {"mole_size": 1.0},
     "mole_down": {"mole_size": 1.0},
-    "frame_colour": {"glasses": 0.9},
+    "frame_color": {"glasses": 0.9},
     "hair_volume": {"hair_length": 0.8},
 }
 
@@ -58,8 +58,8 @@ def test_pictures_are_smooth_at_their_edges_and_of_the_size_asked_for() -> None:
     picture = pixels(person(0), replace(FRONT, contrast=0.0))
     assert picture.shape == (128, 128, 3)
     assert pixels(person(0), FRONT, 192).shape == (192, 192, 3)
-    colours = {tuple(pixel) for pixel in picture.reshape(-1, 3).astype(int).tolist()}
-    assert len(colours) > 150  # about 30 are painted; the rest are mixtures along edges
+    colors = {tuple(pixel) for pixel in picture.reshape(-1, 3).astype(int).tolist()}
+    assert len(colors) > 150  # about 30 are painted; the rest are mixtures along edges
 
 
 def test_one_person_varies_less_in_the_face_than_people_do() -> None:
@@ -76,10 +76,10 @@ def test_one_person_varies_less_in_the_face_than_people_do() -> None:
 
 def test_a_caption_says_what_is_drawn() -> None:
     where = Scene(
-        style="oil painting", place="at night", clothes="hoodie", colour="orange", hat="crown", action="waving"
+        style="oil painting", place="at night", clothes="hoodie", color="orange", hat="crown", action="waving"
     )
     assert where.caption() == "an oil painting of a person wearing an orange hoodie and a crown, waving, at night"
-    plain = Scene(style="photo", place="in a room", clothes="dress", colour="red")
+    plain = Scene(style="photo", place="in a room", clothes="dress", color="red")
     assert plain.caption() == "a photo of a person wearing a red dress, in a room"
 
 
@@ -102,4 +102,4 @@ def test_a_reference_is_a_plain_photo() -> None:
         where = portrait(number)
         assert (where.style, where.hat, where.action, where.eyes_closed) == ("photo", "", "", 0.0)
         assert abs(where.yaw) <= 0.18
-    assert {scene(n).colour for n in range(200)} == set(COLOURS)
+    assert {scene(n).color for n in range(200)} == set(COLORS)

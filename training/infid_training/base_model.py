@@ -90,7 +90,7 @@ def initial_identity(unet: Any, config: IdentityConfig, initial: str = FRESH, se
 
 
 def fresh_identity(unet: Any, config: IdentityConfig, seed: int) -> IdentityModules:
-    """Return new identity modules: mappers as torch initialises them, K' and V' copies of the text's to_k and to_v.
+    """Return new identity modules: mappers as torch initializes them, K' and V' copies of the text's to_k and to_v.
 
     Reference: IP-Adapter (Ye et al., arXiv 2308.06721, section 3.2.2) starts its image projections so.
     """

@@ -164,12 +164,12 @@ class ShardedPhotos:
 
 
 def _check(index: ShardIndex, source: ModelSource) -> None:
-    """Refuse shards of other sizes than the model takes."""
+    """Reject shards of other sizes than the model takes."""
     crop, width = int(source.architecture.image_encoder["image_size"]), source.config.face_width
     wanted = {"aligned faces of": (index.crop_size, crop), "face embeddings of": (index.face_width, width)}
     for what, (found, needed) in wanted.items():
         if found != needed:
             raise InputError(
                 f"The shards have {what} {found}, {source.name} needs {needed}.",
-                fix=f"Prepare the photos again for this model: --crop-size {crop}, a recogniser of width {width}.",
+                fix=f"Prepare the photos again for this model: --crop-size {crop}, a recognizer of width {width}.",
             )

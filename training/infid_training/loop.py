@@ -81,7 +81,7 @@ def run_settings(
 def opened_run(
     folder: Path, options: TrainOptions, settings: Mapping[str, Any], resume: bool = True, main: bool = True
 ) -> Iterator[Checkpoints]:
-    """Lock a run's folder while the block runs, after refusing what cannot begin or go on there.
+    """Lock a run's folder while the block runs, after rejecting what cannot begin or go on there.
 
     Args:
         folder: of the run; made if it is missing.
@@ -97,7 +97,7 @@ def opened_run(
         InputError: the folder is another process's, of something else or not writable, or the run in it is another one.
     """
     if main:
-        _refuse_foreign(folder)
+        _reject_foreign(folder)
     with locked(folder / LOCK, f"Another process trains in {folder}.") if main else nullcontext():
         checkpoints = Checkpoints(folder / CHECKPOINTS, settings, options.keep)
         made = max(checkpoints.steps(), default=0)
@@ -249,7 +249,7 @@ def memory_full(error: torch.OutOfMemoryError, fix: str) -> TrainingError:
 
 
 def _go_on(checkpoints: Checkpoints, changes: str) -> str:
-    """Say how a run goes on with other settings, which its own checkpoints refuse."""
+    """Say how a run goes on with other settings, which its own checkpoints reject."""
     if checkpoints.newest is None:
         return f"Give the same command again with {changes}."
     weights = shlex.quote(str(checkpoints.newest / WEIGHTS))
@@ -259,8 +259,8 @@ def _go_on(checkpoints: Checkpoints, changes: str) -> str:
     )
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder with files that are no run's, which a run would write over or among; hidden ones are left out."""
+def _reject_foreign(folder: Path) -> None:
+    """Reject a folder with files that are no run's, which a run would write over or among; hidden ones are left out."""
     begun = (folder / _MARK).exists() or any((folder / CHECKPOINTS).glob(f"*/{STATE}"))
     if not begun and folder.is_dir() and not all(path.name.startswith(".") for path in folder.iterdir()):
         raise InputError(

@@ -36,7 +36,7 @@ class References:
 
     Args:
         clip_features: `[B, clip_tokens, clip_width]`, the image encoder's last hidden state of the aligned faces.
-        face_embeddings: `[B, face_width]`, L2-normalised.
+        face_embeddings: `[B, face_width]`, L2-normalized.
     """
 
     clip_features: Tensor

@@ -47,7 +47,7 @@ class PrepareOptions:
     Args:
         size: of the targets in pixels; SDXL's is 1024.
         crop_size: of the aligned faces; the image encoder's input.
-        face_width: length of the recogniser's embeddings.
+        face_width: length of the recognizer's embeddings.
         single_photo: leave people with one usable photo out, or use it as their own pair.
         validation: share of the people that is held out.
         seed: with each person's name, decides who is.
@@ -57,13 +57,13 @@ class PrepareOptions:
     size: int = 1024
     crop_size: int = 224
     face_width: int = 512
-    single_photo: Literal["refuse", "own-pair"] = "refuse"
+    single_photo: Literal["reject", "own-pair"] = "reject"
     validation: float = 0.05
     seed: int = 0
     photos_per_shard: int = 1000
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Reject impossible values."""
         settle_fields(self)
         if self.size < 64 or self.size % 8:
             raise InputError(f"The size must be a multiple of 8 from 64 on, not {self.size}.", fix="SDXL's is 1024.")
@@ -191,7 +191,7 @@ def _read_all(people: dict[str, list[Path]], reader: _PhotoReader, writer: Shard
             stage.update(seen / total, f"{seen} of {total}, {len(reader.dropped)} dropped")
             if read is not None:
                 photos.append(read)
-        if len(photos) == 1 and reader.options.single_photo == "refuse":
+        if len(photos) == 1 and reader.options.single_photo == "reject":
             only = photos.pop()[0].name
             reader.dropped[only] = "the person's only usable photo (--single-photo own-pair uses it)"
         for photo, small in photos:

@@ -90,7 +90,7 @@ def train_on_shards(request: RunRequest, reporter: Reporter | None = None) -> Tr
     model = f"UNet {source.fingerprint('unet')[:12]} from {_start(request.initial)}"
     for sentence in caption_notes(request.shards, index, source) if request.with_text else ():
         shown.note(f"note: {sentence}")
-    _refuse_early(request, options, index, source, model, state)
+    _reject_early(request, options, index, source, model, state)
     cache = request.cache or request.shards / CACHE
     shown.plan({"caching": float(sum(shard.photos for shard in index.shards))})
     try:
@@ -130,10 +130,10 @@ def train_on_shards(request: RunRequest, reporter: Reporter | None = None) -> Tr
     )
 
 
-def _refuse_early(
+def _reject_early(
     request: RunRequest, options: TrainOptions, index: ShardIndex, source: ModelSource, model: str, state: PartialState
 ) -> None:
-    """Refuse before hours of caching what training would refuse after them."""
+    """Reject before hours of caching what training would reject after them."""
     if (request.sample_prompts or request.sample_steps) and not options.sample_every:
         raise InputError("There are no sample pictures without --sample-every.", fix="Give --sample-every as well.")
     check_device(options, state.device)

@@ -50,7 +50,7 @@ class Checkpoints:
 
     Args:
         folder: holds one folder a checkpoint, `step-00001000`.
-        settings: that decide the losses; a checkpoint made with others is refused.
+        settings: that decide the losses; a checkpoint made with others is rejected.
         keep: how many stay.
     """
 
@@ -168,7 +168,7 @@ def _optimizer_state(trained: Trained) -> tuple[dict[str, torch.Tensor], dict[st
     for index, entries in trained.optimizer.state_dict()["state"].items():
         for entry, value in entries.items():
             if isinstance(value, torch.Tensor):
-                # clone: 8-bit optimizers share one quantisation map, and a file cannot hold a tensor twice
+                # clone: 8-bit optimizers share one quantization map, and a file cannot hold a tensor twice
                 tensors[f"{names[index]}.{entry}"] = value.detach().clone(memory_format=torch.contiguous_format)
             else:
                 numbers.setdefault(names[index], {})[entry] = value
@@ -206,7 +206,7 @@ def _load_optimizer(
 
 
 def _check_file(path: Path, state: Mapping[str, Any]) -> None:
-    """Refuse a file that is not the one its checkpoint was written with."""
+    """Reject a file that is not the one its checkpoint was written with."""
     try:
         if sha256_file(path) != state["files"][path.name]:
             raise ValueError("its content is not what was written")

@@ -2,7 +2,7 @@
 
 What stays in memory between the forward and the backward pass follows from the UNet being frozen: a linear layer keeps
 nothing, since only its input's gradient is asked for, and layers before the first cross-attention keep nothing at all.
-Left are the inputs of convolutions, normalisations and activations, and queries, keys, values and outputs of
+Left are the inputs of convolutions, normalizations and activations, and queries, keys, values and outputs of
 attention. `tests/training/test_estimate.py` compares the sum with what autograd really keeps. Memory is that of the
 steps; the VAE and the encoders, which fill the cache before them and draw sample pictures between them, are not in it.
 """
@@ -171,7 +171,7 @@ def _watch(unet: nn.Module, width: int) -> Iterator[_Kept]:
 
     Args:
         unet: to run.
-        width: bytes of a value within the network. Normalisations keep theirs in fp32 at any precision.
+        width: bytes of a value within the network. Normalizations keep theirs in fp32 at any precision.
     """
     kept = _Kept()
     begun = False
@@ -207,7 +207,7 @@ def _kept_by(module: nn.Module, inputs: tuple[Any, ...], width: int) -> int:
     if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.SiLU):
         return int(inputs[0].numel()) * _FP32
     if isinstance(module, nn.Conv2d):  # torch keeps a convolution's input even if its weights are frozen
-        # in fp32 a resnet's shortcut, the one convolution of 1 × 1, keeps the tensor that its normalisation keeps
+        # in fp32 a resnet's shortcut, the one convolution of 1 × 1, keeps the tensor that its normalization keeps
         shared = width == _FP32 and module.kernel_size == (1, 1)
         return 0 if shared else int(inputs[0].numel()) * width
     if isinstance(module, GEGLU):  # both halves and the activated one

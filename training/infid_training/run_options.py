@@ -11,7 +11,7 @@ from infid_engines.validation import settle_fields
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["adamw", "adamw8bit"]
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
-SinglePhoto = Literal["refuse", "own-pair"]
+SinglePhoto = Literal["reject", "own-pair"]
 
 # How often is told, kept and looked at: free to change when a run is resumed.
 _WITHOUT_EFFECT = ("checkpoint_every", "keep", "log_every", "validate_every", "validation_pairs", "sample_every")
@@ -43,7 +43,7 @@ class TrainOptions:
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         optimizer: `adamw`, or bitsandbytes' `adamw8bit`.
         seed: of pairs, noise, timesteps and the initial weights.
-        single_photo: whether a person with one photo is refused or is reference and target of their own.
+        single_photo: whether a person with one photo is rejected or is reference and target of their own.
         checkpoint_every: steps.
         keep: how many checkpoints stay.
         log_every: steps.
@@ -66,7 +66,7 @@ class TrainOptions:
     gradient_checkpointing: bool = False
     optimizer: Optimizer = "adamw"
     seed: int = 0
-    single_photo: SinglePhoto = "refuse"
+    single_photo: SinglePhoto = "reject"
     checkpoint_every: int = 1000
     keep: int = 3
     log_every: int = 10
@@ -75,11 +75,11 @@ class TrainOptions:
     sample_every: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Reject impossible values."""
         settle_fields(self)
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
-            # not (value >= least), so that a NaN is refused as well
+            # not (value >= least), so that a NaN is rejected as well
             if not value >= least:
                 raise InputError(f"{name} must be at least {least}, not {value}.", fix=f"Give another {name}.")
         for name, usual in (("ema_decay", "0.9999"), ("identity_dropout", "0.05")):

@@ -1,7 +1,7 @@
 """WebDataset shards of prepared photos: tar files in which the members of one photo share their name's first part.
 
 A photo is `00000007.target.jpg` (at the training size), `00000007.face.png` (aligned, as the image encoder takes it),
-`00000007.embedding.npy` (fp32, L2-normalised) and `00000007.json`. `index.json` beside the shards says what is in each.
+`00000007.embedding.npy` (fp32, L2-normalized) and `00000007.json`. `index.json` beside the shards says what is in each.
 Format: https://github.com/webdataset/webdataset
 """
 
@@ -27,7 +27,7 @@ from infid_training.shard_members import embedding, facts, member_bytes, picture
 INDEX, REPORT = "index.json", "report.json"
 SPLITS = ("train", "validation")
 _VERSION = 2
-_QUALITY = 95  # of the target's JPEG, colour at full resolution
+_QUALITY = 95  # of the target's JPEG, color at full resolution
 _AGAIN = "Prepare the photos again with `infid-export prepare`."
 
 Array = np.ndarray[Any, Any]
@@ -86,7 +86,7 @@ class ShardIndex:
         size: of the targets in pixels.
         crop_size: of the aligned faces in pixels.
         face_width: length of the embeddings.
-        single_photo: whether people with one photo were left out (`refuse`) or are their own pair (`own-pair`).
+        single_photo: whether people with one photo were left out (`reject`) or are their own pair (`own-pair`).
         recognizer: sha256 of the recognizer's file, see `ArcFaceRecognizer.fingerprint`.
         split_seed: with the people's names it decides who is held out.
         validation: share of the people held out.
@@ -138,7 +138,7 @@ class ShardIndex:
 
 
 def _check(index: ShardIndex) -> None:
-    """Refuse what `prepare` does not write.
+    """Reject what `prepare` does not write.
 
     Raises:
         ValueError: names the entry.

@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from infid_engines.errors import InputError
-from infid_export.model.components import brought
+from infid_export.model.components import cast_module
 from infid_export.model.config import IdentityConfig
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import install_processors
@@ -52,7 +52,7 @@ class NotFiniteError(Exception):
 
 
 def check_device(options: TrainOptions, device: torch.device) -> None:
-    """Refuse options that need another device than this one, or a library that is not installed.
+    """Reject options that need another device than this one, or a library that is not installed.
 
     Raises:
         InputError: fp16 or the 8-bit optimizer was asked for on a CPU.
@@ -99,7 +99,7 @@ class Stepper:
             if each is not None and len(each.people):
                 _check_shapes(each, identity.config)
         install_processors(unet, identity.config)
-        brought(unet, self._device, self._dtype).eval().requires_grad_(False)
+        cast_module(unet, self._device, self._dtype).eval().requires_grad_(False)
         if options.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         identity.to(self._device, torch.float32).train().requires_grad_(True)
@@ -215,7 +215,7 @@ class Stepper:
 
 
 def _check_shapes(photos: Photos, config: IdentityConfig) -> None:
-    """Refuse photos whose tensors the identity modules do not take."""
+    """Reject photos whose tensors the identity modules do not take."""
     first = torch.zeros(1, dtype=torch.int64)
     targets, references = photos.targets(first), photos.references(first)
     wanted = {

@@ -145,16 +145,16 @@ def test_a_gpu_that_is_lost_starts_the_program_anew(
     restarts: list[bool] = []
 
     def lost() -> None:
-        if "refused" in suite.document["items"]:
+        if "rejected" in suite.document["items"]:
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
 
     monkeypatch.setattr(bench, "synchronize", lost)
     suite = Suite(bench, tmp_path / "result.json", {"model": "demo"}, lambda: restarts.append(True), quiet=True)
     # an item that notes the fault as one candidate's result looks as if it had been measured
-    suite.run([timed("before"), timed("refused")])
+    suite.run([timed("before"), timed("rejected")])
     assert restarts == [True]
     (restart,) = json.loads(suite.path.read_text())["restarts"]
-    assert restart["item"] == "refused"
+    assert restart["item"] == "rejected"
     assert restart["why"] == "the GPU is lost to this process: CUDA error: an illegal memory access was encountered"
 
 

@@ -28,7 +28,7 @@ _MEASURED = 256  # pictures
 
 
 def autoencoder_loss(vae: Any, pictures: Pictures, step: int) -> Mapping[str, Tensor]:
-    """Return the terms of one step: what differs, twice; what differs between neighbours; and the divergence.
+    """Return the terms of one step: what differs, twice; what differs between neighbors; and the divergence.
 
     Args:
         vae: diffusers' AutoencoderKL.
@@ -58,8 +58,8 @@ def _crop(pictures: Pictures, random: np.random.Generator, at_face: bool) -> np.
     index = int(random.integers(len(pictures)))
     corner = random.integers(0, SIZE - _CROP + 1, 2)
     if at_face:
-        centre = pictures.marks[index].mean(0)[::-1] * SIZE + random.integers(-16, 17, 2)
-        corner = np.clip((centre - _CROP / 2).astype(int), 0, SIZE - _CROP)
+        center = pictures.marks[index].mean(0)[::-1] * SIZE + random.integers(-16, 17, 2)
+        corner = np.clip((center - _CROP / 2).astype(int), 0, SIZE - _CROP)
     top, left = corner
     return pictures.pixels[index, top : top + _CROP, left : left + _CROP]
 

@@ -32,7 +32,7 @@ def aligned(pixels: np.ndarray, marks: np.ndarray, template: np.ndarray, size: i
         `[B, 3, size, size]` fp32 in [0, 1]; what lies outside the picture is black.
     """
     # grid_sample counts from −1 to 1 between the edges of a side, and asks where a crop's point was; a template counts
-    # from the first pixel's centre
+    # from the first pixel's center
     frame = 2 * (template + 0.5 / size) - 1
     transforms = np.stack([_inverse(similarity(2 * points - 1, frame)) for points in marks.astype(float)])
     grid = affine_grid(torch.from_numpy(transforms).float(), [len(pixels), 3, size, size], align_corners=False)

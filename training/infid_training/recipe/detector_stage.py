@@ -19,7 +19,7 @@ _BATCH = 16
 _VIEW = 192  # pixels of a side of what the network is shown
 _CELL = 4
 _FACES = (48, 170)  # pixels between which the height of a face lies
-_SPREAD = 0.1  # of the heat around a centre, in heights of the face
+_SPREAD = 0.1  # of the heat around a center, in heights of the face
 # From the landmarks to the box around a face, as CenterFace draws it: brows to chin, ear to ear.
 _BOX = np.array([[-0.55, -0.62], [0.55, 0.62]])
 _HEIGHT = 2.3  # distances between the eyes' middle and the mouth's middle
@@ -34,14 +34,14 @@ def detector_loss(network: DetectorNetwork, pictures: Pictures, step: int) -> Ma
     maps = network.maps(photo.to(device))
     points = np.stack(marks) / _CELL  # in cells
     boxes = np.stack([box_of(each) for each in points])
-    centres, sizes = boxes.mean(1), boxes[:, 1] - boxes[:, 0]
-    cells = np.floor(centres).astype(int).clip(0, _VIEW // _CELL - 1)
+    centers, sizes = boxes.mean(1), boxes[:, 1] - boxes[:, 0]
+    cells = np.floor(centers).astype(int).clip(0, _VIEW // _CELL - 1)
     heat = _heat(cells, sizes[:, 1]).to(device)
     found = maps[range(_BATCH), :, cells[:, 1], cells[:, 0]]
     relative = (points - boxes[:, :1]) / sizes[:, None]
     wanted = {
         "size": (found[:, 1:3], np.log(sizes[:, ::-1])),
-        "offset": (found[:, 3:5], (centres - cells - 0.5)[:, ::-1]),
+        "offset": (found[:, 3:5], (centers - cells - 0.5)[:, ::-1]),
         "landmarks": (found[:, 5:], relative[:, :, ::-1].reshape(_BATCH, 10)),
     }
     terms = {
@@ -66,8 +66,8 @@ def _view(pictures: Pictures, random: np.random.Generator) -> tuple[np.ndarray, 
     picture, marks = pictures.pixels[index], pictures.marks[index]
     box = box_of(marks)
     side = float(np.exp(random.uniform(*np.log(_FACES))) / (box[1, 1] - box[0, 1]))
-    centre = box.mean(0) * side
-    corner = centre - random.uniform(0.3, 0.7, 2) * _VIEW
+    center = box.mean(0) * side
+    corner = center - random.uniform(0.3, 0.7, 2) * _VIEW
     corner = np.clip(corner, min(0.0, side - _VIEW), max(0.0, side - _VIEW)) if random.random() < 0.5 else corner
     scale = len(picture) / side
     view = Image.fromarray(picture).transform(
@@ -80,7 +80,7 @@ def _view(pictures: Pictures, random: np.random.Generator) -> tuple[np.ndarray, 
 
 
 def _heat(cells: np.ndarray, heights: np.ndarray) -> Tensor:
-    """Return a bell around each centre that is exactly 1 in its cell, `[B, h, w]`."""
+    """Return a bell around each center that is exactly 1 in its cell, `[B, h, w]`."""
     axis = np.arange(_VIEW // _CELL)
     apart = (axis[None, :, None] - cells[:, 1, None, None]) ** 2 + (axis[None, None, :] - cells[:, 0, None, None]) ** 2
     return torch.from_numpy(np.exp(-apart / (2 * (_SPREAD * heights[:, None, None]) ** 2))).float()
@@ -89,7 +89,7 @@ def _heat(cells: np.ndarray, heights: np.ndarray) -> Tensor:
 def _focal(logits: Tensor, heat: Tensor) -> Tensor:
     """Return the focal loss of heat maps (Zhou et al., arXiv 1904.07850, equation 1)."""
     score = logits.sigmoid().clamp(1e-5, 1 - 1e-5)
-    at_centre = heat == 1
-    centre = (1 - score) ** 2 * score.log() * at_centre
-    around = (1 - heat) ** 4 * score**2 * (1 - score).log() * ~at_centre
-    return -(centre + around).sum() / len(heat)
+    at_center = heat == 1
+    center = (1 - score) ** 2 * score.log() * at_center
+    around = (1 - heat) ** 4 * score**2 * (1 - score).log() * ~at_center
+    return -(center + around).sum() / len(heat)

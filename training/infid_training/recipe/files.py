@@ -1,4 +1,4 @@
-"""The files in which the recipe's stages leave what they made: written whole or not at all, refused where broken."""
+"""The files in which the recipe's stages leave what they made: written whole or not at all, rejected where broken."""
 
 from __future__ import annotations
 

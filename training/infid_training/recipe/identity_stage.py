@@ -98,7 +98,7 @@ def encode_faces(
 
     Args:
         image_encoder: the taught image tower.
-        recognizer: the generator's recogniser.
+        recognizer: the generator's recognizer.
         pictures: of which the photos are encoded, with landmarks as far off as a detector's.
         path: safetensors file.
         stage: shown the progress.
@@ -133,7 +133,7 @@ def read_faces(
         marks: `[B, 5, 2]` landmarks in shares of the side.
 
     Returns:
-        `[B, clip_tokens, clip_width]` features and `[B, 512]` L2-normalised embeddings.
+        `[B, clip_tokens, clip_width]` features and `[B, 512]` L2-normalized embeddings.
     """
     device = next(recognizer.parameters()).device
     crops = aligned(pixels, marks, portrait_template(), DEMO.image_encoder["image_size"]).to(device)

@@ -1,4 +1,4 @@
-"""The demo model's two recognisers, taught with ArcFace's loss on different people and with different networks.
+"""The demo model's two recognizers, taught with ArcFace's loss on different people and with different networks.
 
 The first is the identity's E_face. The second plays FaceNet: it judges pictures, and nothing that makes pictures ever
 sees it.
@@ -30,10 +30,10 @@ _SCALE, _MARGIN = 24.0, 0.3  # ArcFace's s and m; its 64 and 0.5 are for million
 
 
 class RecognizerLoss(nn.Module):
-    """A recogniser, a direction for each person (Deng et al., arXiv 1801.07698, equation 3), and what reads traits.
+    """A recognizer, a direction for each person (Deng et al., arXiv 1801.07698, equation 3), and what reads traits.
 
     Args:
-        network: the recogniser.
+        network: the recognizer.
         people: the numbers of the people it is taught.
     """
 
@@ -78,7 +78,7 @@ def recognizer_loss(loss: RecognizerLoss, pictures: Pictures, seed: int, step: i
 
 
 def recognizers(people: int) -> dict[str, RecognizerLoss]:
-    """Return the generator's recogniser and the judge's, untaught; each gets half of the people."""
+    """Return the generator's recognizer and the judge's, untaught; each gets half of the people."""
     half = people // 2
     return {
         "recognizer": RecognizerLoss(FACE_NETWORKS["recognizer"](), range(half)),

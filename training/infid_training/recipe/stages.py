@@ -119,7 +119,7 @@ class Recipe:
         return towers
 
     def faces(self, pictures: Pictures) -> dict[str, torch.nn.Module]:
-        """Return both recognisers and the detector."""
+        """Return both recognizers and the detector."""
         torch.manual_seed(self.seed)
         networks: dict[str, torch.nn.Module] = {}
         for seed, (name, taught) in enumerate(recognizer_stage.recognizers(self.people).items()):

@@ -19,17 +19,17 @@ from infid_training.world.places import draw_place
 from infid_training.world.scenes import Scene
 from infid_training.world.styles import apply_style
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Points = np.ndarray
 _OVERSAMPLED = 3  # edges averaged over 3 × 3 have 10 levels
-_CLOTHES: dict[str, Colour] = {
+_CLOTHES: dict[str, Color] = {
     "red": (196, 40, 44), "orange": (230, 126, 34), "yellow": (240, 200, 50), "green": (52, 140, 72),
     "blue": (44, 88, 184), "purple": (124, 62, 160), "white": (238, 238, 234), "black": (36, 36, 40),
 }  # fmt: skip
-# Colours along a trait, at even distances.
-_SKIN: Sequence[Colour] = ((255, 226, 204), (241, 194, 160), (205, 148, 108), (146, 96, 64), (86, 54, 38))
-_HAIR: Sequence[Colour] = ((24, 20, 20), (74, 46, 28), (150, 62, 30), (222, 178, 96), (178, 178, 180))
-_IRIS: Sequence[Colour] = ((84, 52, 28), (86, 118, 52), (52, 104, 176), (130, 140, 150))
+# Colors along a trait, at even distances.
+_SKIN: Sequence[Color] = ((255, 226, 204), (241, 194, 160), (205, 148, 108), (146, 96, 64), (86, 54, 38))
+_HAIR: Sequence[Color] = ((24, 20, 20), (74, 46, 28), (150, 62, 30), (222, 178, 96), (178, 178, 180))
+_IRIS: Sequence[Color] = ((84, 52, 28), (86, 118, 52), (52, 104, 176), (130, 140, 150))
 
 
 def render(person: Person, scene: Scene, size: int = 128) -> Image.Image:
@@ -72,7 +72,7 @@ class _Shape:
     """A polygon or a line; `turned` points are the face's (u, v), the others are in half heights of the head."""
 
     points: Points
-    colour: Colour
+    color: Color
     turned: bool
     width: float = 0.0  # of a line, in half heights; 0 is a polygon
     depth: float = 0.0  # in front of the head's surface
@@ -92,27 +92,27 @@ class _Canvas:
         self.half_width = 0.70 + 0.16 * who.face_width
         self.half_height = 0.92 + 0.14 * who.face_length
         self.skin = _warmed(_along(_SKIN, who.skin_tone), who.skin_warmth)
-        self.hair = _along(_HAIR, who.hair_colour)
+        self.hair = _along(_HAIR, who.hair_color)
 
     def body(self) -> None:
         """Add hair behind, neck, clothes and what the hands do."""
         who, scene = self.person, self.scene
-        colour = _CLOTHES[scene.colour]
+        color = _CLOTHES[scene.color]
         if who.hair_length > 0.45:
             low = 0.4 + 1.6 * (who.hair_length - 0.45)
             wide = self.half_width * (1.08 + 0.25 * who.hair_volume)
             self._add(_rounded(0.0, low / 2 - 0.35, wide, low / 2 + 0.75), _shade(self.hair, 0.8))
         self._add(_box(-0.34, 0.5, 0.34, 1.5), _shade(self.skin, 0.82))
-        self._add(_shoulders(), colour)
+        self._add(_shoulders(), color)
         if scene.clothes == "striped sweater":
-            light = _shade(colour, 1.5 if sum(colour) < 450 else 0.6)
+            light = _shade(color, 1.5 if sum(color) < 450 else 0.6)
             for row in range(4):
                 self._add(_box(-1.5, 1.72 + 0.3 * row, 1.5, 1.85 + 0.3 * row), light)
         elif scene.clothes == "suit":
             self._add(np.array([(-0.4, 1.18), (0.4, 1.18), (0.0, 2.1)]), (244, 244, 244))
             self._add(np.array([(-0.09, 1.3), (0.09, 1.3), (0.13, 2.0), (0.0, 2.15), (-0.13, 2.0)]), (150, 30, 40))
         elif scene.clothes == "hoodie":
-            self._add(_ring(0.0, 1.22, 0.62, 0.34), _shade(colour, 0.7), 0.16)
+            self._add(_ring(0.0, 1.22, 0.62, 0.34), _shade(color, 0.7), 0.16)
         elif scene.clothes == "dress":
             self._add(_rounded(0.0, 1.05, 0.55, 0.42), self.skin)
         self._action()
@@ -122,7 +122,7 @@ class _Canvas:
         if action == "":
             return
         if action == "waving":
-            self._add(np.array([(1.15, 2.6), (1.5, 2.6), (1.55, 1.0), (1.3, 1.0)]), _CLOTHES[self.scene.colour])
+            self._add(np.array([(1.15, 2.6), (1.5, 2.6), (1.55, 1.0), (1.3, 1.0)]), _CLOTHES[self.scene.color])
             self._add(_rounded(1.43, 0.78, 0.24, 0.27), self.skin)
             for finger in range(4):
                 self._add(_box(1.22 + 0.12 * finger, 0.35, 1.3 + 0.12 * finger, 0.75), self.skin)
@@ -192,13 +192,13 @@ class _Canvas:
         full = (self.person.beard - 0.6) / 0.4
         if full <= 0:
             return
-        colour = _mix(self.skin, _shade(self.hair, 0.85), 0.45 + 0.55 * full)
+        color = _mix(self.skin, _shade(self.hair, 0.85), 0.45 + 0.55 * full)
         angle = np.linspace(0.08 * np.pi, 0.92 * np.pi, 20)
         outer = np.stack(
             [0.93 * np.cos(angle) * (1 - 0.24 * (1 - self.person.jaw) * np.sin(angle)), 0.97 * np.sin(angle)], 1
         )
         inner = np.stack([0.62 * np.cos(angle[::-1]), 0.34 + 0.10 * np.sin(angle[::-1])], 1)
-        self._turn(np.concatenate([outer, inner]), colour)
+        self._turn(np.concatenate([outer, inner]), color)
 
     def _nose(self) -> None:
         who = self.person
@@ -238,16 +238,16 @@ class _Canvas:
 
     def _eye(self, side: int) -> None:
         who, scene = self.person, self.scene
-        centre = side * (0.30 + 0.14 * who.eye_spacing)
+        center = side * (0.30 + 0.14 * who.eye_spacing)
         long, tall = 0.13 + 0.06 * who.eye_size, (0.055 + 0.055 * who.eye_size) * (1 - 0.95 * scene.eyes_closed)
         level, tilt = -0.06, 0.1 * (who.eye_tilt - 0.5)
         along = np.linspace(-1, 1, 11)
         base = level - tilt * along * side
         lid, under = base - tall * (1 - along**2), base + 0.8 * tall * (1 - along**2)
-        across = centre + long * along
+        across = center + long * along
         self._turn(np.concatenate([np.stack([across, lid], 1), np.stack([across, under], 1)[::-1]]), (246, 244, 240))
         if tall > 0.02:
-            look = centre + 0.3 * long * scene.gaze
+            look = center + 0.3 * long * scene.gaze
             radius = min(0.075 + 0.02 * who.eye_size, 1.05 * tall)
             self._turn(_rounded(look, level, radius, radius), _along(_IRIS, who.iris))
             self._turn(_rounded(look, level, 0.5 * radius, 0.5 * radius, 10), (14, 12, 14))
@@ -257,7 +257,7 @@ class _Canvas:
         self._turn(np.stack([across, lid], 1), (30, 22, 22), 0.035)
         brow = level - 0.17 - 0.07 * who.brow_arch * (1 - along**2) - 0.04 * scene.mouth_open - tilt * along * side
         self._turn(
-            np.stack([centre + 1.35 * long * along, brow], 1),
+            np.stack([center + 1.35 * long * along, brow], 1),
             _shade(self.hair, 0.75),
             0.035 + 0.065 * who.brow_thickness,
         )
@@ -283,14 +283,14 @@ class _Canvas:
         who = self.person
         if who.glasses < 0.65:
             return
-        centre, radius = 0.30 + 0.14 * who.eye_spacing, 0.17 + 0.25 * (who.glasses - 0.65)
-        red, green, blue = colorsys.hsv_to_rgb(who.frame_colour, 0.7, 0.25 + 0.5 * who.frame_colour)
-        colour = (int(255 * red), int(255 * green), int(255 * blue))
+        center, radius = 0.30 + 0.14 * who.eye_spacing, 0.17 + 0.25 * (who.glasses - 0.65)
+        red, green, blue = colorsys.hsv_to_rgb(who.frame_color, 0.7, 0.25 + 0.5 * who.frame_color)
+        color = (int(255 * red), int(255 * green), int(255 * blue))
         for side in (-1, 1):
-            rim = _rounded(side * centre, -0.05, radius, 0.85 * radius)
-            self._turn(np.concatenate([rim, rim[:1]]), colour, 0.045, depth=0.1)
-            self._turn(np.array([(side * (centre + radius), -0.07), (side * 0.98, -0.1)]), colour, 0.04)
-        self._turn(np.array([(-(centre - radius), -0.07), (centre - radius, -0.07)]), colour, 0.045, depth=0.14)
+            rim = _rounded(side * center, -0.05, radius, 0.85 * radius)
+            self._turn(np.concatenate([rim, rim[:1]]), color, 0.045, depth=0.1)
+            self._turn(np.array([(side * (center + radius), -0.07), (side * 0.98, -0.1)]), color, 0.04)
+        self._turn(np.array([(-(center - radius), -0.07), (center - radius, -0.07)]), color, 0.045, depth=0.14)
 
     def _hat(self) -> None:
         hat, wide, high = self.scene.hat, self.half_width, self.half_height
@@ -325,11 +325,11 @@ class _Canvas:
             self._add(np.array(teeth) * (wide, high), (232, 188, 52))
             self._add(_rounded(0.0, -0.88 * high, 0.09, 0.09, 10), (196, 40, 60))
 
-    def _add(self, points: Points, colour: Colour, width: float = 0.0) -> None:
-        self.shapes.append(_Shape(np.asarray(points, float), colour, False, width))
+    def _add(self, points: Points, color: Color, width: float = 0.0) -> None:
+        self.shapes.append(_Shape(np.asarray(points, float), color, False, width))
 
-    def _turn(self, points: Points, colour: Colour, width: float = 0.0, depth: float = 0.0) -> None:
-        self.shapes.append(_Shape(np.asarray(points, float), colour, True, width, depth))
+    def _turn(self, points: Points, color: Color, width: float = 0.0, depth: float = 0.0) -> None:
+        self.shapes.append(_Shape(np.asarray(points, float), color, True, width, depth))
 
     def paint(self, draw: ImageDraw.ImageDraw) -> None:
         """Project all points at once and draw."""
@@ -343,9 +343,9 @@ class _Canvas:
             corners = pixels[start : start + count].ravel().tolist()
             start += count
             if shape.width:
-                draw.line(corners, shape.colour, max(1, round(shape.width * self.scene.scale * self.side)), "curve")
+                draw.line(corners, shape.color, max(1, round(shape.width * self.scene.scale * self.side)), "curve")
             else:
-                draw.polygon(corners, shape.colour)
+                draw.polygon(corners, shape.color)
 
     def place(self, points: Points, turned: np.ndarray, depth: np.ndarray) -> Points:
         """Return where points lie in the picture, in shares of its side; `turned` says which are the face's."""
@@ -383,23 +383,23 @@ def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
     return axis[None, :], axis[:, None]
 
 
-def _along(colours: Sequence[Colour], at: float) -> Colour:
-    place = min(at, 0.9999) * (len(colours) - 1)
-    return _mix(colours[int(place)], colours[int(place) + 1], place - int(place))
+def _along(colors: Sequence[Color], at: float) -> Color:
+    place = min(at, 0.9999) * (len(colors) - 1)
+    return _mix(colors[int(place)], colors[int(place) + 1], place - int(place))
 
 
-def _mix(first: Colour, second: Colour, share: float) -> Colour:
+def _mix(first: Color, second: Color, share: float) -> Color:
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
-def _shade(colour: Colour, factor: float) -> Colour:
-    red, green, blue = (min(255, round(channel * factor)) for channel in colour)
+def _shade(color: Color, factor: float) -> Color:
+    red, green, blue = (min(255, round(channel * factor)) for channel in color)
     return red, green, blue
 
 
-def _warmed(colour: Colour, warmth: float) -> Colour:
-    return _mix(colour, (colour[0], min(255, colour[1] + 12), max(0, colour[2] - 34)), warmth)
+def _warmed(color: Color, warmth: float) -> Color:
+    return _mix(color, (color[0], min(255, color[1] + 12), max(0, color[2] - 34)), warmth)
 
 
 def _rounded(across: float, down: float, wide: float, high: float, corners: int = 20) -> Points:

@@ -21,7 +21,7 @@ class Person:
         jaw: pointed to square.
         skin_tone: light to dark.
         skin_warmth: pinkish to yellowish.
-        hair_colour: along black, brown, red, blond, grey.
+        hair_color: along black, brown, red, blond, grey.
         hair_length: cropped to below the shoulders.
         hair_volume: flat to voluminous.
         fringe: high hairline to a fringe above the brows.
@@ -42,7 +42,7 @@ class Person:
         mole_size: none below 0.5, then larger.
         beard: none below 0.6, then fuller.
         glasses: none below 0.65, then narrow to large frames.
-        frame_colour: of the glasses: dark to bright.
+        frame_color: of the glasses: dark to bright.
     """
 
     face_width: float
@@ -50,7 +50,7 @@ class Person:
     jaw: float
     skin_tone: float
     skin_warmth: float
-    hair_colour: float
+    hair_color: float
     hair_length: float
     hair_volume: float
     fringe: float
@@ -71,7 +71,7 @@ class Person:
     mole_size: float
     beard: float
     glasses: float
-    frame_colour: float
+    frame_color: float
 
     def vector(self) -> np.ndarray:
         """Return the traits as `[27]` fp32."""
@@ -80,7 +80,7 @@ class Person:
     def describe(self) -> str:
         """Return the words a caption would use of the person: skin, hair, and what stands out."""
         skin = _SKINS[min(int(len(_SKINS) * self.skin_tone), len(_SKINS) - 1)]
-        colour = _HAIRS[round((len(_HAIRS) - 1) * self.hair_colour)]
+        color = _HAIRS[round((len(_HAIRS) - 1) * self.hair_color)]
         length = "short" if self.hair_length < 0.3 else "long" if self.hair_length > 0.6 else "medium"
         marks = [
             name
@@ -89,7 +89,7 @@ class Person:
             )
             if worn
         ]  # fmt: skip
-        return " and ".join([f"a person with {skin} skin, {length} {colour} hair", *marks])
+        return " and ".join([f"a person with {skin} skin, {length} {color} hair", *marks])
 
 
 def person(seed: int) -> Person:

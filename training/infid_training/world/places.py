@@ -42,9 +42,9 @@ def _forest(draw: ImageDraw.ImageDraw, side: int, random: np.random.Generator) -
         draw.rectangle((x - wide, 0, x + wide, 0.75 * side), (86, 62, 42))
     for x, y, r in random.uniform(0, 1, (16, 3)):
         radius = side * (0.05 + 0.08 * r)
-        centre = (x * side, 0.35 * y * side)
+        center = (x * side, 0.35 * y * side)
         draw.ellipse(
-            (centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius),
+            (center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius),
             (36, int(84 + 60 * r), 44),
         )
 

@@ -13,7 +13,7 @@ from infid_engines.errors import InputError
 STYLES = ("photo", "pencil sketch", "flat poster", "oil painting", "pixel art")
 PLACES = ("at the beach", "in a forest", "in the city", "in a room", "in the snow", "at night")
 CLOTHES = ("t-shirt", "striped sweater", "suit", "hoodie", "dress")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 HATS = ("", "straw hat", "baseball cap", "beanie", "crown")
 ACTIONS = ("", "holding a cup", "holding a flower", "reading a book", "waving")
 # One in so many combinations of style, place, clothes and hat is kept out of training.
@@ -28,14 +28,14 @@ class Scene:
         style: how it is drawn, one of `STYLES`.
         place: one of `PLACES`.
         clothes: one of `CLOTHES`.
-        colour: of the clothes, one of `COLOURS`.
+        color: of the clothes, one of `COLORS`.
         hat: one of `HATS`; empty is none.
         action: one of `ACTIONS`; empty is none.
         yaw: head turned to the picture's right.
         pitch: head lowered.
         roll: head tilted clockwise.
         scale: half the head's height.
-        across: the head's centre.
+        across: the head's center.
         down: likewise.
         smile: -1 to 1.
         mouth_open: 0 to 1.
@@ -50,7 +50,7 @@ class Scene:
     style: str = "photo"
     place: str = "in a room"
     clothes: str = "t-shirt"
-    colour: str = "blue"
+    color: str = "blue"
     hat: str = ""
     action: str = ""
     yaw: float = 0.0
@@ -77,12 +77,12 @@ class Scene:
         number = 0
         for value, values in sizes:
             number = number * len(values) + values.index(value)
-        # multiplied by an odd number, so that neighbours differ in the modulus
+        # multiplied by an odd number, so that neighbors differ in the modulus
         return number * 2654435761 % 2**32 % _HELD_OUT == 0
 
     def caption(self, who: str = "a person") -> str:
         """Return the sentence that describes the picture; `who` may say more of the person (`Person.describe`)."""
-        words = f"{_with_article(self.style)} of {who} wearing {_with_article(f'{self.colour} {self.clothes}')}"
+        words = f"{_with_article(self.style)} of {who} wearing {_with_article(f'{self.color} {self.clothes}')}"
         words += f" and {_with_article(self.hat)}" if self.hat else ""
         words += f", {self.action}" if self.action else ""
         return f"{words}, {self.place}"
@@ -110,7 +110,7 @@ def captioned(caption: str, seed: int) -> Scene:
     """Draw a scene that a caption of `Scene.caption` describes, with `who` left as it is.
 
     Args:
-        caption: says style, place, clothes, colour, hat and action.
+        caption: says style, place, clothes, color, hat and action.
         seed: of all that it does not say.
 
     Raises:
@@ -120,7 +120,7 @@ def captioned(caption: str, seed: int) -> Scene:
     if said is None:
         raise InputError(f"'{caption}' is no caption of the world.", fix="Give one of its own, as world:heldout does.")
     return replace(
-        scene(seed), style=said.style, place=said.place, clothes=said.clothes, colour=said.colour, hat=said.hat,
+        scene(seed), style=said.style, place=said.place, clothes=said.clothes, color=said.color, hat=said.hat,
         action=said.action,
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ def captioned(caption: str, seed: int) -> Scene:
 @cache
 def _plain_scenes() -> dict[str, Scene]:
     """Return a scene of every caption."""
-    chosen = product(STYLES, PLACES, CLOTHES, COLOURS, HATS, ACTIONS)
+    chosen = product(STYLES, PLACES, CLOTHES, COLORS, HATS, ACTIONS)
     return {each.caption(): each for each in (Scene(*choices) for choices in chosen)}
 
 
@@ -152,7 +152,7 @@ def _draw(random: np.random.Generator) -> Scene:
         style=one(STYLES) if random.random() < 0.6 else "photo",
         place=one(PLACES),
         clothes=one(CLOTHES),
-        colour=one(COLOURS),
+        color=one(COLORS),
         hat=one(HATS) if random.random() < 0.4 else "",
         action=one(ACTIONS) if random.random() < 0.5 else "",
         yaw=between(-0.6, 0.6),

@@ -40,7 +40,7 @@ def _pencil(image: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 def _poster(image: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Print in ten flat, saturated colours."""
+    """Print in ten flat, saturated colors."""
     flat = image.filter(ImageFilter.MedianFilter(3)).quantize(10, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     return ImageEnhance.Contrast(ImageEnhance.Color(flat.convert("RGB")).enhance(2.2)).enhance(1.25)
 
@@ -55,6 +55,6 @@ def _oil(image: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 def _pixels(image: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Draw in blocks of 4 × 4 pixels and 24 colours; in larger blocks nobody would know the person."""
+    """Draw in blocks of 4 × 4 pixels and 24 colors; in larger blocks nobody would know the person."""
     small = image.reduce(4).quantize(24, Image.Quantize.FASTOCTREE).convert("RGB")
     return small.resize(image.size, Image.Resampling.NEAREST)
