@@ -16,7 +16,7 @@ from infid_export.export.face_models import open_detector, recognizer_file
 from infid_export.faces.reader import FaceReader
 from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.model.architectures import Sampling
-from infid_export.model.encoder_record import differences, encoders_of, trained_with
+from infid_export.model.encoder_match import differences, encoders_of, trained_with
 from infid_export.model.sources import COMPONENTS, ModelSource, open_source
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
 

@@ -13,7 +13,7 @@ from infid_export.export.face_models import detector_fingerprint
 from infid_export.export.writers import Writers
 from infid_export.faces.detection import INSIGHTFACE_LICENSE, InsightFaceDetector
 from infid_export.faces.recognition import ArcFaceRecognizer
-from infid_export.model.encoder_record import encoder_notes
+from infid_export.model.encoder_match import encoder_notes
 from infid_export.model.shipped import fingerprint
 from infid_export.model.sources import BUILT_IN, ModelSource
 

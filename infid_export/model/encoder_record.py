@@ -1,4 +1,4 @@
-"""Which encoders identity weights belong to: kept in the identity file's header, compared when engines are built.
+"""Which encoders identity weights belong to, as an identity file's header has it.
 
 The mappers are trained on one recognizer's embeddings and one image encoder's features. Those of another have the same
 shapes and other meanings, so every picture would show somebody else.
@@ -7,18 +7,15 @@ shapes and other meanings, so every picture would show somebody else.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from infid_engines.errors import InputError
-from infid_export.model.shipped import fingerprint
-from infid_export.model.sources import CheckpointSource, ModelSource
 
 ENCODERS_KEY = "infid_encoders"  # of an identity file's header
-_TAG = "tag "
+TAG = "tag "  # begins what stands for open_clip's weights of a name, which have no file to hash
 
 
 @dataclass(frozen=True)
@@ -76,106 +73,3 @@ class EncoderRecord:
                 f"{path} is not a whole safetensors file ({error}).", fix="Copy or download it again."
             ) from error
         return None if text is None else cls.from_json(text)
-
-
-def encoders_of(source: ModelSource, recognizer: str, recognizer_name: str, detector: str) -> EncoderRecord:
-    """Return a record of a model's image encoder and of face models.
-
-    Args:
-        source: the model.
-        recognizer: see `EncoderRecord`, as the next.
-        recognizer_name: of it.
-        detector: kind of it.
-    """
-    identifier, name = source.fingerprint("image_encoder"), f"the {source.name} model's"
-    if isinstance(source, CheckpointSource):
-        is_file = Path(source.image_encoder).is_file()
-        name = Path(source.image_encoder).name if is_file else f"open_clip's {source.image_encoder}"
-        identifier = identifier if is_file else f"{_TAG}{source.config.image_encoder} {source.image_encoder}"
-    return EncoderRecord(recognizer, recognizer_name, identifier, name, detector)
-
-
-def trained_with(source: ModelSource, identity: Path | None) -> EncoderRecord | None:
-    """Return the record of identity weights; None if they have none.
-
-    Args:
-        source: the model.
-        identity: the weights' file; None is the model's own.
-
-    Raises:
-        InputError: the file or its record cannot be read.
-    """
-    if identity is not None:
-        return EncoderRecord.read(identity)
-    if source.name != "demo":
-        return None
-    return encoders_of(source, fingerprint("recognizer"), "the demo model's recognizer", "drawn")
-
-
-def encoder_notes(
-    source: ModelSource, identity: Path | None, recognizer: tuple[str, str], detector: str, allow_others: bool
-) -> tuple[str, ...]:
-    """Compare the encoders of a build with those that its identity weights were trained with.
-
-    Args:
-        source: the model.
-        identity: the weights' file; None is the model's own.
-        recognizer: fingerprint and name.
-        detector: kind of it.
-        allow_others: note encoders that differ, and do not reject them.
-
-    Returns:
-        Sentences on what differs or is not known.
-
-    Raises:
-        InputError: an encoder is another one, and that was not allowed.
-    """
-    if identity is None and source.name != "demo":
-        return ()  # random weights belong to nothing
-    weights = "the demo model's identity weights" if identity is None else f"identity weights {identity}"
-    trained, given = trained_with(source, identity), encoders_of(source, *recognizer, detector)
-    if trained is None:
-        return (
-            f"{weights}: they do not say which recognizer and image encoder they were trained with, so whether these "
-            "are the ones is not checked",
-        )
-    found = [*differences(trained, given)]
-    if found and not allow_others:
-        raise InputError(
-            f"{weights[0].upper()}{weights[1:]} were trained {', and '.join(found)}.",
-            fix="Give the encoders they were trained with, or train identity weights with these; "
-            "--allow-other-encoders builds them all the same.",
-        )
-    return tuple(f"{weights}: they were trained {clause}" for clause in (*found, *doubts(trained, given)))
-
-
-def differences(trained: EncoderRecord, given: EncoderRecord) -> Iterator[str]:
-    """Yield a clause for each encoder that is another than the one the weights were trained with."""
-    for what, before, now, before_name, now_name in _pairs(trained, given):
-        if before != now and before.startswith(_TAG) == now.startswith(_TAG):
-            yield f"with the {what} {_named(before_name, before)}, not {_named(now_name, now)}"
-
-
-def doubts(trained: EncoderRecord, given: EncoderRecord) -> Iterator[str]:
-    """Yield a clause for each encoder of which it is not known, or does not matter much, whether it is another."""
-    for what, before, now, before_name, now_name in _pairs(trained, given):
-        if before.startswith(_TAG) != now.startswith(_TAG):
-            yield f"with the {what} {before_name}; that {now_name} is the same is not checked"
-    for what, value in (("recognizer", trained.recognizer), ("image encoder", trained.image_encoder)):
-        if not value:
-            yield f"with a {what} that they do not name"
-    if trained.detector and given.detector and trained.detector != given.detector:
-        yield f"on faces that {trained.detector} found, not {given.detector}"
-
-
-def _pairs(trained: EncoderRecord, given: EncoderRecord) -> Iterator[tuple[str, str, str, str, str]]:
-    pairs = (
-        ("recognizer", trained.recognizer, given.recognizer, trained.recognizer_name, given.recognizer_name),
-        ("image encoder", trained.image_encoder, given.image_encoder, trained.image_encoder_name,
-         given.image_encoder_name),
-    )  # fmt: skip
-    yield from (pair for pair in pairs if pair[1] and pair[2])
-
-
-def _named(name: str, identifier: str) -> str:
-    return name if identifier.startswith(_TAG) else f"{name} ({identifier[:12]}…)"

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file
 from infid_engines.progress import Reporter, SilentReporter
-from infid_export.model.encoder_record import differences, encoders_of
+from infid_export.model.encoder_match import differences, encoders_of
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import ModelSource
