@@ -64,7 +64,7 @@ def _use_tuning(path: Path) -> None:
 def bundles(folder: Path) -> Attempt:
     """Load bundles of kernels of which a file is damaged: only one that says the same is taken."""
     path = folder / "bundle"
-    write_bundle(path, [compiled(), compiled("mean_shift", whole=None)])
+    write_bundle(path, [compiled(), compiled("mean_shift", even_n=None)])
     whole = KernelBundle.load(path)
     contents = {each: each.read_bytes() for each in sorted(path.iterdir())}
     index = json.loads((path / INDEX).read_text())

@@ -122,5 +122,5 @@ def test_a_recognizer_with_pixels_of_its_own_makes_another_model(tmp_path: Path)
     raw = write_recognizer(tmp_path / "raw.onnx", start=[("Sub", 127.5), ("Mul", 1 / 127.5)])
     options = BuildOptions(tmp_path / "e", recognizer=raw, backends=("onnxruntime",), allow_other_encoders=True)
     plan = make_plan(options)
-    assert plan.files["faces/recognizer.onnx"]["pixels"] == "raw"
+    assert plan.files["faces/recognizer.onnx"].key_fields["pixels"] == "raw"
     assert any("pixels raw" in note for note in plan.notes)
