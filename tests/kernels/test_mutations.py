@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import infid_kernels
 
 PACKAGE = Path(infid_kernels.__file__).parent
 TESTS = Path(__file__).parent / "test_attention_kernels.py"
+WORKER = Path(__file__).parent / "mutation_worker.py"
 DESCRIPTORS, LIBRARY, SHIFT = (
     "mixed_attention_by_descriptors", "mixed_attention_by_a_library", "merged_cross_attention_with_the_shift",
 )  # fmt: skip
@@ -57,18 +59,27 @@ MUTATIONS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def worker() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_mutation_fails_the_table(name: str, tmp_path: Path) -> None:
+def test_a_mutation_fails_the_table(name: str, worker: subprocess.Popen[str], tmp_path: Path) -> None:
     file, before, after, op = MUTATIONS[name]
     shutil.copytree(PACKAGE, tmp_path / "infid_kernels")
     mutated = tmp_path / "infid_kernels" / file
     source = mutated.read_text()
     assert source.count(before) == 1, f"{file} has changed: {before!r} stands there {source.count(before)} times"
     mutated.write_text(source.replace(before, after))
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "--confcutdir", TESTS.parent, TESTS, "-k", f"test_{op}"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert found.returncode == 1, found.stdout + found.stderr
-    assert "AssertionError: relative RMS" in found.stdout
+    assert worker.stdin is not None and worker.stdout is not None
+    task = {"folder": str(tmp_path), "tests": str(TESTS), "expression": f"test_{op}"}
+    print(json.dumps(task), file=worker.stdin, flush=True)
+    code, output = json.loads(worker.stdout.readline())
+    assert code == 1, output
+    assert "AssertionError: relative RMS" in output
