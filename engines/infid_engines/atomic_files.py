@@ -80,7 +80,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
             partial.rename(target)
             try:
                 _flush(target.parent)
-            except BaseException:  # or the same command would find it and reject to go on
+            except BaseException:  # or the same command would find it and not go on
                 target.rename(partial)
                 raise
     except BaseException:

@@ -149,7 +149,7 @@ class TensorRTLoop:
         for name, array in varying.items():
             self._upload(name, array)
         if not self._engine.context.execute_async_v3(int(self._stream)):
-            raise RuntimeError("TensorRT rejected to enqueue the step")
+            raise RuntimeError("TensorRT refused to enqueue the step")
         for source, result in self._carry.items():
             self._buffers[source], self._buffers[result] = self._buffers[result], self._buffers[source]
             self._engine.context.set_tensor_address(source, self._buffers[source])

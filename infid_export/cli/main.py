@@ -35,7 +35,7 @@ COMMANDS = {
 }
 # Modules of the extra `export`, which a server that only runs engines does without.
 _EXPORT = ("accelerate", "diffusers", "onnx", "onnx_ir", "onnxscript", "open_clip", "torch", "transformers", "triton")
-# What the machine rejects rather than what we got wrong: no space, no permission, no such length of name.
+# What the machine refuses rather than what we got wrong: no space, no permission, no such length of name.
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE)
 
 # Where libraries keep what they made or fetched; the first is the home that the others lie in by default.

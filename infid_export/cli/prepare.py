@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--crop-size", type=int, default=224, metavar="PX", help="of aligned faces (224, ViT-H/14's)")
     parser.add_argument(
-        "--single-photo", choices=("reject", "own-pair"), default="reject",
-        help="people with one usable photo: leave out, or pair the photo with itself (reject)",
+        "--single-photo", choices=("refuse", "own-pair"), default="refuse",
+        help="people with one usable photo: leave out, or pair the photo with itself (refuse)",
     )  # fmt: skip
     parser.add_argument("--validation", type=float, default=0.05, metavar="SHARE", help="of people held out (0.05)")
     parser.add_argument("--split-seed", dest="seed", type=int, default=0, metavar="N", help="of who is held out (0)")

@@ -82,7 +82,7 @@ def test_a_fault_of_ours_shows_its_traceback(cli: Cli, monkeypatch: pytest.Monke
     assert json.loads(out)["error"]["kind"] == "ZeroDivisionError"
 
 
-def test_a_rejection_of_the_machine_is_not_called_our_fault(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_of_the_machine_is_not_called_our_fault(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, PermissionError(13, "Permission denied", "/models/unet"))
     code, _, err = cli("build")
     assert code == 1

@@ -177,7 +177,7 @@ def test_a_failing_run_frees_its_buffers(monkeypatch):
     cuda, context = FakeCuda(), FakeContext()
     engine = engine_on(monkeypatch, cuda, context)
     monkeypatch.setattr(context, "execute_async_v3", lambda stream: False)
-    with pytest.raises(RuntimeError, match="rejected to enqueue") as caught:
+    with pytest.raises(RuntimeError, match="refused to enqueue") as caught:
         engine.run({"x": X})
     assert cuda.held == 0
     del caught

@@ -18,7 +18,7 @@ def write_shards(
     crop: int,
     seed: int = 0,
     each: int = 2,
-    single_photo: str = "reject",
+    single_photo: str = "refuse",
     captions: Sequence[str | None] = CAPTIONS,
 ) -> Path:
     folder.mkdir()

@@ -256,10 +256,10 @@ def test_a_run_on_shards_gives_weights_and_sample_grids(shards: Path, tmp_path: 
 def test_people_with_one_photo_are_the_shards_choice(tmp_path: Path, base: ModelSource) -> None:
     crop = base.architecture.image_encoder["image_size"]
     options = TrainOptions(steps=1, batch_size=1, validate_every=0)
-    for choice in ("reject", "own-pair"):
+    for choice in ("refuse", "own-pair"):
         folder = write_shards(tmp_path / choice, crop, each=1, single_photo=choice)
         request = RunRequest(folder, tmp_path / f"run-{choice}", options)
-        if choice == "reject":
+        if choice == "refuse":
             with pytest.raises(InputError, match="3 people have one photo only"):
                 train_on_shards(request)
         else:

@@ -57,7 +57,7 @@ class PrepareOptions:
     size: int = 1024
     crop_size: int = 224
     face_width: int = 512
-    single_photo: Literal["reject", "own-pair"] = "reject"
+    single_photo: Literal["refuse", "own-pair"] = "refuse"
     validation: float = 0.05
     seed: int = 0
     photos_per_shard: int = 1000
@@ -191,7 +191,7 @@ def _read_all(people: dict[str, list[Path]], reader: _PhotoReader, writer: Shard
             stage.update(seen / total, f"{seen} of {total}, {len(reader.dropped)} dropped")
             if read is not None:
                 photos.append(read)
-        if len(photos) == 1 and reader.options.single_photo == "reject":
+        if len(photos) == 1 and reader.options.single_photo == "refuse":
             only = photos.pop()[0].name
             reader.dropped[only] = "the person's only usable photo (--single-photo own-pair uses it)"
         for photo, small in photos:

@@ -11,7 +11,7 @@ from infid_engines.validation import settle_fields
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["adamw", "adamw8bit"]
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
-SinglePhoto = Literal["reject", "own-pair"]
+SinglePhoto = Literal["refuse", "own-pair"]
 
 # How often is told, kept and looked at: free to change when a run is resumed.
 _WITHOUT_EFFECT = ("checkpoint_every", "keep", "log_every", "validate_every", "validation_pairs", "sample_every")
@@ -66,7 +66,7 @@ class TrainOptions:
     gradient_checkpointing: bool = False
     optimizer: Optimizer = "adamw"
     seed: int = 0
-    single_photo: SinglePhoto = "reject"
+    single_photo: SinglePhoto = "refuse"
     checkpoint_every: int = 1000
     keep: int = 3
     log_every: int = 10
