@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, NoReturn
 from unittest.mock import patch
 
-from fuzz_folders import person, small_folder
+from fuzz_folders import inside, person, small_folder
 from fuzz_harness import AcceptedDamageError, Attempt
 from mutations import NUMBERS, TEXTS
 from PIL import Image
@@ -65,7 +65,7 @@ def command_lines(folder: Path) -> Attempt:
 
     def attempt(random: Random) -> None:
         arguments = odd_line(random)
-        with _in(folder), _work_stopped():
+        with inside(folder), _work_stopped():
             code, out, err = _run(folder, arguments)
         judge(arguments, code, out, err)
         if code:
@@ -83,7 +83,7 @@ def processes(folder: Path) -> Attempt:
         begins = True
         while begins:
             arguments = odd_line(random)
-            with _in(folder), _work_stopped():
+            with inside(folder), _work_stopped():
                 code, _, err = _run(folder, arguments)
             begins = code == 0 or "The work would begin" in err or len(" ".join(arguments)) > 4000
         found = subprocess.run(
@@ -184,13 +184,3 @@ def _work_stopped() -> Iterator[None]:
         for module, (_, _, name) in zip(modules, targets, strict=True):
             stack.enter_context(patch.object(module, name, _begun))
         yield
-
-
-@contextmanager
-def _in(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,6 +28,17 @@ from infid_export.runtime.tokenizer import FILES, PromptTokenizer
 
 _WORDS = ("a", "photo", "of", "person", "blue")
 _GRAPHS = ("text_encoder", "text_encoder_2", "identity_encoder", "denoise_step", "vae_decoder")
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Make a folder the current one within the block."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def small_folder(folder: Path) -> Path:

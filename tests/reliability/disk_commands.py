@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from bundle_parts import compiled
 from evaluation_parts import TINY_CLIP, dotted, write_tiny_clip
-from fuzz_folders import person, small_folder
+from fuzz_folders import inside, person, small_folder
 from PIL import Image
 from small_face_models import write_dot_detector, write_recognizer
 from small_run import small_run, small_unet
@@ -229,13 +228,8 @@ def _compared() -> dict[str, list[ParityRow]]:
 
 def _earlier_build(folder: Path) -> None:
     _recognizer(folder)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        with _remembered_exports():
-            assert run(_BUILD.split()) == 0
-    finally:
-        os.chdir(before)
+    with inside(folder), _remembered_exports():
+        assert run(_BUILD.split()) == 0
 
 
 _EVALUATION = (

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from disk_commands import COMMANDS, Command
 from full_disk import FullDisk
+from fuzz_folders import inside
 
 from infid_export.cli.main import run
 
@@ -31,18 +30,8 @@ def pristine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     return folder
 
 
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 def run_in(folder: Path, command: Command) -> int:
-    with _inside(folder), command.stubs():
+    with inside(folder), command.stubs():
         return run(command.words.split())
 
 
