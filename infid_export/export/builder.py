@@ -100,8 +100,8 @@ def stale(plan: Plan, transaction: FolderTransaction) -> dict[str, str]:
             reasons[name] = "new"
         elif previous.key != artifact.key:
             reasons[name] = "changed " + "; ".join(differing_fields(previous.key_fields, artifact.key_fields))
-        elif transaction.damage(name):
-            reasons[name] = transaction.damage(name)
+        elif damage := transaction.damage(name):
+            reasons[name] = damage
     return reasons
 
 
@@ -159,8 +159,8 @@ class _Builder:
         compared = {row.graph for row in parity.rows}
         to_compare = [form for form in plan.graphs if form.name not in compared]
         steps = plan.image_steps() if parity.image is None else None
-        seconds = {name: _seconds(plan, artifact.seconds) for name, artifact in plan.artifacts().items()}
-        stages = {name: seconds[name] for name in self.reasons}
+        artifacts = plan.artifacts()
+        stages = {name: _seconds(plan, artifacts[name].seconds) for name in self.reasons}
         self.report.plan(stages | _parity_stages(plan, len(to_compare), steps))
         self._have(plan.exported)
         graphs = graph_records(plan, self.transaction.staging, self.files)
@@ -178,7 +178,7 @@ class _Builder:
         order = {form.name: index for index, form in enumerate(plan.graphs)}
         parity = replace(parity, rows=tuple(sorted(parity.rows, key=lambda row: order[row.graph])))
         self.transaction.commit(manifest, {PARITY: parity.to_json()})
-        kept = tuple(name for name in plan.artifacts() if name not in self.reasons)
+        kept = tuple(name for name in artifacts if name not in self.reasons)
         notes, took = tuple(self.notes), time.monotonic() - started
         return BuildReport(self.transaction.target, manifest, parity, dict(self.reasons), kept, notes, took)
 
