@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import fcntl
+import gc
+import json
 import os
 import shutil
 import subprocess
@@ -29,6 +32,17 @@ from infid_training.world import people, scenes
 from infid_training.world.drawing import render
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _uncollected_modules() -> None:
+    """Keep what is imported by now out of the garbage collector's searches.
+
+    PyTorch's exporter asks for one after each of its passes; over a million objects of modules that is a quarter of an
+    export's time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def astronaut() -> np.ndarray:
     return skimage.data.astronaut()
@@ -40,15 +54,18 @@ def source() -> RandomSource:
     return RandomSource("demo")
 
 
+def shared(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """Return a folder for what one worker makes and the others find there."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def demo_build(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
-    """The demo folder in fp16 with every graph, on ONNX Runtime, with every parity check and the 30-step picture.
-
-    Workers share it: who comes second waits for the first one's build, and finds everything there.
-    """
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "demo" / "engines"
-    folder.parent.mkdir(exist_ok=True)
+    """The demo folder in fp16 with every graph, on ONNX Runtime, with every parity check and the 30-step picture."""
+    folder = shared(tmp_path_factory, "demo") / "engines"  # which a build locks
     return build(BuildOptions(output=folder, precision="fp16", graphs=tuple(GRAPHS), backends=("onnxruntime",)))
 
 
@@ -69,12 +86,18 @@ def quick_folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def compile_kernels_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """SDXL's kernels for Hopper, compiled by the command in a process that does not interpret them: folder and run."""
-    folder = tmp_path_factory.mktemp("kernels") / "bundle"
+    place = shared(tmp_path_factory, "kernels")
+    folder, printed = place / "bundle", place / "printed.json"
     command = [sys.executable, "-m", "infid_export", "compile-kernels", "--target", "sm_90", "-o", str(folder)]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     paths = [str(Path(entry or ".").resolve()) for entry in sys.path]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    return folder, subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            printed.write_text(json.dumps([run.stdout, run.stderr]))
+    return folder, subprocess.CompletedProcess(command, 0, *json.loads(printed.read_text()))
 
 
 @pytest.fixture(scope="session")

@@ -204,7 +204,7 @@ def test_what_gives_no_embedding_and_choices_that_do_not_exist_are_rejected(tmp_
 
 def test_the_demo_models_own_networks_tell_drawn_people_and_captions_apart() -> None:
     scorers = open_scorers()
-    numbers = range(FIRST_HELD_OUT, FIRST_HELD_OUT + 20)
+    numbers = range(FIRST_HELD_OUT, FIRST_HELD_OUT + 10)
     photos = [render(person(number), portrait(seed), 128) for seed in (1, 2) for number in numbers]
     found = np.stack([embedding for embedding in scorers.face.embed_faces(photos) if embedding is not None])
     assert len(found) == len(photos)
@@ -219,7 +219,7 @@ def test_the_demo_models_own_networks_tell_drawn_people_and_captions_apart() -> 
     ).T
     assert np.diag(fitting).mean() > fitting.mean() + 0.2
     assert scorers.face.embed_faces([plain(90, size=128)]) == [None]
-    assert scorers.describe() == open_scorers().describe() != open_scorers(facenet_scale="unit").describe()
+    assert scorers.describe() != open_scorers(facenet_scale="unit").describe()
 
 
 def test_the_users_own_files_need_no_demo_model(tmp_path: Path) -> None:

@@ -34,15 +34,6 @@ def replaced(monkeypatch: pytest.MonkeyPatch, **operations: Callable[..., Tensor
     monkeypatch.setitem(ops.OPS, "triton", AttentionOps(**chosen))
 
 
-def test_the_kernels_in_the_model_are_no_further_from_float64_than_pytorch(bench: Bench, held: Held) -> None:
-    result = steps.parity(held, bench)
-    assert result["passed"]
-    identity = result["relative_rms"]["identity"]
-    assert identity["between"] > 0  # another implementation did run
-    assert 1e-4 < identity["torch"] < 1e-2  # fp16's rounding, magnified by guidance
-    assert result["network"] == "demo"
-
-
 mixed, merged = OPS["torch"].mixed_attention, OPS["torch"].merged_cross_attention
 
 

@@ -40,6 +40,10 @@ def test_the_same_sections_run_on_a_cpu(tmp_path: Path) -> None:
             assert outcome["state"] in ("passed", "measured"), name
             assert outcome["state"] == "passed" or not name.startswith(("correct ", "race")), name
     results = {name: outcome["result"] for name, outcome in outcomes.items() if "result" in outcome}
+    parity = results["step torch against triton"]
+    assert parity["network"] == "demo"
+    assert parity["relative_rms"]["identity"]["between"] > 0  # another implementation did run
+    assert 1e-4 < parity["relative_rms"]["identity"]["torch"] < 1e-2  # fp16's rounding, magnified by guidance
     for name in (each for each in NAMES if each != PIPELINE):
         assert results[name]["passed"] and results[name]["graph_breaks"] == 0, name
         assert results[name]["backend"] == DEMO.compiler
