@@ -7,11 +7,8 @@ from pathlib import Path
 
 from infid_export.cli.flags import add_targets, add_tuning
 from infid_export.cli.output import Output, shown, size
+from infid_kernels.targets import ARCHITECTURES, DTYPES, HEAD_SIZES
 
-# A copy of infid_kernels.targets, whose package imports torch, which help must not.
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-DTYPES = ("float16", "bfloat16")
-HEAD_SIZES = (32, 40, 64, 80, 96, 128)
 _NUMBERS = ("d", "registers", "spills", "shared", "cubin")
 EXAMPLES = (
     "infid-export compile-kernels --target sm_90",
@@ -23,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_targets(parser, ARCHITECTURES)
     parser.add_argument(
-        "--dtype", dest="dtypes", nargs="+", choices=DTYPES, default=["float16"], metavar="TYPE",
+        "--dtype", dest="dtypes", nargs="+", choices=tuple(DTYPES), default=["float16"], metavar="TYPE",
         help=f"of queries, keys and values: {', '.join(DTYPES)} (float16)",
     )  # fmt: skip
     parser.add_argument(

@@ -21,8 +21,8 @@ from triton.compiler import ASTSource
 
 from infid_kernels import mixed_attention_gluon
 from infid_kernels.mean_shift import SPLITS, mean_shift_kernel, value_shift_kernel
-from infid_kernels.merged_cross_attention import merged_cross_attention_kernel
-from infid_kernels.mixed_attention import mixed_attention_kernel
+from infid_kernels.merged_cross_attention_triton import merged_cross_attention_kernel
+from infid_kernels.mixed_attention_triton import mixed_attention_kernel
 from infid_kernels.targets import DTYPES
 from infid_kernels.tuning import Configuration
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from infid_kernels.arguments import empty_output, logit_scale
 from infid_kernels.mean_shift import launch_mean_shift, launch_value_shift
-from infid_kernels.merged_cross_attention import launch_merged_cross_attention
-from infid_kernels.mixed_attention import launch_mixed_attention
+from infid_kernels.merged_cross_attention_triton import launch_merged_cross_attention
+from infid_kernels.mixed_attention_triton import launch_mixed_attention
 from infid_kernels.operands import Operands
 from infid_kernels.tuning import Choice, Configuration
 

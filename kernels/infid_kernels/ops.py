@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from infid_kernels.merged_cross_attention import merged_cross_attention, merged_cross_attention_reference
-from infid_kernels.mixed_attention import mixed_attention, mixed_attention_reference
+from infid_kernels.merged_cross_attention_triton import merged_cross_attention, merged_cross_attention_reference
+from infid_kernels.mixed_attention_triton import mixed_attention, mixed_attention_reference
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """What the kernels are compiled for: GPU architectures, dtypes and head sizes.
 
-This module imports nothing, but the package around it imports torch. So the command line, whose help must not, keeps a
-copy that a test compares with these.
+Imports nothing: the command line reads them for its help.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.kernel_bundle import KernelBundle
 from infid_engines.kernel_launch import Kernel, PackedArguments
 from infid_kernels import arguments, merged_cross_attention, mixed_attention, tuning, variants
-from infid_kernels.mixed_attention import mixed_attention_reference
+from infid_kernels.mixed_attention_triton import mixed_attention_reference
 
 KERNELS = ("mean_shift", "value_shift", *tuning.OPS)
 MODULES = [import_module(f"infid_kernels.{name}") for name in ("mean_shift", *tuning.OPS)]

@@ -58,10 +58,11 @@ ATTENTION = of("graph", STEPS) | of("parity", STEPS) | {"image"}
 WEIGHTS = {"weights", "checkpoint's weights"}
 EDITS = {
     "a kernel": (
-        "infid_kernels.mixed_attention", "acc = tl.zeros([BLOCK_M", "acc = tl.full([BLOCK_M", {"fused", "plugins"},
+        "infid_kernels.mixed_attention_triton", "acc = tl.zeros([BLOCK_M", "acc = tl.full([BLOCK_M",
+        {"fused", "plugins"},
     ),
     "its reference": (
-        "infid_kernels.mixed_attention", "torch.cat([adain_mean(k_id, k_t, strength), k_t]",
+        "infid_kernels.mixed_attention_triton", "torch.cat([adain_mean(k_id, k_t, strength), k_t]",
         "torch.cat([k_t, adain_mean(k_id, k_t, strength)]", ATTENTION,
     ),
     "what stands for an operation": (

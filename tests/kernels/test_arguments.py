@@ -149,7 +149,7 @@ def test_every_launch_is_on_the_tensors_own_gpu(monkeypatch: pytest.MonkeyPatch,
         yield
         inside.append("off")
 
-    for name in ("mean_shift", "mixed_attention", "merged_cross_attention"):
+    for name in ("mean_shift", "mixed_attention_triton", "merged_cross_attention_triton"):
         module = import_module(f"infid_kernels.{name}")
         monkeypatch.setattr(module, "on_device", on_device)
         monkeypatch.setattr(

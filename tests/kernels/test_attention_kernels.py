@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,7 +9,13 @@ import torch
 from attention_cases import CASES, LIMITS, Case, merged_oracle, mixed_oracle, relative
 from torch import Tensor
 
-from infid_kernels import library_attention, merged_cross_attention, mixed_attention, value_shift
+from infid_kernels import (
+    library_attention,
+    merged_cross_attention,
+    mixed_attention,
+    mixed_attention_triton,
+    value_shift,
+)
 from infid_kernels.arguments import empty_output
 from infid_kernels.tuning import Choice, Configuration, Library
 
@@ -19,8 +24,8 @@ from infid_kernels.tuning import Choice, Configuration, Library
 def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel does not write stays NaN."""
     for name in ("mixed_attention", "merged_cross_attention"):
-        module = import_module(f"infid_kernels.{name}")  # the package's attributes of these names are the functions
-        monkeypatch.setattr(module, "empty_output", lambda q: empty_output(q).fill_(float("nan")))
+        module = f"infid_kernels.{name}_triton"
+        monkeypatch.setattr(f"{module}.empty_output", lambda q: empty_output(q).fill_(float("nan")))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -46,7 +51,7 @@ DESCRIPTORS = replace(PLAIN, descriptors=True)
 
 def choosing(monkeypatch: pytest.MonkeyPatch, chosen: Choice) -> list[Choice]:
     """Make mixed attention choose a form or a library; returns a list that receives what is launched."""
-    module, launched = import_module("infid_kernels.mixed_attention"), []
+    module, launched = mixed_attention_triton, []
     launch = module.launch_mixed_attention
 
     def watched(*arguments: Any) -> None:
@@ -79,7 +84,7 @@ def test_what_the_gluon_form_does_not_take_is_computed_by_descriptors(
 
 
 def test_what_the_gluon_form_takes_is_launched_in_it(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, launched = import_module("infid_kernels.mixed_attention"), []
+    module, launched = mixed_attention_triton, []
     choosing(monkeypatch, replace(PLAIN, gluon=True))
     monkeypatch.setattr(module, "takes", lambda *_: True)
     monkeypatch.setattr(module, "launch_mixed_attention_gluon", lambda *arguments: launched.append(arguments[4]))
@@ -150,7 +155,7 @@ def test_memory_that_is_not_16_byte_aligned_is_computed_without_descriptors(monk
 
 def test_while_tracing_descriptors_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = choosing(monkeypatch, DESCRIPTORS)
-    module = import_module("infid_kernels.mixed_attention")
+    module = mixed_attention_triton
     shifts = torch.zeros(1, 3, 16, 64)
     monkeypatch.setattr(module, "launch_mean_shift", lambda *_: (shifts, shifts))  # the interpreter has no traced form
     monkeypatch.setattr(module, "launch_mixed_attention", lambda *arguments: launched.append(arguments[4]))

@@ -22,11 +22,12 @@ DESCRIPTORS, LIBRARY, SHIFT = (
 # name: file, what stands there, what stands there after the mutation, the tests that must fail
 MUTATIONS = {
     "δ_k is dropped": (
-        "mixed_attention.py", "* delta_k[None, :], 1) * scale", "* delta_k[None, :], 1) * 0.0", "mixed"
+        "mixed_attention_triton.py", "* delta_k[None, :], 1) * scale", "* delta_k[None, :], 1) * 0.0", "mixed"
     ),
-    "δ_v is dropped": ("mixed_attention.py", "row_sum[:, None] * delta_v", "0.0 * delta_v", "mixed"),
+    "δ_v is dropped": ("mixed_attention_triton.py", "row_sum[:, None] * delta_v", "0.0 * delta_v", "mixed"),
     "segments are swapped": (
-        "mixed_attention.py", "[*operands.segments]", "[*operands.segments[2:], *operands.segments[:2]]", "mixed",
+        "mixed_attention_triton.py", "[*operands.segments]", "[*operands.segments[2:], *operands.segments[:2]]",
+        "mixed",
     ),
     "the mean is not of the text": ("mean_shift.py", "text_sum / text_length - id_sum / id_count", "id_sum", "mixed"),
     "a chunk of the mean is left out": (
@@ -37,20 +38,20 @@ MUTATIONS = {
     ),
     "the tail is skipped": ("attend.py", "if tail > 0:", "if tail > BLOCK_N:", "merged"),
     "the scale is wrong": ("arguments.py", "1 / math.sqrt(d)", "1 / d", "merged"),
-    "log2 e is forgotten": ("mixed_attention.py", "logit_scale * 1.4426950408889634", "logit_scale", "mixed"),
+    "log2 e is forgotten": ("mixed_attention_triton.py", "logit_scale * 1.4426950408889634", "logit_scale", "mixed"),
     "the state is not rescaled": ("attend.py", "acc * alpha[:, None]", "acc", "merged"),
     "descriptors read the first head": ("attend.py", "head.to(tl.int32)", "0", DESCRIPTORS),
     "descriptors read the first row": ("attend.py", "[row.to(tl.int32)", "[0", DESCRIPTORS),
-    "λ is dropped": ("merged_cross_attention.py", "result += factor *", "result +=", "merged"),
-    "merged δ_v is dropped": ("merged_cross_attention.py", "+ delta_v[None, :])", ")", "merged"),
+    "λ is dropped": ("merged_cross_attention_triton.py", "result += factor *", "result +=", "merged"),
+    "merged δ_v is dropped": ("merged_cross_attention_triton.py", "+ delta_v[None, :])", ")", "merged"),
     "λ counts without a person": (
-        "merged_cross_attention.py", "identity_length > 0, tl", "identity_length >= 0, tl", "merged"
+        "merged_cross_attention_triton.py", "identity_length > 0, tl", "identity_length >= 0, tl", "merged"
     ),
     "without a person a sum of 0 divides": (
-        "merged_cross_attention.py", "id_sum > 0, id", "id_sum >= 0, id", "merged"
+        "merged_cross_attention_triton.py", "id_sum > 0, id", "id_sum >= 0, id", "merged"
     ),
     "the given δ_v is not read": (
-        "merged_cross_attention.py", 'check_shift("shift_v", shift_v, q).', "torch.zeros_like(shift_v).", SHIFT
+        "merged_cross_attention_triton.py", 'check_shift("shift_v", shift_v, q).', "torch.zeros_like(shift_v).", SHIFT
     ),
     "the merge ignores δ_k": ("library_attention.py", "id_lse + logit_bias - text_lse", "id_lse - text_lse", LIBRARY),
     "the merge ignores δ_v": ("library_attention.py", "+ delta_v[None, :])", ")", LIBRARY),

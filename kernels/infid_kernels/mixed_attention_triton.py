@@ -23,7 +23,7 @@ from torch.library import triton_op
 from torch.nn.functional import scaled_dot_product_attention
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from infid_kernels.adain import adain_mean
+from infid_kernels.adain_torch import adain_mean
 from infid_kernels.arguments import (
     check_attention,
     empty_output,

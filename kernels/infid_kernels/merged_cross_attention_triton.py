@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.library import triton_op
 from torch.nn.functional import scaled_dot_product_attention
 
-from infid_kernels.adain import mean_shift
+from infid_kernels.adain_torch import mean_shift
 from infid_kernels.arguments import (
     check_attention,
     check_shift,
