@@ -25,7 +25,7 @@ from infid_export.model.identity import IdentityModules
 from infid_export.model.loading import load_network
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import ModelSource
-from infid_export.model.step import DenoiseStep
+from infid_export.model.step import DenoiseStep, IdentityInputs, PromptInputs
 from infid_export.scheduler import SDXL_SCHEDULER
 
 # How DDIM samples here, whatever sampler a checkpoint names; what the model was trained on stays the checkpoint's.
@@ -247,12 +247,13 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         )
         keys, values = (tensor.repeat_interleave(batch, 0).to(device, self.unet.dtype) for tensor in identity)
         strengths = [torch.full((batch,), value, device=device) for value in (style_strength, identity_strength)]
+        prompt_inputs = PromptInputs(torch.cat([uncond, cond]), torch.cat([pooled_uncond, pooled]), time_ids)
+        identity_inputs = IdentityInputs(keys, values, *strengths)
         with self.progress_bar(total=num_inference_steps) as progress:
             for index, timestep in enumerate(self.scheduler.timesteps):
                 noise = self._step.predict_noise(
-                    text, current, timestep[None].float(), torch.cat([uncond, cond]),
-                    torch.cat([pooled_uncond, pooled]), time_ids, keys, values, *strengths,
-                )  # fmt: skip
+                    (text, current), timestep[None].float(), prompt_inputs, identity_inputs
+                )
                 guided = [u + guidance_scale * (c - u) for u, c in (stream.chunk(2) for stream in noise)]
                 text = self.scheduler.step(guided[0], timestep, text).prev_sample
                 current = self.scheduler.step(guided[1], timestep, current).prev_sample

@@ -1,18 +1,50 @@
 """One denoising step as a module: UNet, classifier-free guidance and the DDIM update of each stream.
 
-These are the modules that are exported, and the ones the reference pipeline runs. DDIM with η = 0 (Song et al.,
+These are the modules that are exported, and the ones the reference pipeline runs: the parameters of `forward` are the
+inputs of the ONNX graph, one by one and by their names. DDIM with η = 0 (Song et al.,
 arXiv 2010.02502, equation 12) is linear in the latents and the noise estimate: x' = c_x·x + c_ε·ε.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from infid_export.model.config import IdentityConfig
 from infid_export.model.processors import Streams, identity_blocks, install_processors, text_feature_paths
+
+
+class PromptInputs(NamedTuple):
+    """What the UNet is given of a prompt, for R = 2B rows: unconditional, then conditional.
+
+    Args:
+        embeds: `[R, 77, D]`.
+        pooled_embeds: `[R, P]`.
+        time_ids: `[R, 6]` fp32.
+    """
+
+    embeds: Tensor
+    pooled_embeds: Tensor
+    time_ids: Tensor
+
+
+class IdentityInputs(NamedTuple):
+    """What the identity stream is given of a person, and how strongly; R = 2B.
+
+    Args:
+        keys: `[R, T, S]` of all blocks.
+        values: `[R, T, S]`, likewise.
+        style_strength: `[B]` fp32, s.
+        identity_strength: `[B]` fp32, λ.
+    """
+
+    keys: Tensor
+    values: Tensor
+    style_strength: Tensor
+    identity_strength: Tensor
 
 
 class _Step(nn.Module):
@@ -32,13 +64,7 @@ class _Step(nn.Module):
         self.feature_paths = text_feature_paths(identity_blocks(unet))
 
     def _noise(
-        self,
-        latents: list[Tensor],
-        timestep: Tensor,
-        prompt_embeds: Tensor,
-        pooled_prompt_embeds: Tensor,
-        time_ids: Tensor,
-        streams: Streams,
+        self, latents: Sequence[Tensor], timestep: Tensor, prompt: PromptInputs, streams: Streams
     ) -> list[Tensor]:
         """Return the noise estimate of each stream's latents, `[2B, 4, h, w]` in fp32 each."""
         rows = torch.cat([copy for stream in latents for copy in (stream, stream)])
@@ -46,35 +72,29 @@ class _Step(nn.Module):
         noise = self.unet(
             rows.to(self.unet.dtype),
             timestep,
-            prompt_embeds,
+            prompt.embeds,
             # fp32: diffusers' time projection is fp32, and a concatenation of two types is not valid ONNX
             added_cond_kwargs={
-                "text_embeds": pooled_prompt_embeds.float().repeat(copies, 1),
-                "time_ids": time_ids.repeat(copies, 1),
+                "text_embeds": prompt.pooled_embeds.float().repeat(copies, 1),
+                "time_ids": prompt.time_ids.repeat(copies, 1),
             },
             cross_attention_kwargs={"streams": streams},
             return_dict=False,
         )[0]
         noise = noise.float()
-        rows_per_stream = prompt_embeds.shape[0]
+        rows_per_stream = prompt.embeds.shape[0]
         return [noise[i * rows_per_stream : (i + 1) * rows_per_stream] for i in range(copies)]
 
-    def _streams(
-        self,
-        text: bool,
-        identity_keys: Tensor,
-        identity_values: Tensor,
-        style_strength: Tensor,
-        identity_strength: Tensor,
-    ) -> Streams:
+    def _streams(self, text: bool, identity: IdentityInputs) -> Streams:
         """Spread the per-sample strengths over unconditional and conditional rows."""
-        uncond = identity_strength if self.config.uncond_identity == "zeros" else torch.zeros_like(identity_strength)
+        strength = identity.identity_strength
+        uncond = strength if self.config.uncond_identity == "zeros" else torch.zeros_like(strength)
         return Streams(
             text=text,
-            identity_keys=identity_keys,
-            identity_values=identity_values,
-            style_strength=style_strength.repeat(2),
-            identity_strength=torch.cat([uncond, identity_strength]),
+            identity_keys=identity.keys,
+            identity_values=identity.values,
+            style_strength=identity.style_strength.repeat(2),
+            identity_strength=torch.cat([uncond, strength]),
         )
 
 
@@ -127,16 +147,10 @@ class DenoiseStep(_Step):
             Both streams' next latents, `[B, 4, h, w]` fp32.
         """
         text_noise, identity_noise = self.predict_noise(
-            text_latents,
-            identity_latents,
+            (text_latents, identity_latents),
             timestep,
-            prompt_embeds,
-            pooled_prompt_embeds,
-            time_ids,
-            identity_keys,
-            identity_values,
-            style_strength,
-            identity_strength,
+            PromptInputs(prompt_embeds, pooled_prompt_embeds, time_ids),
+            IdentityInputs(identity_keys, identity_values, style_strength, identity_strength),
         )
         return (
             _update(text_latents, text_noise, guidance, ddim_coefficients),
@@ -144,22 +158,17 @@ class DenoiseStep(_Step):
         )
 
     def predict_noise(
-        self,
-        text_latents: Tensor,
-        identity_latents: Tensor,
-        timestep: Tensor,
-        prompt_embeds: Tensor,
-        pooled_prompt_embeds: Tensor,
-        time_ids: Tensor,
-        identity_keys: Tensor,
-        identity_values: Tensor,
-        style_strength: Tensor,
-        identity_strength: Tensor,
+        self, latents: Sequence[Tensor], timestep: Tensor, prompt: PromptInputs, identity: IdentityInputs
     ) -> list[Tensor]:
-        """Return both streams' noise estimates, `[R, 4, h, w]` fp32 each; arguments as in `forward`."""
-        streams = self._streams(True, identity_keys, identity_values, style_strength, identity_strength)
-        latents = [text_latents, identity_latents]
-        return self._noise(latents, timestep, prompt_embeds, pooled_prompt_embeds, time_ids, streams)
+        """Return the noise estimates of the text and the identity stream, `[R, 4, h, w]` fp32 each.
+
+        Args:
+            latents: of the text and of the identity stream, `[B, 4, h, w]` fp32 each.
+            timestep: `[1]` fp32.
+            prompt: of both streams.
+            identity: of the identity stream.
+        """
+        return self._noise(latents, timestep, prompt, self._streams(True, identity))
 
 
 class TextStep(_Step):
@@ -181,7 +190,8 @@ class TextStep(_Step):
             The next latents, then one `[R, N, C]` per transformer block.
         """
         streams = Streams(text=True)
-        (noise,) = self._noise([text_latents], timestep, prompt_embeds, pooled_prompt_embeds, time_ids, streams)
+        prompt = PromptInputs(prompt_embeds, pooled_prompt_embeds, time_ids)
+        (noise,) = self._noise([text_latents], timestep, prompt, streams)
         features = [streams.text_features[path] for path in self.feature_paths]
         return _update(text_latents, noise, guidance, ddim_coefficients), *features
 
@@ -205,7 +215,9 @@ class IdentityStep(_Step):
         text_features: list[Tensor],
     ) -> Tensor:
         """Take one step of the identity stream; arguments as in `DenoiseStep` and `TextStep`."""
-        streams = self._streams(False, identity_keys, identity_values, style_strength, identity_strength)
+        identity = IdentityInputs(identity_keys, identity_values, style_strength, identity_strength)
+        streams = self._streams(False, identity)
         streams.text_features = dict(zip(self.feature_paths, text_features, strict=True))
-        (noise,) = self._noise([identity_latents], timestep, prompt_embeds, pooled_prompt_embeds, time_ids, streams)
+        prompt = PromptInputs(prompt_embeds, pooled_prompt_embeds, time_ids)
+        (noise,) = self._noise([identity_latents], timestep, prompt, streams)
         return _update(identity_latents, noise, guidance, ddim_coefficients)
