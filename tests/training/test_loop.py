@@ -26,7 +26,7 @@ from infid_engines.tensor_seal import SEAL_KEY
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_training import loop, run_checkpoint, stepper
-from infid_training.draws import Draws
+from infid_training.batches import BatchSampler
 from infid_training.loop import train
 from infid_training.loss import identity_loss
 from infid_training.stepper import Stepper
@@ -55,8 +55,8 @@ def test_only_mappers_and_projections_change_and_all_of_them(tmp_path: Path, wit
 
 def test_the_loss_falls_on_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Again and again with the same noise: a frozen UNet of random weights can be led no further."""
-    original = Draws.batch
-    monkeypatch.setattr(Draws, "batch", lambda draws, *_: original(draws, 0))
+    original = BatchSampler.batch
+    monkeypatch.setattr(BatchSampler, "batch", lambda sampler, *_: original(sampler, 0))
     small_run(tmp_path, steps=80, batch_size=1, learning_rate=2e-2, checkpoint_every=80, validate_every=0)
     found = losses(tmp_path)
     assert found[80] < 0.95 * found[1], (found[1], found[80])
@@ -140,8 +140,8 @@ def test_references_that_are_not_seen_are_zeros(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(stepper, "identity_loss", watch)
     small_run(tmp_path, steps=20, identity_dropout=0.5, validate_every=0)
-    draws = Draws(small_photos(), OPTIONS.seed, OPTIONS.batch_size, dropout=0.5)
-    assert [rows.tolist() for rows in seen] == [draws.batch(step).kept.tolist() for step in range(20)]
+    sampler = BatchSampler(small_photos(), OPTIONS.seed, OPTIONS.batch_size, dropout=0.5)
+    assert [rows.tolist() for rows in seen] == [sampler.batch(step).kept.tolist() for step in range(20)]
     assert 0.2 < float(torch.cat(seen).float().mean()) < 0.8
 
 
@@ -173,7 +173,7 @@ def test_accumulated_passes_are_one_step_over_all_of_them(tmp_path: Path) -> Non
     )  # fmt: skip
     expected = []
     for part in range(3):
-        loss = run.loss_of(run._loss, small_photos(), run.draws.batch(0, 0, part))
+        loss = run.loss_of(run._loss, small_photos(), run.sampler.batch(0, 0, part))
         (loss / 3).backward()
         expected.append(float(loss.detach()))
     norm = float(torch.nn.utils.clip_grad_norm_(run.trained.identity.parameters(), 1e9))
@@ -208,8 +208,10 @@ def test_a_gradient_that_is_not_finite_may_be_of_any_pass(tmp_path: Path, monkey
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: torch.tensor(torch.inf))
     with pytest.raises(TrainingError, match="gradient of step 1 is not finite") as error:
         small_run(tmp_path, accumulation=3)
-    draws = Draws(small_photos(), OPTIONS.seed, OPTIONS.batch_size, accumulation=3, dropout=OPTIONS.identity_dropout)
-    pairs = [name for part in range(3) for name in draws.names(draws.batch(0, 0, part))]
+    sampler = BatchSampler(
+        small_photos(), OPTIONS.seed, OPTIONS.batch_size, accumulation=3, dropout=OPTIONS.identity_dropout
+    )
+    pairs = [name for part in range(3) for name in sampler.names(sampler.batch(0, 0, part))]
     assert error.value.problem.endswith(f"Its pairs were: {', '.join(pairs)}.")
     assert "Give the same command again with `--learning-rate 5e-05`" in error.value.fix
 
@@ -432,11 +434,11 @@ def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     unet, photos = small_unet(), small_photos()
     run = Stepper(loop.Accelerator(mixed_precision="no", cpu=True), unet, small_identity(unet), photos, options)
-    draws = Draws(photos, options.seed, rows=1, processes=2)
+    sampler = BatchSampler(photos, options.seed, rows=1, processes=2)
     identity, optimizer = run.trained.identity, run.trained.optimizer
     expected = {}
     for step in range(2):
-        parts = [run.loss_of(run._loss, photos, draws.batch(step, rank)) for rank in range(2)]
+        parts = [run.loss_of(run._loss, photos, sampler.batch(step, rank)) for rank in range(2)]
         (sum(parts) / 2).backward()
         torch.nn.utils.clip_grad_norm_(identity.parameters(), 1.0)
         optimizer.step()

@@ -20,7 +20,7 @@ from infid_export.model.config import IdentityConfig
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import install_processors
 from infid_export.scheduler import SDXL_SCHEDULER
-from infid_training.draws import Draw, Draws
+from infid_training.batches import Batch, BatchSampler
 from infid_training.loss import identity_loss
 from infid_training.optimizers import learning_rate, make_optimizer, optimizer_class
 from infid_training.photo_folders import Photos
@@ -93,8 +93,8 @@ class Stepper:
         self._device, self._dtype = accelerator.device, DTYPES[options.precision]
         check_device(options, self._device)
         self._noising = DDIMScheduler(**SDXL_SCHEDULER)
-        self.draws = self._draws_of(photos)
-        self._fixed = self._draws_of(validation) if validation is not None and len(validation.people) else None
+        self.sampler = self._sampler_of(photos)
+        self._fixed = self._sampler_of(validation) if validation is not None and len(validation.people) else None
         for each in (photos, validation):
             if each is not None and len(each.people):
                 _check_shapes(each, identity.config)
@@ -115,9 +115,9 @@ class Stepper:
         self._unet.disable_gradient_checkpointing()
         self.trained.identity.eval().requires_grad_(False)
 
-    def _draws_of(self, photos: Photos) -> Draws:
+    def _sampler_of(self, photos: Photos) -> BatchSampler:
         options = self._options
-        return Draws(
+        return BatchSampler(
             photos, options.seed, options.batch_size, self._accelerator.num_processes, options.accumulation,
             self._noising.config.num_train_timesteps, options.single_photo == "own-pair",
             options.identity_dropout,
@@ -142,10 +142,10 @@ class Stepper:
             group["lr"] = rate
         total = 0.0
         for part in range(options.accumulation):
-            draw = self.draws.batch(step, self._accelerator.process_index, part)
+            batch = self.sampler.batch(step, self._accelerator.process_index, part)
             waits = part + 1 < options.accumulation  # gradients are averaged over processes in the last pass only
             with self._accelerator.no_sync(self._loss) if waits else nullcontext():
-                loss = self.loss_of(self._loss, self._photos, draw)
+                loss = self.loss_of(self._loss, self._photos, batch)
                 losses = self._accelerator.gather(loss.detach().reshape(1)).tolist()
                 for rank, value in enumerate(losses):
                     if not math.isfinite(value):
@@ -172,14 +172,14 @@ class Stepper:
                     average.lerp_(value, 1 - decay)
         return total / options.accumulation, norm, rate
 
-    def loss_of(self, loss: Any, photos: Photos, draw: Draw) -> Tensor:
+    def loss_of(self, loss: Any, photos: Photos, batch: Batch) -> Tensor:
         """Return a module's loss on a batch."""
-        targets, references = photos.targets(draw.targets), photos.references(draw.references)
+        targets, references = photos.targets(batch.targets), photos.references(batch.references)
         latents = self._here(targets.latents)
-        noise, timesteps = draw.noise.to(self._device), draw.timesteps.to(self._device)
+        noise, timesteps = batch.noise.to(self._device), batch.timesteps.to(self._device)
         noisy = self._noising.add_noise(latents, noise, timesteps)
         features, embeddings, sizes, kept = map(
-            self._here, (references.clip_features, references.face_embeddings, targets.time_ids, draw.kept)
+            self._here, (references.clip_features, references.face_embeddings, targets.time_ids, batch.kept)
         )
         features, embeddings = features * kept[:, None, None], embeddings * kept[:, None]
         texts = [
@@ -202,15 +202,15 @@ class Stepper:
         batches = self._fixed.validation(self._options.validation_pairs)
         mine = batches[self._accelerator.process_index :: self._accelerator.num_processes]
         total = torch.zeros(2, dtype=torch.float64, device=self._device)
-        for draw in mine:
-            total[0] += self.loss_of(loss, self._validation, draw).double() * len(draw.targets)
-            total[1] += len(draw.targets)
+        for batch in mine:
+            total[0] += self.loss_of(loss, self._validation, batch).double() * len(batch.targets)
+            total[1] += len(batch.targets)
         summed = self._accelerator.reduce(total, "sum")
         return float(summed[0] / summed[1])
 
-    def _not_finite(self, what: str, step: int, batches: Iterable[tuple[int, int]]) -> NotFiniteError:
+    def _not_finite(self, what: str, step: int, places: Iterable[tuple[int, int]]) -> NotFiniteError:
         """Return the error of a step, which names the pairs of its batches, each given by process and pass."""
-        names = [name for batch in batches for name in self.draws.names(self.draws.batch(step, *batch))]
+        names = [name for place in places for name in self.sampler.names(self.sampler.batch(step, *place))]
         return NotFiniteError(f"{what} of step {step + 1} is not finite. Its pairs were: {', '.join(names)}.")
 
 

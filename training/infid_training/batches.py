@@ -15,16 +15,16 @@ from torch import Tensor
 from infid_engines.errors import InputError
 from infid_training.photo_folders import Photos, single_photo_people
 
-# First word of the seed of each kind of draw, so that no two share their numbers.
+# First word of the seed of each kind of batch, so that no two share their numbers.
 _ORDER, _BATCH, _VALIDATION = 1, 2, 3
 
 
 @dataclass(frozen=True)
-class Draw:
+class Batch:
     """One batch; B rows.
 
     Args:
-        targets: `[B]` int64, the photos to be drawn.
+        targets: `[B]` int64, the photos whose latents are denoised.
         references: `[B]` int64, other photos of the same people.
         timesteps: `[B]` int64.
         noise: `[B, 4, h, w]` fp32.
@@ -38,11 +38,11 @@ class Draw:
     kept: Tensor
 
 
-class Draws:
+class BatchSampler:
     """The batches of a run. Every photo is a target once before any is a second time.
 
     Args:
-        photos: to draw from.
+        photos: to sample from.
         seed: of everything.
         rows: per process and pass.
         processes: of the run.
@@ -90,7 +90,7 @@ class Draws:
         self._start[self._sorted], self._count[self._sorted] = start[inverse], count[inverse]
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def batch(self, step: int, rank: int = 0, part: int = 0) -> Draw:
+    def batch(self, step: int, rank: int = 0, part: int = 0) -> Batch:
         """Return the batch of a process.
 
         Args:
@@ -102,25 +102,25 @@ class Draws:
         positions = np.arange(first, first + self._rows)
         epochs, within = positions // len(self._sorted), positions % len(self._sorted)
         targets = np.array([self._permutation(int(epoch))[place] for epoch, place in zip(epochs, within, strict=True)])
-        return self._draw(targets, np.random.default_rng((_BATCH, self._seed, step, rank, part)))
+        return self._sampled(targets, np.random.default_rng((_BATCH, self._seed, step, rank, part)))
 
-    def validation(self, count: int) -> list[Draw]:
+    def validation(self, count: int) -> list[Batch]:
         """Return fixed batches of `count` pairs together, over as many people as there are, timesteps spread evenly."""
         random = np.random.default_rng((_VALIDATION, self._seed))
         order = random.permutation(len(self._sorted))
         targets = np.resize(order, count)
-        drawn = self._draw(targets, random)
+        sampled = self._sampled(targets, random)
         spread = torch.from_numpy((np.arange(count) + 0.5) * self._timesteps / count).long()
         kept = torch.ones(count, dtype=torch.bool)
         return [
-            Draw(drawn.targets[rows], drawn.references[rows], spread[rows], drawn.noise[rows], kept[rows])
+            Batch(sampled.targets[rows], sampled.references[rows], spread[rows], sampled.noise[rows], kept[rows])
             for rows in (slice(start, start + self._rows) for start in range(0, count, self._rows))
         ]
 
-    def names(self, draw: Draw) -> list[str]:
+    def names(self, batch: Batch) -> list[str]:
         """Return what messages call the pairs of a batch."""
         names = self._photos.names
-        pairs = zip(draw.references.tolist(), draw.targets.tolist(), strict=True)
+        pairs = zip(batch.references.tolist(), batch.targets.tolist(), strict=True)
         return [f"{names[reference]} -> {names[target]}" for reference, target in pairs]
 
     def _permutation(self, epoch: int) -> np.ndarray:
@@ -129,7 +129,7 @@ class Draws:
             self._epoch, self._order = epoch, random.permutation(len(self._sorted))
         return self._order
 
-    def _draw(self, targets: np.ndarray, random: np.random.Generator) -> Draw:
+    def _sampled(self, targets: np.ndarray, random: np.random.Generator) -> Batch:
         counts = self._count[targets]
         # 1 to count − 1 places further among the person's photos, round the end; 0 where there is only one
         shift = random.integers(1, np.maximum(counts, 2)) * (counts > 1)
@@ -139,4 +139,4 @@ class Draws:
         noise = random.standard_normal(shape, np.float32)
         kept = random.random(len(targets)) >= self._dropout
         arrays = (targets, self._sorted[places], timesteps, noise, kept)
-        return Draw(*(torch.from_numpy(array) for array in arrays))
+        return Batch(*(torch.from_numpy(array) for array in arrays))
