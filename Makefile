@@ -13,7 +13,7 @@ PROMPT := an oil painting of a person wearing a blue suit and a crown, at the be
 demo: $(VENV)/.demo-installed
 	mkdir -p demo
 	cd demo && "$(BIN)/infid-export" build --fp16
-	cd demo && "$(BIN)/infid-export" evaluate --references world:heldout:3 --prompts world:heldout:4 --stylised 3 -o sheet
+	cd demo && "$(BIN)/infid-export" evaluate --references world:heldout:3 --prompts world:heldout:4 --stylized 3 -o sheet
 	cd demo && "$(BIN)/infid-export" generate "$(PROMPT)" --photo sheet/references/0.png -o picture.png
 	"$(BIN)/infid-export" inspect demo/infid-engines
 	@echo "contact sheet: demo/sheet/grid.png   picture: demo/picture.png   engines: demo/infid-engines"

@@ -44,7 +44,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "onnxrunti
 def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
     """Evaluate all variants and return the document."""
     started = time.monotonic()
-    chosen = open_set(arguments.references, arguments.prompts, stylised=arguments.stylised, seeds=arguments.seeds)
+    chosen = open_set(arguments.references, arguments.prompts, stylized=arguments.stylized, seeds=arguments.seeds)
     scorers = open_scorers()
     variants = [each for each in VARIANTS if each.training == "without text" or arguments.identity_with_text]
     if len(variants) < len(VARIANTS):
@@ -131,7 +131,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--identity", type=Path, help="identity weights; default: the model's own")
     parser.add_argument("--identity-with-text", type=Path)
-    parser.add_argument("--stylised", type=int)
+    parser.add_argument("--stylized", type=int)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int)
     return 1 if publish(run, markdown, parser.parse_args(words), RESULTS) is None else 0

@@ -47,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     chosen.add_argument(
         "--prompts", default=_WORLD, metavar="FILE",
-        help="one prompt a line, 'stylised:' before those with a style; or world:heldout[:N] (world:heldout:10)",
+        help="one prompt a line, 'stylized:' before those with a style; or world:heldout[:N] (world:heldout:10)",
     )  # fmt: skip
-    chosen.add_argument("--stylised", type=int, metavar="N", help="how many of the world's prompts are (half)")
+    chosen.add_argument("--stylized", type=int, metavar="N", help="how many of the world's prompts are (half)")
     chosen.add_argument("--seeds", type=int, metavar="N", help="pictures of each person and prompt (1)")
     chosen.add_argument("--set", type=Path, metavar="FILE", help="people, prompts and seeds in one JSON file instead")
     scorers = parser.add_argument_group("scorers; default: the demo model's own, for drawn people")
@@ -116,7 +116,7 @@ def _reject_without_effect(arguments: argparse.Namespace) -> None:
         InputError: names the argument and the other.
     """
     whole_set = {"--references": arguments.references != _WORLD, "--prompts": arguments.prompts != _WORLD,
-                 "--stylised": arguments.stylised is not None, "--seeds": arguments.seeds is not None}  # fmt: skip
+                 "--stylized": arguments.stylized is not None, "--seeds": arguments.seeds is not None}  # fmt: skip
     running = {"an engine folder": arguments.engines, "--backend": arguments.backend != "auto",
                "--device": arguments.device != "auto"}  # fmt: skip
     model = {"--identity": arguments.identity, "--image-encoder": arguments.image_encoder,
@@ -143,7 +143,7 @@ def _set(arguments: argparse.Namespace) -> EvaluationSet:
     if arguments.set is not None:
         return json_set(arguments.set)
     seeds = 1 if arguments.seeds is None else arguments.seeds
-    return open_set(arguments.references, arguments.prompts, stylised=arguments.stylised, seeds=seeds)
+    return open_set(arguments.references, arguments.prompts, stylized=arguments.stylized, seeds=seeds)
 
 
 def _scorers(arguments: argparse.Namespace) -> Scorers:
@@ -164,13 +164,13 @@ def _dry_run(chosen: EvaluationSet, arguments: argparse.Namespace, output: Outpu
     if arguments.model is None:
         Manifest.load(arguments.engines or ENGINES)
     people, prompts, seeds = len(chosen.people), len(chosen.prompts), len(chosen.seeds)
-    stylised = sum(prompt.stylised for prompt in chosen.prompts)
+    stylized = sum(prompt.stylized for prompt in chosen.prompts)
     output.line(
-        f"{len(chosen)} pictures: {people} people × {prompts} prompts ({stylised} stylised) × {seeds} seeds; "
+        f"{len(chosen)} pictures: {people} people × {prompts} prompts ({stylized} stylized) × {seeds} seeds; "
         "nothing was made"
     )
     output.document({
-        "pictures": len(chosen), "people": people, "prompts": prompts, "stylised": stylised, "seeds": seeds,
+        "pictures": len(chosen), "people": people, "prompts": prompts, "stylized": stylized, "seeds": seeds,
         "fingerprint": chosen.fingerprint(),
     })  # fmt: skip
     return 0

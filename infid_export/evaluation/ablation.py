@@ -120,9 +120,9 @@ ROWS = (
         "mutual attention",
         published={"clip_t": 0.316, "clip_i": 0.808, "m_facenet": 0.398},
     ),
-    Row("AdaIN-mean (Infinite-ID), stylised prompts", FULL, "stylised"),
-    Row("AdaIN-mean → AdaIN, stylised prompts", "AdaIN", "stylised", claims=(Claim("m_facenet"),)),
-    Row("without AdaIN-mean, stylised prompts", "without AdaIN-mean", "stylised", claims=(Claim("clip_t"),)),
+    Row("AdaIN-mean (Infinite-ID), stylized prompts", FULL, "stylized"),
+    Row("AdaIN-mean → AdaIN, stylized prompts", "AdaIN", "stylized", claims=(Claim("m_facenet"),)),
+    Row("without AdaIN-mean, stylized prompts", "without AdaIN-mean", "stylized", claims=(Claim("clip_t"),)),
     Row(
         "IP-Adapter style: decoupled cross-attention alone, trained with text",
         "IP-Adapter style",

@@ -18,8 +18,8 @@ from infid_export.evaluation.generators import Generator
 from infid_export.evaluation.scorers import METRICS, Array, Scorers, cosine, face_similarity
 from infid_export.evaluation.sets import EvaluationSet, Request, Subject
 
-SCHEMA_VERSION = 1
-SUBSETS = ("all", "plain", "stylised")
+SCHEMA_VERSION = 2
+SUBSETS = ("all", "plain", "stylized")
 OnPicture = Callable[[Request, Image.Image], None]
 
 
@@ -30,7 +30,7 @@ class PictureScore:
     Args:
         person: name of whom it shows.
         prompt: what was asked for.
-        stylised: whether that was a style.
+        stylized: whether that was a style.
         seed: of the set.
         noise_seed: of the initial noise.
         clip_t: CLIP-T.
@@ -41,7 +41,7 @@ class PictureScore:
 
     person: str
     prompt: str
-    stylised: bool
+    stylized: bool
     seed: int
     noise_seed: int
     clip_t: float
@@ -72,8 +72,8 @@ class Evaluation:
     pictures: tuple[PictureScore, ...]
 
     def subset(self, name: str) -> tuple[PictureScore, ...]:
-        """Return the pictures of `all`, `plain` or `stylised` prompts."""
-        return tuple(picture for picture in self.pictures if name == "all" or picture.stylised == (name == "stylised"))
+        """Return the pictures of `all`, `plain` or `stylized` prompts."""
+        return tuple(picture for picture in self.pictures if name == "all" or picture.stylized == (name == "stylized"))
 
     def interval(self, metric: str, subset: str = "all") -> Interval:
         """Return a score's mean over a subset with its interval over people."""
@@ -169,7 +169,7 @@ def evaluate(
         reference = scorers.image_text.embed_images([subject.photo])[0]
         for requests in _chunks(chosen.requests(subject), generator.batch):
             prompts, seeds = [each.prompt.text for each in requests], [each.noise_seed for each in requests]
-            images = generator.generate(person, prompts, seeds, requests[0].prompt.stylised)
+            images = generator.generate(person, prompts, seeds, requests[0].prompt.stylized)
             pictures += _scored(scorers, requests, images, texts, reference, face)
             stage.update(len(pictures) / len(chosen), f"{len(pictures)} of {len(chosen)}")
             if on_picture is not None:
@@ -213,7 +213,7 @@ def _scored(
         yield PictureScore(
             person=request.person.name,
             prompt=request.prompt.text,
-            stylised=request.prompt.stylised,
+            stylized=request.prompt.stylized,
             seed=request.seed,
             noise_seed=request.noise_seed,
             clip_t=cosine(embedding, texts[request.prompt.text]),
@@ -225,6 +225,6 @@ def _scored(
 
 def _chunks(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
     """Yield requests that are drawn at once: in order, at most `size`, and all with a style or all without."""
-    for _, alike in groupby(requests, key=lambda request: request.prompt.stylised):
+    for _, alike in groupby(requests, key=lambda request: request.prompt.stylized):
         while chunk := list(islice(alike, size)):
             yield chunk

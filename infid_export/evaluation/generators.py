@@ -36,7 +36,7 @@ class Generator(Protocol):
         """
 
     def generate(
-        self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylised: bool
+        self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylized: bool
     ) -> list[Image.Image]:
         """Return one picture a prompt, each from the noise of its own seed (`seeded_noise`).
 
@@ -44,7 +44,7 @@ class Generator(Protocol):
             person: of `enroll`.
             prompts: at most `batch`.
             noise_seeds: one a prompt.
-            stylised: whether these prompts ask for a style.
+            stylized: whether these prompts ask for a style.
         """
 
     def describe(self) -> dict[str, Any]:
@@ -73,9 +73,9 @@ class PromptSampling:
         plain = given.pop("plain_style_strength", 0.0)
         return cls(replace(own, **given), plain)
 
-    def of(self, stylised: bool) -> Sampling:
+    def of(self, stylized: bool) -> Sampling:
         """Return how to sample prompts that do, or do not, ask for a style."""
-        return self.sampling if stylised else replace(self.sampling, style_strength=self.plain_style_strength)
+        return self.sampling if stylized else replace(self.sampling, style_strength=self.plain_style_strength)
 
     def to_json(self) -> dict[str, Any]:
         """Return what a document says of it."""
@@ -100,11 +100,11 @@ class EngineGenerator:
         return self._pipe.enroll(photo)
 
     def generate(
-        self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylised: bool
+        self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylized: bool
     ) -> list[Image.Image]:
         """Return one picture a prompt."""
         images: list[Image.Image] = self._pipe.generate(
-            list(prompts), person, seed=list(noise_seeds), **asdict(self._settings.of(stylised))
+            list(prompts), person, seed=list(noise_seeds), **asdict(self._settings.of(stylized))
         )
         return images
 
@@ -179,7 +179,7 @@ class ReferenceGenerator:
         return self._pipe.encode_identity(self._reader.read(photo))
 
     def generate(
-        self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylised: bool
+        self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylized: bool
     ) -> list[Image.Image]:
         """Return one picture a prompt."""
         import torch
@@ -189,7 +189,7 @@ class ReferenceGenerator:
             person,
             height=self._size,
             width=self._size,
-            **self._settings.of(stylised).arguments(),
+            **self._settings.of(stylized).arguments(),
             latents=torch.from_numpy(seeded_noise(noise_seeds, self._latents)),
         ).images
         return images

@@ -24,13 +24,13 @@ class Grid:
     Args:
         chosen: the set.
         people: how many of its people are shown.
-        prompts: how many of its prompts; half of them stylised ones where there are as many.
+        prompts: how many of its prompts; half of them stylized ones where there are as many.
     """
 
     def __init__(self, chosen: EvaluationSet, people: int = 12, prompts: int = 8) -> None:
         self._people = chosen.people[:people]
-        styled = [prompt for prompt in chosen.prompts if prompt.stylised]
-        plain = [prompt for prompt in chosen.prompts if not prompt.stylised]
+        styled = [prompt for prompt in chosen.prompts if prompt.stylized]
+        plain = [prompt for prompt in chosen.prompts if not prompt.stylized]
         from_styled = min(len(styled), max(prompts // 2, prompts - len(plain)))
         self._prompts = [*plain[: prompts - from_styled], *styled[:from_styled]]
         self._seed = chosen.seeds[0]
@@ -44,7 +44,7 @@ class Grid:
     def draw(self) -> Image.Image:
         """Return the sheet; a picture that was never added is a grey cell."""
         font = ImageFont.load_default(_FONT_SIZE)
-        heads = ["reference", *(f"{'[style] ' if each.stylised else ''}{each.text}" for each in self._prompts)]
+        heads = ["reference", *(f"{'[style] ' if each.stylized else ''}{each.text}" for each in self._prompts)]
         labels = [_wrapped(text, font, _CELL) for text in heads]
         top = _GAP + _LINE * max(len(lines) for lines in labels)
         step, row = _CELL + _GAP, _CELL + _LINE + _GAP

@@ -20,7 +20,7 @@ WORLD = "world:heldout"
 PEOPLE, PROMPTS = 20, 10  # of the world's set, unless other numbers are asked for
 MOST = 1000  # of either, and of seeds; all portraits are drawn before the first picture is made
 PORTRAIT_SIZE = 128  # pixels, what the world draws by default
-_STYLED = "stylised:"
+_STYLED = "stylized:"
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -28,7 +28,7 @@ def open_set(
     references: str = WORLD,
     prompts: str = WORLD,
     *,
-    stylised: int | None = None,
+    stylized: int | None = None,
     seeds: int = 1,
 ) -> EvaluationSet:
     """Put an evaluation set together.
@@ -37,8 +37,8 @@ def open_set(
         references: `world:heldout` or `world:heldout:N` for N people that training never saw; or a folder with one
             photo a person, or one sub-folder a person, whose first photo by name is taken.
         prompts: `world:heldout` or `world:heldout:N` for N captions of combinations that training never saw; or a text
-            file of one prompt a line, in which `stylised:` before a prompt says that it asks for a style.
-        stylised: how many of the world's prompts ask for a style; None is half of them.
+            file of one prompt a line, in which `stylized:` before a prompt says that it asks for a style.
+        stylized: how many of the world's prompts ask for a style; None is half of them.
         seeds: pictures of each person and prompt.
 
     Raises:
@@ -49,10 +49,10 @@ def open_set(
     people = world_people(_count(references, PEOPLE)) if of_world(references) else folder_people(Path(references))
     if of_world(prompts):
         count = _count(prompts, PROMPTS)
-        asked = world_prompts(count, count // 2 if stylised is None else stylised)
-    elif stylised is not None:
+        asked = world_prompts(count, count // 2 if stylized is None else stylized)
+    elif stylized is not None:
         raise InputError(
-            "--stylised chooses among the world's prompts only.", fix=f"Write '{_STYLED}' before the file's own."
+            "--stylized chooses among the world's prompts only.", fix=f"Write '{_STYLED}' before the file's own."
         )
     else:
         asked = file_prompts(Path(prompts))
@@ -83,19 +83,19 @@ def world_people(count: int) -> tuple[Subject, ...]:
     )
 
 
-def world_prompts(count: int, stylised: int) -> tuple[Prompt, ...]:
+def world_prompts(count: int, stylized: int) -> tuple[Prompt, ...]:
     """Return captions of combinations that training never saw: photos first, then the styles in turn.
 
     Args:
         count: of all prompts.
-        stylised: how many of them ask for a style other than a photo's.
+        stylized: how many of them ask for a style other than a photo's.
 
     Raises:
-        InputError: more stylised ones than prompts were asked for.
+        InputError: more stylized ones than prompts were asked for.
     """
-    if not 0 <= stylised <= count:
-        raise InputError(f"{stylised} of {count} prompts cannot be stylised.", fix=f"Give 0 to {count}.")
-    wanted = ["photo"] * (count - stylised) + [STYLES[1 + index % (len(STYLES) - 1)] for index in range(stylised)]
+    if not 0 <= stylized <= count:
+        raise InputError(f"{stylized} of {count} prompts cannot be stylized.", fix=f"Give 0 to {count}.")
+    wanted = ["photo"] * (count - stylized) + [STYLES[1 + index % (len(STYLES) - 1)] for index in range(stylized)]
     found: dict[str, Prompt] = {}
     number = FIRST_HELD_OUT
     for style in wanted:
@@ -146,19 +146,19 @@ def file_prompts(path: Path) -> tuple[Prompt, ...]:
 
 
 def json_set(path: Path) -> EvaluationSet:
-    """Read a set: `{"people": [{"name", "photo"}], "prompts": [{"text", "stylised"}], "seeds": [0]}`.
+    """Read a set: `{"people": [{"name", "photo"}], "prompts": [{"text", "stylized"}], "seeds": [0]}`.
 
     Photos are paths from the file's own folder; a prompt may be a plain string; seeds may be left out.
 
     Raises:
         InputError: the file cannot be read, lacks a part, or names a photo that cannot be read.
     """
-    shape = 'Write {"people": [{"name": "ann", "photo": "ann.jpg"}], "prompts": [{"text": "…", "stylised": false}]}.'
+    shape = 'Write {"people": [{"name": "ann", "photo": "ann.jpg"}], "prompts": [{"text": "…", "stylized": false}]}.'
     try:
         values: Any = parse_json(read_text(path, shape))
         people = [(str(each["name"]), path.parent / each["photo"]) for each in values["people"]]
         prompts = tuple(
-            Prompt(each) if isinstance(each, str) else Prompt(str(each["text"]), bool(each.get("stylised", False)))
+            Prompt(each) if isinstance(each, str) else Prompt(str(each["text"]), bool(each.get("stylized", False)))
             for each in values["prompts"]
         )
         seeds = tuple(int(seed) for seed in values.get("seeds", [0]))

@@ -32,11 +32,11 @@ class Prompt:
 
     Args:
         text: what is asked for.
-        stylised: whether it asks for a style other than a photo's.
+        stylized: whether it asks for a style other than a photo's.
     """
 
     text: str
-    stylised: bool = False
+    stylized: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class EvaluationSet:
         for subject in self.people:
             pixels = np.asarray(subject.photo.convert("RGB"))
             digest.update(f"{subject.name}\n{pixels.shape}".encode() + pixels.tobytes())
-        digest.update(repr([(prompt.text, prompt.stylised) for prompt in self.prompts]).encode())
+        digest.update(repr([(prompt.text, prompt.stylized) for prompt in self.prompts]).encode())
         digest.update(repr(self.seeds).encode())
         return digest.hexdigest()
 
@@ -117,6 +117,6 @@ class EvaluationSet:
             "name": self.name,
             "fingerprint": self.fingerprint(),
             "people": [subject.name for subject in self.people],
-            "prompts": [{"text": prompt.text, "stylised": prompt.stylised} for prompt in self.prompts],
+            "prompts": [{"text": prompt.text, "stylized": prompt.stylized} for prompt in self.prompts],
             "seeds": list(self.seeds),
         }

@@ -36,7 +36,7 @@ class WorldGenerator:
         return person(number)
 
     def generate(
-        self, person: Person, prompts: Sequence[str], noise_seeds: Sequence[int], stylised: bool
+        self, person: Person, prompts: Sequence[str], noise_seeds: Sequence[int], stylized: bool
     ) -> list[Image.Image]:
         """Return one picture a caption; pose, light and all else that it does not say follow from the seed."""
         return [

@@ -25,7 +25,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "people").mkdir()
     evaluation_parts.dotted(40).save(folder / "people" / "ann.png")
     evaluation_parts.dotted(140).save(folder / "people" / "bob.png")
-    (folder / "prompts.txt").write_text("a knight\nstylised: a knight as a woodcut\n")
+    (folder / "prompts.txt").write_text("a knight\nstylized: a knight as a woodcut\n")
     return folder
 
 
@@ -41,8 +41,8 @@ def test_an_evaluation_from_engines_to_documents(cli: Cli, words: list[str], tmp
     code, out, err = cli("evaluate", "engines", *words, "--steps", "2", "--seeds", "2", "-o", tmp_path / "out")
     assert code == 0, err
     assert "Cosine similarities of 2 people × 2 prompts, with 95 % intervals over people" in out
-    rows = [line.split()[:2] for line in out.splitlines() if line.startswith(("all", "plain", "stylised"))]
-    assert rows == [["all", "8"], ["plain", "4"], ["stylised", "4"]]
+    rows = [line.split()[:2] for line in out.splitlines() if line.startswith(("all", "plain", "stylized"))]
+    assert rows == [["all", "8"], ["plain", "4"], ["stylized", "4"]]
     assert "of 8 pictures show no face and count as 0 in M_FaceNet" in out
     assert "backend onnxruntime" in err and "pictures" in err
     scores = json.loads((tmp_path / "out/scores.json").read_text())
@@ -94,12 +94,12 @@ def test_a_dry_run_counts_the_pictures_and_makes_none(cli: Cli, words: list[str]
     output = tmp_path / "out"
     code, out, _ = cli("evaluate", "engines", *words, "--seeds", "3", "--dry-run", "-o", output)
     assert code == 0
-    assert out == "12 pictures: 2 people × 2 prompts (1 stylised) × 3 seeds; nothing was made\n"
+    assert out == "12 pictures: 2 people × 2 prompts (1 stylized) × 3 seeds; nothing was made\n"
     assert not output.exists()
     code, out, _ = cli("evaluate", "engines", *words, "--seeds", "3", "--dry-run", "--json")
     assert json.loads(out)["pictures"] == 12
     code, out, _ = cli("evaluate", "engines", *words[:7], "--dry-run")
-    assert out.startswith("200 pictures: 20 people × 10 prompts (5 stylised) × 1 seeds")
+    assert out.startswith("200 pictures: 20 people × 10 prompts (5 stylized) × 1 seeds")
 
 
 def test_a_set_in_one_file(cli: Cli, words: list[str], stage: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_set_in_one_file(cli: Cli, words: list[str], stage: Path, tmp_path: Pa
         (["--set", "missing.json"], "--references has no effect with --set"),
         (["--model", "demo"], "an engine folder has no effect with --model"),
         (["--adain", "off"], "--adain has no effect with engines"),
-        (["--stylised", "1"], "world's prompts only"),
+        (["--stylized", "1"], "world's prompts only"),
         (["--seeds", "0"], "0 seeds"),
         (["--steps", "0"], "steps"),
         (["-o", "prompts.txt/out"], "cannot be written"),

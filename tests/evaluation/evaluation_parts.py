@@ -75,9 +75,9 @@ class TableGenerator:
         return photo
 
     def generate(
-        self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylised: bool
+        self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylized: bool
     ) -> list[Image.Image]:
-        self.calls.append((person, list(prompts), list(noise_seeds), stylised))
+        self.calls.append((person, list(prompts), list(noise_seeds), stylized))
         return [self.pictures[prompt] for prompt in prompts]
 
     def describe(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def two_people(**changes: Any) -> EvaluationSet:
     values: dict[str, Any] = {
         "name": "test",
         "people": (Subject("ann", plain(3, 0, 4)), Subject("bob", plain(0, 1, 1))),
-        "prompts": (Prompt("1 0 0"), Prompt("0 3 4", stylised=True)),
+        "prompts": (Prompt("1 0 0"), Prompt("0 3 4", stylized=True)),
     }
     return EvaluationSet(**{**values, **changes})
 

@@ -106,7 +106,7 @@ def test_the_table_says_what_the_pictures_say() -> None:
     }  # fmt: skip
     assert trained["orderings"][0]["difference"]["mean"] == pytest.approx(0.1)
     styled = next(row for row in table if row["variant"] == "without AdaIN-mean")
-    assert (styled["subset"], styled["pictures"]) == ("stylised", 12)
+    assert (styled["subset"], styled["pictures"]) == ("stylized", 12)
     assert table[0]["pictures"] == 24
     assert styled["orderings"][0]["verdict"] == "reproduced"
     assert styled["orderings"][0]["difference"]["mean"] == pytest.approx(0.1)
@@ -131,7 +131,7 @@ def test_the_text_streams_face_is_found_where_it_was_taken(tmp_path: Path) -> No
     found = text_stream_likeness(evaluations, chosen, COLORS.face, tmp_path)
     assert found[TEXT_STREAM]["all"].mean == pytest.approx(1.0)
     assert found[FULL]["plain"].mean == pytest.approx(24 / 25)
-    assert found[FULL]["stylised"].mean == 0
+    assert found[FULL]["stylized"].mean == 0
     assert found[FULL]["all"].mean == pytest.approx(12 / 25)
     next((tmp_path / "full/pictures").iterdir()).unlink()
     with pytest.raises(InputError, match=r"full/pictures/.*png cannot be read"):

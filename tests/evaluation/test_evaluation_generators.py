@@ -50,19 +50,19 @@ def reader(tmp_path_factory: pytest.TempPathFactory, source: RandomSource) -> Fa
 
 
 def drawn(
-    generator, prompts: list[str] = PROMPTS[:1], seeds: list[int] = SEEDS[:1], stylised: bool = True
+    generator, prompts: list[str] = PROMPTS[:1], seeds: list[int] = SEEDS[:1], stylized: bool = True
 ) -> list[np.ndarray]:
-    images = generator.generate(generator.enroll(dotted(90, size=128)), prompts, seeds, stylised)
+    images = generator.generate(generator.enroll(dotted(90, size=128)), prompts, seeds, stylized)
     return [np.asarray(image).astype(int) for image in images]
 
 
-@pytest.mark.parametrize("stylised", [True, False])
-def test_engines_make_what_the_pipeline_makes(tmp_path: Path, stylised: bool) -> None:
+@pytest.mark.parametrize("stylized", [True, False])
+def test_engines_make_what_the_pipeline_makes(tmp_path: Path, stylized: bool) -> None:
     with Pipeline.load(tiny_engines.write_folder(tmp_path / "engines"), backend="onnxruntime") as pipe:
         generator = EngineGenerator(pipe, {"steps": 3, "guidance": None, "style_strength": 0.5})
         assert generator.batch == tiny_engines.BATCH
-        found = generator.generate(generator.enroll(dotted(90)), PROMPTS, SEEDS, stylised)
-        settings = {"steps": 3, "style_strength": 0.5 if stylised else 0.0}
+        found = generator.generate(generator.enroll(dotted(90)), PROMPTS, SEEDS, stylized)
+        settings = {"steps": 3, "style_strength": 0.5 if stylized else 0.0}
         expected = pipe.generate(PROMPTS, pipe.enroll(dotted(90)), seed=SEEDS, **settings)
         assert [np.asarray(a).tolist() for a in found] == [np.asarray(b).tolist() for b in expected]
         described = generator.describe()
@@ -98,10 +98,10 @@ def test_prompts_without_a_style_are_drawn_without_adain_mean(reader: FaceReader
         ReferenceGenerator(source, reader, {**SHORT, **more}) for more in ({}, {"plain_style_strength": 1.0})
     )
     off = ReferenceGenerator(source, reader, {**SHORT, "style_strength": 0.0})
-    plain_one = drawn(generator, stylised=False)[0]
+    plain_one = drawn(generator, stylized=False)[0]
     assert np.array_equal(plain_one, drawn(off)[0])
     assert np.abs(plain_one - drawn(generator)[0]).max() > 3
-    assert np.array_equal(drawn(asked, stylised=False)[0], drawn(generator)[0])
+    assert np.array_equal(drawn(asked, stylized=False)[0], drawn(generator)[0])
 
 
 @pytest.mark.parametrize(

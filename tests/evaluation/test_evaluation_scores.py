@@ -32,7 +32,7 @@ def run(chosen: EvaluationSet, generator: TableGenerator | None = None, results:
 
 def test_the_scores_are_those_worked_out_by_hand() -> None:
     ann_plain, ann_styled, bob_plain, bob_styled = run(two_people()).pictures
-    assert (ann_plain.person, ann_plain.prompt, ann_plain.stylised) == ("ann", "1 0 0", False)
+    assert (ann_plain.person, ann_plain.prompt, ann_plain.stylized) == ("ann", "1 0 0", False)
     # picture (3, 0, 4); prompt (1, 0, 0); references (3, 0, 4) and (0, 1, 1)
     assert ann_plain.clip_t == pytest.approx(3 / 5)
     assert ann_plain.clip_i == ann_plain.m_facenet == pytest.approx(1)
@@ -142,9 +142,9 @@ def test_the_document_is_read_back_whole(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out/pictures/0-0-0.png").getpixel((0, 0)) == (3, 0, 4)
     document = json.loads(paths[0].read_text())
     assert document["counts"] == {"people": 2, "prompts": 2, "seeds": 1, "pictures": 4, "faces_missing": 2}
-    assert set(document["scores"]) == {"all", "plain", "stylised"}
+    assert set(document["scores"]) == {"all", "plain", "stylized"}
     assert document["scores"]["plain"]["clip_i"]["mean"] == pytest.approx((1 + 4 / (5 * math.sqrt(2))) / 2)
-    assert document["scores"]["stylised"]["clip_i"]["mean"] == pytest.approx(1 / math.sqrt(2) / 2)
+    assert document["scores"]["stylized"]["clip_i"]["mean"] == pytest.approx(1 / math.sqrt(2) / 2)
     assert document["bootstrap"]["over"] == "people"
     again = Evaluation.load(paths[0])
     assert again == replace(found, set=again.set)
@@ -252,11 +252,11 @@ def test_the_grid_shows_references_and_pictures_in_their_places() -> None:
     assert rows[200, 0, 0][1] < rows[0, 0, 40][1]
 
 
-def test_the_grid_shows_stylised_prompts_too() -> None:
+def test_the_grid_shows_stylized_prompts_too() -> None:
     prompts = (*(Prompt(f"photo {n}") for n in range(9)), *(Prompt(f"style {n}", True) for n in range(3)))
     chosen = two_people(prompts=prompts)
     grid = Grid(chosen, prompts=6)
-    assert [prompt.stylised for prompt in grid._prompts] == [False] * 3 + [True] * 3
+    assert [prompt.stylized for prompt in grid._prompts] == [False] * 3 + [True] * 3
     assert len(Grid(two_people(prompts=prompts[:9]), prompts=6)._prompts) == 6
 
 

@@ -17,10 +17,10 @@ from infid_training.world.scenes import STYLES, portrait, scene
 
 
 def test_the_worlds_set_is_people_and_captions_kept_out_of_training() -> None:
-    chosen = open_set("world:heldout:3", "world:heldout:7", stylised=4, seeds=2)
+    chosen = open_set("world:heldout:3", "world:heldout:7", stylized=4, seeds=2)
     assert FIRST_HELD_OUT > PEOPLE * PICTURES  # where the numbers of training end
     assert len(chosen) == 3 * 7 * 2
-    assert [prompt.stylised for prompt in chosen.prompts] == [False] * 3 + [True] * 4
+    assert [prompt.stylized for prompt in chosen.prompts] == [False] * 3 + [True] * 4
     held_out = {scene(number, held_out=True).caption() for number in range(FIRST_HELD_OUT, FIRST_HELD_OUT + 500)}
     assert {prompt.text for prompt in chosen.prompts} <= held_out
     assert [sum(style in prompt.text for prompt in chosen.prompts) for style in STYLES[1:]] == [1, 1, 1, 1]
@@ -29,17 +29,17 @@ def test_the_worlds_set_is_people_and_captions_kept_out_of_training() -> None:
 
 
 def test_the_worlds_set_is_always_the_same_and_a_larger_one_holds_it() -> None:
-    small, large = (open_set(f"world:heldout:{n}", f"world:heldout:{n}", stylised=0) for n in (2, 3))
-    assert small.fingerprint() == open_set("world:heldout:2", "world:heldout:2", stylised=0).fingerprint()
+    small, large = (open_set(f"world:heldout:{n}", f"world:heldout:{n}", stylized=0) for n in (2, 3))
+    assert small.fingerprint() == open_set("world:heldout:2", "world:heldout:2", stylized=0).fingerprint()
     assert small.fingerprint() != large.fingerprint()
     noise = [{r.noise_seed for who in each.people for r in each.requests(who)} for each in (small, large)]
     assert len(noise[0]) == 4 and noise[0] < noise[1]
 
 
-def test_by_default_half_of_the_worlds_prompts_are_stylised() -> None:
+def test_by_default_half_of_the_worlds_prompts_are_stylized() -> None:
     chosen = open_set()
     assert (len(chosen.people), len(chosen.prompts), len(chosen.seeds)) == (20, 10, 1)
-    assert sum(prompt.stylised for prompt in chosen.prompts) == 5
+    assert sum(prompt.stylized for prompt in chosen.prompts) == 5
 
 
 def test_a_folder_of_people_and_a_file_of_prompts(tmp_path: Path) -> None:
@@ -51,17 +51,17 @@ def test_a_folder_of_people_and_a_file_of_prompts(tmp_path: Path) -> None:
     (people / "empty").mkdir()
     (people / "notes.txt").write_text("no photo")
     (people / ".hidden.png").write_text("no photo")
-    prompts.write_text("a knight\n\n  stylised: a knight as a woodcut \n", encoding="utf-8")
+    prompts.write_text("a knight\n\n  stylized: a knight as a woodcut \n", encoding="utf-8")
     chosen = open_set(str(people), str(prompts))
     assert [(each.name, each.photo.getpixel((0, 0))) for each in chosen.people] == [
         ("ann", (1, 0, 0)), ("bob", (3, 0, 0)),
     ]  # fmt: skip
-    assert chosen.prompts == (Prompt("a knight"), Prompt("a knight as a woodcut", stylised=True))
+    assert chosen.prompts == (Prompt("a knight"), Prompt("a knight as a woodcut", stylized=True))
 
 
 def test_a_file_of_prompts_as_editors_write_it(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
-    lines = "a knight\u2028in armor\r\n\r\nstylised: a woodcut\0"
+    lines = "a knight\u2028in armor\r\n\r\nstylized: a woodcut\0"
     for content in (lines.encode("utf-8-sig"), lines.encode("utf-16")):
         path.write_bytes(content)
         assert file_prompts(path) == (Prompt("a knight\u2028in armor"), Prompt("a woodcut", True))
@@ -71,7 +71,7 @@ def test_a_set_in_json(tmp_path: Path) -> None:
     plain(5).save(tmp_path / "x.png")
     values = {
         "people": [{"name": "ann", "photo": "x.png"}],
-        "prompts": ["a knight", {"text": "a woodcut", "stylised": True}],
+        "prompts": ["a knight", {"text": "a woodcut", "stylized": True}],
         "seeds": [4, 9],
     }
     (tmp_path / "set.json").write_text(json.dumps(values), encoding="utf-8-sig")
@@ -104,15 +104,15 @@ def test_what_is_no_source_is_rejected(arguments: tuple[str, ...], problem: str)
 
 def test_impossible_numbers_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="11 of 10 prompts"):
-        open_set(stylised=11)
+        open_set(stylized=11)
     with pytest.raises(InputError, match="0 seeds"):
         open_set(seeds=0)
     (tmp_path / "prompts.txt").write_text("a knight")
     with pytest.raises(InputError, match="world's prompts only"):
-        open_set("world:heldout:1", str(tmp_path / "prompts.txt"), stylised=1)
+        open_set("world:heldout:1", str(tmp_path / "prompts.txt"), stylized=1)
 
 
-@pytest.mark.parametrize(("text", "problem"), [("", "no prompt"), ("\n \n", "no prompt"), ("stylised:", "without")])
+@pytest.mark.parametrize(("text", "problem"), [("", "no prompt"), ("\n \n", "no prompt"), ("stylized:", "without")])
 def test_a_file_without_prompts_is_rejected(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "prompts.txt").write_text(text)
     with pytest.raises(InputError, match=problem):

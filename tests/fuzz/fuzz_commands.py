@@ -40,7 +40,7 @@ _LINES = (
     "generate one two --photo photo.png --face-index 0 --engines engines --height 64 --width 64 --json",
     "generate prompt --negative-prompt ugly --style-strength 0 --identity-strength 1 --person person.safetensors",
     "enroll photo.png photo.png -o who.safetensors --mix person.safetensors:0.3 --stack person.safetensors",
-    "evaluate engines --references world:heldout:1 --prompts world:heldout:2 --stylised 1 --seeds 1 --dry-run",
+    "evaluate engines --references world:heldout:1 --prompts world:heldout:2 --stylized 1 --seeds 1 --dry-run",
     "evaluate --model demo --identity person.safetensors --set photo.png --against photo.png -o scores",
     "evaluate engines --references . --prompts photo.png --clip ViT-B-32 photo.png --face-detector drawn",
     "prepare people -o shards --recognizer photo.png --detector drawn --photo-size 64 --crop-size 32 --validation 0.1",

@@ -32,7 +32,7 @@ def users_documents(folder: Path) -> Attempt:
         "scores.json": json.loads(json.dumps(scores.to_json())),
         "set.json": {
             "people": [{"name": "ann", "photo": "ann.png"}], "seeds": [0, 1],
-            "prompts": ["a knight", {"text": "a knight as a woodcut", "stylised": True}],
+            "prompts": ["a knight", {"text": "a knight as a woodcut", "stylized": True}],
         },
     }  # fmt: skip
     documents["tuning.json"]["entries"] = documents["tuning.json"]["entries"][:4]

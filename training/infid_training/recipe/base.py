@@ -163,8 +163,8 @@ class BaseLoss:
         whole = self.latents.shape[-1]
         rows, side = (_FACES, FACE_SIDE) if step % 2 else (_BATCH, whole)
         styled = random.random(rows) < _STYLED
-        plain, stylised = (each[random.integers(len(each), size=rows)] for each in self.pictures.by_style)
-        chosen = np.where(styled, stylised, plain)
+        plain, stylized = (each[random.integers(len(each), size=rows)] for each in self.pictures.by_style)
+        chosen = np.where(styled, stylized, plain)
         captions = [self.pictures.caption(int(index), random.random() < _DESCRIBED) for index in chosen]
         prompts, pooled = self.texts.encode(captions)
         device = prompts.device
