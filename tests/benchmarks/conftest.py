@@ -10,6 +10,13 @@ from benchmarks.kernels import checks
 from benchmarks.kernels.checks import Check
 from benchmarks.suite.bench import WORKLOADS
 from benchmarks.suite.runner import Suite
+from infid_kernels import tuning
+
+
+@pytest.fixture(autouse=True)
+def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run of the suite adopts is forgotten when its test ends."""
+    monkeypatch.setattr(tuning, "_measured", [])
 
 
 @pytest.fixture
