@@ -26,7 +26,7 @@ SDXL_SCHEDULER: Mapping[str, Any] = {
 
 
 def ddim_table(config: Mapping[str, Any], steps: int) -> Array:
-    """Return one row a step: timestep, c_x, c_ε; equal to diffusers' DDIMScheduler.
+    """Return one row per step: timestep, c_x, c_ε. Equal to diffusers' DDIMScheduler.
 
     Args:
         config: fields of `SDXL_SCHEDULER`, named as in diffusers' DDIMScheduler.
@@ -63,7 +63,7 @@ def ddim_table(config: Mapping[str, Any], steps: int) -> Array:
 
 
 def _alphas_cumprod(beta_start: float, beta_end: float, count: int) -> Array:
-    """Return ᾱ `[count]`, bit-equal to PyTorch's: fp32 values, interpolated from both ends, multiplied in fp64."""
+    """Return ᾱ `[count]`, bit-equal to PyTorch's: fp32 values interpolated from both ends, multiplied in fp64."""
     first, last = np.float32(beta_start**0.5), np.float32(beta_end**0.5)
     step = float((last - first) / np.float32(count - 1))
     index = np.arange(count)

@@ -1,4 +1,4 @@
-"""The reference pipeline: Infinite-ID in PyTorch with diffusers' conventions. Everything else is checked against it."""
+"""The reference pipeline: Infinite-ID in PyTorch, with diffusers' conventions. All engines are compared with it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from infid_export.model.sources import ModelSource
 from infid_export.model.step import DenoiseStep, IdentityInputs, PromptInputs
 from infid_export.scheduler import SDXL_SCHEDULER
 
-# How DDIM samples here, whatever sampler a checkpoint names; what the model was trained on stays the checkpoint's.
+# The settings of DDIM sampling, whatever sampler a checkpoint names. The noise schedule remains the checkpoint's.
 _SAMPLING = {
     name: SDXL_SCHEDULER[name] for name in ("timestep_spacing", "steps_offset", "set_alpha_to_one", "clip_sample")
 }
@@ -42,7 +42,7 @@ class InfiniteIDOutput(BaseOutput):
     """Result of the pipeline.
 
     Args:
-        images: the identity stream's pictures: PIL images, or `[B, H, W, 3]` or latents `[B, 4, h, w]`.
+        images: the identity stream's images: PIL images, an array `[B, H, W, 3]`, or latents `[B, 4, h, w]`.
         text_latents: `[B, 4, h, w]`, the text stream's final latents.
     """
 
@@ -51,7 +51,7 @@ class InfiniteIDOutput(BaseOutput):
 
 
 class InfiniteIDPipeline(StableDiffusionXLPipeline):
-    """SDXL with a second, identity stream. Made by `from_pretrained` or `from_source`."""
+    """SDXL with a second stream for the identity. Create it with `from_pretrained` or `from_source`."""
 
     scheduler: Any
 
@@ -66,12 +66,12 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             identity: identity weights (safetensors).
             image_encoder: an `ImageEncoder`, for `encode_identity`.
             ops: `torch`, or `triton` for the fused kernels (fp16 or bf16 on a GPU).
-            kwargs: passed on to diffusers, such as `torch_dtype`, `variant`, and parts to take instead of the
+            kwargs: passed to diffusers, such as `torch_dtype`, `variant`, and components that replace the
                 checkpoint's.
 
         Raises:
-            InputError: the checkpoint is not SDXL's, or its weights are incomplete; the identity weights do not fit,
-                or there is no such `ops` for their method variant.
+            InputError: the checkpoint is not SDXL, or its weights are incomplete; the identity weights do not fit,
+                or `ops` does not support their method variant.
         """
         path_of("The base model", base, "Give a folder in diffusers' format, or a hub id.")
         path_of("The identity weights", identity, "Give a safetensors file.")
@@ -135,15 +135,15 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         return self._identity_modules.config
 
     def use_identity(self, identity: IdentityModules | None = None, ops: str = "torch", **choices: str | None) -> None:
-        """Go on with other identity weights or another variant of the method, on the same base model.
+        """Switch to other identity weights or another variant of the method, on the same base model.
 
         Args:
-            identity: the weights; None keeps the present ones.
+            identity: the weights; None keeps the current ones.
             ops: as in `from_pretrained`.
             choices: fields of `IdentityConfig` that replace the weights' own.
 
         Raises:
-            InputError: there is no such choice, or no such `ops` for it.
+            InputError: there is no such choice, or `ops` does not support it.
         """
         modules = identity or self._identity_modules
         modules.config = modules.config.with_choices(**choices)
@@ -151,7 +151,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
 
     @torch.no_grad()
     def encode_identity(self, inputs: FaceInputs) -> tuple[Tensor, Tensor]:
-        """Encode a face to the keys and values of all layers.
+        """Encode a face into the keys and values of all layers.
 
         Args:
             inputs: aligned crop and embedding, see `infid_export.faces`.
@@ -187,26 +187,26 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         output_type: str = "pil",
     ) -> InfiniteIDOutput:
-        """Generate pictures of a person.
+        """Generate images of a person.
 
         Args:
-            prompt: one or several (B).
-            identity: keys and values of `encode_identity`.
-            negative_prompt: what to avoid; None is what the checkpoint was trained with: zero embeddings for SDXL.
-            height: pixels; None is the model's own.
+            prompt: one, or a list of B.
+            identity: keys and values from `encode_identity`.
+            negative_prompt: what to avoid; None is what the checkpoint was trained with, zero embeddings for SDXL.
+            height: pixels; None is the model's default.
             width: likewise.
             num_inference_steps: DDIM steps.
-            guidance_scale: of each stream's classifier-free guidance.
+            guidance_scale: scale of each stream's classifier-free guidance.
             style_strength: s of AdaIN.
             identity_strength: λ.
             generator: source of the initial noise.
-            latents: `[B, 4, h, w]` initial noise instead.
-            text_latents: likewise for the text stream; None is the same noise.
-            callback_on_step_end: diffusers' callback; is shown a copy of the latents, and may return others.
+            latents: `[B, 4, h, w]` initial noise, instead of a generator.
+            text_latents: likewise for the text stream; None uses the same noise.
+            callback_on_step_end: diffusers' callback; it gets a copy of the latents, and may return new ones.
             output_type: `pil`, `np`, `pt` or `latent`.
 
         Returns:
-            Pictures of the identity stream, and the text stream's latents.
+            The identity stream's images, and the text stream's latents.
 
         Raises:
             InputError: an argument does not fit.
@@ -219,11 +219,11 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         batch, device = len(prompts), self._execution_device
         height, width = self._pixels("height", height), self._pixels("width", width)
         self._check_steps(num_inference_steps)
-        fix = "The paper's guidance is 5, its strengths are 1."
+        fix = "The paper uses a guidance of 5 and strengths of 1."
         guidance_scale = finite_number("guidance_scale", guidance_scale, fix)
         style_strength = finite_number("style_strength", style_strength, fix)
         identity_strength = finite_number("identity_strength", identity_strength, fix)
-        require_callable("callback_on_step_end", callback_on_step_end, "Give diffusers' kind of callback.")
+        require_callable("callback_on_step_end", callback_on_step_end, "Give a callback with diffusers' signature.")
         if not isinstance(output_type, str) or output_type not in _OUTPUT_TYPES:
             raise InputError(
                 f"There is no output type {shown(output_type)}.", fix=f"Use one of {', '.join(_OUTPUT_TYPES)}."
@@ -283,7 +283,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             raise InputError(f"num_inference_steps must be at most {most}, not {steps}.", fix="30 is usual.")
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Decode to `[B, 3, 8h, 8w]` fp32; a VAE that says it overflows in fp16 decodes in fp32, as in diffusers."""
+        """Decode to `[B, 3, 8h, 8w]` fp32. A VAE with `force_upcast` decodes in fp32, as in diffusers."""
         held = self.vae.dtype
         if held == torch.float16 and self.vae.config.force_upcast:
             cast_module(self.vae, torch.float32)
@@ -299,7 +299,7 @@ def _check_identity(identity: Any) -> None:
     if len(tensors) != 2 or not all(isinstance(each, Tensor) and each.ndim == 3 for each in tensors):
         raise InputError(
             f"identity must be keys and values [2, T, S], not {type(identity).__name__}.",
-            fix="Use what encode_identity returns.",
+            fix="Use the result of encode_identity.",
         )
 
 
@@ -310,12 +310,12 @@ def _check_latents(name: str, latents: Any, shape: tuple[int, ...]) -> None:
         what = list(latents.shape) if isinstance(latents, Tensor) else shown(latents)
         raise InputError(
             f"{name} must be a finite tensor {list(shape)}, not {what}.",
-            fix="Draw it with torch.randn, or leave it out.",
+            fix="Sample it with torch.randn, or leave it out.",
         )
 
 
 def _checkpoint_folder(kind: Any, base: str | Path, options: Mapping[str, Any]) -> Path:
-    """Return the folder of a checkpoint; of one on the hub, diffusers fetches what the options ask for."""
+    """Return the folder of a checkpoint; from the hub, diffusers downloads the files that the options need."""
     found = local_folder(str(base))
     if found is not None:
         return found
@@ -326,15 +326,15 @@ def _checkpoint_folder(kind: Any, base: str | Path, options: Mapping[str, Any]) 
 
 
 def _configuration(part: Any) -> dict[str, Any]:
-    """Return the configuration of a network, scheduler or tokenizer that the caller gave."""
+    """Return the configuration of a network, scheduler or tokenizer from the caller."""
     config = getattr(part, "config", {})
     values = config.to_diff_dict() if hasattr(config, "to_diff_dict") else dict(config)
     return {**values, "_class_name": type(part).__name__}
 
 
 def _dtype(options: Mapping[str, Any], name: str) -> torch.dtype:
-    """Return the type that diffusers would load a part in."""
-    asked = options.get("dtype", options.get("torch_dtype"))  # the newer name, and the older
+    """Return the dtype that diffusers would load a component in."""
+    asked = options.get("dtype", options.get("torch_dtype"))  # the newer name, then the older
     if isinstance(asked, dict):
         asked = asked.get(name, asked.get("default"))
     return asked if isinstance(asked, torch.dtype) else torch.float32
@@ -343,7 +343,8 @@ def _dtype(options: Mapping[str, Any], name: str) -> torch.dtype:
 def _noise(shape: tuple[int, ...], generator: np.random.Generator | torch.Generator | None) -> Tensor:
     if not isinstance(generator, np.random.Generator | torch.Generator | type(None)):
         raise InputError(
-            f"generator must be one of numpy or torch, not {shown(generator)}.", fix="Give numpy.random.default_rng(0)."
+            f"generator must be a numpy or torch generator, not {shown(generator)}.",
+            fix="Give numpy.random.default_rng(0).",
         )
     if isinstance(generator, torch.Generator):
         return torch.randn(shape, generator=generator, device=generator.device)

@@ -1,7 +1,7 @@
 """One denoising step as a module: UNet, classifier-free guidance and the DDIM update of each stream.
 
-These are the modules that are exported, and the ones the reference pipeline runs: the parameters of `forward` are the
-inputs of the ONNX graph, one by one and by their names. DDIM with η = 0 (Song et al.,
+These modules are exported, and the reference pipeline runs them too. The parameters of `forward` are the inputs of the
+ONNX graph, with the same names. DDIM with η = 0 (Song et al.,
 arXiv 2010.02502, equation 12) is linear in the latents and the noise estimate: x' = c_x·x + c_ε·ε.
 """
 
@@ -18,7 +18,7 @@ from infid_export.model.processors import Streams, identity_blocks, install_proc
 
 
 class PromptInputs(NamedTuple):
-    """What the UNet is given of a prompt, for R = 2B rows: unconditional, then conditional.
+    """The UNet's inputs from a prompt, with R = 2B rows: unconditional, then conditional.
 
     Args:
         embeds: `[R, 77, D]`.
@@ -32,10 +32,10 @@ class PromptInputs(NamedTuple):
 
 
 class IdentityInputs(NamedTuple):
-    """What the identity stream is given of a person, and how strongly; R = 2B.
+    """The identity stream's inputs from a person, and their strengths; R = 2B.
 
     Args:
-        keys: `[R, T, S]` of all blocks.
+        keys: `[R, T, S]`, all blocks concatenated.
         values: `[R, T, S]`, likewise.
         style_strength: `[B]` fp32, s.
         identity_strength: `[B]` fp32, λ.
@@ -163,10 +163,10 @@ class DenoiseStep(_Step):
         """Return the noise estimates of the text and the identity stream, `[R, 4, h, w]` fp32 each.
 
         Args:
-            latents: of the text and of the identity stream, `[B, 4, h, w]` fp32 each.
+            latents: of the text stream and the identity stream, `[B, 4, h, w]` fp32 each.
             timestep: `[1]` fp32.
-            prompt: of both streams.
-            identity: of the identity stream.
+            prompt: inputs of both streams.
+            identity: inputs of the identity stream.
         """
         return self._noise(latents, timestep, prompt, self._streams(True, identity))
 

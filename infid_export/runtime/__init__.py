@@ -1,1 +1,1 @@
-"""Pictures from an engine folder; imports neither torch nor diffusers."""
+"""Generates images from an engine folder; imports neither torch nor diffusers."""

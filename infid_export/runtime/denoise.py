@@ -1,4 +1,4 @@
-"""The denoising loop on an engine: initial noise, batches of prompts, one engine call a step."""
+"""The denoising loop on an engine: initial noise, batches of prompts, one engine call per step."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def denoise(
     """Run all steps of one batch.
 
     Args:
-        engine: of the graph `denoise_step`.
-        fixed: the inputs that stay: text inputs, identity keys and values, guidance, strengths.
-        text_noise: `[B, 4, h, w]` float32, where the text stream starts.
-        noise: `[B, 4, h, w]` float32, where the identity stream starts.
+        engine: the engine of the graph `denoise_step`.
+        fixed: the inputs that do not change between steps: text inputs, identity keys and values, guidance, strengths.
+        text_noise: `[B, 4, h, w]` float32, the text stream's initial noise.
+        noise: `[B, 4, h, w]` float32, the identity stream's initial noise.
         table: `[steps, 3]`, see `ddim_table`.
-        on_step: called after each step with its index, its timestep and a function that reads the latents.
-        cancel: looked at before each step and after the last.
+        on_step: called after each step with its index, its timestep and a function that returns the latents.
+        cancel: checked before each step and after the last.
 
     Returns:
         `[B, 4, h, w]` float32, the identity stream's final latents.
 
     Raises:
         CancelledError: `cancel` was set.
-        EngineFolderError: the latents have non-finite values.
+        EngineFolderError: the latents contain non-finite values.
     """
     reject_cancelled(cancel)
     loop = engine.loop(fixed, _CARRY, {"text_latents": text_noise, "identity_latents": noise})
@@ -55,25 +55,25 @@ def denoise(
             on_step(index, float(row[0]), lambda: loop.read("identity_latents"))
         reject_cancelled(cancel)
         latents = loop.read("identity_latents")
-    finally:  # a cancelled or failed generation must not hold the GPU's memory until it is collected
+    finally:  # a cancelled or failed generation must not hold GPU memory until garbage collection
         loop.close()
     reject_non_finite(latents, "latents")
     return latents
 
 
 def image_size(manifest: Manifest, height: int | None, width: int | None) -> tuple[int, int]:
-    """Return the height and width of the pictures in pixels.
+    """Return the height and width of the images in pixels.
 
     Args:
-        manifest: the folder's.
-        height: asked for; None is the folder's own.
+        manifest: the folder's manifest.
+        height: the requested height; None uses the folder's default.
         width: likewise.
 
     Raises:
-        InputError: it is no number of pixels, or not one that the engines were built for.
+        InputError: a size is not a whole number, or not one that the engines were built for.
     """
     latents = next(spec for spec in manifest.graph("denoise_step").inputs if spec.name == "identity_latents")
-    fix = "Give the pixels as an int, or leave it out."
+    fix = "Give the number of pixels as an int, or leave it out."
     chosen = (
         manifest.height if height is None else whole_number("height", height, fix),
         manifest.width if width is None else whole_number("width", width, fix),
@@ -97,11 +97,11 @@ def reject_cancelled(cancel: threading.Event | None) -> None:
         CancelledError: `cancel` was set.
     """
     if cancel is not None and cancel.is_set():
-        raise CancelledError("The generation was cancelled.", fix="Run it again to get the picture.")
+        raise CancelledError("The generation was cancelled.", fix="Run it again to get the image.")
 
 
 def reject_non_finite(values: Array, what: str) -> None:
-    """Raise rather than give a black picture.
+    """Raise instead of returning a black image.
 
     Raises:
         EngineFolderError: a value is not finite.
@@ -109,25 +109,25 @@ def reject_non_finite(values: Array, what: str) -> None:
     bad = values.size - int(np.isfinite(values).sum())
     if bad:
         raise EngineFolderError(
-            f"The engines gave {what} with {bad} non-finite values of {values.size}.",
+            f"The engines returned {what} with {bad} non-finite values out of {values.size}.",
             fix="Run `infid-export verify` on the folder; if it was built with --fp16, build it with --precision fp32.",
         )
 
 
 def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Array:
-    """Return `[n, *shape]` float32 standard normal noise, one numpy generator a seed."""
+    """Return `[n, *shape]` float32 standard normal noise, one numpy generator per seed."""
     return np.stack([np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in seeds])
 
 
 def initial_noise(name: str, given: Any, seed: Any, count: int, shape: tuple[int, int, int]) -> Array:
-    """Return the noise a stream starts from.
+    """Return a stream's initial noise.
 
     Args:
-        name: of the argument, for the messages: `noise` or `text_noise`.
-        given: `[n, 4, h, w]` noise of the caller's, or None.
-        seed: one seed, or one a picture; one for several pictures counts up. None draws one.
-        count: number of pictures n.
-        shape: of one picture's latents.
+        name: name of the argument, for the messages: `noise` or `text_noise`.
+        given: `[n, 4, h, w]` noise from the caller, or None.
+        seed: one seed, or one per image. A single seed for several images counts up. None picks a random one.
+        count: number of images n.
+        shape: shape of one image's latents.
 
     Raises:
         InputError: the noise or the seeds do not fit.
@@ -138,19 +138,19 @@ def initial_noise(name: str, given: Any, seed: Any, count: int, shape: tuple[int
         raise InputError(f"Both a seed and {name} were given.", fix="Give one of them.")
     try:
         values = np.asarray(given)
-    except Exception as error:  # what objects raise that become no array is theirs to choose
+    except Exception as error:  # an object that is no array may raise anything
         raise InputError(f"{name} cannot be read as an array ({error}).", fix="Give a numpy array.") from error
     if values.shape != (count, *shape) or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
         raise InputError(
             f"{name} must be finite numbers {[count, *shape]}, not {values.dtype} {list(values.shape)}"
             f"{' with non-finite values' if values.shape == (count, *shape) else ''}.",
-            fix="Draw it from a standard normal distribution.",
+            fix="Sample it from a standard normal distribution.",
         )
     return values.astype(np.float32)
 
 
 def _seeds(seed: Any, count: int) -> list[int]:
-    fix = "Give one from 0 up, or one a prompt."
+    fix = "Give one non-negative integer, or one per prompt."
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0])
     if isinstance(seed, list | tuple):
@@ -164,7 +164,7 @@ def _seeds(seed: Any, count: int) -> list[int]:
 
 
 def scalar(name: str, value: Any, default: float) -> float:
-    """Return a number the user gave, or the folder's own.
+    """Return the user's number, or the folder's default.
 
     Raises:
         InputError: it is not a finite number.
@@ -173,7 +173,7 @@ def scalar(name: str, value: Any, default: float) -> float:
 
 
 def batches(count: int, size: int) -> list[list[int]]:
-    """Split rows into batches of an engine's size; the last is filled up by repeating its last row."""
+    """Split rows into batches of an engine's size; the last batch is padded by repeating its last row."""
     rows = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
     rows[-1] += [rows[-1][-1]] * (size - len(rows[-1]))
     return rows

@@ -1,4 +1,4 @@
-"""The engines of a folder on one backend: chosen with a reason, verified, loaded when first needed."""
+"""The engines of a folder on one backend. The choice has a reason; engines are verified and loaded on first use."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from infid_engines.manifest import EngineRecord, FileRecord, Manifest, stored_en
 from infid_engines.progress import Reporter
 from infid_engines.registry import PARITY_BACKEND, fastest_first, get_backend
 
-_STRIPPED = "{} holds no weights (--strip): they have to be put back with TensorRT's refitter, which nothing here does."
+_STRIPPED = "{} holds no weights (--strip): it needs TensorRT's refitter, which this project does not run."
 
 
 class EngineSet:
-    """Engines by graph, each verified against the manifest before it is loaded.
+    """Engines by graph. Each is verified against the manifest before it is loaded.
 
     Args:
         folder: the engine folder.
         manifest: its manifest.
         backend: name of the backend.
-        target: the GPU architecture whose engines are taken; None takes the only one.
+        target: the GPU architecture whose engines are used; None uses the only one.
         device: `cpu` or `cuda`.
     """
 
@@ -35,7 +35,7 @@ class EngineSet:
         """Return a graph's engine.
 
         Raises:
-            EngineFolderError: the folder lacks it, or a file of it is damaged.
+            EngineFolderError: the folder has no such engine, or one of its files is damaged.
         """
         if graph not in self._engines:
             record, stored = self._manifest.graph(graph), self._stored(graph)
@@ -47,12 +47,12 @@ class EngineSet:
         return self._engines[graph]
 
     def prepare(self, graphs: Sequence[str], reporter: Reporter, go_on: Callable[[], None] = lambda: None) -> None:
-        """Verify and load the engines that are not loaded yet, as the announced stage `loading`.
+        """Verify and load the engines that are not loaded yet, as the planned stage `loading`.
 
         Args:
-            graphs: which.
-            reporter: shown the progress.
-            go_on: called before each; what it raises stops the loading.
+            graphs: names of the graphs.
+            reporter: receives the progress.
+            go_on: called before each engine; an exception from it stops the loading.
         """
         missing = [graph for graph in graphs if graph not in self._engines]
         with reporter.stage("loading") as stage:
@@ -63,7 +63,7 @@ class EngineSet:
             stage.update(1.0)
 
     def unread_bytes(self, graphs: Sequence[str]) -> int:
-        """Return how much is still to be read before these graphs can run."""
+        """Return how many bytes still have to be read before these graphs can run."""
         names = {name for graph in graphs if graph not in self._engines for name in self._files(graph)}
         return sum(self._record(name).size for name in names)
 
@@ -79,7 +79,7 @@ class EngineSet:
         return self._folder / name
 
     def close(self) -> None:
-        """Free all engines; they are verified and loaded again when needed."""
+        """Free all engines. They are verified and loaded again on the next use."""
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
@@ -110,17 +110,17 @@ class EngineSet:
 
 
 def choose_backend(manifest: Manifest) -> tuple[str, str]:
-    """Choose the fastest backend that is in the folder and runs here; say why the faster ones were not.
+    """Choose the fastest backend that the folder has engines for and that runs here, and say why not a faster one.
 
     Raises:
         EngineFolderError: the folder has no engine that runs here.
-        BackendUnavailableError: the one that runs on every machine is in the folder, but not installed.
+        BackendUnavailableError: the folder has engines for the backend that runs everywhere, but it is not installed.
     """
     reasons = []
     for backend in fastest_first():
         name = backend.name
         if not stored_engines(manifest, name):
-            reasons.append(f"{name} not used: the folder has no engines of it")
+            reasons.append(f"{name} not used: the folder has no engines for it")
             continue
         stripped = next(
             (each.file for each in manifest.engines if each.backend == name and each.flags.get("strip")), None
@@ -137,7 +137,7 @@ def choose_backend(manifest: Manifest) -> tuple[str, str]:
                 raise
             reasons.append(f"{name} not used: {error.problem}")
             continue
-        return name, "; ".join([f"{name}: the folder has its engines and this machine runs them", *reasons])
+        return name, "; ".join([f"{name}: the folder has engines for it and this machine runs them", *reasons])
     raise EngineFolderError(
         f"The folder has no engine that runs here: {'; '.join(reasons)}.",
         fix=f"infid-export build --backend {PARITY_BACKEND}",
@@ -145,10 +145,10 @@ def choose_backend(manifest: Manifest) -> tuple[str, str]:
 
 
 def choose_target(manifest: Manifest, backend: str, device: str) -> tuple[str | None, str]:
-    """Choose whose engines are taken, and the device they run on; see `Backend.choose_target`.
+    """Choose the target whose engines are used, and the device they run on; see `Backend.choose_target`.
 
     Args:
-        manifest: the folder's.
+        manifest: the folder's manifest.
         backend: name of the backend.
         device: `auto`, `cpu`, `cuda`, or a GPU architecture such as `sm_89`.
     """

@@ -1,4 +1,4 @@
-"""The face reader an engine folder describes."""
+"""The face reader that an engine folder describes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infid_export.faces.reader import FaceReader
 from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.runtime.engine_set import EngineSet
 
-# Said at each enrollment with a folder that was built with `--detector drawn`.
+# The warning at each enrollment with a folder that was built with `--detector drawn`.
 DRAWN_ONLY = (
     "These engines find faces with the demo model's detector, which knows drawn people only; for photos, build the "
     "folder again with --detector centerface."
@@ -19,15 +19,15 @@ DRAWN_ONLY = (
 
 
 def open_face_reader(manifest: Manifest, engines: EngineSet) -> FaceReader:
-    """Open the detector and the recognizer of a folder, verified.
+    """Verify and open the detector and the recognizer of a folder.
 
     Args:
-        manifest: the folder's.
-        engines: verifies its files.
+        manifest: the folder's manifest.
+        engines: verifies the folder's files.
 
     Raises:
         EngineFolderError: the folder cannot enroll, or a file is damaged.
-        InputError: the user's InsightFace folder is gone.
+        InputError: the user's InsightFace folder is missing.
         BackendUnavailableError: insightface is not installed.
     """
     faces = manifest.faces

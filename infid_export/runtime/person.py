@@ -1,4 +1,4 @@
-"""A person, ready for the engines: identity tokens and the keys and values of all layers."""
+"""A person as the engines take it: identity tokens and the keys and values of all layers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Person:
 
     Args:
         identity_tokens: `[2, T, D]`, float16 or float32.
-        identity_keys: `[2, T, S]`, all layers side by side.
+        identity_keys: `[2, T, S]`, the layers concatenated.
         identity_values: `[2, T, S]`.
-        model: id of the model whose engines made it.
-        name: what the user calls the person.
-        faces: which face of each photo was taken, if it was enrolled just now; a file does not hold it.
+        model: id of the model that the person was enrolled with.
+        name: the person's name, chosen by the user.
+        faces: which face of each photo was used. Set by an enrollment, and not stored in the file.
 
     Raises:
-        InputError: the tensors do not fit together, or hold non-finite values.
+        InputError: the tensors do not match each other, or contain non-finite values.
     """
 
     identity_tokens: Array
@@ -49,7 +49,7 @@ class Person:
     faces: tuple[TakenFace, ...] = ()
 
     def __post_init__(self) -> None:
-        """Reject what no engine could take."""
+        """Reject tensors that no engine could take."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
         for name, tensor in tensors.items():
             if not isinstance(tensor, np.ndarray):
@@ -70,10 +70,10 @@ class Person:
             )
         for name, tensor in tensors.items():
             if not np.isfinite(tensor).all():
-                raise InputError(f"The person's {name} have non-finite values.", fix=_AGAIN)
+                raise InputError(f"The person's {name} contain non-finite values.", fix=_AGAIN)
 
     def save(self, path: str | Path) -> None:
-        """Write the person as one safetensors file, whole or not at all.
+        """Write the person atomically as one safetensors file.
 
         Raises:
             InputError: the file cannot be written.
@@ -97,9 +97,9 @@ class Person:
         """Read a person.
 
         Raises:
-            InputError: the file is missing, damaged, not a person, or holds non-finite values.
+            InputError: the file is missing, damaged, not a person, or contains non-finite values.
         """
-        path = path_of("The person file", path, "Give what `infid-export enroll` wrote.")
+        path = path_of("The person file", path, "Give a file that `infid-export enroll` wrote.")
         if not path.is_file():
             raise InputError(f"There is no person file at {path}.", fix="Make one with `infid-export enroll`.")
         try:
@@ -116,8 +116,8 @@ class Person:
                 raise ValueError("it has no seal")
             if metadata[SEAL_KEY] != _seal(metadata, tensors):
                 raise ValueError("its content is not what was written")
-        except (SafetensorError, OSError, TypeError, ValueError) as error:  # TypeError: a type numpy does not have
-            raise InputError(f"{path} is not a whole person file ({error}).", fix=_AGAIN) from error
+        except (SafetensorError, OSError, TypeError, ValueError) as error:  # TypeError: a dtype that numpy lacks
+            raise InputError(f"{path} is not an intact person file ({error}).", fix=_AGAIN) from error
         try:
             return cls(**tensors, model=metadata[_MODEL_KEY], name=metadata.get(_NAME_KEY, ""))
         except InputError as error:
@@ -126,25 +126,24 @@ class Person:
     def fit(self, people: int, tokens_each: int) -> Person:
         """Repeat the people to fill an engine's slots.
 
-        Attention over keys that are all there k times equals attention over them once, and means do not change,
-        so this is exact.
+        This is exact: repeating every key k times changes neither the attention nor the means.
 
         Args:
-            people: slots of the engine.
-            tokens_each: identity tokens of one slot.
+            people: number of slots that the engine has.
+            tokens_each: identity tokens per slot.
 
         Raises:
-            InputError: the slots are fewer than the people, or no multiple of them.
+            InputError: the number of slots is not a multiple of the number of people.
         """
         own = self.identity_keys.shape[1]
         if own % tokens_each:
             raise InputError(
-                f"The person has {own} identity tokens, the engines' people have {tokens_each}.", fix=_AGAIN
+                f"The person has {own} identity tokens, but the engines take {tokens_each} per person.", fix=_AGAIN
             )
         count = own // tokens_each
         if people % count:
             raise InputError(
-                f"{count} people were stacked, and the engines have {people} slot(s), which is no multiple of {count}.",
+                f"{count} people were stacked, but the engines have {people} slot(s), not a multiple of {count}.",
                 fix=f"Build the folder with --people {count}, or stack a number that divides {people}.",
             )
         times = people // count
@@ -155,31 +154,31 @@ class Person:
 
 
 def mix(people: Sequence[tuple[Person, float]], name: str = "") -> Person:
-    """Average people by weights; exact on keys and values too, since the projections are linear.
+    """Return the weighted average of people; exact for keys and values too, since the projections are linear.
 
     Args:
-        people: person and weight; the weights are divided by their sum.
-        name: the mix's name.
+        people: pairs of person and weight; the weights are normalized to sum to 1.
+        name: name of the mix.
 
     Raises:
-        InputError: no person, different models or sizes, or weights that sum to nothing.
+        InputError: no person was given, models or sizes differ, or the weights do not have a positive sum.
     """
     if not all(isinstance(each, list | tuple) and len(each) == 2 for each in people):
-        raise InputError("A mix takes pairs of person and weight.", fix="For example [(anna, 0.5), (bert, 0.5)].")
+        raise InputError("A mix takes pairs of a person and a weight.", fix="For example [(anna, 0.5), (bert, 0.5)].")
     first = _same_model([person for person, _ in people])
     given = [weight for _, weight in people]
     weights = np.array(given if all(map(is_number, given)) else [np.nan], dtype=np.float64)
     total = weights.sum()
     if not np.isfinite(total) or total <= 0:
         raise InputError(
-            f"The weights of a mix must be finite with a positive sum, not {shown(given)}.", fix="For example 1, 1."
+            f"The weights of a mix must be finite and have a positive sum, not {shown(given)}.", fix="For example 1, 1."
         )
     if len({person.identity_tokens.shape for person, _ in people}) > 1:
-        raise InputError("People of different token counts cannot be averaged.", fix="Stack them instead.")
+        raise InputError("People with different numbers of tokens cannot be averaged.", fix="Stack them instead.")
 
     def average(tensor: str) -> Any:
         own: Array = getattr(first, tensor)
-        # fp32: at SDXL's size fp64 sums would take a gigabyte
+        # fp32: at SDXL's size, fp64 sums would take 1 GB
         summed = np.zeros(own.shape, dtype=np.float32)
         for (person, _), weight in zip(people, weights / total, strict=True):
             summed += getattr(person, tensor).astype(np.float32) * float(weight)
@@ -189,14 +188,14 @@ def mix(people: Sequence[tuple[Person, float]], name: str = "") -> Person:
 
 
 def stack(people: Sequence[Person], name: str = "") -> Person:
-    """Put people side by side along the tokens.
+    """Concatenate people along the tokens, to show them in one image.
 
     Args:
-        people: who shall be in the picture together.
-        name: the group's name.
+        people: the people that the image shows.
+        name: name of the group.
 
     Raises:
-        InputError: no person, or people of different models.
+        InputError: no person was given, or their models differ.
     """
     first = _same_model(people)
     tensors: dict[str, Any] = {

@@ -42,12 +42,12 @@ __all__ = ["Pipeline", "seeded_noise"]
 Array = np.ndarray[Any, Any]
 Callback = Callable[[int, float, Array], None]
 _REPORTER = ("plan", "stage", "note")
-_LOOKS_EVERY = 0.05  # seconds between two looks at `cancel` while another generation has its turn
-_READ_SPEED = 5e8  # bytes a second, to say how long loading takes; hashing alone runs at about 1e9
+_LOOKS_EVERY = 0.05  # seconds between two checks of `cancel` while another generation runs
+_READ_SPEED = 5e8  # bytes per second, to estimate the loading time; hashing alone runs at about 1e9
 
 
 class Pipeline:
-    """Pictures of a person from exported engines. Made by `Pipeline.load`; calls from several threads take turns.
+    """Generates images of a person with exported engines. Made by `Pipeline.load`; calls from threads take turns.
 
     Args:
         folder: the engine folder.
@@ -55,7 +55,7 @@ class Pipeline:
         engines: its engines.
         backend: name of the backend that runs them.
         device: what they run on: `cpu` or `cuda`.
-        choice: one sentence on what was chosen and why.
+        choice: one sentence that says which backend was chosen, and why.
     """
 
     def __init__(
@@ -77,22 +77,22 @@ class Pipeline:
     def load(
         cls, folder: str | Path, backend: str = "auto", device: str = "auto", reporter: Reporter | None = None
     ) -> Pipeline:
-        """Open an engine folder; each engine is verified and loaded when it is first needed.
+        """Open an engine folder. Each engine is verified and loaded on first use.
 
         Args:
-            folder: made by `infid-export build`.
-            backend: a name in `infid_engines.registry.BACKENDS`, or `auto`: the fastest that the folder holds
-                engines for and this machine can run. What was chosen, and why, is in `choice`.
+            folder: written by `infid-export build`.
+            backend: a name in `infid_engines.registry.BACKENDS`, or `auto`: the fastest backend that the folder has
+                engines for and this machine can run. `choice` says what was chosen, and why.
             device: `auto`, `cpu` or `cuda` for onnxruntime (`auto` is the CPU); `auto` or one of the folder's GPU
                 architectures, such as `sm_89`, for TensorRT.
-            reporter: told what was chosen and why.
+            reporter: receives a note on what was chosen, and why.
 
         Raises:
             EngineFolderError: the folder is missing, damaged, or has no engines for the backend.
             BackendUnavailableError: the backend cannot run on this machine.
             InputError: there is no such backend or device.
         """
-        path = path_of("The engine folder", folder, "Give the folder that `infid-export build` wrote.")
+        path = path_of("The engine folder", folder, "Give a folder that `infid-export build` wrote.")
         text_of("The backend", backend, "Give its name, or auto.")
         text_of("The device", device, "Give auto, cpu or cuda.")
         require_methods("The reporter", reporter, _REPORTER, "Leave it out.")
@@ -102,7 +102,7 @@ class Pipeline:
             backend, choice = choose_backend(manifest)
         else:
             get_backend(backend).versions()
-            choice = f"{backend}: asked for"
+            choice = f"{backend}: requested"
         if not stored_engines(manifest, backend):
             raise EngineFolderError(
                 f"{path} has no {backend} engines.", fix=f"infid-export build --backend {backend} -o {path}"
@@ -123,7 +123,7 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Free all engines; they are loaded again when needed."""
+        """Free all engines. They are loaded again on the next use."""
         with self._lock:
             self._engines.close()
             self._faces = None
@@ -132,17 +132,17 @@ class Pipeline:
         """Turn one photo, or several of one person, into a `Person`.
 
         Args:
-            photo: path, bytes, PIL image or `[H, W, 3]` uint8 array; of several, the average is taken.
-            face_index: which face of each photo: those whose score comes near the best one's are counted first, from
-                the largest on, then the others; None is 0.
+            photo: path, bytes, PIL image or `[H, W, 3]` uint8 array. Several photos are averaged.
+            face_index: which face of each photo to use. Faces with a score near the best one come first, from large
+                to small, then the others. None is 0.
             name: the person's name.
 
         Returns:
-            The person; its `faces` say how many faces each photo has and which was taken, with its score. That the
-            folder's detector is for drawn people is said in a warning.
+            The person. Its `faces` say how many faces each photo has, which one was used, and its score. A warning
+            says if the folder's detector is for drawn people.
 
         Raises:
-            InputError: a photo cannot be read, or shows no usable face; of several, its number is told.
+            InputError: a photo cannot be read, or shows no usable face. With several photos, its number is given.
             EngineFolderError: the folder cannot enroll, or is damaged.
         """
         photos: list[Any] = list(photo) if isinstance(photo, list | tuple) else [photo]
@@ -169,11 +169,11 @@ class Pipeline:
         return replace(mix([(person, 1.0) for person in people], name), faces=faces)
 
     def encode(self, face: FaceInputs, *, name: str = "") -> Person:
-        """Turn an aligned face and its embedding into a `Person`; `enroll` finds them in a photo.
+        """Turn an aligned face and its embedding into a `Person`. For photos, use `enroll`.
 
         Raises:
             InputError: an argument does not fit.
-            EngineFolderError: the engine gives non-finite values.
+            EngineFolderError: the engine returns non-finite values.
         """
         if not isinstance(face, FaceInputs):
             raise InputError(f"The face must be FaceInputs, not {shown(face)}.", fix="Use Pipeline.enroll for photos.")
@@ -209,30 +209,30 @@ class Pipeline:
         reporter: Reporter | None = None,
         output_type: Literal["pil", "np", "latents"] = "pil",
     ) -> Any:
-        """Generate one picture a prompt.
+        """Generate one image per prompt.
 
         Args:
-            prompt: one or several; what is beyond 77 tokens of a text encoder is left out there, with a warning or a
+            prompt: one or several. Each text encoder reads 77 tokens; the rest is dropped, with a warning or a
                 note to the reporter.
-            person: whom the pictures show; enrolled with the same model.
-            negative_prompt: what to avoid; None is the folder's default, for SDXL zero embeddings.
-            seed: of the initial noise, `numpy.random.default_rng(seed)`; several for several prompts; one seed
-                for several prompts counts up. None draws one.
-            text_seed: likewise for the text stream alone; None is the same noise.
-            height: pixels; None is the folder's own, others need a folder built with `--height-range`.
-            width: likewise.
+            person: the person that the images show; enrolled with the same model.
+            negative_prompt: what to avoid; None is the folder's default, zero embeddings for SDXL.
+            seed: seed of the initial noise, for `numpy.random.default_rng(seed)`; one, or one per prompt. A single
+                seed for several prompts counts up. None picks a random one.
+            text_seed: likewise for the text stream alone; None uses the same noise.
+            height: pixels; None is the folder's default. Other values need a folder built with `--height-range`.
+            width: likewise, with `--width-range`.
             steps: DDIM steps. This and the next three default to the folder's values.
             guidance: classifier-free guidance scale.
-            style_strength: s of AdaIN-mean, 1 is the paper's, 0 switches it off.
-            identity_strength: λ, 1 is the paper's.
+            style_strength: s of AdaIN-mean; 1 is the paper's value, 0 turns it off.
+            identity_strength: λ; 1 is the paper's value.
             noise: `[n, 4, h, w]` initial noise instead of a seed.
             text_noise: likewise for the text stream alone.
-            callback: called after each step with its index, the timestep and a copy of the identity latents
-                `[B, 4, h, w]` of the batch, so that what is written into it changes nothing; prompts beyond the
-                engines' batch run in several batches, the last filled up.
-            cancel: set it from another thread to stop after the step under way, or at once while another generation
-                has its turn.
-            reporter: shown the progress.
+            callback: called after each step with its index, the timestep and a copy of the batch's identity latents
+                `[B, 4, h, w]`; writing to the copy has no effect. Prompts beyond the engines' batch size run in
+                several batches, and the last one is padded.
+            cancel: set it from another thread to stop after the current step, or immediately while another
+                generation runs.
+            reporter: receives the progress.
             output_type: `pil` images, `np` `[n, H, W, 3]` float32 in [0, 1], or `latents` `[n, 4, h, w]`.
 
         Returns:
@@ -241,7 +241,7 @@ class Pipeline:
         Raises:
             InputError: an argument does not fit.
             CancelledError: `cancel` was set.
-            EngineFolderError: the folder is damaged, or its engines give non-finite values.
+            EngineFolderError: the folder is damaged, or its engines return non-finite values.
         """
         prompts = texts_of("A prompt", prompt, "Give a string, or a list of strings.")
         if not prompts:
@@ -308,7 +308,7 @@ class Pipeline:
         """Hold the engines while the block runs.
 
         Raises:
-            CancelledError: `cancel` was set before it was this thread's turn.
+            CancelledError: `cancel` was set before this thread got its turn.
         """
         reject_cancelled(cancel)
         while not self._lock.acquire(timeout=-1 if cancel is None else _LOOKS_EVERY):
@@ -320,23 +320,23 @@ class Pipeline:
             self._lock.release()
 
     def _decode(self, latents: Sequence[Array], report: Reporter) -> Array:
-        """Return `[n, H, W, 3]` pictures of batches of latents."""
+        """Return `[n, H, W, 3]` images, decoded from batches of latents."""
         images = []
         with report.stage("decoding") as stage:
             for number, batch in enumerate(latents):
                 image = self._engines["vae_decoder"].run({"latents": batch})["image"]
-                reject_non_finite(image, "a picture")
+                reject_non_finite(image, "an image")
                 images.append(image.transpose(0, 2, 3, 1))
                 stage.update((number + 1) / len(latents))
         return np.concatenate(images)
 
     def _identity_inputs(self, person: Person, scalars: dict[str, float]) -> dict[str, Array]:
-        """Return the inputs of a step that depend neither on prompt nor on seed."""
+        """Return the inputs of a step that depend on neither prompt nor seed."""
         if not isinstance(person, Person):
             raise InputError(f"The person must be a Person, not {type(person).__name__}.", fix="Use Pipeline.enroll.")
         if person.model != self.manifest.model["id"]:
             raise InputError(
-                f"The person was enrolled with the model {person.model[:12]}…, these engines are of "
+                f"The person was enrolled with the model {person.model[:12]}…, but these engines are of "
                 f"{str(self.manifest.model['id'])[:12]}….",
                 fix="Enroll the photo again with `infid-export enroll`.",
             )
@@ -348,14 +348,14 @@ class Pipeline:
         }
 
     def _text_inputs(self, negative: str | None, prompts: list[str], pixels: tuple[int, int]) -> dict[str, Array]:
-        """Encode to the text inputs of a step: the negative prompt's rows (zeros for None), then the prompts'."""
+        """Return the text inputs of a step: rows of the negative prompt (zeros for None), then of the prompts."""
         texts = [negative or ""] * len(prompts) + prompts
         first, second = self._tokenizer.encode(texts)
         one = self._engines["text_encoder"].run({"input_ids": first})
         two = self._engines["text_encoder_2"].run({"input_ids": second})
         height, width = pixels
         embeds = np.concatenate([one["hidden_states"], two["hidden_states"]], axis=-1)
-        # zeros and not an empty text: what SDXL was trained with, and what diffusers does
+        # zeros instead of an empty text: SDXL was trained with them, and diffusers does the same
         keep = np.repeat(np.array([negative is not None, True], embeds.dtype), len(prompts))
         return {
             "prompt_embeds": embeds * keep[:, None, None],

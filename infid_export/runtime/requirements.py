@@ -1,4 +1,4 @@
-"""What the manifest of an engine folder must say for pictures to be made from it, beside what every manifest says."""
+"""What the manifest of an engine folder needs for generating images, besides what every manifest needs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from infid_engines.errors import EngineFolderError
 from infid_engines.manifest import Manifest
 from infid_export.scheduler import ddim_table
 
-GENERATE = ("text_encoder", "text_encoder_2", "denoise_step")  # graphs that latents are generated with
-IMAGE_GRAPHS = ("identity_encoder", *GENERATE, "vae_decoder")  # graphs that an image of a new person needs
-_MOST_TIMESTEPS = 100_000  # the noise schedule is a table of so many rows; SDXL's has 1000
+GENERATE = ("text_encoder", "text_encoder_2", "denoise_step")  # the graphs that generate latents
+IMAGE_GRAPHS = ("identity_encoder", *GENERATE, "vae_decoder")  # the graphs from a photo to an image
+_MOST_TIMESTEPS = 100_000  # rows of the noise schedule's table; SDXL's has 1000
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class _Schedule:
 
 
 def require_usable(manifest: Manifest) -> None:
-    """Reject a manifest without defaults, with an impossible schedule, or with other latents than pictures have.
+    """Reject a manifest without defaults, with an impossible schedule, or with latents of a wrong rank.
 
     Raises:
-        EngineFolderError: names what is wrong.
+        EngineFolderError: the message says what is wrong.
     """
     try:
         record(_Defaults, _chosen(_Defaults, manifest.defaults), "defaults")
@@ -44,12 +44,12 @@ def require_usable(manifest: Manifest) -> None:
         if not 2 <= schedule.num_train_timesteps <= _MOST_TIMESTEPS:
             raise ValueError(f"scheduler.num_train_timesteps is {schedule.num_train_timesteps}")
         if not 0 < schedule.beta_start <= schedule.beta_end < 1 or schedule.steps_offset not in (0, 1):
-            raise ValueError("scheduler has impossible betas or another steps_offset than 0 or 1")
+            raise ValueError("scheduler has impossible betas, or a steps_offset other than 0 or 1")
         ddim_table(manifest.scheduler, 1)
         if "denoise_step" in manifest.graphs:
             latents = [spec for spec in manifest.graphs["denoise_step"].inputs if spec.name == "identity_latents"]
             if len(latents) != 1 or len(latents[0].shape) != 4:
-                raise ValueError("graphs.denoise_step takes no identity_latents of four dimensions")
+                raise ValueError("graphs.denoise_step has no four-dimensional input identity_latents")
     except ValueError as error:
         raise EngineFolderError(
             f"The manifest cannot be used: {error}.", fix="Build the engine folder again with `infid-export build`."

@@ -16,13 +16,13 @@ FILES = ("tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json")
 
 
 class PromptTokenizer:
-    """Turns prompts into the ids of both text encoders.
+    """Turns prompts into token ids for both text encoders.
 
     Args:
-        folder: engine folder with `tokenizer/` and `tokenizer_2/`; padding and truncation are in the files.
+        folder: engine folder with `tokenizer/` and `tokenizer_2/`; the files define padding and truncation.
 
     Raises:
-        EngineFolderError: a file is missing, broken, or does not give 77 ids.
+        EngineFolderError: a file is missing, broken, or does not return 77 ids.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,7 +43,7 @@ class PromptTokenizer:
         return first, second
 
     def dropped(self, prompt: str) -> str:
-        """Return the end of a prompt that does not reach both text encoders, or an empty string.
+        """Return the end of a prompt that not both text encoders read, or an empty string.
 
         Raises:
             InputError: the prompt is not a text, or not valid Unicode.
@@ -53,9 +53,9 @@ class PromptTokenizer:
     def dropped_by(self, prompt: str) -> tuple[str, str]:
         """Return the words at the end of a prompt that do not fit into the 77 tokens of each text encoder.
 
-        The two count differently: the second's padding token is "!", and wherever it stands it is a token of its own,
-        so that a row of them pushes words out of the second encoder alone. A word that was cut in two is among those
-        that do not fit.
+        The two count differently: the second encoder's padding token is "!", and each one in a prompt is a token of
+        its own. A row of them therefore pushes words out of the second encoder alone. A word that was cut in two
+        counts as one that does not fit.
 
         Raises:
             InputError: the prompt is not a text, or not valid Unicode.
@@ -65,7 +65,7 @@ class PromptTokenizer:
         return first, second
 
     def notes(self, prompt: str) -> list[str]:
-        """Return what the user should know of how a prompt is read, a sentence each.
+        """Return what the user should know about how a prompt is read, one sentence each.
 
         Raises:
             InputError: the prompt is not a text, or not valid Unicode.
@@ -73,20 +73,20 @@ class PromptTokenizer:
         first, second = self.dropped_by(prompt)
         found = []
         if first:
-            found.append(f"a prompt is longer than {LENGTH} tokens; left out: {first}")
+            found.append(f"a prompt is longer than {LENGTH} tokens; dropped: {first}")
         if second and second != first:
             pad = self._pads[1]
-            why = f', where each "{pad}" is one' if pad in prompt else ""
+            why = f', where each "{pad}" counts as one' if pad in prompt else ""
             found.append(
-                f"a prompt is longer than {LENGTH} tokens of the second text encoder{why}; left out there: {second}"
+                f"a prompt is longer than {LENGTH} tokens of the second text encoder{why}; dropped there: {second}"
             )
         if _END in prompt:
-            found.append(f"a prompt holds {_END}, at which it ends for the pooled embedding")
+            found.append(f"a prompt contains {_END}; the pooled embedding ignores what follows it")
         return found
 
 
 def _beyond(encoding: Any, prompt: str) -> str:
-    """Return what of a prompt is in the overflow of its encoding."""
+    """Return the part of a prompt that is in the overflow of its encoding."""
     if not encoding.overflowing:
         return ""
     rest = encoding.overflowing[0]
@@ -94,6 +94,6 @@ def _beyond(encoding: Any, prompt: str) -> str:
         (span[0], word) for span, word in zip(rest.offsets, rest.word_ids, strict=True) if span[1] > span[0]
     )
     if word is not None and word in encoding.word_ids:
-        # a script without spaces has no word to go back to
+        # in a script without spaces, the whole text is one word
         start = encoding.offsets[encoding.word_ids.index(word)][0] or start
     return prompt[start:].strip()

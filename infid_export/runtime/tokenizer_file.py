@@ -1,4 +1,4 @@
-"""Opening a tokenizer's file: what the `tokenizers` library makes of a broken one is a panic, or all the memory."""
+"""Opens a tokenizer file, and checks it first: on a broken one the `tokenizers` library panics or takes all memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _TRIED = ("", "word " * LENGTH)
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
-    """Open a tokenizer that makes 77 ids of every text.
+    """Open a tokenizer that turns every text into 77 ids.
 
     Raises:
-        EngineFolderError: the file is missing, broken, or does not always give 77 ids.
+        EngineFolderError: the file is missing, broken, or does not always return 77 ids.
     """
     again = "Build the engine folder again."
     try:
@@ -29,20 +29,20 @@ def open_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_str(content.decode())
         lengths = [len(tokenizer.encode(text).ids) for text in _TRIED]
     except BaseException as error:
-        # the library raises bare Exception, and where its Rust code panics a BaseException
+        # the library raises a bare Exception, and a BaseException when its Rust code panics
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise EngineFolderError(f"{path} cannot be read ({error}).", fix=again) from error
     if lengths != [LENGTH, LENGTH]:
-        raise EngineFolderError(f"{path} gives {lengths[0]} to {lengths[1]} ids, not always {LENGTH}.", fix=again)
+        raise EngineFolderError(f"{path} returns {lengths[0]} to {lengths[1]} ids, not always {LENGTH}.", fix=again)
     return tokenizer
 
 
 def _check_length(document: Any) -> None:
-    """Reject another length before anything is encoded: padding to 2**40 ids would be tried.
+    """Reject any other length before encoding: the library would try to pad to 2**40 ids.
 
     Raises:
-        ValueError: it is not 77, or no such file.
+        ValueError: the length is not 77, or the fields are missing.
     """
     try:
         found = (
@@ -57,10 +57,10 @@ def _check_length(document: Any) -> None:
 
 
 def _check_template(document: Any) -> None:
-    """Reject a template that uses a token it does not define, of which the library panics in every text.
+    """Reject a template that uses an undefined token, on which the library panics with every text.
 
     Raises:
-        ValueError: names the token, or it is no such template.
+        ValueError: a token is undefined (the message names it), or there is no such template.
     """
     try:
         template = document["post_processor"]

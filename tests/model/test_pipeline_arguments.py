@@ -48,7 +48,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "guidance-text": ({"guidance_scale": "5"}, "guidance_scale must be a number, not '5'"),
     "style-none": ({"style_strength": None}, "style_strength must be a number, not None"),
     "identity-inf": ({"identity_strength": np.inf}, "identity_strength must be a finite number"),
-    "generator": ({"generator": 3}, "generator must be one of numpy or torch, not 3"),
+    "generator": ({"generator": 3}, "generator must be a numpy or torch generator, not 3"),
     "latents-array": ({"latents": np.zeros((1, 4, 16, 16), np.float32)}, "latents must be a finite tensor"),
     "latents-shape": ({"latents": torch.zeros(1, 4, 8, 8)}, r"latents must be .* \[1, 4, 32, 32\], not \[1, 4, 8, 8\]"),
     "text-latents-nan": ({"text_latents": torch.full((1, 4, 32, 32), NAN)}, "text_latents must be a finite tensor"),

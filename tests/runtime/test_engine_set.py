@@ -62,7 +62,7 @@ def test_auto_takes_tensorrt_where_it_runs(tiny_folder: Path, gpu: Callable[[str
 @pytest.mark.parametrize(
     ("engines", "architecture", "chosen", "reason"),
     [
-        ([], "sm_90", "onnxruntime", "tensorrt not used: the folder has no engines of it"),
+        ([], "sm_90", "onnxruntime", "tensorrt not used: the folder has no engines for it"),
         ([("tensorrt", "sm_90")], None, "onnxruntime", "tensorrt not used: there is no GPU"),
         ([("tensorrt", "sm_80")], "sm_90", "onnxruntime", "engines are for sm_80, this machine has sm_90"),
         ([("tensorrt", "sm_80"), ("tensorrt_rtx", "sm_89")], "sm_89", "tensorrt_rtx", "for sm_80, this machine has"),

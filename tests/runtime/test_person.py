@@ -69,7 +69,7 @@ def test_missing_and_foreign_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="There is no person file at"):
         Person.load(tmp_path)
     (tmp_path / "text").write_text("no person")
-    with pytest.raises(InputError, match="not a whole person file"):
+    with pytest.raises(InputError, match="not an intact person file"):
         Person.load(tmp_path / "text")
     save_file({"weights": np.zeros(3, np.float32)}, tmp_path / "other")
     with pytest.raises(InputError, match="not a person file: it has weights and no model id"):
@@ -82,7 +82,7 @@ def test_a_cut_off_file_is_rejected(tmp_path: Path, share: float) -> None:
     random_person(0).save(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(InputError, match="not a whole person file"):
+    with pytest.raises(InputError, match="not an intact person file"):
         Person.load(path)
 
 
@@ -109,15 +109,18 @@ def test_what_was_changed_after_it_was_written_is_rejected(tmp_path: Path, seale
         del metadata[SEAL_KEY]
     save_file(tensors, path, metadata={**metadata, "infid_name": "somebody else"})
     why = "its content is not what was written" if sealed else "it has no seal"
-    with pytest.raises(InputError, match=f"not a whole person file \\({why}"):
+    with pytest.raises(InputError, match=f"not an intact person file \\({why}"):
         Person.load(path)
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"identity_keys": np.full((2, TOKENS, DEPTH_K), np.nan, np.float32)}, "identity_keys have non-finite values"),
-        ({"identity_values": np.full((2, TOKENS, DEPTH_K), -np.inf, np.float32)}, "identity_values have non-finite"),
+        (
+            {"identity_keys": np.full((2, TOKENS, DEPTH_K), np.nan, np.float32)},
+            "identity_keys contain non-finite",
+        ),
+        ({"identity_values": np.full((2, TOKENS, DEPTH_K), -np.inf, np.float32)}, "identity_values contain non-finite"),
         ({"identity_keys": np.zeros((2, TOKENS + 1, DEPTH_K), np.float32)}, r"needs tokens \[2, T, D\]"),
         ({"identity_values": np.zeros((2, TOKENS, DEPTH_K + 1), np.float32)}, r"needs tokens \[2, T, D\]"),
         ({"identity_tokens": np.zeros((TOKENS, DEPTH_T), np.float32)}, r"needs tokens \[2, T, D\]"),
@@ -161,7 +164,7 @@ def test_people_that_do_not_fill_the_slots_are_rejected(count: int, slots: int) 
 
 
 def test_tokens_of_another_method_are_rejected() -> None:
-    with pytest.raises(InputError, match=f"has {TOKENS} identity tokens, the engines' people have {TOKENS + 1}"):
+    with pytest.raises(InputError, match=f"has {TOKENS} identity tokens, but the engines take {TOKENS + 1} per person"):
         random_person(0).fit(2, TOKENS + 1)
 
 
@@ -189,7 +192,7 @@ def test_stack_puts_people_side_by_side() -> None:
     "weights", [(1.0, -1.0), (0.0, 0.0), (1.0, -3.0), (float("nan"), 1.0), (float("inf"), 1.0)], ids=str
 )
 def test_weights_that_sum_to_nothing_are_rejected(weights: tuple[float, float]) -> None:
-    with pytest.raises(InputError, match="finite with a positive sum"):
+    with pytest.raises(InputError, match="finite and have a positive sum"):
         mix([(random_person(0), weights[0]), (random_person(1), weights[1])])
 
 
@@ -202,7 +205,7 @@ def test_weights_that_sum_to_nothing_are_rejected(weights: tuple[float, float]) 
         (lambda: Person.load(None), "The person file must be a path, not None"),  # type: ignore[arg-type]
         (lambda: Person.load(b"a"), "The person file must be a path"),  # type: ignore[arg-type]
         (lambda: random_person(0).save(None), "The person file must be a path"),  # type: ignore[arg-type]
-        (lambda: mix([random_person(0)]), "pairs of person and weight"),  # type: ignore[list-item]
+        (lambda: mix([random_person(0)]), "pairs of a person and a weight"),  # type: ignore[list-item]
         (lambda: mix([("anna", 1)]), "must be a Person, not 'anna'"),  # type: ignore[list-item]
         (lambda: mix([(random_person(0), "1")]), r"not \['1'\]"),  # type: ignore[list-item]
         (lambda: mix([(random_person(0), True)]), r"not \[True\]"),
@@ -219,7 +222,7 @@ def test_people_who_do_not_belong_together_are_rejected() -> None:
     for combine in (lambda: mix([(random_person(0), 1), (other, 1)]), lambda: stack([random_person(0), other])):
         with pytest.raises(InputError, match="enrolled with different models"):
             combine()
-    with pytest.raises(InputError, match="different token counts"):
+    with pytest.raises(InputError, match="different numbers of tokens"):
         mix([(random_person(0), 1), (random_person(1, tokens=TOKENS + 1), 1)])
     for combine in (lambda: mix([]), lambda: stack([])):
         with pytest.raises(InputError, match="No person was given"):

@@ -114,7 +114,7 @@ def test_nothing_is_left_out_that_the_ids_hold(tokenizer: PromptTokenizer) -> No
 
 def test_a_control_word_in_a_prompt_is_told(tokenizer: PromptTokenizer) -> None:
     assert tokenizer.notes("a cat <|endoftext|> at night") == [
-        "a prompt holds <|endoftext|>, at which it ends for the pooled embedding"
+        "a prompt contains <|endoftext|>; the pooled embedding ignores what follows it"
     ]
 
 

@@ -387,7 +387,7 @@ def test_too_many_people_are_rejected(tiny_pipe: Pipeline, tiny_person: Person) 
 def test_non_finite_values_are_an_error_and_never_a_picture(tmp_path: Path, tiny_person: Person, poison: str) -> None:
     with (
         Pipeline.load(write_folder(tmp_path / "engines", poison=poison)) as pipe,
-        pytest.raises(EngineFolderError, match=r"non-finite values of \d+.*--precision fp32"),
+        pytest.raises(EngineFolderError, match=r"non-finite values out of \d+.*--precision fp32"),
     ):
         pipe.generate("a", tiny_person, seed=1, steps=1)
 
@@ -428,18 +428,18 @@ def test_the_loop_is_closed_however_it_ends(end: str) -> None:
 
 def test_a_long_prompt_warns_with_what_is_left_out(tiny_pipe: Pipeline, tiny_person: Person) -> None:
     prompt = "word " * 75 + "wonderful sunset"
-    with pytest.warns(UserWarning, match="longer than 77 tokens; left out: wonderful sunset"):
+    with pytest.warns(UserWarning, match="longer than 77 tokens; dropped: wonderful sunset"):
         tiny_pipe.generate(prompt, tiny_person, seed=1, steps=1)
     reporter = Recorder()
     tiny_pipe.generate("a", tiny_person, negative_prompt=prompt, seed=1, steps=1, reporter=reporter)
-    assert any("left out: wonderful sunset" in note for note in reporter.notes)
+    assert any("dropped: wonderful sunset" in note for note in reporter.notes)
 
 
 def test_what_either_encoder_leaves_out_is_told(tiny_pipe: Pipeline, tiny_person: Person) -> None:
     reporter = Recorder()
     tiny_pipe.generate("a cat" + "!" * 80 + " at night", tiny_person, seed=1, steps=1, reporter=reporter)
     (told,) = (note for note in reporter.notes if "left out" in note)
-    assert 'second text encoder, where each "!" is one' in told
+    assert 'second text encoder, where each "!" counts as one' in told
     assert told.endswith("! at night")
 
 

@@ -1,4 +1,4 @@
-"""The graphs of an engine folder, one file each. Imports nothing heavy."""
+"""The graphs of an engine folder, one file each. Imports are light."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ GRAPHS: dict[str, Graph] = {
         VAE_DECODER,
     )
 }
-DEFAULT = "default"  # stands for all graphs that are built where none is named
+DEFAULT = "default"  # stands for the graphs that are built when none is named
 
 
 def chosen_graphs(names: Iterable[str]) -> tuple[Graph, ...]:
-    """Return graphs in the registry's order; `default`, and no name at all, stand for those that are built by default.
+    """Return graphs in the registry's order. `default` and an empty list stand for the graphs built by default.
 
     Raises:
-        KeyError: there is no graph of a name.
+        KeyError: there is no graph with such a name.
     """
     named = set(names) or {DEFAULT}
     found = {GRAPHS[name] for name in named - {DEFAULT}}
@@ -42,7 +42,7 @@ def chosen_graphs(names: Iterable[str]) -> tuple[Graph, ...]:
 
 
 def forms_of(graphs: Iterable[Graph], kernels: Kernels) -> tuple[GraphForm, ...]:
-    """Return the forms of graphs in a folder with these kernels: every graph natively, then those with the kernels."""
+    """Return the forms of graphs in a folder with these kernels: every native form, then those with the kernels."""
     graphs = tuple(graphs)
     kinds: tuple[Kernels, ...] = ("native",) if kernels == "native" else ("native", kernels)
     return tuple(GraphForm(graph, kind) for kind in kinds for graph in graphs if kind in graph.kernels)

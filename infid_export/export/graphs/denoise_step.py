@@ -43,7 +43,7 @@ class DenoiseStepGraph(Graph):
         return {"next_text_latents": sizes.latents, "next_identity_latents": sizes.latents}
 
     def parity_inputs(self, case: ParityCase) -> Values:
-        """Return other noise for each stream, so that streams that are exchanged show."""
+        """Return different noise for each stream, so that swapped streams show."""
         latents = {"text_latents": case.noise(0), "identity_latents": case.noise(1)}
         return {**latents, **common_values(case), **identity_values(case)}
 

@@ -1,6 +1,6 @@
-"""What a graph of an engine folder is: its components, its inputs and outputs with their shapes, and its forms.
+"""A graph of an engine folder: its components, its inputs and outputs with their shapes, and its forms.
 
-Imports nothing heavy: the command line reads the graphs for its help, and an unchanged rebuild for its plan.
+Imports are light: the command line reads the graphs for its help, and an unchanged rebuild for its plan.
 """
 
 from __future__ import annotations
@@ -28,27 +28,28 @@ Value = TypeVar("Value")
 
 
 class TensorShape(NamedTuple):
-    """Shape and type of a tensor; `network` is the type of the graph's network, fp16 or fp32."""
+    """Shape and dtype of a tensor; `network` is the dtype of the graph's network, fp16 or fp32."""
 
     extents: tuple[int, ...]
     dtype: Literal["float32", "int32", "network"] = "float32"
 
 
-# By argument or result; a mapping stands for a list of tensors, by the names of its entries.
+# Keyed by argument or result. A mapping stands for a list of tensors, keyed by the names of its entries.
 Tensors = Mapping[str, TensorShape | Mapping[str, TensorShape]]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Everything that decides the shapes of a graph.
+    """Everything that the shapes of a graph depend on.
 
     Args:
         architecture: configurations of the components.
         config: sizes of the identity modules.
-        blocks: cross-attention paths of the UNet and their channels, see `identity_blocks`.
+        blocks: paths of the UNet's cross-attention layers and their channels, see `identity_blocks`.
         batch: B, images per call.
-        height: pixels; likewise `width`.
-        people: token slots for people.
+        height: pixels.
+        width: pixels.
+        people: number of slots for people.
     """
 
     architecture: Architecture
@@ -73,16 +74,16 @@ class Sizes:
 class Graph(ABC):
     """One graph of an engine folder.
 
-    To add one, write a subclass with all that follows in a file of its own, and put it into `GRAPHS`.
+    To add one, write a subclass with all of the following in a file of its own, and add it to `GRAPHS`.
 
     Attributes:
-        name: of the graph, and of its file.
-        components: component by the prefix of its parameters in the module; graphs with the same component share its
+        name: name of the graph and of its file.
+        components: component by the prefix of its parameters in the module. Graphs with the same component share its
             weights file.
-        depends_on: which of a build's options decide the graph besides its precision.
-        by_default: whether a build that names no graph has it.
-        kernels: what can compute its attention inside a TensorRT engine.
-        upstream: graphs whose outputs its parity inputs are made of, each after its own upstream graphs.
+        depends_on: the build options that the graph depends on, besides its precision.
+        by_default: whether a build that names no graph includes it.
+        kernels: the kernels that can compute its attention in a TensorRT engine.
+        upstream: graphs whose outputs are used in its parity inputs, each after its own upstream graphs.
     """
 
     name: str
@@ -94,12 +95,12 @@ class Graph(ABC):
 
     @abstractmethod
     def module(self, parts: Mapping[str, nn.Module], config: IdentityConfig, ops: str = "torch") -> nn.Module:
-        """Return what the graph is exported from, and compared with.
+        """Return the module that the graph is exported from and compared with.
 
         Args:
             parts: the components by name.
             config: the method variant.
-            ops: what computes the attention, see `install_processors`.
+            ops: implementation of the attention, see `install_processors`.
         """
 
     @abstractmethod
@@ -108,14 +109,14 @@ class Graph(ABC):
 
     @abstractmethod
     def outputs(self, sizes: Sizes) -> Tensors:
-        """Return the module's results in order; those of one mapping are one row of the comparison."""
+        """Return the module's results in order. The entries of one mapping are compared as one row."""
 
     @abstractmethod
     def parity_inputs(self, case: ParityCase) -> Values:
-        """Return values for all inputs, in fp32; `case` has the sizes, fixed noise and the upstream graphs' outputs."""
+        """Return fp32 values for all inputs. `case` has the sizes, fixed noise and the upstream graphs' outputs."""
 
     def arguments(self, sizes: Sizes, dtype: torch.dtype) -> dict[str, Tensor | list[Tensor]]:
-        """Return the module's arguments as meta tensors, with networks of type `dtype`."""
+        """Return the module's arguments as meta tensors, for networks in `dtype`."""
         import torch
 
         types = {"float32": torch.float32, "int32": torch.int32, "network": dtype}
@@ -131,11 +132,11 @@ class Graph(ABC):
 
 @dataclass(frozen=True)
 class GraphForm:
-    """A graph as it is exported: one file of an engine folder.
+    """One exported form of a graph: one file of an engine folder.
 
     Args:
-        graph: what it computes.
-        kernels: what computes its attention: plain operators, or nodes for the Triton kernels.
+        graph: the graph.
+        kernels: implementation of its attention: native operators, or nodes for the Triton kernels.
     """
 
     graph: Graph
@@ -143,7 +144,7 @@ class GraphForm:
 
     @property
     def name(self) -> str:
-        """The form in the manifest and in comparisons; to be shown, never to be taken apart."""
+        """The form's name in the manifest and in comparisons; for display, never parsed."""
         return self.graph.name if self.kernels == "native" else f"{self.graph.name}.{self.kernels}"
 
     @property
@@ -153,12 +154,12 @@ class GraphForm:
 
     @property
     def ops(self) -> str:
-        """What computes the attention of the module that is exported, see `install_processors`."""
+        """Implementation of the attention in the exported module, see `install_processors`."""
         return {"native": "torch", "triton": "triton"}[self.kernels]
 
 
 def flat(values: Mapping[str, Value | Mapping[str, Value]]) -> dict[str, Value]:
-    """Return arguments or results by the flat names that they have in an ONNX file: `argument` or `argument.entry`."""
+    """Return arguments or results by their flat names in an ONNX file: `argument` or `argument.entry`."""
     found: dict[str, Any] = {}
     for name, each in values.items():
         if isinstance(each, Mapping):

@@ -1,4 +1,4 @@
-"""`identity_encoder`: from an aligned face to identity tokens, and to the keys and values of all transformer blocks."""
+"""`identity_encoder`: from an aligned face to identity tokens and the keys and values of all transformer blocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class IdentityEncoderGraph(Graph):
 
     name = "identity_encoder"
     components: Mapping[str, str] = {"image_encoder.": "image_encoder", "identity.": "identity"}
-    depends_on: frozenset[Dependence] = frozenset({"method"})  # and not the batch: people are encoded one by one
+    depends_on: frozenset[Dependence] = frozenset({"method"})  # not on the batch: people are encoded one at a time
 
     def module(self, parts: Mapping[str, nn.Module], config: IdentityConfig, ops: str = "torch") -> nn.Module:
         """Return both components as one module."""

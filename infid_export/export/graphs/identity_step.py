@@ -53,7 +53,7 @@ class IdentityStepGraph(Graph):
         return {"next_identity_latents": sizes.latents}
 
     def parity_inputs(self, case: ParityCase) -> Values:
-        """Return the noise that `denoise_step` has in its identity stream, and the features of the text step."""
+        """Return the noise of `denoise_step`'s identity stream, and the features of the text step."""
         step = case.outputs[TEXT_STEP.name]
         features = {path: step[f"text_features.{path}"] for path in text_features(case.sizes)}
         latents = {"identity_latents": case.noise(1)}

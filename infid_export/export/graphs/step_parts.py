@@ -1,4 +1,4 @@
-"""What the graphs of one denoising step share: inputs of either stream, and the values they are compared on."""
+"""What the graphs of a denoising step share: the inputs of each stream, and their values in the comparison."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from infid_export.export.parity_case import Array, ParityCase
 
 UNET: Mapping[str, str] = {"unet.": "unet"}
-_STEPS, _STEP = 30, 10  # compared is step 10 of 30: neither noise nor picture
+_STEPS, _STEP = 30, 10  # step 10 of 30 is compared: neither noise nor image
 # Away from 0 and 1, so that a graph that ignores an input cannot pass.
 _GUIDANCE, _STYLE, _IDENTITY = 5.0, 0.75, 0.875
-# c_x and c_ε of the compared update. A real step is nine tenths its own input (1.11 and -0.12 at step 10 of 30), and
-# would hide ten times as large an error of the network.
+# c_x and c_ε of the compared update. Nine tenths of a real step's output is its own input (1.11 and -0.12 at step 10 of
+# 30), which would hide network errors ten times as large.
 _COEFFICIENTS = (0.25, 1.0)
 
 
 def common_inputs(sizes: Sizes) -> dict[str, TensorShape]:
-    """Return what every step takes besides its streams' latents."""
+    """Return the inputs of every step besides its streams' latents."""
     rows, architecture = sizes.rows, sizes.architecture
     return {
         "timestep": TensorShape((1,)),
@@ -35,7 +35,7 @@ def common_inputs(sizes: Sizes) -> dict[str, TensorShape]:
 
 
 def identity_inputs(sizes: Sizes) -> dict[str, TensorShape]:
-    """Return what a step with the identity stream takes of the person."""
+    """Return the inputs that describe the person, for a step with the identity stream."""
     stacked = TensorShape((sizes.rows, sizes.people * sizes.config.tokens, sum(sizes.blocks.values())), "network")
     return {
         "identity_keys": stacked,
@@ -46,7 +46,7 @@ def identity_inputs(sizes: Sizes) -> dict[str, TensorShape]:
 
 
 def text_features(sizes: Sizes) -> dict[str, TensorShape]:
-    """Return what `text_step` hands on to `identity_step`: one tensor per transformer block, by its path."""
+    """Return what `text_step` passes to `identity_step`: one tensor per transformer block, by its path."""
     from infid_export.model.processors import text_feature_paths
 
     return {
@@ -86,7 +86,7 @@ def identity_values(case: ParityCase) -> dict[str, Array]:
 
 
 def _tokens(path: str, sizes: Sizes) -> int:
-    """Return the image tokens of a transformer block, by its level in the UNet."""
+    """Return the number of image tokens in a transformer block, from its level in the UNet."""
     levels = len(sizes.architecture.unet["block_out_channels"])
     part, index, *_ = path.split(".")
     level = {"down_blocks": int(index) if index.isdigit() else 0, "mid_block": levels - 1}.get(part)

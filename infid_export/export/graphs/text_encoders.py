@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class TextEncoder(Graph):
-    """The CLIP text encoder of which SDXL takes the hidden states alone."""
+    """The CLIP text encoder of which SDXL uses only the hidden states."""
 
     name = "text_encoder"
     components: Mapping[str, str] = {"encoder.": "text_encoder"}
     depends_on: frozenset[Dependence] = frozenset({"batch"})
-    tokenizer = 0  # of the model's two
+    tokenizer = 0  # the first of the model's two
 
     def module(self, parts: Mapping[str, nn.Module], config: IdentityConfig, ops: str = "torch") -> nn.Module:
         """Return the encoder as SDXL uses it."""
@@ -45,7 +45,7 @@ class TextEncoder(Graph):
 
 
 class TextEncoder2(TextEncoder):
-    """The CLIP text encoder whose pooled projection SDXL takes too."""
+    """The CLIP text encoder of which SDXL also uses the pooled projection."""
 
     name = "text_encoder_2"
     components: Mapping[str, str] = {"encoder.": "text_encoder_2"}

@@ -1,4 +1,4 @@
-"""`text_step`: one denoising step of the text stream alone, which also gives what identity streams attend to."""
+"""`text_step`: one denoising step of the text stream alone; also returns the features for identity streams."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TextStepGraph(Graph):
         return {"next_text_latents": sizes.latents, "text_features": text_features(sizes)}
 
     def parity_inputs(self, case: ParityCase) -> Values:
-        """Return the noise that `denoise_step` has in its text stream."""
+        """Return the noise of `denoise_step`'s text stream."""
         return {"text_latents": case.noise(0), **common_values(case)}
 
 

@@ -37,7 +37,7 @@ class VaeDecoder(Graph):
         return {"image": TensorShape((sizes.batch, 3, sizes.height, sizes.width))}
 
     def parity_inputs(self, case: ParityCase) -> Values:
-        """Return noise of about the size of the latents that images are decoded from."""
+        """Return noise of about the magnitude of the latents that images are decoded from."""
         return {"latents": case.noise(2) / 1.5}
 
 
