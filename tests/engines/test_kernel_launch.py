@@ -20,11 +20,20 @@ from infid_engines import kernel_launch
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.kernel_bundle import KernelBundle
 from infid_engines.kernel_launch import Kernel, PackedArguments
-from infid_kernels import arguments, merged_cross_attention, mixed_attention, tuning, variants
+from infid_kernels import (
+    arguments,
+    mean_shift,
+    merged_cross_attention,
+    merged_cross_attention_triton,
+    mixed_attention,
+    mixed_attention_triton,
+    tuning,
+    variants,
+)
 from infid_kernels.mixed_attention_triton import mixed_attention_reference
 
 KERNELS = ("mean_shift", "value_shift", *tuning.OPS)
-MODULES = [import_module(f"infid_kernels.{name}") for name in ("mean_shift", *tuning.OPS)]
+MODULES = [mean_shift, merged_cross_attention_triton, mixed_attention_triton]
 SIZES = {"rows": 2, "heads": 10, "queries": 1000, "identity_length": 128, "text_length": 64}
 POINTERS = {"q": 4096, "out": 8192}
 
@@ -102,7 +111,7 @@ def test_a_launch_is_the_triton_launchers_own(
         for op, choose in zip(tuning.OPS, ("choose", "choose_kernel"), strict=True):
             tiles = tuning.Configuration(**kernels[op].description["configuration"])
             even_n = kernels[op].description["constants"]["EVEN_N"]
-            module = import_module(f"infid_kernels.{op}")
+            module = import_module(f"infid_kernels.{op}_triton")
             monkeypatch.setattr(module, choose, lambda *_, chosen=(tiles, even_n): chosen)
         mixed_attention(q, k_id, v_id, k_t, v_t, 1.0)
         merged_cross_attention(q, k_t, v_t, k_id, v_id, 1.0, 1.0)
