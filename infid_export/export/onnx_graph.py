@@ -152,6 +152,7 @@ def _tidy(model: ir.Model) -> None:
     passes.InlinePass()(model)
     for _ in range(2):
         _explicit_casts(model)
+        _drop_idle_transposes(model)
         fold_constants_ir(model, input_size_limit=1 << 14, output_size_limit=1 << 20)
         passes.RemoveUnusedNodesPass()(model)
     passes.CommonSubexpressionEliminationPass()(model)
@@ -168,6 +169,19 @@ def _explicit_casts(model: ir.Model) -> None:
             cast = ir.node("Cast", [node.inputs[0]], attributes={"to": int(node.outputs[0].dtype)})
             cast.outputs[0].dtype = node.outputs[0].dtype
             ir.convenience.replace_nodes_and_values(model.graph, node, [node], [cast], node.outputs, cast.outputs)
+
+
+def _drop_idle_transposes(model: ir.Model) -> None:
+    """Remove transposes that keep the order of the axes; ONNX Runtime before 1.30 fuses them into a Gemm wrongly."""
+    for node in list(model.graph):
+        if node.op_type == "Transpose" and "perm" in node.attributes:
+            permutation = list(node.attributes["perm"].as_ints())
+            if permutation == sorted(permutation):
+                output = node.outputs[0]
+                if output.is_graph_output():
+                    continue
+                ir.convenience.replace_all_uses_with(output, node.inputs[0])
+                model.graph.remove(node, safe=True)
 
 
 def _type_of(node: ir.Node) -> ir.DataType | None:

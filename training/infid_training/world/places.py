@@ -67,7 +67,7 @@ def _room(draw: ImageDraw.ImageDraw, side: int, random: np.random.Generator) -> 
     wall = ((222, 206, 184), (196, 212, 206), (214, 196, 206))[int(hue)]
     draw.rectangle((0, 0, side, side), wall)
     draw.rectangle((0, int(0.82 * side), side, side), (140, 100, 70))
-    left = side * random.choice([0.05, 0.62])
+    left = side * float(random.choice([0.05, 0.62]))
     draw.rectangle((left, 0.1 * side, left + 0.3 * side, 0.5 * side), (250, 250, 250))
     draw.rectangle((left + 0.02 * side, 0.12 * side, left + 0.28 * side, 0.48 * side), (158, 208, 236))
     draw.line((left + 0.15 * side, 0.12 * side, left + 0.15 * side, 0.48 * side), (250, 250, 250), max(1, side // 60))
