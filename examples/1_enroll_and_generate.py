@@ -1,10 +1,10 @@
-"""Enroll a person from a photo, and generate a picture.
+"""Enroll a person from a photo, and generate an image.
 
 Usage::
 
     python examples/1_enroll_and_generate.py --engines infid-engines [--photo photo.png] [-o pictures]
 
-Without a photo it draws one of a person the demo model has not seen.
+Without a photo, it draws one of a person that the demo model has not seen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PROMPT = "a photo of a person wearing a red suit, at the beach"
 
 
 def main() -> None:
-    """Enroll, keep the person in a file, and generate from the file."""
+    """Enroll, save the person to a file, and generate from the file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--engines", type=Path, default=Path("infid-engines"))
     parser.add_argument("--photo", type=Path)
@@ -36,11 +36,11 @@ def main() -> None:
     with Pipeline.load(arguments.engines) as pipe:
         print(pipe.choice)  # the backend, and why
         person = pipe.enroll(photo, name="Anna")
-        print(person.faces[0])  # how many faces there were, and which was taken
+        print(person.faces[0])  # how many faces there were, and which was chosen
         person.save(arguments.output / "anna.safetensors")
 
         anna = Person.load(arguments.output / "anna.safetensors")
-        # no style is asked for, so AdaIN-mean is off: that keeps more of the person
+        # the prompt asks for no style, so AdaIN-mean is off, which preserves more of the person
         (image,) = pipe.generate(PROMPT, anna, seed=0, style_strength=0.0)
         image.save(arguments.output / "beach.png")
     print(arguments.output / "beach.png")

@@ -1,12 +1,12 @@
-"""Build an engine folder from an SDXL checkpoint of your own.
+"""Build an engine folder from your own SDXL checkpoint.
 
 Usage::
 
     python examples/2_your_own_checkpoint.py [-o own]
 
-A build takes three files beside the checkpoint: identity weights, an OpenCLIP image encoder, and a recognizer. So that
-this runs in seconds and without downloads, all four are tiny here and have random weights: their pictures are noise.
-With your own files the last function, `build_engines`, is all you need.
+Besides the checkpoint, a build needs three files: identity weights, an OpenCLIP image encoder, and a recognizer. Here
+all four are tiny and have random weights, so that this runs in seconds without downloads; their images are noise. With
+your own files, the function `build_engines` is all you need.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ENCODER = "example-tiny-vit"
 
 
 def write_checkpoint(folder: Path) -> UNet2DConditionModel:
-    """Write a tiny SDXL in diffusers' format; returns its UNet."""
+    """Write a tiny SDXL in diffusers' format, and return its UNet."""
     pipe = InfiniteIDPipeline.from_source(RandomSource("demo"))
     pipe.unet = UNet2DConditionModel.from_config({**DEMO.unet, **TINY})
     pipe.save_pretrained(folder)
@@ -42,7 +42,7 @@ def write_checkpoint(folder: Path) -> UNet2DConditionModel:
 
 
 def write_image_encoder(file: Path) -> None:
-    """Write a tiny OpenCLIP checkpoint, of an architecture that open_clip is told of; yours is ViT-H-14."""
+    """Write a tiny OpenCLIP checkpoint with an architecture registered here; yours is ViT-H-14."""
     vision = {name: value for name, value in DEMO.image_encoder.items() if name != "embed_dim"}
     text = {"context_length": 77, "vocab_size": 64, "width": 32, "heads": 1, "layers": 1}
     described = {"embed_dim": DEMO.image_encoder["embed_dim"], "vision_cfg": vision, "text_cfg": text}
@@ -59,7 +59,7 @@ def write_identity(file: Path, unet: UNet2DConditionModel) -> None:
 
 
 def build_engines(folder: Path, graphs: tuple[str, ...]) -> None:
-    """Build, and print the verdict of every comparison; a failed one raises ParityError."""
+    """Build, and print the verdict of every comparison; a failure raises ParityError."""
     report = build(
         BuildOptions(
             output=folder / "infid-engines",
@@ -80,7 +80,7 @@ def main() -> None:
     """Write the four files, and build."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("own"))
-    parser.add_argument("--graph", action="append", default=[], help="only this; repeatable (all)")
+    parser.add_argument("--graph", action="append", default=[], help="build only this graph; repeatable (all)")
     arguments = parser.parse_args()
     folder: Path = arguments.output
     folder.mkdir(exist_ok=True)

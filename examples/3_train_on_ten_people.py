@@ -4,8 +4,8 @@ Usage::
 
     python examples/3_train_on_ten_people.py [--steps 20] [-o training]
 
-The people are drawn, so that nothing but this package is needed. For photos of real people give `prepare` a recognizer
-of yours, and `train` an SDXL checkpoint; see docs/training.md. Twenty steps show the way, not a likeness.
+The people are drawn, so only this package is needed. For photos of real people, give `prepare` your recognizer and
+`train` an SDXL checkpoint; see docs/training.md. Twenty steps show the workflow, not a likeness.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PEOPLE, PHOTOS = 10, 2
 
 
 def draw_people(folder: Path) -> None:
-    """Write one sub-folder per person: identity-enhanced training needs two photos of each at least."""
+    """Write one subfolder per person: identity-enhanced training needs at least two photos of each."""
     for who in range(PEOPLE):
         (folder / str(who)).mkdir(parents=True)
         for number in range(PHOTOS):
@@ -29,14 +29,14 @@ def draw_people(folder: Path) -> None:
 
 
 def infid_export(*words: object) -> None:
-    """Run the command as a shell would; every command is a function call as well."""
+    """Run the command as a shell would; every command can also be called as a function."""
     code = run([str(word) for word in words])
     if code:
         raise SystemExit(code)
 
 
 def main() -> None:
-    """Draw, prepare, train, and say how the result is built."""
+    """Draw, prepare, train, and print how to build the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("-o", "--output", type=Path, default=Path("training"))

@@ -1,4 +1,4 @@
-"""Generate several prompts in one call, with progress from a callback and a limit on the time.
+"""Generate several prompts in one call, with progress from a callback and a time limit.
 
 Usage::
 
@@ -25,12 +25,12 @@ PROMPTS = [
 
 
 def on_step(index: int, timestep: float, latents: np.ndarray) -> None:
-    """Print a line per step: a server would send a preview made of the latents."""
+    """Print a line per step; a server would send a preview made from the latents."""
     print(f"step {index + 1} at timestep {timestep:.0f}: latents {latents.shape}, deviation {latents.std():.2f}")
 
 
 def main() -> None:
-    """Generate one picture per prompt, or stop when the time is over."""
+    """Generate one image per prompt, or stop when time is up."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--engines", type=Path, default=Path("infid-engines"))
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -46,7 +46,7 @@ def main() -> None:
     try:
         with Pipeline.load(arguments.engines) as pipe:
             person = pipe.enroll(portrait)
-            # one seed counts up over the prompts; prompts beyond the engines' batch run in several batches
+            # the seed counts up over the prompts; more prompts than the engines' batch size run in several batches
             images = pipe.generate(PROMPTS, person, seed=7, callback=on_step, cancel=cancel)
     except CancelledError as stopped:
         print(stopped)

@@ -1,4 +1,4 @@
-"""Pictures over HTTP with the standard library: enroll a photo, then ask for pictures of that person.
+"""Images over HTTP with the standard library: enroll a photo, then request images of that person.
 
 Usage::
 
@@ -7,8 +7,8 @@ Usage::
     curl --data-binary @photo.png localhost:8080/people                 # {"person": "5f1c…"}
     curl -d '{"person": "5f1c…", "prompt": "a photo of a person at night"}' localhost:8080/pictures -o night.png
 
-It listens on this machine alone, and has neither TLS nor users: put it behind a server that has. One process holds one
-set of engines, which one generation uses at a time; requests beyond the queue are told to come back.
+It only listens on this machine, and has neither TLS nor users: put it behind a server that does. One process holds one
+set of engines, which serves one generation at a time; requests beyond the queue are asked to try again.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ WAITING = 8  # generations that may wait for the engines
 
 
 class PictureServer(ThreadingHTTPServer):
-    """Holds the engines, the people, and the places in the queue.
+    """Holds the engines, the people, and the slots of the queue.
 
     Args:
         address: host and port.
-        pipe: makes the pictures; its calls from several threads take turns.
+        pipe: generates the images; calls from several threads take turns.
     """
 
     daemon_threads = True
@@ -41,17 +41,17 @@ class PictureServer(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], pipe: Pipeline) -> None:
         super().__init__(address, Handler)
         self.pipe = pipe
-        self.people: dict[str, Person] = {}  # in memory alone: a face is personal data
+        self.people: dict[str, Person] = {}  # in memory only: a face is personal data
         self.places = threading.BoundedSemaphore(WAITING)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """POST /people takes a photo, POST /pictures a person and a prompt."""
+    """POST /people takes a photo; POST /pictures takes a person and a prompt."""
 
     server: PictureServer
 
     def do_POST(self) -> None:
-        """Answer a request; what the client can fix is 400, with the sentence that says how."""
+        """Answer a request; errors that the client can fix get 400, with a sentence that says how."""
         stated = self.headers.get("Content-Length", "")
         length = int(stated) if stated.isdecimal() else 0
         if not 0 < length <= MAX_BYTES:
@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path not in answers:
             return self._send_json(404, {"error": f"There is no {self.path}."})
         if not self.server.places.acquire(blocking=False):
-            return self._send_json(429, {"error": "All places are taken; try again."})
+            return self._send_json(429, {"error": "The queue is full; try again."})
         try:
             return answers[self.path](body)
         except InputError as error:
@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.places.release()
 
     def _enroll(self, photo: bytes) -> None:
-        name = secrets.token_urlsafe(16)  # not to be guessed: who knows it can draw the person
+        name = secrets.token_urlsafe(16)  # unguessable: anyone who knows it can generate the person
         self.server.people[name] = self.server.pipe.enroll(photo)
         self._send_json(200, {"person": name})
 
