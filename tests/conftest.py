@@ -10,9 +10,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-# several workers share the cores; processes that tests start inherit it
+# several workers share the cores; child processes of tests inherit it
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
-os.environ.pop("COLUMNS", None)  # workers have one, and what commands print would be folded to it
+os.environ.pop("COLUMNS", None)  # workers set it, and the output of commands would be wrapped to it
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: kernels run on CPU tensors
 
@@ -34,9 +34,9 @@ from infid_training.world.drawing import render
 
 @pytest.fixture(scope="module", autouse=True)
 def _uncollected_modules() -> None:
-    """Keep what is imported by now out of the garbage collector's searches.
+    """Exclude everything imported so far from garbage collection.
 
-    PyTorch's exporter asks for one after each of its passes; over a million objects of modules that is a quarter of an
+    PyTorch's exporter collects after each of its passes; with a million objects from modules that takes a quarter of an
     export's time.
     """
     gc.collect()
@@ -55,7 +55,7 @@ def source() -> RandomSource:
 
 
 def shared(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
-    """Return a folder for what one worker makes and the others find there."""
+    """Return a folder that all workers share: one makes its contents, the others reuse them."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
     folder.mkdir(exist_ok=True)
@@ -64,8 +64,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_build(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
-    """The demo folder in fp16 with every graph, on ONNX Runtime, with every parity check and the 30-step picture."""
-    folder = shared(tmp_path_factory, "demo") / "engines"  # which a build locks
+    """The demo folder in fp16 with every graph, on ONNX Runtime, with every parity check and the 30-step image."""
+    folder = shared(tmp_path_factory, "demo") / "engines"  # a build locks it
     return build(BuildOptions(output=folder, precision="fp16", graphs=tuple(GRAPHS), backends=("onnxruntime",)))
 
 
@@ -76,7 +76,7 @@ def demo_folder(demo_build: BuildReport) -> Path:
 
 @pytest.fixture(scope="session")
 def quick_folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo folder with one step as its default, for what is run to see that it runs."""
+    """The demo folder with one step as its default, for tests that only check that something runs."""
     folder = shutil.copytree(demo_folder, tmp_path_factory.mktemp("quick") / "engines")
     manifest = Manifest.load(folder)
     replace(manifest, defaults={**manifest.defaults, "steps": 1}).write(folder)
@@ -85,7 +85,7 @@ def quick_folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def compile_kernels_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """SDXL's kernels for Hopper, compiled by the command in a process that does not interpret them: folder and run."""
+    """Folder and process of the command, run without Triton's interpreter to compile SDXL's kernels for Hopper."""
     place = shared(tmp_path_factory, "kernels")
     folder, printed = place / "bundle", place / "printed.json"
     command = [sys.executable, "-m", "infid_export", "compile-kernels", "--target", "sm_90", "-o", str(folder)]

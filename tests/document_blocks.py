@@ -1,8 +1,8 @@
-"""The documents of the repository, and the blocks of commands and of Python in them.
+"""The documents of the repository, and their blocks of commands and Python.
 
-A block of `sh` or `python` has a comment on the line before it that says how it is tested: `<!-- run -->` is run on the
-demo model, `<!-- tested by: FILE -->` names the test that runs it, and `<!-- needs: WHAT -->` what a test lacks. All
-commands must parse, and all Python must compile and name what exists.
+The line before an `sh` or `python` block has a comment that says how it is tested: a `<!-- run -->` block runs on the
+demo model, `<!-- tested by: FILE -->` names the test that runs it, and `<!-- needs: WHAT -->` says what a test lacks.
+All commands must parse, and all Python must compile and only use names that exist.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/README.md"]
-# What a block may say that it needs.
+# Allowed values of `needs`.
 NEEDS = ("a GPU", "weights", "minutes", "a package index", "a checkout")
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- (run|needs|tested by)(?:: ([^>]+))? -->\n$")
@@ -26,12 +26,12 @@ class Block:
     """A fenced block of a document.
 
     Args:
-        document: where it stands.
+        document: the file that contains it.
         line: its first line, counted from 1.
         language: `sh` or `python`.
-        text: what it holds.
+        text: its content.
         mark: `run`, `needs`, `tested by`, or empty where there is no comment before it.
-        detail: what the comment says after it.
+        detail: the rest of the comment.
     """
 
     document: Path
@@ -45,7 +45,7 @@ class Block:
         return f"{self.document.relative_to(ROOT)}:{self.line}"
 
     def commands(self) -> Iterator[list[str]]:
-        """Yield the words of every command of a block of `sh`."""
+        """Yield the words of every command in an `sh` block."""
         for line in self.text.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words:
@@ -53,7 +53,7 @@ class Block:
 
 
 def blocks(document: Path) -> list[Block]:
-    """Return the blocks of commands and of Python in a document."""
+    """Return the blocks of commands and Python in a document."""
     text = document.read_text()
     found = []
     for fence in _FENCE.finditer(text):

@@ -1,4 +1,4 @@
-"""What the documentation says is what there is: links, commands, names, and what the demo can run in seconds."""
+"""The documentation is correct: links, commands, names, and the blocks that the demo model can run in seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from infid_export.runtime.person import Person
 
 LINKED = [*DOCUMENTS, *(ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "kernels/README.md"))]
 PACKAGES = ("infid_export", "infid_engines", "infid_kernels", "infid_training")
-# Flags that no command of ours has: of the scripts in benchmarks/.
+# Flags of the scripts in benchmarks/, which no command has.
 OTHER_FLAGS = {"--help", "--part", "--output", "--machine"}
 
 
@@ -93,7 +93,7 @@ def test_names_in_the_text_exist(document: Path) -> None:
 
 
 def resolve(name: str) -> Any:
-    """Return what a dotted name leads to; None if that is nothing."""
+    """Return the object of a dotted name; None if it does not exist."""
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         try:
@@ -128,7 +128,7 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
 
 
 def slugs(document: Path) -> set[str]:
-    """Return what headings are called in links, as forges and mkdocs make it."""
+    """Return the anchors of the headings, as forges and mkdocs make them."""
     text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
@@ -136,7 +136,7 @@ def slugs(document: Path) -> set[str]:
 
 @pytest.mark.parametrize("document", sorted({block.document for block in BLOCKS if block.mark == "run"}), ids=named)
 def test_what_the_demo_can_run(document: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a document's blocks one after the other, beside an engine folder, a photo and a person."""
+    """Run a document's blocks in order, in a folder with an engine folder, a photo and a person."""
     monkeypatch.chdir(workplace)
     for block in BLOCKS:
         if block.document == document and block.mark == "run":
@@ -151,7 +151,7 @@ def test_what_the_demo_can_run(document: Path, workplace: Path, monkeypatch: pyt
 def workplace(
     quick_folder: Path, portrait: Image.Image, person: Person, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A folder that holds what the documentation's commands take."""
+    """A folder with the inputs of the documentation's commands."""
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "infid-engines").symlink_to(quick_folder)
     portrait.save(folder / "photo.png")

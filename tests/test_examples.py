@@ -1,4 +1,4 @@
-"""Every example is run, with few steps."""
+"""Every example runs, with few steps."""
 
 from __future__ import annotations
 

@@ -35,6 +35,6 @@ def suite(bench: FakeBench, tmp_path: Path) -> Suite:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo workload with tiny calls, and no checks but theirs."""
+    """The demo workload with tiny calls, and only the checks of those calls."""
     monkeypatch.setitem(WORKLOADS, "demo", TINY)
     monkeypatch.setattr(checks, "checks", lambda workload: {name: Check(call) for name, call in workload.calls.items()})

@@ -1,4 +1,4 @@
-"""What the suite runs with where there is no GPU: tiny calls, and times that are made up."""
+"""What the suite runs with where there is no GPU: tiny calls and made-up times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TINY = replace(
 
 
 class FakeBench(Bench):
-    """Runs every call once and says that it took a millisecond, and the next one a millisecond longer."""
+    """Runs every call once; the first timing is a millisecond, and each further one is a millisecond longer."""
 
     timed = 0
 

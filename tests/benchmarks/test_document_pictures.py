@@ -9,7 +9,7 @@ from PIL import Image
 
 from benchmarks import document_pictures as pictures
 
-MOST = 400_000  # bytes of all pictures together
+MOST = 400_000  # bytes of all images together
 
 
 def test_the_layers_are_drawn_from_the_contracts() -> None:

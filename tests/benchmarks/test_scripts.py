@@ -1,4 +1,4 @@
-"""The scripts run as `python benchmarks/….py`, and their folder on the import path hides nobody's package."""
+"""The scripts run as `python benchmarks/….py`, and their folder on the import path shadows no package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCRIPTS = (
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_runs_from_its_file(name: str, tmp_path: Path) -> None:
-    """Where the repository's root is on the import path, from whatever folder."""
+    """It runs from any folder, with the repository's root on the import path."""
     paths = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
     command = [sys.executable, str(FOLDER / name), "--help"]
     ran = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
@@ -31,7 +31,7 @@ def test_a_script_runs_from_its_file(name: str, tmp_path: Path) -> None:
 
 
 def test_the_folder_of_the_scripts_hides_no_package(tmp_path: Path) -> None:
-    """`gpu_suite.py` has its folder first on the import path, and transformers looks for a package called kernels."""
+    """`gpu_suite.py` has its folder first on the import path, and transformers looks for a package named kernels."""
     package = tmp_path / "kernels" / "__init__.py"
     package.parent.mkdir()
     package.touch()

@@ -1,4 +1,4 @@
-"""The command in a process of its own, and parts of engine folders made by hand."""
+"""The command in a separate process, and hand-made parts of engine folders."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PROGRAM = "from infid_export.cli.main import entry_point; entry_point()"
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment of a command that finds this checkout from any folder."""
+    """The environment in which a command finds this checkout from any folder."""
     paths = [str(Path(entry or ".").resolve()) for entry in sys.path]
     plain = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     return {**plain, "PYTHONPATH": os.pathsep.join(paths), **changes}
 
 
 def infid_export(*arguments: str, program: str = PROGRAM, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own."""
+    """Run the command in a separate process."""
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment(**changes), check=False)
 

@@ -31,7 +31,7 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
 
 @pytest.fixture
 def small_folder(tmp_path: Path) -> Path:
-    """A whole engine folder of one graph, small enough to be made by hand."""
+    """A complete engine folder with one graph, small enough to be made by hand."""
     folder = tmp_path / "engines"
     (folder / "onnx").mkdir(parents=True)
     (folder / "engines/tensorrt_rtx-sm_89").mkdir(parents=True)
@@ -66,7 +66,7 @@ def _record(path: Path) -> FileRecord:
 
 
 def _write_graph(path: Path, weights: str) -> None:
-    """Write y = x W with W outside."""
+    """Write y = x W, with W in an external file."""
     value = np.ones((4, 4), np.float32)
     (path.parent / weights).write_bytes(value.tobytes())
     tensor = helper.make_tensor("w", TensorProto.FLOAT, [4, 4], value.tobytes(), raw=True)

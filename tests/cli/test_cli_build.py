@@ -51,7 +51,7 @@ def test_every_option_has_a_flag() -> None:
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch, small_folder: Path) -> Callable[[], BuildReport]:
-    """Replace the build by one that reports what lies in the small folder."""
+    """Replace the build by one that reports the contents of the small folder."""
     import infid_export.export.builder as module
 
     def build(options: BuildOptions, reporter: object) -> BuildReport:
@@ -113,7 +113,7 @@ def test_dry_run_shows_the_real_plan_and_writes_nothing(
 ) -> None:
     from infid_export.faces.detection import find_centerface
 
-    find_centerface()  # the plan checks that the face detector is there
+    find_centerface()  # the plan checks that the face detector exists
     monkeypatch.chdir(tmp_path)
     code, out, err = cli("build", "--fp16", "--dry-run", "--backend", "onnxruntime", "--json")
     assert code == 0, err

@@ -45,7 +45,7 @@ def test_progress_says_how_long_it_takes(compile_kernels_run: Run) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, kernels_bundle: Path) -> list[tuple[Any, ...]]:
-    """What the command asks the compiler for, which gives what is in the bundle of the session."""
+    """Records the command's requests to the compiler, which returns the kernels of the session's bundle."""
     calls: list[tuple[Any, ...]] = []
 
     def compile_bundle(folder: Path, *given: Any) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def test_a_tuning_file_decides_the_tiles(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(bundle_compilation, "write_bundle", lambda folder, kernels: dict.fromkeys(kernels))
     bundle_compilation.compile_bundle(tmp_path / "bundle", ["sm_90"], tuning=tmp_path / "tuning.json")
     assert [each[0] for each in seen] == 4 * [entry]
-    assert all("compiled" in each[1].evidence for each in seen)  # the table's, where nothing was measured
+    assert all("compiled" in each[1].evidence for each in seen)  # from the table, where nothing was measured
     bundle_compilation.compile_bundle(tmp_path / "bundle", ["sm_90"])
     assert "compiled" in seen[-1][0].evidence
 

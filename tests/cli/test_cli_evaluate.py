@@ -107,7 +107,7 @@ def test_a_set_in_one_file(cli: Cli, words: list[str], stage: Path, tmp_path: Pa
     (tmp_path / "set.json").write_text(json.dumps(chosen))
     code, out, _ = cli("evaluate", "engines", *words[:7], "--set", tmp_path / "set.json", "--steps", "1")
     assert code == 0
-    assert "[–]" in out  # one person has no interval
+    assert "[–]" in out  # a single person has no interval
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from infid_export.runtime.pipeline import Pipeline
 
 
 class FakePipeline:
-    """Remembers what it was asked, and makes grey pictures."""
+    """Records its arguments, and returns gray images."""
 
     backend, device, choice = "onnxruntime", "cpu", "onnxruntime: runs on every machine"
 
@@ -110,7 +110,7 @@ def test_what_was_taken_of_a_photo_is_noted_and_in_the_document(
 
 
 def test_a_byte_order_mark_from_the_shell_is_no_prompt(cli: Cli, pipeline: FakePipeline) -> None:
-    """What `"$(cat prompt.txt)"` passes on."""
+    """`"$(cat prompt.txt)"` passes one on."""
     cli("generate", "\ufeffa knight", "--person", "other.safetensors", "--negative-prompt", "\ufeffblur")
     prompts, settings = pipeline.calls[-1][1]
     assert (prompts, settings["negative_prompt"]) == (["a knight"], "blur")

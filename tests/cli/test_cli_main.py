@@ -19,7 +19,7 @@ LIGHT = ("infid_export", "infid_engines", "rich")  # rich draws what is printed
     "command", [(), *((name,) for name in main.COMMANDS)], ids=lambda words: " ".join(words) or "-"
 )
 def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
-    """What makes it slow; benchmarks/rebuild_speed.py measures what it takes."""
+    """Heavy imports make help slow; benchmarks/rebuild_speed.py measures its time."""
     program = (
         "import sys\nbefore = set(sys.modules)\nfrom infid_export.cli.main import run\ncode = run(sys.argv[1:])\n"
         "found = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
@@ -158,7 +158,7 @@ def test_a_common_flag_before_the_command_is_explained(cli: Cli) -> None:
 def test_interrupt_says_that_a_rerun_resumes() -> None:
     program = (
         "import os, signal\nimport infid_export.export.builder as module\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a script runs in the background
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background processes of a script
         "module.build = lambda options, reporter: os.kill(os.getpid(), signal.SIGINT) or __import__('time').sleep(9)\n"
     )
     found = infid_export("build", program=program + PROGRAM)
@@ -221,7 +221,7 @@ def test_a_flag_means_one_thing_in_all_commands() -> None:
         for action in commands.choices[command]._actions:  # type: ignore[index]
             for flag in action.option_strings:
                 meanings.setdefault(flag, set()).add((action.help, action.type, action.metavar))
-    # -o is the command's product, and build makes engines for several backends where the others run one
+    # -o is each command's own output, and build takes several backends where the others take one
     differing = {flag for flag, seen in meanings.items() if len(seen) > 1}
     assert differing == {"-o", "--output", "--backend"}
 

@@ -37,7 +37,7 @@ def test_a_table_fits_the_terminal_and_loses_nothing(
     for row in ROWS:
         assert row[0] in kept
         assert all(cell in kept for cell in row if cell_len(cell) <= 7)
-    # folded cells: every character is still there
+    # wrapped cells: every character is still there
     for row in ROWS:
         assert all(kept.count(letter) >= row[1].count(letter) for letter in set(row[1]) - {" "})
 

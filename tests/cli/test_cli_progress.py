@@ -42,7 +42,7 @@ def test_a_slow_machine_corrects_the_plan(clock: Clock) -> None:
     estimate.leave()
     done, left = estimate.read()
     assert done == pytest.approx(0.25)
-    assert 500 < left < 600  # on the way from 300 to 2 · 300, with a little trust left in the plan
+    assert 500 < left < 600  # between 300 and 2 · 300, with the plan still weighing a little
 
 
 def test_a_stage_that_reports_nothing_moves_by_time_and_never_finishes_by_it(clock: Clock) -> None:
@@ -88,7 +88,7 @@ def test_a_stage_that_was_not_planned_counts_nothing(clock: Clock) -> None:
     estimate.update(0.5)
     assert estimate.read() == (0.0, 0.0)
     clock.now += 5
-    assert estimate.times() == "0:05 elapsed"  # time left is not known, so none is shown
+    assert estimate.times() == "0:05 elapsed"  # the time left is unknown, so none is shown
     estimate.plan({"work": 60.0})
     assert estimate.times() == "0:00 elapsed, 1:00 left"
 
@@ -104,7 +104,7 @@ def test_plain_lines_are_rare(clock: Clock) -> None:
         reporter.note("a choice")
     lines = stream.getvalue().splitlines()
     assert lines[-1] == "a choice"
-    assert 18 <= len(lines) - 1 <= 21  # 100 seconds, one line in five
+    assert 18 <= len(lines) - 1 <= 21  # 100 seconds, one line every five
     assert re.fullmatch(r" {0,2}\d+% export step \d+ \(\d:\d\d elapsed, \d:\d\d left\)", lines[5])
     assert "\x1b" not in stream.getvalue()
 

@@ -26,7 +26,7 @@ from infid_training.world.scenes import portrait
 
 @pytest.fixture
 def people(tmp_path: Path, astronaut: np.ndarray) -> Path:
-    """The one face there is, as two people in two lights each, and a file that is no photo."""
+    """The only available face, as two people under two lightings each, and a file that is not a photo."""
     folder = tmp_path / "people"
     face = Image.fromarray(astronaut[:300, 100:400])
     for name, strength in (("anna", 1.0), ("bert", 0.8)):
@@ -84,7 +84,7 @@ def test_from_a_folder_of_people_to_an_identity_file(
 
 
 def test_drawn_people_become_an_engine_folder_that_draws_them(cli: Cli, demo_folder: Path, tmp_path: Path) -> None:
-    """The walk that anyone can make, with the demo model alone; graphs that no training changes are built already."""
+    """The workflow that needs only the demo model; graphs that no training changes are already built."""
     people, shards, run = tmp_path / "people", tmp_path / "shards", tmp_path / "run"
     for who, name in enumerate(("anna", "bert", "cleo")):
         (people / name).mkdir(parents=True)
@@ -158,7 +158,7 @@ def test_wrong_usage(cli: Cli, words: tuple[str, ...], problem: str, tmp_path: P
 
 
 def test_the_arguments_are_the_options(cli: Cli) -> None:
-    """Defaults and choices are written twice, because help must not import."""
+    """Defaults and choices are written twice, because help must not import the options."""
     import argparse
 
     parser = argparse.ArgumentParser()

@@ -16,7 +16,7 @@ from infid_kernels.measure import Timing
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """A machine whose GPU finds every candidate right but the first; returns (candidates, samples) of each level."""
+    """A machine whose GPU finds every candidate but the first correct; returns (candidates, samples) of each level."""
     asked: list[tuple[int, int]] = []
 
     def fake(level: Any, device: Any, timer: Any, candidates: Any, progress: Any) -> Tuned:
@@ -50,14 +50,14 @@ def test_the_fastest_are_written(cli: Cli, tmp_path: Path, gpu: list[tuple[int, 
     entries = tuning.read(file)
     second = [tuning.candidates(level.call.op, "sm_90")[1] for level in autotune.LEVELS]
     assert [entry.configuration for entry in entries] == second
-    assert second[0].descriptors  # written and read again with its form
+    assert second[0].descriptors  # written and read back with its form
     assert gpu == [(len(tuning.choices(level.call.op, "sm_90", 64)), 50) for level in autotune.LEVELS]
 
 
 def test_quick_json_and_quiet(cli: Cli, tmp_path: Path, gpu: list[tuple[int, int]]) -> None:
     code, out, err = cli("tune", "-o", tmp_path / "tuning.json", "--quick", "--json", "--quiet")
     assert (code, err) == (0, "")
-    assert set(gpu) == {(13, 10), (6, 10)}  # mixed attention: six forms, five in Gluon and two libraries
+    assert set(gpu) == {(13, 10), (6, 10)}  # mixed attention: six forms, five in Gluon, and two libraries
     level = json.loads(out)["levels"][0]
     assert level["level"] == "mixed attention, 4096 tokens"
     assert level["trials"][0]["error"] is None  # JSON has no NaN

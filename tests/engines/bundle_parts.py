@@ -1,4 +1,4 @@
-"""Compiled kernels that are none, for what a bundle does with them."""
+"""Stand-ins for compiled kernels, to test bundles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compiled(
     dtype: str = "float16",
     head_size: int = 64,
 ) -> Compiled:
-    """Return what stands for a kernel; its code says which one it is."""
+    """Return a stand-in for a kernel; its code says which one it is."""
     number = int(architecture.removeprefix("sm_"))
     sizes = dict(zip(("block_m", "block_n", "num_warps", "num_stages"), tiles, strict=True))
     shape = ["rows", "queries", "heads", str(head_size)]

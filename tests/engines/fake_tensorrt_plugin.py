@@ -1,6 +1,6 @@
-"""What `tensorrt.plugin` accepts, as its documentation and validation state it, with numbers in the place of symbols.
+"""A fake of `tensorrt.plugin` that follows its documentation and validation, with numbers instead of symbols.
 
-It keeps the rules that a plugin can break: names and annotations of every signature, tactics from 1 up, one type an
+It enforces the rules that a plugin can break: names and annotations of every signature, tactics from 1 up, one type per
 input and output, expressions of its own integers only.
 """
 

@@ -63,7 +63,7 @@ def test_rtx_builds_a_real_engine_without_a_gpu(tmp_path, rows):
 
 
 def test_a_builder_that_says_much_does_not_hang(tmp_path, monkeypatch):
-    # a sitecustomize of the worker's: more than a pipe holds, before it answers
+    # a sitecustomize for the worker: it prints more than a pipe holds before it answers
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.stderr.write('x' * 300_000)\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     request = BuildRequest(graph(tmp_path / "g.onnx"), tmp_path / "g.engine", "sm_89", specs(4)[0])

@@ -77,7 +77,7 @@ def test_a_file_knows_what_it_cost_to_make(tmp_path, monkeypatch):
         path.write_text("one")
 
     def hungry(path: Path) -> None:
-        # not from the allocator's heap, of which earlier tests may have left so much that nothing grows
+        # not from the allocator's heap, where earlier tests may have left so much free memory that nothing grows
         with mmap.mmap(-1, 300_000_000) as held:
             for page in range(0, len(held), mmap.PAGESIZE):
                 held[page] = 1
@@ -146,7 +146,7 @@ def test_kill_9_leaves_whole_artifacts_only_and_frees_the_lock(tmp_path):
 
 
 def test_a_second_build_waits_for_the_first(tmp_path):
-    """The first goes on only once the second has said that it waits, and leaves a mark before it ends."""
+    """The first continues only once the second has reported that it waits, and leaves a mark before it ends."""
     folder, mark = tmp_path / "engines", tmp_path / "ended"
     notes: list[str] = []
     holder = "import sys\nfrom pathlib import Path\nfrom infid_engines.folder import FolderTransaction\n"

@@ -14,7 +14,7 @@ from infid_engines.manifest import sha256_file
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file whose last change is older than the step of the file system's times."""
+    """A file whose last change is older than the resolution of the file system's timestamps."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(hashes, "_STEP_NS", 0)
     path = tmp_path / "a"
@@ -42,7 +42,7 @@ def replaced(file: Path, times: tuple[int, int]) -> None:
 
 
 def rewritten(file: Path, times: tuple[int, int]) -> None:
-    time.sleep(0.02)  # past the step of the file system's times, see `_STEP_NS`
+    time.sleep(0.02)  # past the resolution of the file system's timestamps, see `_STEP_NS`
     file.write_text("two")
     os.utime(file, ns=times)
 

@@ -88,7 +88,7 @@ write_bundle(Path(sys.argv[1]), [_chosen_for(kernel, [0]) for kernel in kernels]
 
 def test_two_machines_write_the_same_bytes(tmp_path: Path) -> None:
     written = []
-    for name in ("first", "second"):  # each compiles for itself: no common cache
+    for name in ("first", "second"):  # each compiles on its own, without a shared cache
         environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
         environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
         environment["TRITON_CACHE_DIR"] = str(tmp_path / f"cache-{name}")
@@ -180,9 +180,9 @@ def test_two_kernels_of_one_name_are_a_fault(tmp_path: Path) -> None:
         (("sm_80", "sm_86", "sm_90"), "sm_86", "sm_86", "cubin"),
         (("sm_80", "sm_86"), "sm_89", "sm_86", "cubin"),  # newest of the family
         (("sm_80", "sm_89"), "sm_86", "sm_80", "cubin"),  # not a newer one
-        (("sm_80", "sm_89", "sm_120"), "sm_90", "sm_89", "ptx"),  # newest that the driver compiles
-        (("sm_80", "sm_90"), "sm_100", "sm_80", "ptx"),  # sm_90a runs on sm_90 alone, even as PTX
-        (("sm_80", "sm_100"), "sm_103", "sm_80", "ptx"),  # and sm_100a on sm_100 alone
+        (("sm_80", "sm_89", "sm_120"), "sm_90", "sm_89", "ptx"),  # the newest that the driver can compile
+        (("sm_80", "sm_90"), "sm_100", "sm_80", "ptx"),  # sm_90a runs only on sm_90, even as PTX
+        (("sm_80", "sm_100"), "sm_103", "sm_80", "ptx"),  # and sm_100a only on sm_100
     ],
 )  # fmt: skip
 def test_the_code_that_a_gpu_can_run(tmp_path: Path, has: tuple[str, ...], gpu: str, origin: str, form: str) -> None:
@@ -226,7 +226,7 @@ def test_shared_memory_can_be_limited(kernels_bundle: Path) -> None:
 
 
 def test_find_chooses_what_the_launcher_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a table that has several thresholds, one configuration at two of them, and forms that need a small one."""
+    """The table has several thresholds, one configuration at two of them, and forms that need a small one."""
     large, middle, small = (tuning.CANDIDATES[index] for index in (0, 4, 10))  # 128, 64 and 32 keys at once
     rows = [
         tuning.Entry(op, "sm_90", 64, queries, even_n, configuration, "made up")
@@ -267,7 +267,7 @@ def test_find_chooses_what_the_launcher_would(tmp_path: Path, monkeypatch: pytes
 
 
 def test_forms_that_need_more_than_sizes_are_not_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a bundle nor a plugin can make descriptors or call a library: it gets our best kernel in plain form."""
+    """A bundle or plugin cannot make descriptors or call a library, so it gets the best kernel in plain form."""
     best = tuning.Configuration(64, 128, 4, 2, descriptors=True)
     rows = [
         tuning.Entry("mixed_attention", "sm_90", 64, 0, even_n, choice, "made up")

@@ -49,7 +49,7 @@ def bundle(kernels_bundle: Path) -> KernelBundle:
 
 
 def unpacked(packed: PackedArguments, description: Mapping[str, Any]) -> list[int]:
-    """Read the parameters as the driver does: through the array of addresses, each as long as its type."""
+    """Read the parameters as the driver does: through the array of addresses, each with the length of its type."""
     types = [ctypes.c_int32 if each["type"] == "i32" else ctypes.c_uint64 for each in description["arguments"]]
     types += [ctypes.c_uint64] * description["scratch_pointers"]
     assert [type(value) for value in packed.values] == types
@@ -59,7 +59,7 @@ def unpacked(packed: PackedArguments, description: Mapping[str, Any]) -> list[in
 
 
 class Launches:
-    """Stands where the kernels launch, and keeps what Triton would have been given."""
+    """Replaces the kernels' launch, and records the arguments that Triton would get."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {}
@@ -81,7 +81,7 @@ class Launches:
 
 
 def laid_out(shape: tuple[int, int, int], layout: str) -> Tensor:
-    """Return `[B, H, N, 64]` as a projection of `[B, N, H·64]` gives it, or otherwise."""
+    """Return `[B, H, N, 64]`, laid out as a view of a `[B, N, H·64]` projection or differently."""
     rows, heads, length = shape
     if layout == "heads":
         return torch.empty(rows, heads, length, 64, dtype=torch.float16)
@@ -94,7 +94,7 @@ def laid_out(shape: tuple[int, int, int], layout: str) -> Tensor:
 def test_a_launch_is_the_triton_launchers_own(
     bundle: KernelBundle, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
-    """Grid, order, addresses, lengths and strides of random calls: what the driver gets is what Triton would get."""
+    """For random calls, the driver gets the same grid, order, addresses, lengths and strides as Triton."""
     launches, draw = Launches(monkeypatch), random.Random(3)
     compared = dict.fromkeys(KERNELS, 0)
     for _ in range(30):
@@ -176,7 +176,7 @@ def test_a_wrong_argument_is_named(what: str) -> None:
 
 
 class FakeDriver:
-    """Keeps the calls, and answers as NVIDIA's driver."""
+    """Records the calls, and answers like NVIDIA's driver."""
 
     CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
 

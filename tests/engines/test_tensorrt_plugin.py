@@ -33,7 +33,7 @@ write_plugins(Path(sys.argv[1]), "sm_90", [64])
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernels of SDXL for Hopper, compiled in a process that does not interpret them."""
+    """SDXL's kernels for Hopper, compiled in a process without Triton's interpreter."""
     path = tmp_path_factory.mktemp("kernels") / "plugins-sm_90.json"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, "-c", PROGRAM, str(path)], env=environment, check=True)
@@ -73,7 +73,7 @@ def test_the_entry_takes_inputs_then_integers_then_outputs(variants: dict[str, l
                      for a in variant.launch["arguments"]]  # fmt: skip
             assert kinds == sorted(kinds, key=["input", "integer", "output"].index), op
             wanted = ["u32" if a["type"] == "i32" else "u64" for a in variant.launch["arguments"]]
-            assert parameters(variant.ptx) == wanted  # TensorRT passes no more, and the driver reads all that are there
+            assert parameters(variant.ptx) == wanted  # TensorRT passes no others, and the driver reads all of them
             assert variant.launch["scratch_pointers"] == 0
             assert f".entry {variant.launch['entry']}(" in variant.ptx
 
@@ -159,7 +159,7 @@ def described(
 
 
 def test_launches_are_the_launchers_own(registry: Registry, variants: dict[str, list[Variant]]) -> None:
-    """Grid and integers of every tactic on many shapes, against what PyTorch's tensors and the kernels' code say."""
+    """Compares grid and integers of every tactic, on many shapes, with PyTorch's tensors and the kernels' code."""
     draw = random.Random(0)
     for name, compiled in variants.items():
         plugin = registry.plugins[f"infid::{name}"]

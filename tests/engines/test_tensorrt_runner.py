@@ -26,10 +26,10 @@ class Status(IntEnum):
 
 
 class FakeCuda:
-    """Host memory that stands for the device's; the calls named in `failing` give their status.
+    """Host memory in place of device memory; the calls named in `failing` return their status.
 
     Args:
-        room: bytes of device and of page-locked memory.
+        room: bytes of device memory, and of page-locked memory.
         failing: statuses by call.
     """
 

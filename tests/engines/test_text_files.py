@@ -25,7 +25,7 @@ TEXT = "a photo of Zoë\nat the sea 😀"
         TEXT.replace("\n", "\r").encode("utf-16"),
         TEXT.encode() + b"\0\0\0",
         (TEXT + "\0").encode("utf-16"),
-        codecs.BOM_UTF8 + TEXT.replace("\n", "\n\ufeff").encode(),  # files put together
+        codecs.BOM_UTF8 + TEXT.replace("\n", "\n\ufeff").encode(),  # concatenated files
     ],
     ids=["plain", "mark", "utf-16", "utf-16-be", "utf-32", "utf-32-be", "crlf", "cr", "nul", "utf-16-nul", "joined"],
 )

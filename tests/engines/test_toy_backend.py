@@ -1,4 +1,4 @@
-"""CONTRIBUTING's recipe for a backend is true: one class, one entry in the registry, and every part works with it."""
+"""CONTRIBUTING's recipe for a backend works: one class, one entry in the registry, and every part works with it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENGINE = "engines/toy-cpu/text_encoder.engine"
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.BACKENDS, "toy", ToyBackend())
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")  # builders are processes of their own
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")  # builders run in separate processes
 
 
 def build(folder: Path, *words: str) -> int:
@@ -80,7 +80,7 @@ def test_auto_builds_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
 
 
 def with_toy_engines(folder: Path) -> Path:
-    """Add to a tiny folder, whose graphs hold their weights, a toy engine of each graph."""
+    """Add a toy engine of each graph to a tiny folder, whose graphs contain their weights."""
     manifest = Manifest.load(folder)
     engines: list[EngineRecord] = []
     files: dict[str, FileRecord] = {}

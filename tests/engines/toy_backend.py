@@ -1,4 +1,4 @@
-"""A backend as CONTRIBUTING's recipe adds it: this class, and its entry in the registry."""
+"""A backend added by CONTRIBUTING's recipe: this class, and its entry in the registry."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from infid_export.evaluation.sets import EvaluationSet, Prompt, Subject
 from infid_export.model.architectures import DEMO
 
 TINY_CLIP = "tiny-clip-of-the-tests"
-# The demo's blocks, narrow and at 64 pixels: a step takes hundredths of a second.
+# The demo's blocks, narrow and at 64 pixels: a step takes some hundredths of a second.
 _NARROW = {"sample_size": 16, "block_out_channels": [32, 64, 64], "attention_head_dim": [1, 1, 1]}
 SMALL = replace(DEMO, unet={**DEMO.unet, **_NARROW}, vae={**DEMO.vae, "sample_size": 64})
 
@@ -29,14 +29,14 @@ def plain(red: int, green: int = 0, blue: int = 0, size: int = 8) -> Image.Image
 
 
 def dotted(background: int, size: int = 64) -> Image.Image:
-    """A picture in which the tests' detector sees one face."""
+    """An image in which the tests' detector finds one face."""
     image = Image.new("RGB", (size, size), (background, background, background))
     image.paste((255, 255, 255), (size // 2, size // 2, size // 2 + 4, size // 2 + 4))
     return image
 
 
 class ColorScorer:
-    """A picture's embedding is its first pixel's color; a text's is the numbers in it."""
+    """An image's embedding is the color of its first pixel; a text's embedding is the numbers in it."""
 
     def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         return np.array([image.getpixel((0, 0)) for image in images], np.float32)
@@ -49,7 +49,7 @@ class ColorScorer:
 
 
 class ColorFaceScorer:
-    """A face is its color; what has no blue has no face."""
+    """A face's embedding is its color; an image without blue has no face."""
 
     def embed_faces(self, images: Sequence[Image.Image]) -> list[np.ndarray | None]:
         pixels = [np.array(image.getpixel((0, 0)), np.float32) for image in images]
@@ -63,7 +63,7 @@ COLORS = Scorers(ColorScorer(), ColorFaceScorer())
 
 
 class TableGenerator:
-    """Gives pictures by prompt, and remembers what it was asked."""
+    """Returns images by prompt, and records its arguments."""
 
     batch = 2
 
@@ -94,7 +94,7 @@ def two_people(**changes: Any) -> EvaluationSet:
 
 
 def evaluation(scores: dict[tuple[str, str], float | tuple[float, float, float]], **changes: Any) -> Evaluation:
-    """An evaluation with given scores by person and prompt; one number is all three scores."""
+    """An evaluation with given scores by person and prompt; one number stands for all three scores."""
     pictures = []
     for (person, prompt), value in scores.items():
         clip_t, clip_i, m_facenet = value if isinstance(value, tuple) else (value, value, value)
@@ -106,7 +106,7 @@ def evaluation(scores: dict[tuple[str, str], float | tuple[float, float, float]]
 
 
 def write_tiny_clip(folder: Path) -> Path:
-    """Register a tiny CLIP with open_clip as `TINY_CLIP`, and write random weights of it."""
+    """Register a tiny CLIP with open_clip as `TINY_CLIP`, and write random weights for it."""
     vision = {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 16}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     path = folder / f"{TINY_CLIP}.json"

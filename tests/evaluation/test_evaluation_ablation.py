@@ -32,7 +32,7 @@ BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
 def scored(shift: tuple[float, float, float], people: int = 12, plain_too: bool = True) -> Evaluation:
-    """Scores of people on a plain and a style prompt, a shift above those of any other call (the plain ones too)."""
+    """The same scores in every call plus a shift, for people on a plain and a style prompt (`plain_too`: both)."""
     random = np.random.default_rng(0)
     scores = {}
     for number in range(people):
@@ -118,7 +118,7 @@ def test_rows_of_other_pictures_are_rejected() -> None:
 
 
 def test_the_text_streams_face_is_found_where_it_was_taken(tmp_path: Path) -> None:
-    """A picture without a face is like none; the reference photo does not matter."""
+    """An image without a face resembles none; the reference photo does not matter."""
     chosen = two_people()
     made = {
         FULL: {"1 0 0": plain(3, 0, 4), "0 3 4": plain(0, 1, 0)},

@@ -17,7 +17,7 @@ WORSE = {**GOOD, "1 0 0": plain(3, 1, 4)}
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Run the script on pictures of colors; the fp16 engines make those given."""
+    """Run the script on images of plain colors; the fp16 engines return the given ones."""
 
     def run(fp16: dict) -> tuple[int, dict]:
         monkeypatch.setattr(script, "RESULTS", tmp_path)

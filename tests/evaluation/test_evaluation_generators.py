@@ -26,7 +26,7 @@ SHORT = {"steps": 2, "guidance": 3.0}
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """So small a network is slower on two threads, and many times slower where they wait for a processor."""
+    """Such a small network is slower on two threads, and many times slower if they wait for a core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -35,7 +35,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def source() -> Iterator[RandomSource]:
-    """A built-in random model, as small as can be."""
+    """A built-in random model, as small as possible."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BUILT_IN, "random-sdxl", SMALL)
         yield RandomSource("random-sdxl")
@@ -86,7 +86,7 @@ def test_the_reference_makes_what_the_pytorch_pipeline_makes(reader: FaceReader,
         guidance_scale=3.0,
     ).images[0]
     found = drawn(generator, PROMPTS[:2], SEEDS[:2])[1]
-    # two prompts at once round otherwise than one
+    # two prompts at once round differently from one
     assert np.abs(found - np.asarray(expected).astype(int)).max() <= 1
     described = generator.describe()
     assert described["settings"]["steps"] == 2

@@ -57,7 +57,7 @@ def test_many_pictures_of_any_shape_are_embedded_one_by_one(towers: TowerScorer)
     pictures = [noisy(seed, 48, 60) for seed in range(18)]  # more than one batch
     found = towers.embed_images(pictures)
     np.testing.assert_allclose(found[17], towers.embed_images([pictures[17]])[0], atol=1e-5)
-    # what is scaled is the middle square; at its rim the scaling sees the pixels beside it
+    # the middle square is scaled; at its border the scaling also reads the neighboring pixels
     apart = [
         np.linalg.norm(found[17] - towers.embed_images([pictures[17].crop((left, 0, left + 48, 48))])[0])
         for left in (6, 0, 12)
@@ -107,7 +107,7 @@ def face_scorer(folder: Path, model: Path | None = None, **options) -> DetectedF
 
 
 def write_mean_model(path: Path, shape: list, kind: int = TensorProto.FLOAT) -> Path:
-    """A recognizer whose embedding is each channel's mean and the first pixel of the crop."""
+    """A recognizer whose embedding is the mean of each channel and the first pixel of the crop."""
     channels_first = shape[1] == 3
     axes = [2, 3] if channels_first else [1, 2]
     starts = np.zeros(4, np.int64)
@@ -145,10 +145,10 @@ def test_a_box_is_cut_out_with_its_margin_in_either_layout(tmp_path: Path) -> No
     path = write_mean_model(tmp_path / "m.onnx", [1, 96, 96, 3])
     scorer = face_scorer(tmp_path, path, crop="box", scale="unit")
     photo = Image.new("RGB", (160, 160), (51, 102, 153))
-    photo.paste((255, 255, 255), (80, 80, 84, 84))  # its box is 80 pixels wide, with margins 96
+    photo.paste((255, 255, 255), (80, 80, 84, 84))  # its box is 80 pixels wide, or 96 with margins
     (found,) = scorer.embed_faces([photo])
     assert found is not None
-    share = 16 / 96**2  # of the crop that the dot fills
+    share = 16 / 96**2  # the fraction of the crop that the dot fills
     np.testing.assert_allclose(found[:3], np.array([0.2, 0.4, 0.6]) * (1 - share) + share, atol=2e-4)
     np.testing.assert_allclose(found[3:], [0.2, 0.4, 0.6], atol=1e-5)
 
@@ -210,7 +210,7 @@ def test_the_demo_models_own_networks_tell_drawn_people_and_captions_apart() -> 
     assert len(found) == len(photos)
     first, second = np.split(found / np.linalg.norm(found, axis=1, keepdims=True), 2)
     alike = first @ second.T
-    assert alike.argmax(1).tolist() == alike.argmax(0).tolist() == list(range(len(numbers)))  # nobody is mistaken
+    assert alike.argmax(1).tolist() == alike.argmax(0).tolist() == list(range(len(numbers)))  # no mix-ups
     drawn = [scene(number, held_out=True) for number in range(FIRST_HELD_OUT, FIRST_HELD_OUT + 8)]
     pictures = scorers.image_text.embed_images([render(person(FIRST_HELD_OUT), each, 128) for each in drawn])
     texts = scorers.image_text.embed_texts([each.caption() for each in drawn])

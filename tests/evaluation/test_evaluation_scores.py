@@ -20,7 +20,7 @@ from infid_export.evaluation.results import ResultFolder
 from infid_export.evaluation.scorers import cosine
 from infid_export.evaluation.sets import EvaluationSet, Prompt, Request, Subject
 
-# What is drawn for each prompt of `two_people`: the second has no blue, so it shows no face.
+# The image for each prompt of `two_people`: the second has no blue, so it shows no face.
 PICTURES = {"1 0 0": plain(3, 0, 4), "0 3 4": plain(0, 1, 0)}
 
 
@@ -33,11 +33,11 @@ def run(chosen: EvaluationSet, generator: TableGenerator | None = None, results:
 def test_the_scores_are_those_worked_out_by_hand() -> None:
     ann_plain, ann_styled, bob_plain, bob_styled = run(two_people()).pictures
     assert (ann_plain.person, ann_plain.prompt, ann_plain.stylized) == ("ann", "1 0 0", False)
-    # picture (3, 0, 4); prompt (1, 0, 0); references (3, 0, 4) and (0, 1, 1)
+    # image (3, 0, 4); prompt (1, 0, 0); references (3, 0, 4) and (0, 1, 1)
     assert ann_plain.clip_t == pytest.approx(3 / 5)
     assert ann_plain.clip_i == ann_plain.m_facenet == pytest.approx(1)
     assert bob_plain.clip_i == bob_plain.m_facenet == pytest.approx(4 / (5 * math.sqrt(2)))
-    # picture (0, 1, 0); prompt (0, 3, 4)
+    # image (0, 1, 0); prompt (0, 3, 4)
     assert ann_styled.clip_t == pytest.approx(3 / 5)
     assert ann_styled.clip_i == pytest.approx(0)
     assert bob_styled.clip_i == pytest.approx(1 / math.sqrt(2))
@@ -73,7 +73,7 @@ def test_prompts_go_in_batches_with_noise_of_their_own() -> None:
     chosen = two_people(seeds=(0, 1, 2))
     generator = TableGenerator(PICTURES)
     found = run(chosen, generator)
-    # three seeds of a prompt without a style, then three of one with it; never both at once
+    # three seeds of a prompt without a style, then three of one with a style; never both at once
     assert [(len(prompts), styled) for _, prompts, _, styled in generator.calls] == [
         (2, False), (1, False), (2, True), (1, True),
     ] * 2  # fmt: skip
@@ -109,7 +109,7 @@ def test_the_interval_covers_the_true_mean() -> None:
 
 
 def test_people_are_resampled_and_not_pictures() -> None:
-    """Nine more pictures of each person, all alike, tell nothing new."""
+    """Nine more identical images of each person add no information."""
     scores = np.random.default_rng(1).normal(0, 1, 12)
     once = mean_interval(scores, range(12))
     tenfold = mean_interval(np.repeat(scores, 10), np.repeat(np.arange(12), 10))
@@ -245,7 +245,7 @@ def test_the_grid_shows_references_and_pictures_in_their_places() -> None:
     cell = 160 * 160
     for color in ((200, 0, 0), (0, 200, 0), (0, 0, 40), (0, 0, 80)):
         assert colors[color] == cell
-    assert colors[224, 224, 224] >= 2 * cell  # prompt one was not made
+    assert colors[224, 224, 224] >= 2 * cell  # prompt one was not generated
     assert (9, 9, 9) not in colors
     rows = {color: np.argwhere((np.asarray(sheet) == color).all(2)).mean(0) for color in colors}
     assert rows[200, 0, 0][0] == rows[0, 0, 40][0] < rows[0, 200, 0][0]  # the same row, references first

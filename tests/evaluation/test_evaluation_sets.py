@@ -18,7 +18,7 @@ from infid_training.world.scenes import STYLES, portrait, scene
 
 def test_the_worlds_set_is_people_and_captions_kept_out_of_training() -> None:
     chosen = open_set("world:heldout:3", "world:heldout:7", stylized=4, seeds=2)
-    assert FIRST_HELD_OUT > PEOPLE * PICTURES  # where the numbers of training end
+    assert FIRST_HELD_OUT > PEOPLE * PICTURES  # where the numbers used for training end
     assert len(chosen) == 3 * 7 * 2
     assert [prompt.stylized for prompt in chosen.prompts] == [False] * 3 + [True] * 4
     held_out = {scene(number, held_out=True).caption() for number in range(FIRST_HELD_OUT, FIRST_HELD_OUT + 500)}

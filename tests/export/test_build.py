@@ -88,9 +88,9 @@ def test_step_graphs_share_one_weights_file(demo_build):
 
 
 def test_an_unchanged_rebuild_does_nothing(demo_folder):
-    """Nothing of it is made, written, hashed or loaded; benchmarks/rebuild_speed.py measures what that takes.
+    """Nothing is made, written, hashed or loaded; benchmarks/rebuild_speed.py measures the time.
 
-    The first one after a build hashes its files once, since a hash is remembered only of a file that has come to rest.
+    The first rebuild hashes the files once, since only the hash of a file that has not just changed is remembered.
     """
     program = (
         "import sys\nfrom infid_engines import manifest\nhash_of, hashed = manifest.sha256_file, []\n"
@@ -113,7 +113,7 @@ def test_an_unchanged_rebuild_does_nothing(demo_folder):
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """What changes when a file is written again."""
+    """Everything that changes when a file is written again."""
     states = {str(path): path.stat() for path in folder.rglob("*")}
     return {name: (state.st_ino, state.st_mtime_ns, state.st_size) for name, state in states.items()}
 
@@ -186,7 +186,7 @@ def test_a_file_of_the_same_size_but_other_content_is_made_again(small_folder):
 
 def test_a_file_replaced_with_the_same_size_and_time_is_made_again(small_folder):
     path = small_folder / "onnx/vae.safetensors"
-    build(small(small_folder))  # by now its hash is known
+    build(small(small_folder))  # its hash is known by now
     status, other = path.stat(), path.with_name("other")
     other.write_bytes(path.read_bytes())
     corrupt(other, "decoder.conv_in.weight", small_folder)
@@ -233,7 +233,7 @@ def test_code_that_concerns_one_kind_of_artifact_makes_only_that_one_stale(small
 
 
 def test_a_killed_build_goes_on_with_what_it_had_made(tmp_path):
-    """At random moments: tests/reliability/test_kills.py."""
+    """tests/reliability/test_kills.py kills at random moments."""
     folder, staging = tmp_path / "engines", tmp_path / ".engines.building"
     recognizer = str(quick_faces(tmp_path)["recognizer"])
     arguments = ["build", "-o", str(folder), "--graph", "vae_decoder", "--height", "64", "--width", "64"]
@@ -251,7 +251,7 @@ def test_a_killed_build_goes_on_with_what_it_had_made(tmp_path):
 
 
 def corrupt(path: Path, tensor: str, folder: Path) -> None:
-    """Change one weight of the shared file, as a wrong conversion would."""
+    """Change one weight in the shared file, as a wrong conversion would."""
     layout = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
     start = 8 + int.from_bytes(path.read_bytes()[:8], "little") + layout[tensor]["data_offsets"][0]
     with path.open("r+b") as file:
@@ -261,7 +261,7 @@ def corrupt(path: Path, tensor: str, folder: Path) -> None:
 
 
 def compared(options: BuildOptions) -> list[ParityRow]:
-    """Compare the graphs of a folder that is there."""
+    """Compare the graphs of an existing folder."""
     plan = make_plan(options)
     with SilentReporter().stage("parity") as stage:
         return list(compare_graphs(plan, options.output, Manifest.load(options.output), list(plan.graphs), stage))
@@ -277,7 +277,7 @@ def test_one_corrupted_weight_fails_parity(small_folder):
 
 
 def scramble(path: Path, tensor: str) -> None:
-    """Permute a weight matrix: the same values at other places, as a wrong layout would."""
+    """Permute a weight matrix: the same values in other places, as a wrong layout would."""
     content = bytearray(path.read_bytes())
     header = 8 + int.from_bytes(content[:8], "little")
     start, end = json.loads(content[8:header])[tensor]["data_offsets"]
@@ -354,7 +354,7 @@ def test_vae_that_overflows_fp16_is_kept_in_fp32(tmp_path, monkeypatch, source):
 
 def test_vae_with_a_weight_beyond_fp16_is_kept_in_fp32(tmp_path, monkeypatch, source):
     vae = source.load("vae", torch.float32)
-    vae.quant_conv.weight.data.fill_(70_000.0)  # of the encoder: it changes no activation of the decoder
+    vae.quant_conv.weight.data.fill_(70_000.0)  # in the encoder: it changes no activation of the decoder
     monkeypatch.setattr(source, "load", lambda *_: vae)
     write_vae_range(source, tmp_path / "range.json")
     found = json.loads((tmp_path / "range.json").read_text())

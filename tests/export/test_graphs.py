@@ -1,4 +1,4 @@
-"""A graph is one object: what it declares is what is exported, and a new one needs nothing else."""
+"""A graph is one object: it is exported as declared, and a new graph needs nothing else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from infid_export.model.config import IdentityConfig
 
 
 class EndsModule(nn.Module):
-    """Normalizes prompt embeddings once more, and returns their mean, and the first and last of each."""
+    """Normalizes prompt embeddings once more, and returns their mean and each one's first and last token."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class EndsModule(nn.Module):
 
 
 class Ends(Graph):
-    """A graph of somebody else's: on another graph's output, with a list among its outputs."""
+    """A third-party graph: it takes another graph's output, and has a list among its outputs."""
 
     name = "prompt_ends"
     components: Mapping[str, str] = {"encoder.": "text_encoder"}
@@ -138,7 +138,7 @@ def test_what_a_graph_declares_is_what_is_exported(demo_folder: Path) -> None:
             shapes = {name: each.extents for name, each in flat(declared).items()}
             assert shapes == {spec.name: spec.shape for spec in stored}
             types = {"network": {"float16"}, "float32": {"float32"}, "int32": {"int32"}}
-            fp32 = "vae" in form.graph.components.values()  # whatever its probe found: its ends are fp32
+            fp32 = "vae" in form.graph.components.values()  # whatever its probe found: its inputs and outputs are fp32
             for spec in stored:
                 assert spec.dtype in ({"float32"} if fp32 else types[flat(declared)[spec.name].dtype]), spec.name
 
@@ -155,7 +155,7 @@ def test_a_form_has_a_name_and_a_file_of_its_own() -> None:
 
 
 def test_graphs_are_named_only_in_their_own_files() -> None:
-    """Whoever branches by a graph's name elsewhere would have to be found by whoever adds a graph."""
+    """Code elsewhere that branches on a graph's name would have to be found by anyone who adds a graph."""
     package = Path(module.__file__).parent
     found = [
         f"{path.name}: {node.value}"

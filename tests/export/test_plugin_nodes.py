@@ -76,8 +76,8 @@ def test_every_block_has_its_nodes_and_nothing_is_copied_for_them(report: BuildR
         wanted = OPERATIONS[node.op_type].op_schema
         assert (len(node.input), len(node.output)) == (len(wanted.inputs), len(wanted.outputs))
         read = {producers[each].op_type for each in node.input if each in producers}
-        assert "Transpose" not in read, "the kernels read the projections as they lie"
-    assert not model.functions  # TensorRT would take a function for what it says, and not for the plugin
+        assert "Transpose" not in read, "the kernels read the projections in place"
+    assert not model.functions  # TensorRT would run the function's body instead of the plugin
 
 
 def test_a_node_with_its_inputs_swapped_fails_parity(report: BuildReport, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_node_means_what_its_kernel_computes(tmp_path: Path) -> None:
 
     shifts = run_node("mean_shift", {**segments, "strength": strength}, tmp_path / "shift.onnx")
     for found, kernel in zip(shifts, launch_mean_shift(*heads[1:], strength), strict=True):
-        assert found.shape == kernel.shape  # as many parts
+        assert found.shape == kernel.shape  # the same number of parts
         np.testing.assert_allclose(found.sum(2), kernel.sum(2).numpy(), atol=1e-5)
 
     (shift,) = run_node("value_shift", {"v_id": v_id, "v_t": v_t, "strength": strength}, tmp_path / "value.onnx")
@@ -193,7 +193,7 @@ def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypa
     from infid_engines.tensorrt_backend import TensorRTBackend
 
     class Present(TensorRTBackend):
-        """TensorRT on a machine with a Hopper GPU, as far as the plan asks."""
+        """As much of TensorRT on a machine with a Hopper GPU as the plan needs."""
 
         def versions(self) -> dict[str, str]:
             return {"tensorrt": "10.14"}
@@ -219,7 +219,7 @@ def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypa
     tuned = make_plan(replace(plan.options, tuning=tmp_path / "tuning.json"))
     assert tuned.files[plugins_file("sm_90")] != plan.files[plugins_file("sm_90")]
     changed = {item.graph for before, item in zip(plan.engines, tuned.engines, strict=True) if before != item}
-    assert changed == {"denoise_step", "identity_step"}  # with the plugins inside, and no other
+    assert changed == {"denoise_step", "identity_step"}  # with the plugins inside, and no others
     used = []
     call = ("mixed_attention", "sm_90", 64, 4096, True)
     monkeypatch.setattr(variants, "write_plugins", lambda *_: used.append(tuning.entry(*call)))
@@ -230,7 +230,7 @@ def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypa
     stored = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(tuned.options).items()}
     (tmp_path / "faces").mkdir()
     quick_faces(tmp_path / "faces")
-    assert make_plan(options_of(SimpleNamespace(options=stored), tmp_path)).files  # verified where the file is not
+    assert make_plan(options_of(SimpleNamespace(options=stored), tmp_path)).files  # `verify` may lack the file
     for problem, given in (
         ("concerns the Triton kernels alone", {"kernels": "native"}),
         ("kernels are compiled for nothing", {"backends": ("onnxruntime",)}),

@@ -49,7 +49,7 @@ def test_ranges_are_in_the_manifest(ranged):
 
 
 def test_a_ranged_engine_gives_what_the_reference_gives(ranged):
-    """At a size that is neither usual nor square."""
+    """The size is neither the usual one nor square."""
     face, noise = parity_face(224, 512), seeded_noise([1], (4, 32, 16))
     with Pipeline.load(ranged) as pipe:
         found = pipe.generate("a cat", pipe.encode(face), steps=2, height=128, width=64, noise=noise, output_type="np")

@@ -45,7 +45,7 @@ def expected(step: Callable[[Inputs], np.ndarray], inputs: Inputs) -> np.ndarray
 def test_a_fault_of_the_demo_step_is_beyond_the_limit_of_fp16(
     fault: str, step: Callable[[Inputs], np.ndarray], inputs: Inputs, expected: np.ndarray
 ) -> None:
-    """A strength baked in as 1, or an identity block without effect."""
+    """The faults: a strength baked in as 1, and an identity block without effect."""
     spoiled = {name: array.copy() for name, array in inputs.items()}
     if fault in BLOCKS:
         first = sum(channels for path, channels in list(BLOCKS.items())[: list(BLOCKS).index(fault)])

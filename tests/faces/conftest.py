@@ -10,7 +10,7 @@ from infid_export.faces.detection import find_centerface, make_dynamic_centerfac
 
 @pytest.fixture(scope="session")
 def centerface(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CenterFace with free size."""
+    """CenterFace with dynamic input size."""
     path = tmp_path_factory.mktemp("centerface") / "detector.onnx"
     try:
         make_dynamic_centerface(find_centerface(), path)

@@ -1,4 +1,4 @@
-"""ICC profiles written by hand: matrices with a gamma, a gray gamma, and inks as a table."""
+"""Hand-written ICC profiles: RGB matrices with a gamma, a gray gamma, and a table of inks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def gray_profile(gamma: float) -> bytes:
 
 
 def ink_profile(cyan: tuple[float, float, float]) -> bytes:
-    """CMYK in which one cyan ink gives a Lab color, and every other ink takes the light away."""
+    """CMYK in which cyan ink alone gives a Lab color, and every other ink is nearly black."""
     nodes = []
     for corner in np.ndindex(2, 2, 2, 2):
         lab = (100.0, 0.0, 0.0) if not any(corner) else cyan if corner == (1, 0, 0, 0) else (10.0, 0.0, 0.0)
@@ -41,7 +41,7 @@ def ink_profile(cyan: tuple[float, float, float]) -> bytes:
 
 
 def to_srgb(color: tuple[int, int, int], columns: np.ndarray, gamma: float) -> np.ndarray:
-    """The sRGB color, 0 to 255, of a color in a profile's space."""
+    """Convert a color in a profile's space to sRGB, 0 to 255."""
     light = np.linalg.inv(SRGB) @ columns @ (np.array(color) / 255) ** gamma
     light = np.clip(light, 0, 1)
     return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)

@@ -1,4 +1,4 @@
-"""Small ONNX face models with known answers, written where a test needs them."""
+"""Small ONNX face models with known answers, written to the place where a test needs them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = [helper.make_opsetid("", 17)]
-BOX = 80.0  # side of the boxes that the dot detector gives
+BOX = 80.0  # side of the dot detector's boxes
 # y, x in units of the box: left eye, right eye, nose, left and right mouth corner
 MARKS = [(0.4, 0.3), (0.4, 0.7), (0.6, 0.5), (0.75, 0.35), (0.75, 0.65)]
 
 
 def write_dot_detector(path: Path) -> Path:
-    """Write a detector with CenterFace's outputs that takes every white 4 × 4 cell of the photo for a face."""
+    """Write a detector with CenterFace's outputs that detects every white 4 × 4 cell of the photo as a face."""
     constants = {
         "kernel": np.full((1, 3, 4, 4), 1 / (48 * 255), np.float32),
         "white": np.array(0.99, np.float32),
@@ -56,10 +56,10 @@ def write_recognizer(
     pixels: type | None = None,
     channels_last: bool = False,
 ) -> Path:
-    """Write a recognizer: a fixed random projection of 28 × 28 cells, or one that always gives `fill`.
+    """Write a recognizer: a fixed random projection of 28 × 28 cells, or one that always returns `fill`.
 
-    It begins with the operators of `start`, each a name and its constants, an array written as a node and not as an
-    initializer if it is alone in a list; a dictionary among them holds attributes.
+    It begins with the operators in `start`, each a name and its constants. An array alone in a list is written as a
+    node instead of an initializer; a dictionary holds attributes.
     """
     cells, shape = 3 * (side // 28) ** 2, [batch, side, side, 3] if channels_last else [batch, 3, side, side]
     projection = np.random.default_rng(0).standard_normal((cells, width)).astype(dtype)
@@ -98,15 +98,15 @@ def write_recognizer(
 
 
 def quick_faces(folder: Path) -> dict[str, Any]:
-    """Return options of a build that exports no face models; the recognizer is written into the folder."""
+    """Return build options that export no face models; the recognizer is written into the folder."""
     recognizer = write_recognizer(folder / "recognizer.onnx")
     return {"recognizer": recognizer, "detector": "centerface", "allow_other_encoders": True}
 
 
 def write_scrfd(path: Path, landmarks: bool = True) -> Path:
-    """Write a detector with InsightFace's SCRFD outputs: one face where red outweighs blue, else none.
+    """Write a detector with InsightFace's SCRFD outputs: one face if red outweighs blue, else none.
 
-    At 640 × 640 its anchor at (320, 320) of stride 8 gives the box (240, 240)–(400, 400).
+    At 640 × 640 its anchor at (320, 320), with stride 8, gives the box (240, 240)–(400, 400).
     """
     nodes, outputs, constants = [], [], {"axes": np.array([0, 2, 3], np.int64)}
     nodes.append(helper.make_node("ReduceMean", ["image"], ["color"], axes=[0, 2, 3], keepdims=0))

@@ -67,7 +67,7 @@ def test_landmarks_land_on_the_template(size: int, eyes: float, degrees: float) 
 
 @pytest.mark.parametrize("shrink", [1.9, 3.7, 7.3])
 def test_shrinking_does_not_alias(shrink: float) -> None:
-    """Stripes finer than a crop pixel must become grey, not coarse stripes."""
+    """Stripes finer than a crop pixel must become gray, not coarse stripes."""
     side = int(112 * shrink) + 40
     stripes = np.where(np.arange(side) % 2, 255, 0).astype(np.uint8)
     photo = np.repeat(np.broadcast_to(stripes, (side, side))[..., None], 3, axis=2).copy()
@@ -78,7 +78,7 @@ def test_shrinking_does_not_alias(shrink: float) -> None:
         (112, 112), Image.Transform.AFFINE, (shrink, 0, 20, 0, shrink, 20), resample=Image.Resampling.BICUBIC
     )
     aliased = np.asarray(plain)[20:-20, 20:-20].std()
-    assert aliased > 60  # so the stripes can tell the difference
+    assert aliased > 60  # so the stripes reveal the difference
     assert inner.std() < aliased / 3
 
 

@@ -24,7 +24,7 @@ NO_FACES = ("coffee.png", "coins.png", "rocket.jpg", "motorcycle_left.png", "mot
 
 
 def face(score: float = 0.9, side: float = 100, left: float = 200, top: float = 150) -> Face:
-    """A face of ArcFace's proportions whose crop has that side."""
+    """A face with ArcFace's proportions whose crop has the given side."""
     return Face(np.array([left, top, left + side, top + side]), score, ARCFACE_TEMPLATE * side + [left, top])
 
 
@@ -55,7 +55,7 @@ def test_what_cannot_be_a_face_is_rejected_with_the_reason(found: Face, reason: 
     assert reason in doubt(found, SIZE)
     with pytest.raises(InputError, match=rf"^No face was found in the photo \(640 × 480\): .*1 place.* {reason}"):
         choose_face([found], photo_size=SIZE)
-    with pytest.raises(InputError, match="so there is no face 1"):  # nor is it one to choose
+    with pytest.raises(InputError, match="so there is no face 1"):  # nor can it be chosen
         choose_face([face(), found], 1, photo_size=SIZE)
 
 
@@ -126,7 +126,7 @@ def test_pictures_without_a_face_are_rejected_by_either_detector(
 
 
 def test_of_a_photo_with_a_toy_rocket_the_face_is_taken(drawn: CenterFaceDetector, astronaut: np.ndarray) -> None:
-    """The demo's detector sees three places in it, of which the rocket's is the largest."""
+    """The demo's detector finds three candidates in it; the rocket is the largest."""
     found = drawn.detect(astronaut)
     assert found[0].box[0] > 300
     taken = choose_face(found, photo_size=(512, 512))

@@ -25,7 +25,7 @@ def flat(mode: str, color: object) -> Image.Image:
     return Image.new(mode, (8, 8), color)  # type: ignore[arg-type]
 
 
-pytestmark = pytest.mark.filterwarnings("error")  # `pytest.warns` excepted
+pytestmark = pytest.mark.filterwarnings("error")  # except for `pytest.warns`
 
 
 @pytest.mark.parametrize("space", [DISPLAY_P3, ADOBE_RGB], ids=["display-p3", "adobe-rgb"])
@@ -34,7 +34,7 @@ def test_a_wide_gamut_photo_is_brought_to_srgb(space: tuple[np.ndarray, float], 
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(kind, {})
     photo = encoded(flat("RGB", COLOR), kind, icc_profile=rgb_profile(*space), **options)
     expected = to_srgb(COLOR, *space)
-    assert np.abs(expected - COLOR).max() > 5  # so reading it as sRGB would be seen
+    assert np.abs(expected - COLOR).max() > 5  # so reading it as sRGB would be noticed
     assert np.abs(load_photo(photo)[4, 4] - expected).max() <= (4 if kind == "JPEG" else 2)
 
 
@@ -62,7 +62,7 @@ def test_transparency_and_palettes_are_converted_too(mode: str) -> None:
 
 def test_rotation_and_profile_go_together() -> None:
     image = flat("RGB", COLOR)
-    image.paste((0, 0, 0), (0, 0, 8, 4))  # stored upside down: the top is the colored half
+    image.paste((0, 0, 0), (0, 0, 8, 4))  # stored upside down: the top half is colored
     exif = Image.Exif()
     exif[0x0112] = 3
     found = load_photo(encoded(image, "PNG", exif=exif, icc_profile=P3))
@@ -96,7 +96,7 @@ def test_inks_have_the_colors_of_their_profile(kind: str) -> None:
 
 
 def interoperability(index: bytes) -> bytes:
-    """EXIF data as cameras write it: the main directory, in it EXIF's, in it that of interoperability."""
+    """EXIF data as cameras write it: the main directory contains EXIF's, and that the interoperability directory."""
     header = b"Exif\0\0II" + struct.pack("<HI", 42, 8)
     main = struct.pack("<HHHIII", 1, 0x8769, 4, 1, 26, 0)
     exif = struct.pack("<HHHIII", 1, 0xA005, 4, 1, 44, 0)

@@ -21,7 +21,7 @@ from infid_export.faces.detection import (
 )
 from infid_export.faces.model_files import find_pack
 
-# left eye, right eye, nose, mouth corners of the photo, read off it by hand
+# left eye, right eye, nose and mouth corners in the photo, measured by hand
 BY_HAND = np.array([[203, 102], [247, 104], [223, 125], [204, 142], [241, 144]])
 EYES = 44.0
 
@@ -39,14 +39,14 @@ def landmark_error(found: Face, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("size", [(64, 64), (97, 131), (33, 200), (480, 640)], ids=str)
 def test_maps_are_decoded_at_any_size(tmp_path: Path, size: tuple[int, int]) -> None:
-    """A white 4 × 4 cell is a face of known box and landmarks, counted from the cell's center."""
+    """A white 4 × 4 cell is a face with known box and landmarks, relative to the cell's center."""
     photo = np.zeros((*size, 3), np.uint8)
     photo[12:16, 8:12] = 255
     (found,) = CenterFaceDetector(write_dot_detector(tmp_path / "d.onnx")).detect(photo)
     center = np.array([9.5, 13.5])  # of the pixels 8–11 and 12–15
     np.testing.assert_allclose(found.box, [*(center - BOX / 2), *(center + BOX / 2)], atol=1e-3)
     assert found.score == 1.0
-    if max(size) <= 64:  # looked at again at other sizes, the dot is no white cell any more
+    if max(size) <= 64:  # at other sizes, the dot is no longer a white cell
         expected = center - BOX / 2 + np.array([[x, y] for y, x in MARKS]) * BOX
         np.testing.assert_allclose(found.landmarks, expected, atol=1e-3)
 
@@ -246,7 +246,7 @@ def test_of_several_packs_one_has_to_be_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds 2 InsightFace model packs: .*antelopev2, .*buffalo_l\. Give one of"):
         InsightFaceDetector(tmp_path)
     (tmp_path / "det.onnx").touch()
-    assert find_pack(tmp_path) == tmp_path  # what lies in the folder itself is the pack
+    assert find_pack(tmp_path) == tmp_path  # the files in the folder itself are the pack
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_an_embedding_without_direction_is_rejected_when_opened(tmp_path: Path, 
 MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
 IDENTITY = (np.ones(3), np.zeros(3))  # scale and bias of a batch normalization
 HALF = np.full((1, 3, 1, 1), 127.5)
-# What a model begins with, how it then takes its pixels, and whether it brings them to [−1, 1].
+# A model's first operators, how it then expects its pixels, and whether it scales them to [−1, 1].
 STARTS: dict[str, tuple[list[tuple], str, bool]] = {
     "nothing": ([], "signed", True),
     "mxnet": ([("Sub", 127.5), ("Mul", 1 / 127.5)], "raw", True),
@@ -110,7 +110,7 @@ def test_channels_last_and_whole_pixels(tmp_path: Path) -> None:
     "options",
     [
         {"fill": 1.0},
-        # scales its pixels after an operator that is no linear one, so that it is not seen to do so
+        # scales its pixels after a nonlinear operator, so the scaling is not detected
         {"start": [("Pow", 1.0), ("Sub", 127.5), ("Mul", 1 / 127.5)]},
     ],
     ids=["constant", "scaled-twice"],
@@ -126,7 +126,7 @@ def test_embeddings_are_insightfaces(tmp_path: Path, start: str) -> None:
     path = write_recognizer(tmp_path / "r.onnx", start=STARTS[start][0])
     model = onnx.load(str(path))
     for node in model.graph.node:
-        node.name = f"{node.op_type}_0"  # by which insightface goes
+        node.name = f"{node.op_type}_0"  # insightface relies on it
     onnx.save(model, str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     theirs = arcface.ArcFaceONNX(str(path), session).get_feat(np.ascontiguousarray(FACE[:, :, ::-1]))[0]

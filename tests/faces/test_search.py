@@ -14,11 +14,11 @@ from infid_export.faces.search import find_faces
 
 
 class SquareDetector:
-    """Takes a white square for a face, if it is not too small in what it is shown, and counts what it is shown."""
+    """Detects a white square as a face if it is large enough in the image, and counts the images."""
 
     def __init__(self, smallest: float) -> None:
         self.shown: list[tuple[int, int]] = []
-        self.smallest = smallest  # share of the longer side
+        self.smallest = smallest  # fraction of the longer side
 
     def detect(self, photo: np.ndarray) -> list[Face]:
         self.shown.append(photo.shape[:2])
@@ -26,7 +26,7 @@ class SquareDetector:
         if not len(rows):
             return []
         left, top, side = columns.min(), rows.min(), np.ptp(rows) + 1
-        if side < self.smallest * max(photo.shape[:2]) or np.ptp(columns) + 1 != side:  # nor one that is cut
+        if side < self.smallest * max(photo.shape[:2]) or np.ptp(columns) + 1 != side:  # nor one that is cut off
             return []
         return [Face(np.array([left, top, left + side, top + side]), 0.9, ARCFACE_TEMPLATE * side + [left, top])]
 

@@ -20,7 +20,7 @@ from infid_export.scheduler import SDXL_SCHEDULER
 
 
 def configurations(folder: Path) -> Attempt:
-    """Open checkpoints of which one configuration is odd, and build that network without weights."""
+    """Open checkpoints with one odd configuration, and build that network without weights."""
     documents: dict[str, Any] = {
         "unet/config.json": {"_class_name": "UNet2DConditionModel", **DEMO.unet},
         "vae/config.json": {"_class_name": "AutoencoderKL", **DEMO.vae},
@@ -61,7 +61,7 @@ def configurations(folder: Path) -> Attempt:
         name = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
         (folder / part / f"{name}.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
 
-    read_checkpoint(folder)  # undamaged it is one
+    read_checkpoint(folder)  # undamaged, it is a checkpoint
 
     def attempt(random: Random) -> None:
         name = random.choice(list(documents))

@@ -1,4 +1,4 @@
-"""Fuzzed command lines: the exit code is 0 or 1, and what is wrong is said in one message without a traceback."""
+"""Fuzzed command lines: the exit code is 0 or 1, and the problem is reported in one message without a traceback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from PIL import Image
 from infid_engines.errors import InfidError, InputError
 from infid_export.cli.main import COMMANDS, run
 
-# Where hours of work would begin; everything before it is real.
+# Where hours of work would begin; everything before that is real.
 _WORK = (
     "infid_export.export.builder.build", "infid_export.export.builder.verify",
     "infid_export.export.build_estimate.estimate",
@@ -75,7 +75,7 @@ def command_lines(folder: Path) -> Attempt:
 
 
 def processes(folder: Path) -> Attempt:
-    """Run odd command lines that begin no work in processes of their own: they must end as in this one."""
+    """Run odd command lines that start no work in separate processes: they must end as in this process."""
     _write_files(folder)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)}
 
@@ -99,7 +99,7 @@ def processes(folder: Path) -> Attempt:
 
 
 def odd_line(random: Random) -> list[str]:
-    """Return the words of a command line that is not as it should be."""
+    """Return the words of an odd command line."""
     lines = [line.split() for line in _LINES]
     flags = sorted({word for line in lines for word in line if word.startswith("-")})
     words = list(random.choice(lines))
@@ -127,14 +127,14 @@ def odd_line(random: Random) -> list[str]:
 def _odd_word(random: Random) -> str:
     plain = [
         text for text in TEXTS if "\0" not in text and "\ud800" not in text
-    ]  # no system has them in a command line
+    ]  # no system allows them in a command line
     return random.choice(
         (random.choice(_WORDS), random.choice(_WORDS), random.choice(plain), str(random.choice(NUMBERS)))
     )
 
 
 def judge(arguments: list[str], code: int, out: str, err: str) -> None:
-    """Reject a traceback, an unknown exit code, and anything but one message."""
+    """Reject tracebacks, unknown exit codes, and anything but exactly one message."""
     if code not in (0, 1) or "Traceback" in err or "Traceback" in out:
         raise AcceptedDamageError(f"{arguments}: exit code {code}\n{err[-1500:]}")
     if (
@@ -168,7 +168,7 @@ def _run(folder: Path, arguments: list[str]) -> tuple[int, str, str]:
 
 
 class _BegunError(InfidError):
-    """The command line was read to its end, and the work would begin."""
+    """The command line was fully parsed, and the work would begin."""
 
 
 def _begun(*_: Any, **__: Any) -> NoReturn:
@@ -178,7 +178,7 @@ def _begun(*_: Any, **__: Any) -> NoReturn:
 @contextmanager
 def _work_stopped() -> Iterator[None]:
     targets = [target.rpartition(".") for target in _WORK]
-    # all modules first: one that is imported under a patch would keep what it takes from the patched one
+    # all modules first: one imported under a patch would keep names from the patched module
     modules = [importlib.import_module(module) for module, _, _ in targets]
     with ExitStack() as stack:
         for module, (_, _, name) in zip(modules, targets, strict=True):

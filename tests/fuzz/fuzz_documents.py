@@ -1,4 +1,4 @@
-"""Fuzzed documents that users give to commands: tuning files, scores, evaluation sets, bundles of kernels."""
+"""Fuzzed documents that users pass to commands: tuning files, scores, evaluation sets, kernel bundles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from infid_kernels import tuning
 
 
 def users_documents(folder: Path) -> Attempt:
-    """Read odd tuning files, scores and sets; what is taken is used."""
+    """Read odd tuning files, scores and sets; whatever is accepted is then used."""
     Image.new("RGB", (8, 8)).save(folder / "ann.png")
     scores = evaluation({("ann", "a"): 0.5, ("bob", "a"): 0.25})
     documents: dict[str, Any] = {
@@ -57,12 +57,12 @@ def _use_tuning(path: Path) -> None:
         with tuning.loaded(path):
             for op in tuning.OPS:
                 tuning.entry(op, "sm_90", 64, 4096, True)
-    except ValueError as error:  # its readers make an InputError of it
+    except ValueError as error:  # its callers turn it into an InputError
         raise InputError(str(error), fix="Write it with `infid-export tune`.") from error
 
 
 def bundles(folder: Path) -> Attempt:
-    """Load bundles of kernels of which a file is damaged: only one that says the same is taken."""
+    """Load kernel bundles with one damaged file: only a file with unchanged content may be accepted."""
     path = folder / "bundle"
     write_bundle(path, [compiled(), compiled("mean_shift", even_n=None)])
     whole = KernelBundle.load(path)

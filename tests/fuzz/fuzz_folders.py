@@ -32,7 +32,7 @@ _GRAPHS = ("text_encoder", "text_encoder_2", "identity_encoder", "denoise_step",
 
 @contextmanager
 def inside(folder: Path) -> Iterator[None]:
-    """Make a folder the current one within the block."""
+    """Make a folder the current directory within the block."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -42,7 +42,7 @@ def inside(folder: Path) -> Iterator[None]:
 
 
 def small_folder(folder: Path) -> Path:
-    """Write a tiny engine folder whose tokenizers know few words, so that it is loaded within milliseconds."""
+    """Write a tiny engine folder whose tokenizers know few words, so that it loads within milliseconds."""
     engines = write_folder(folder / "engines")
     for name, pad in zip(FILES, ("<|endoftext|>", "!"), strict=True):
         checkpoint = checkpoint_tokenizer(folder / "words", pad)
@@ -64,7 +64,7 @@ def person() -> Person:
 
 
 def manifests(folder: Path) -> Attempt:
-    """Load folders whose manifest is damaged: only a manifest that says the same is taken."""
+    """Load folders with a damaged manifest: only a manifest with unchanged content may be accepted."""
     engines = small_folder(folder)
     path = engines / MANIFEST
     content, whole = path.read_bytes(), Manifest.load(engines)
@@ -82,7 +82,7 @@ def manifests(folder: Path) -> Attempt:
 
 
 def forged_manifests(folder: Path) -> Attempt:
-    """Use folders whose manifest says odd things under a fresh seal: what is taken must run or be rejected."""
+    """Use folders whose manifest has odd values under a fresh seal: each must run or be rejected."""
     engines = small_folder(folder)
     document = {name: value for name, value in json.loads((engines / MANIFEST).read_text()).items() if name != "seal"}
     whom = person()
@@ -99,7 +99,7 @@ def forged_manifests(folder: Path) -> Attempt:
 
 
 def engine_files(folder: Path) -> Attempt:
-    """Use folders of which one file is damaged: nothing of it is ever taken."""
+    """Use folders with one damaged file: it must never be accepted."""
     engines = small_folder(folder)
     manifest = Manifest.load(engines)
     contents = {name: (engines / name).read_bytes() for name in manifest.files}
@@ -121,7 +121,7 @@ def engine_files(folder: Path) -> Attempt:
 
 
 def parity_documents(folder: Path) -> Attempt:
-    """Read damaged comparisons: only those that say the same are taken."""
+    """Read damaged comparisons: only those with unchanged content may be accepted."""
     row = {
         "graph": "vae_decoder", "output": "image", "dtype": "float32", "max_error": None, "rms_error": 1e-4,
         "cosine": 1e-7, "max_tolerance": 1e-1, "rms_tolerance": 1e-2, "passed": False, "key": "k",
@@ -151,7 +151,7 @@ def parity_documents(folder: Path) -> Attempt:
 
 
 def tokenizers(folder: Path) -> Attempt:
-    """Use damaged tokenizer files of engine folders, whose hashes are not looked at here, and of checkpoints."""
+    """Use damaged tokenizer files from engine folders (without checking hashes here) and from checkpoints."""
     engines = folder / "plain"
     texts = []
     for name, pad in zip(FILES, ("<|endoftext|>", "!"), strict=True):
@@ -189,7 +189,7 @@ def _damaged_text(random: Random, content: bytes, is_json: bool) -> bytes:
 
 
 def checkpoint_tokenizer(folder: Path, pad: str) -> Path:
-    """Write a tokenizer folder as checkpoints have it, of few words."""
+    """Write a tokenizer folder as in checkpoints, with few words."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     shutil.rmtree(folder, ignore_errors=True)

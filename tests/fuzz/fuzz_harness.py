@@ -1,4 +1,4 @@
-"""Runs fuzzed cases one by one: what came of each, how long it took, and how much memory."""
+"""Runs fuzzed cases one by one, and records each one's outcome, time and memory."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import Any, Literal
 from infid_engines.errors import InfidError
 from infid_engines.memory import peak_memory, reset_peak_memory
 
-MOST_BYTES = 2_000_000_000  # that a case may add to the process
-MOST_SECONDS = 30.0  # of a case, on a busy machine
-Attempt = Callable[[Random], None]  # draws a case and tries it; an error of ours is a rejection
+MOST_BYTES = 2_000_000_000  # memory that a case may add to the process
+MOST_SECONDS = 30.0  # time limit of a case, on a busy machine
+Attempt = Callable[[Random], None]  # draws a case and tries it; one of our own errors is a rejection
 
 
 class AcceptedDamageError(Exception):
-    """Something that was damaged was taken for whole."""
+    """Damaged input was accepted as intact."""
 
 
 class TooLongError(BaseException):
-    """A case took too long; no `except OSError` and no `except Exception` takes it for something else."""
+    """A case took too long; neither `except OSError` nor `except Exception` catches it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case; kind and seed make it again."""
+    """The outcome of a case; kind and seed reproduce it."""
 
     kind: str
     seed: int
@@ -41,7 +41,7 @@ class Outcome:
 
 
 def run_case(kind: str, attempt: Attempt, seed: int) -> Outcome:
-    """Run one case; nothing is raised but what ends the process."""
+    """Run one case; only exceptions that end the process are raised."""
     reset_peak_memory()
     before, started = peak_memory(), time.monotonic()
     result, detail = "accepted", ""
@@ -53,7 +53,7 @@ def run_case(kind: str, attempt: Attempt, seed: int) -> Outcome:
         result, detail = _judged(error)
     except (KeyboardInterrupt, GeneratorExit):
         raise
-    except BaseException as error:  # a panic of a Rust library is no Exception
+    except BaseException as error:  # a panic of a Rust library is not an Exception
         result, detail = "fault", "".join(traceback.format_exception(error))[-2000:]
     seconds, peak = time.monotonic() - started, peak_memory() - before
     if result != "fault" and peak > MOST_BYTES:
@@ -62,7 +62,7 @@ def run_case(kind: str, attempt: Attempt, seed: int) -> Outcome:
 
 
 def _judged(error: InfidError) -> tuple[Any, str]:
-    """A rejection has a problem and a fix, a sentence or more each."""
+    """Check that a rejection has a problem and a fix, at least one sentence each."""
     for part in (error.problem, error.fix):
         if not part.strip() or part.strip() != part or "Traceback" in part:
             return "fault", f"no sentence: {error.problem!r} {error.fix!r}"

@@ -19,7 +19,7 @@ _BOMB_SHARE = 0.006  # one takes a second
 
 
 def photos(_: Path) -> Attempt:
-    """Read damaged photos of every format, and small files that unfold to many pixels."""
+    """Read damaged photos in every format, and small files that decompress to many pixels."""
     seeds = _seeds()
 
     def attempt(random: Random) -> None:
@@ -70,14 +70,14 @@ def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def bomb(random: Random) -> bytes:
-    """Return a small file that says it has many pixels, or has them."""
+    """Return a small file that claims many pixels, or really has them."""
     side = random.choice((4000, 9999, 10_000, 10_001, 30_000, 60_000))
     kind = random.randrange(4)
     if kind == 0:
         depth, colors = random.choice(((8, 2), (8, 6), (16, 0), (16, 2), (16, 6), (8, 4), (1, 0)))
         channels = {0: 1, 2: 3, 4: 2, 6: 4}[colors]
         row = b"\0" * (1 + side * channels * depth // 8)
-        rows = side if side <= 10_001 else 1000  # of the others the header alone matters: they are too large
+        rows = side if side <= 10_001 else 1000  # for the others only the header matters: they are too large
         return png(side, side, depth, colors, row, rows)
     if kind == 1:  # a JPEG's size is in its frame header
         content = bytearray(_saved(Image.new("RGB", (16, 16)), "JPEG"))
@@ -93,7 +93,7 @@ def bomb(random: Random) -> bytes:
 
 
 def png(width: int, height: int, depth: int, colors: int, row: bytes, rows: int, *more: tuple[bytes, bytes]) -> bytes:
-    """Return a PNG file of equal rows, with more chunks before its pixels."""
+    """Return a PNG file of equal rows, with extra chunks before its pixels."""
     packer = zlib.compressobj(9)
     packed = b"".join(packer.compress(row) for _ in range(rows)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, depth, colors, 0, 0, 0)

@@ -21,9 +21,9 @@ class Kind:
     """One kind of input.
 
     Args:
-        prepare: writes what is damaged into an empty folder, and returns what tries one case.
-        always: cases of every test run.
-        long: cases of a long run.
+        prepare: writes the files to be damaged into an empty folder, and returns a function that tries one case.
+        always: number of cases in every test run.
+        long: number of cases in a long run.
     """
 
     prepare: Callable[[Path], Attempt]

@@ -1,4 +1,4 @@
-"""Fuzzed shards: tar files, their index, and a training's checkpoints."""
+"""Fuzzed shards: tar files and their index; and training checkpoints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HUGE = 1 << 40
 
 
 def indices(folder: Path) -> Attempt:
-    """Load damaged indices: only one that says the same is taken; under a fresh seal it must be usable or rejected."""
+    """Load damaged indices: only unchanged content may be accepted; under a fresh seal it must work or be rejected."""
     shards = write_shards(folder / "shards", _CROP)
     path = shards / INDEX
     content, whole = path.read_bytes(), ShardIndex.load(shards)
@@ -49,7 +49,7 @@ def indices(folder: Path) -> Attempt:
 
 
 def tars(folder: Path) -> Attempt:
-    """Read damaged shards: their hash shows it, and without it they are read to the end or rejected."""
+    """Read damaged shards: the hash detects it, and without the hash they are read to the end or rejected."""
     shards = write_shards(folder / "shards", _CROP)
     shard = ShardIndex.load(shards).shards[0]
     path = shards / shard.file
@@ -77,7 +77,7 @@ def _members(content: bytes) -> list[tuple[str, bytes]]:
 
 
 def _odd_tar(random: Random, members: list[tuple[str, bytes]], said: dict[str, Any]) -> bytes:
-    """Return a whole tar file with odd members."""
+    """Return an intact tar file with odd members."""
     chosen = list(members)
     for _ in range(random.choice((1, 1, 2, 4))):
         if not chosen:
@@ -104,7 +104,7 @@ def _odd_tar(random: Random, members: list[tuple[str, bytes]], said: dict[str, A
             if random.random() < 0.02:
                 member.type = random.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE))
                 member.linkname, member.size = "/etc/passwd", 0
-            if random.random() < 0.02:  # a sparse file: no bytes, and a size of its own
+            if random.random() < 0.02:  # a sparse file: no bytes, but a nonzero size
                 member.pax_headers = {
                     "GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.realsize": str(_HUGE),
                     "GNU.sparse.size": str(_HUGE), "GNU.sparse.map": f"{_HUGE - 4},4", "GNU.sparse.numblocks": "1",
@@ -124,7 +124,7 @@ def _odd_content(random: Random, name: str, content: bytes, said: dict[str, Any]
 
 
 def _odd_array(random: Random) -> bytes:
-    """Return an .npy file whose header says something odd of it."""
+    """Return an .npy file with an odd header."""
     shape: Any = random.choice(((512,), (_HUGE,), (_HUGE, _HUGE), (-1,), (), (2, 256), (2**62, 4), "x", (10**30,)))
     kind = random.choice(("<f4", "<f8", ">f4", "|O", "<U9", "<M8[s]", "|V4", "<f2", "nonsense"))
     header = f"{{'descr': {kind!r}, 'fortran_order': {random.choice((True, False, 1, None))}, 'shape': {shape!r}, }}"
@@ -135,7 +135,7 @@ def _odd_array(random: Random) -> bytes:
 
 
 def run_states(folder: Path) -> Attempt:
-    """Read damaged states of checkpoints: only one that says the same is taken."""
+    """Read damaged checkpoint states: only unchanged content may be accepted."""
     step = folder / "step-00000002"
     step.mkdir()
     for name in (WEIGHTS, OPTIMIZER):

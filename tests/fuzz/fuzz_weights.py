@@ -24,7 +24,7 @@ _HUGE = 1 << 40
 
 
 def people(folder: Path) -> Attempt:
-    """Read damaged person files; what is taken must be the very person."""
+    """Read damaged person files; an accepted one must give exactly the original person."""
     random = np.random.default_rng(0)
     tensors = [random.standard_normal((2, 5, depth)).astype(np.float16) for depth in (6, 8, 8)]
     whole = Person(*tensors, model="a" * 64, name="Eileen Ünïcode")
@@ -45,7 +45,7 @@ def people(folder: Path) -> Attempt:
 
 
 def identities(folder: Path) -> Attempt:
-    """Read damaged identity weights; what is taken must be the very weights and their configuration."""
+    """Read damaged identity weights; an accepted file must give exactly the original weights and configuration."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         modules = IdentityModules(SIZES, BLOCKS)
@@ -64,7 +64,7 @@ def identities(folder: Path) -> Attempt:
 
 
 def unsealed_identities(folder: Path) -> Attempt:
-    """Read identity weights of other software, without a seal, whose headers are odd."""
+    """Read identity weights from other software, without a seal, with odd headers."""
     identities(folder)  # writes the file
     path = folder / "odd.safetensors"
     tensors, config = load_file(folder / "whole.safetensors"), SIZES.to_dict()
@@ -95,7 +95,7 @@ def _file(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> bytes:
 
 
 def _damaged_file(random: Random, content: bytes) -> bytes:
-    """Damage the bytes, or the header's JSON with everything else left whole."""
+    """Damage the bytes, or only the header's JSON."""
     if random.random() < 0.5:
         return damaged(random, content)
     length = int.from_bytes(content[:8], "little")

@@ -1,6 +1,6 @@
-"""Runs the cases of one kind in a process of its own, and writes what came of each as a line of JSON.
+"""Runs the cases of one kind in a separate process, and writes each outcome as a line of JSON.
 
-A case that ends the process is the one whose line is missing.
+If a case ends the process, its line is missing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(kind: str, first: int, count: int, path: Path) -> None:
 
 
 def _limit_memory() -> None:
-    """Let the process have twice what a case may take, so that a bomb fails here and takes no other program along."""
+    """Limit the process to twice the memory of a case, so that a decompression bomb harms no other program."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + 2 * MOST_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

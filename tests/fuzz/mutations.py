@@ -1,4 +1,4 @@
-"""Ways to damage bytes and JSON that know what formats are made of; every choice comes from one seeded generator."""
+"""Format-aware ways to damage bytes and JSON; every choice comes from one seeded generator."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 from random import Random
 from typing import Any
 
-# What a length field, a count or a size can be mistaken for.
+# Values that break length fields, counts and sizes.
 NUMBERS = (0, 1, -1, 7, 127, 255, 65_535, 2**31 - 1, 2**31, 2**32 - 1, 2**53 + 1, 2**63, 2**64 - 1, 10**30)
 TEXTS = (
     "", " ", "\0", "\ud800", "..", "../../etc/passwd", "/etc/passwd", "a/../../b", "C:\\x", "two\nlines", "x" * 300,
     "y" * 5000, "NaN", "null", "1", "é" * 40, "\u202e", "🙂", "%s%n", "{}", "float16", "F64", "cpu",
 )  # fmt: skip
 _FLOATS = (0.5, -0.0, 1e308, -1e-320)
-_DEPTH = 20_000  # far beyond Python's limit of recursion
+_DEPTH = 20_000  # far beyond Python's recursion limit
 
 
 def damaged(random: Random, content: bytes, others: tuple[bytes, ...] = ()) -> bytes:
@@ -71,12 +71,12 @@ _BYTE_DAMAGES = (_flip, _flip, _cut, _lengthen, _splice, _overwrite_number, _bla
 
 
 def _place(random: Random, length: int) -> int:
-    """Return a place, half of the time near the start, where headers are."""
+    """Return a position, half of the time near the start, where headers are."""
     return random.randrange(min(length, 128) if random.random() < 0.5 else length)
 
 
 def damaged_json(random: Random, value: Any) -> Any:
-    """Return a JSON value in which some entries are missing, odd, renamed, doubled or of another type."""
+    """Return a JSON value in which some entries are missing, odd, renamed, duplicated or of another type."""
     found = copy.deepcopy(value)
     for _ in range(random.choice((1, 1, 1, 2, 5))):
         parent, key = _node(random, found)
@@ -108,7 +108,7 @@ def odd_value(random: Random) -> Any:
 
 
 def _node(random: Random, value: Any) -> tuple[Any, Any]:
-    """Return a random entry as its container and its key, the deeper ones as likely as the outer ones."""
+    """Return a random entry as its container and key; nested entries are as likely as outer ones."""
     entries: list[tuple[Any, Any]] = []
     waiting = [value]
     while waiting:
@@ -123,7 +123,7 @@ def _node(random: Random, value: Any) -> tuple[Any, Any]:
 
 
 def json_text(random: Random, value: Any) -> bytes:
-    """Return a value as the bytes of a JSON file, at times in a form that JSON's grammar or UTF-8 does not allow."""
+    """Return a value as the bytes of a JSON file, sometimes in a form that JSON's grammar or UTF-8 does not allow."""
     text = json.dumps(value, indent=random.choice((None, 1)))
     what = random.random()
     if what < 0.7:

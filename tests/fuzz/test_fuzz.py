@@ -54,7 +54,7 @@ def test_thousands_of_inputs(kind: str, tmp_path: Path, record_property: Record)
 
 
 def _in_processes(kind: str, count: int, path: Path) -> tuple[list[Outcome], list[int]]:
-    """Run all cases; a process that a case has ended is followed by another from the next case on."""
+    """Run all cases; when a case ends the process, a new one continues with the next case."""
     outcomes: list[Outcome] = []
     crashes: list[int] = []
     path.touch()
@@ -80,7 +80,7 @@ def _accepts(_: Random) -> None:
 
 
 def _too_large(_: Random) -> None:
-    bytearray(300_000_000)[::4096] = b"x" * 73_243  # touched, so that it is there
+    bytearray(300_000_000)[::4096] = b"x" * 73_243  # touched, so that it is really allocated
 
 
 def _too_long(_: Random) -> None:

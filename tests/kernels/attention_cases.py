@@ -1,4 +1,4 @@
-"""The cases that the kernels and their references are checked on, and the formula in float64."""
+"""The cases on which the kernels and their references are tested, and the formula in float64."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Case:
     """One call.
 
     Args:
-        name: the id of the test.
+        name: the test id.
         lengths: queries, identity tokens, text tokens.
         d: head size.
         rows: rows of the batch.
@@ -69,7 +69,7 @@ class Case:
         return values.transpose(1, 2)
 
     def strengths(self, device: torch.device, largest: float | None = None) -> Tensor:
-        """Return a strength a row, no two neighbors alike."""
+        """Return one strength per row, with different neighbors."""
         largest = self.strength if largest is None else largest
         return torch.tensor([largest / (1 + row % 2) for row in range(self.rows)], device=device)
 
@@ -96,7 +96,7 @@ CASES = (
 
 
 def mixed_oracle(tensors: list[Tensor], strength: Tensor, scale: float | None = None) -> Tensor:
-    """Return mixed attention as the formula is written, in float64."""
+    """Return mixed attention computed directly from the formula, in float64."""
     q, k_id, v_id, k_t, v_t = (tensor.double() for tensor in tensors)
     s = strength.double().view(-1, 1, 1, 1)
     return _softmax_attention(
@@ -105,7 +105,7 @@ def mixed_oracle(tensors: list[Tensor], strength: Tensor, scale: float | None = 
 
 
 def merged_oracle(tensors: list[Tensor], strength: Tensor, factor: Tensor, scale: float | None = None) -> Tensor:
-    """Return merged cross-attention as the formula is written, with AdaIN on keys and values, in float64."""
+    """Return merged cross-attention computed directly from the formula, with AdaIN on keys and values, in float64."""
     q, k_id, v_id, k_t, v_t = (tensor.double() for tensor in tensors)
     s = strength.double().view(-1, 1, 1, 1)
     text = _softmax_attention(q, k_t, v_t, scale)
@@ -124,5 +124,5 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> 
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    """Return the RMS of the error over the RMS of what is expected; NaN if anything found is NaN."""
+    """Return the RMS of the error over the RMS of the expected values; NaN if any value is NaN."""
     return float((found.double() - expected).norm() / expected.norm())

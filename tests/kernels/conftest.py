@@ -17,9 +17,9 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session", autouse=True)
 def bf16_products_in_the_interpreter() -> Iterator[None]:
-    """Multiply bf16 tiles as numbers.
+    """Multiply bf16 tiles by value.
 
-    Numpy has no bf16, so Triton's interpreter (3.9) keeps its bits in uint16, and multiplies those integers.
+    Numpy has no bf16, so Triton's interpreter (3.9) stores the bits in uint16, and multiplies those integers.
     Every bf16 is an fp32, so converting the operands first gives the exact products.
     """
     builder: Any = interpreter.InterpreterBuilder

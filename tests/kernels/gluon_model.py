@@ -1,17 +1,17 @@
-"""A model of what Hopper promises asynchronous copies and products, which executes a Gluon kernel's own source.
+"""A model of Hopper's guarantees for asynchronous copies and matrix products; it executes a Gluon kernel's own source.
 
-Gluon has no interpreter. Here the kernel's Python functions run as they are, one program at a time, with `gl` and the
-operations of Hopper replaced by what is below. A copy lands as late as its barrier allows, a product reads its operands
-as late as its wait allows, and everything that hardware would leave to chance is a `HazardError`:
+Gluon has no interpreter. Here the kernel's Python functions run unchanged, one program at a time, with `gl` and the
+Hopper operations replaced by the classes below. A copy lands as late as its barrier allows, a product reads its
+operands as late as its wait allows, and anything that the hardware does not define is a `HazardError`:
 
-- a buffer is overwritten while a product may read it, or read before its copy was waited for;
-- a barrier is waited for in a phase that never comes or that passed already, armed twice, or gets another number of
-  bytes than it expects;
-- a wait by one warpgroup, or a store to shared memory, is not made known to the others by a CTA barrier, or to TMA by
+- a buffer is overwritten while a product may read it, or is read before its copy was waited for;
+- a barrier is waited for in a phase that never comes or has already passed, is armed twice, or receives a different
+  number of bytes than it expects;
+- a wait by one warpgroup, or a store to shared memory, is not made visible to the others by a CTA barrier, or to TMA by
   a fence;
-- a copy, a product or a barrier is left behind, or an element of the output is written twice or not at all.
+- a copy, a product or a barrier is left pending, or an element of the output is written twice or not at all.
 
-Threads are not modeled, nor layouts: those the compiler checks.
+Threads and layouts are not modeled; the compiler checks layouts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from triton.runtime.jit import JITFunction
 
 
 class HazardError(Exception):
-    """The kernel relies on what the hardware does not promise."""
+    """The kernel relies on something that the hardware does not guarantee."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -51,7 +51,7 @@ class Descriptor:
         return self.matrix.dtype
 
     def read(self, start: int, channel: int) -> Tensor:
-        """Return a block, with zeros for what is beyond the end."""
+        """Return a block, padded with zeros beyond the end."""
         rows, columns = self.block
         found = torch.zeros(self.block, dtype=self.dtype)
         part = self.matrix[start : start + rows, channel : channel + columns]
@@ -63,10 +63,10 @@ class Descriptor:
 class Barrier:
     initialized: bool = False
     fenced: bool = False
-    synchronized: bool = False  # whether all threads know of the initialization, or passed the last wait
+    synchronized: bool = False  # whether all threads know of the initialization, or have passed the last wait
     armed: bool = False
     expected: int = 0  # bytes
-    copies: list[Callable[[], int]] = field(default_factory=list)  # each lands and returns its bytes
+    copies: list[Callable[[], int]] = field(default_factory=list)  # each call lands a copy and returns its bytes
     completed: int = 0  # phases
     waited: int = 0  # phases
 
@@ -107,7 +107,7 @@ class Stages:
 
 @dataclass(eq=False)
 class Product:
-    """An accumulator of `warpgroup_mma`: no tensor before it was waited for."""
+    """An accumulator of `warpgroup_mma`; not a tensor until it has been waited for."""
 
     a: Any
     b: Any
@@ -255,7 +255,7 @@ class Program:
         require(not any(barrier.initialized for barrier in self.barriers), "a barrier is left valid")
 
     def language(self) -> SimpleNamespace:
-        """Return what stands for `gl`."""
+        """Return the replacement for `gl`."""
 
         def store(pointer: Pointer, value: Tensor, mask: Tensor) -> None:
             mask = mask.expand(value.shape)
@@ -305,7 +305,7 @@ def _layout(*_: object) -> str:
 
 
 def launch(module: ModuleType, name: str, grid: tuple[int, int], heads: int, out: Pointer, **arguments: Any) -> None:
-    """Run all programs of a kernel, and check that they wrote every element of the output once."""
+    """Run all programs of a kernel, and check that they write every element of the output exactly once."""
     for ids in itertools.product(*(range(size) for size in grid)):
         program = Program(ids, ids[1] // heads)
         program.functions(module)[name](heads=heads, out=out, **arguments)

@@ -1,7 +1,7 @@
-"""Runs tests on mutated kernels, each in a fork of a process that has imported everything else.
+"""Runs tests on mutated kernels, each in a fork of a process that has already imported everything else.
 
-A line of JSON on stdin names a folder with the mutated package, a test file and an expression of tests; a line on
-stdout gives the exit code and the output.
+A line of JSON on stdin names a folder with the mutated package, a test file and a test expression; a line on stdout
+gives the exit code and the output.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language
 
-LOADED = (numpy, torch, triton, triton.language)  # what a fork need not import; the kernels are not among it
+LOADED = (numpy, torch, triton, triton.language)  # imports that forks share; the kernels are not among them
 
 
 def run(folder: str, tests: str, expression: str) -> tuple[int, str]:

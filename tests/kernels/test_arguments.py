@@ -73,7 +73,7 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("what", BAD)
 def test_a_bad_argument_is_named_with_what_was_expected(op: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "JITFunction", ())  # CPU tensors are right, also where a GPU is
+    monkeypatch.setattr(arguments, "JITFunction", ())  # CPU tensors are valid here, even on a machine with a GPU
     change, kind, message = BAD[what]
     names = ("q", "k_id", "v_id", "k_t", "v_t")
     good: dict[str, Any] = dict(zip(names, Case("good").tensors(0, torch.device("cpu")), strict=True))
@@ -83,7 +83,7 @@ def test_a_bad_argument_is_named_with_what_was_expected(op: str, what: str, monk
 
 @pytest.mark.parametrize("op", OPS)
 def test_cpu_tensors_are_for_the_interpreter_alone(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "JITFunction", object)  # nothing is interpreted
+    monkeypatch.setattr(arguments, "JITFunction", object)  # without the interpreter
     tensors = Case("compiled").tensors(0, torch.device("cpu"))
     with pytest.raises(
         ValueError, match="q must be on a CUDA device, got cpu; CPU tensors are for Triton's interpreter"
@@ -172,7 +172,7 @@ def calls(device: torch.device) -> dict[str, tuple[Any, tuple[Tensor, ...]]]:
 
 
 def registered(op: str, arguments: tuple[Tensor, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """Return the registered operation behind a public one, and its arguments."""
+    """Return the registered operator behind a public function, and its arguments."""
     operation = getattr(torch.ops.infid, op).default
     if op == "mixed_attention":
         return operation, (*arguments, 0.125)

@@ -22,7 +22,7 @@ from infid_kernels.tuning import Choice, Configuration, Library
 
 @pytest.fixture(autouse=True)
 def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a kernel does not write stays NaN."""
+    """Fill outputs with NaN, so elements that a kernel does not write are NaN."""
     for name in ("mixed_attention", "merged_cross_attention"):
         module = f"infid_kernels.{name}_triton"
         monkeypatch.setattr(f"{module}.empty_output", lambda q: empty_output(q).fill_(float("nan")))
@@ -50,7 +50,7 @@ DESCRIPTORS = replace(PLAIN, descriptors=True)
 
 
 def choosing(monkeypatch: pytest.MonkeyPatch, chosen: Choice) -> list[Choice]:
-    """Make mixed attention choose a form or a library; returns a list that receives what is launched."""
+    """Make mixed attention choose a form or a library; returns a list that records the launches."""
     module, launched = mixed_attention_triton, []
     launch = module.launch_mixed_attention
 
@@ -93,14 +93,14 @@ def test_what_the_gluon_form_takes_is_launched_in_it(device: torch.device, monke
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """What a library's attention returns, computed in float64: its rounded output, and the log-sum-exp in fp32."""
+    """Return what a library's attention returns, computed in float64: rounded output, and log-sum-exp in fp32."""
     logits = q.double() @ k.double().transpose(-1, -2) * scale
     return (logits.softmax(-1) @ v.double()).to(q.dtype), logits.logsumexp(-1).float()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_mixed_attention_by_a_library(case: Case, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library is a stand-in, the merge is ours; its two outputs are rounded before they are merged."""
+    """The library is a fake, the merge is real; the library's two outputs are rounded before they are merged."""
     launched = choosing(monkeypatch, Library("cudnn"))
     monkeypatch.setattr(library_attention, "LIBRARIES", {"cudnn": dense_attention})
     tensors, strength = case.tensors(9, device), case.strengths(device)
@@ -113,7 +113,7 @@ def test_mixed_attention_by_a_library(case: Case, device: torch.device, monkeypa
 
 @pytest.mark.parametrize("library", library_attention.LIBRARIES)
 def test_a_library_is_called_as_it_is_declared(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On meta tensors; what it computes is the library's own affair until a GPU runs it."""
+    """This runs on meta tensors; the library's result is untested until a GPU runs it."""
     q, k, v = (torch.empty(2, 3, n, 64, dtype=torch.float16, device="meta") for n in (40, 50, 50))
     out, lse = library_attention.LIBRARIES[library](q, k, v, 0.3)
     assert out.shape == q.shape
@@ -140,7 +140,7 @@ def test_tensors_that_descriptors_cannot_describe_are_computed_without(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs memory that is not torch's own, which here is the CPU's")
 def test_memory_that_is_not_16_byte_aligned_is_computed_without_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It begins where the storage does, so only the address tells."""
+    """Its storage offset is 0, so only the address shows the misalignment."""
     launched = choosing(monkeypatch, DESCRIPTORS)
     case, device = Case("foreign"), torch.device("cpu")
     tensors, strength = case.tensors(6, device), case.strengths(device)
@@ -161,7 +161,7 @@ def test_while_tracing_descriptors_are_left_out(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "launch_mixed_attention", lambda *arguments: launched.append(arguments[4]))
     tensors = Case("traced").tensors(6, torch.device("cpu"))
     torch.compile(mixed_attention, fullgraph=True, backend="aot_eager")(*tensors, torch.ones(1))
-    assert set(launched) == {PLAIN}  # traced once or more
+    assert set(launched) == {PLAIN}  # traced at least once
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

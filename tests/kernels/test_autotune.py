@@ -1,4 +1,4 @@
-"""Choosing configurations, without a GPU: the kernels run in Triton's interpreter, the times are made up."""
+"""Choosing configurations without a GPU: the kernels run in Triton's interpreter, with made-up times."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Launch = Callable[..., None]
 
 
 def times(*medians: float) -> Timer:
-    """A timer that answers with the medians in turn."""
+    """A timer that returns the given medians in turn."""
     left = list(medians)
 
     def timer(calls: Sequence[Callable[[], object]]) -> Timing:
@@ -41,7 +41,7 @@ def times(*medians: float) -> Timer:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, which: Configuration, how: Callable[[Tensor], object]) -> None:
-    """Do something to the output of one configuration."""
+    """Change the output of one configuration."""
     launch = measure.launch_mixed_attention
 
     def spoiled(*arguments: Any) -> None:
@@ -83,7 +83,7 @@ def test_a_wrong_one_is_rejected_however_fast(
     monkeypatch: pytest.MonkeyPatch, how: Callable[[Tensor], object], reason: str
 ) -> None:
     spoil(monkeypatch, TALL, how)
-    trials = tried(MIXED, times(0.431), SMALL, TALL)  # a second time is never asked for
+    trials = tried(MIXED, times(0.431), SMALL, TALL)  # a second time is never requested
     assert trials[1].timing is None and reason in trials[1].rejection
     entry = chosen(MIXED, trials)
     assert entry.configuration == SMALL
@@ -194,7 +194,7 @@ def test_what_was_written_is_what_is_chosen(tmp_path: Path, hopper: torch.device
     assert tuning.choose("mixed_attention", hopper, 64, 988, (988, 988)) == (SMALL, False)
     assert tuning.choose("merged_cross_attention", hopper, 64, 4096, (261, 77)) == (TALL, False)
     assert tuning.choose("merged_cross_attention", hopper, 64, 1024, (261, 77)) == (LONG, False)
-    other = tuning.entry("mixed_attention", "sm_90", 128, 4096, True)  # not measured: the table's stays
+    other = tuning.entry("mixed_attention", "sm_90", 128, 4096, True)  # not measured: the table's entry stays
     assert other is not None and "compiled" in other.evidence
 
 
@@ -251,7 +251,7 @@ def test_times_are_summed_up_by_median_and_quantiles() -> None:
 
 
 class FakeCuda:
-    """The parts of torch.cuda that timing uses; one call takes 2 ms of a clock that stands still otherwise."""
+    """The parts of torch.cuda that timing uses; each call advances an otherwise fixed clock by 2 ms."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capturable: bool = True) -> None:
         self.clock, self.calls, self.replays, self.stream = 0.0, 0, 0, "own"
@@ -301,9 +301,9 @@ class FakeEvent:
 def test_a_time_is_that_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda(monkeypatch)
     assert time_on_gpu([cuda.call] * 3, samples=4) == Timing(2.0, 2.0, 2.0, 4)
-    assert cuda.in_graph == 21  # whole turns of three sets, at least 20 calls
+    assert cuda.in_graph == 21  # whole rounds over three sets, at least 20 calls
     assert cuda.calls == 3  # each set once before the capture, for compilation
-    assert cuda.replays > 4  # some to warm up
+    assert cuda.replays > 4  # some for warmup
     assert cuda.stream == "own"
 
 

@@ -1,4 +1,4 @@
-"""What the kernels are on real hardware, read from the machine code of every tuned configuration."""
+"""Properties of the kernels on real hardware, read from the machine code of every tuned configuration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 @cache
 def resources(*words: str) -> list[Row]:
-    """Return the benchmark's rows; it compiles, which the interpreter of this process cannot."""
+    """Return the benchmark's rows, from a process that compiles; this one only has the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
     command = [sys.executable, str(PROGRAM), *words, "--json"]
@@ -39,21 +39,21 @@ def resources(*words: str) -> list[Row]:
 
 
 def kinds() -> list[Any]:
-    """Return head sizes with types; bf16 runs with the same table."""
+    """Return pairs of head size and type; bf16 uses the same table."""
     found = [(d, dtype) for dtype in DTYPES for d in TUNED_HEAD_SIZES]
     return [pytest.param(*each, marks=() if each == (64, "float16") else pytest.mark.slow) for each in found]
 
 
 def fp32_loads(row: Row) -> dict[str, int]:
-    """Return the loads narrower than 16 bytes that are meant to be there, all of them outside of the main loops."""
+    """Return the expected number of loads narrower than 16 bytes; all of them are outside the main loops."""
     found = {"LDG.E": STRENGTHS[row["op"]]} if row["op"] in STRENGTHS else {}
-    # with 256 threads and a head size of 32 there are 8 bytes of a shift per thread
+    # with 256 threads and a head size of 32, each thread loads 8 bytes of a shift
     per_thread = SPLITS * row["head_size"] * 4 // (32 * row["configuration"]["num_warps"])
     return found | ({"LDG.E.64": SHIFTS[row["op"]]} if row["op"] in SHIFTS and per_thread == 8 else {})
 
 
 def wrong(row: Row) -> list[str]:
-    """Return what is wrong with a kernel's machine code, a phrase each."""
+    """Return the problems in a kernel's machine code, one phrase each."""
     found = []
     product = MATRIX_INSTRUCTION[row["architecture"]]
     if row["stack_bytes"]:
@@ -94,7 +94,7 @@ def test_every_form_for_tma_is_good_machine_code(architecture: str) -> None:
     rows = resources("--forms", "--head-size", "64", "--architecture", architecture)
     tried = [each for each in candidates("mixed_attention", architecture) if each != each.plain]
     assert len(rows) == 2 * len(tried) + len(GLUON_CANDIDATES[64]) >= 17  # full blocks and any length; Gluon: full
-    if triton.__version__ == FORMS[0]["triton"]:  # another compiler may well need other registers
+    if triton.__version__ == FORMS[0]["triton"]:  # another compiler may well need a different number of registers
         assert rows == FORMS, f"write {FORMS_FILE} again, and run benchmarks/kernels/roofline.py"
     faults = {(str(row["configuration"]), row["even_n"]): wrong(row) for row in rows}
     assert {case: found for case, found in faults.items() if found} == {}
@@ -109,7 +109,7 @@ def test_the_table_covers_every_call() -> None:
 
 @pytest.mark.parametrize("d", [40, 80, 96])
 def test_other_head_sizes_compile(d: int) -> None:
-    """With the tiles of the next power of two, which may spill: the table is tuned for powers of two."""
+    """They use the tiles of the next power of two, which may spill: the table is tuned for powers of two."""
     rows = resources("--head-size", str(d), "--architecture", "sm_90", "--op", "mixed_attention")
     assert len(rows) == 2
     for row in rows:

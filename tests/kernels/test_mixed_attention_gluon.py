@@ -1,4 +1,4 @@
-"""The Gluon form of mixed attention: its source on a model of Hopper, its machine code, and the calls that it takes."""
+"""The Gluon form of mixed attention: its source on a model of Hopper, its machine code, and the calls it accepts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from infid_kernels.sass import SHARED_LIMIT
 from infid_kernels.tuning import GLUON_CANDIDATES
 
 SPLITS = 4  # parts of the shifts
-TILE = (16, 8)  # queries and keys; the model takes any
+TILE = (16, 8)  # queries and keys; the model accepts any
 SOURCE = Path(attend_gluon.__file__)
 BARRIER = "    cta_barrier()\n"
 
@@ -53,7 +53,7 @@ def descriptor(tensor: Tensor, tokens: int, within_row: bool) -> Descriptor:
 
 
 def run(module: ModuleType, call: Call, inputs: Inputs, stages: int) -> Tensor:
-    """Return the result of the kernel's source on the model, into an output that was filled with NaN."""
+    """Run the kernel's source on the model, and return its output, which was filled with NaN before."""
     i, (block_m, block_n) = inputs, TILE
     out = torch.full((call.rows, call.queries, call.heads, call.d), math.nan, dtype=i.q.dtype)
     strides = out.transpose(1, 2).stride()
@@ -93,7 +93,7 @@ def test_rows_heads_and_a_partial_last_tile(identity: int, d: int, dtype: torch.
     assert error(attend_gluon, call, 2, dtype) < LIMITS[dtype]
 
 
-# name: what stands in the source, what stands there after the mutation, the hazard (none: the result is wrong)
+# name: original source, mutated source, the hazard (none: the result is wrong)
 MUTATIONS: Mapping[str, tuple[str, str, str]] = {
     "a step waits for the wrong phase": ("(block // STAGES) & 1", "0", "was waited for already"),
     "the last wait is for the wrong phase": ("(blocks // STAGES) & 1", "0", "was waited for already"),
@@ -131,7 +131,7 @@ MUTATIONS: Mapping[str, tuple[str, str, str]] = {
 
 
 def mutated(folder: Path, before: str, after: str) -> ModuleType:
-    """Return the kernel's module with something changed; not registered, so the original stays what it is."""
+    """Return the kernel's module with a change; it is not registered, so the original is not affected."""
     text = SOURCE.read_text()
     assert before in text, f"{SOURCE.name} has changed: {before!r} does not stand there"
     path = folder / "mutated_gluon.py"
@@ -155,7 +155,7 @@ def test_a_mutation_is_a_hazard_or_a_wrong_result(name: str, tmp_path: Path) -> 
         assert error(module, call, 2) > 0.05
 
 
-# Compiles every candidate, which the interpreter of this process cannot, and prints what its machine code says.
+# Compiles every candidate in a process without the interpreter, and prints facts about its machine code.
 PROGRAM = """
 import json, sys, torch
 from triton.runtime.jit import mangle_type
@@ -193,7 +193,7 @@ def resources(dtype: str) -> Sequence[Row]:
 
 
 def steps(loop: Sequence[str]) -> list[str]:
-    """Return what matters of the main loop in its order; S = Q Kᵀ and O = P V differ in their left operand."""
+    """Return the relevant instructions of the main loop in order; S = Q Kᵀ and O = P V differ in their left operand."""
     kinds = {
         r"HGMMA\S* R\d+, gdesc": "S", r"HGMMA\S* R\d+, R\d+, gdesc": "O", r"WARPGROUP\.DEPBAR\S* gsb0, 0x1": "wait 1",
         r"WARPGROUP\.DEPBAR\S* gsb0, 0x0": "wait 0", r"MUFU\.EX2": "exp", r"BAR\.SYNC": "barrier", r"UTMALDG": "copy",
@@ -203,12 +203,12 @@ def steps(loop: Sequence[str]) -> list[str]:
 
 
 def short(order: Sequence[str]) -> str:
-    """Return the steps with repetitions once."""
+    """Return the steps without consecutive repetitions."""
     return ", ".join(name for name, _ in itertools.groupby(order))
 
 
 def wrong(row: Row) -> list[str]:
-    """Return what is wrong with a kernel's machine code, a phrase each."""
+    """Return the problems in a kernel's machine code, one phrase each."""
     found = []
     counts = {name: sum(each for full, each in row["instructions"].items() if full.startswith(name))
               for name in ("HGMMA", "WARPGROUP.ARRIVE")}  # fmt: skip
@@ -298,7 +298,7 @@ def test_bad_machine_code_is_reported(change: Row, says: Sequence[str]) -> None:
 
 
 def tensors(d: int = 64, identity: int = 256, text: int = 256, dtype: torch.dtype = torch.float16) -> Operands:
-    """Return the operands as `[B, N, H·d]` projections leave them."""
+    """Return the operands as views of `[B, N, H·d]` projections."""
     lengths = (200, identity, identity, text, text)
     return Operands(*(torch.zeros(2, length, 4, d, dtype=dtype).transpose(1, 2) for length in lengths))
 
@@ -348,9 +348,9 @@ def test_it_rejects_what_is_stored_otherwise(index: int) -> None:
     odd = torch.zeros(2, 256, 4 * 64 + 4, dtype=torch.float16)[:, : good[index].shape[2], :256]
     shape = (2, 4, 256, 64) if index else (2, 4, 200, 64)
     for bad in (
-        torch.zeros(shape, dtype=torch.float16),  # the heads are not side by side
+        torch.zeros(shape, dtype=torch.float16),  # the heads are not contiguous
         torch.zeros(1, *shape[1:], dtype=torch.float16).transpose(1, 2).contiguous().transpose(1, 2).expand(shape),
-        odd.unflatten(2, (4, 64)).transpose(1, 2),  # 8 bytes beside 16
+        odd.unflatten(2, (4, 64)).transpose(1, 2),  # 8 bytes off a 16-byte boundary
         torch.zeros(2, 300, 4, 64, dtype=torch.float16)[:, : shape[2]].transpose(1, 2),  # a gap between the rows
         torch.zeros(2 * shape[2] * 256 + 1, dtype=torch.float16)[1:].view(2, shape[2], 4, 64).transpose(1, 2),
     ):

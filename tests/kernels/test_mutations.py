@@ -1,4 +1,4 @@
-"""Every part of the kernels' arithmetic is needed: without it the table of cases fails."""
+"""Every part of the kernels' arithmetic is necessary: without it, the table of cases fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORKER = Path(__file__).parent / "mutation_worker.py"
 DESCRIPTORS, LIBRARY, SHIFT = (
     "mixed_attention_by_descriptors", "mixed_attention_by_a_library", "merged_cross_attention_with_the_shift",
 )  # fmt: skip
-# name: file, what stands there, what stands there after the mutation, the tests that must fail
+# name: file, original source, mutated source, the tests that must fail
 MUTATIONS = {
     "δ_k is dropped": (
         "mixed_attention_triton.py", "* delta_k[None, :], 1) * scale", "* delta_k[None, :], 1) * 0.0", "mixed"

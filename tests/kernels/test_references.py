@@ -15,12 +15,12 @@ def make(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> list[torc
     generator = torch.Generator().manual_seed(seed)
     sizes = [queries, own, own, other, other]
     tensors = [torch.randn(batch, heads, n, width, generator=generator, dtype=torch.float64) for n in sizes]
-    tensors[3] += 3.0  # means that differ
+    tensors[3] += 3.0  # different means
     return [tensor.to(dtype) for tensor in tensors]
 
 
 def oracle(q, k_id, v_id, k_t, v_t, s, scale):
-    """Mixed attention written straight from the formula, in float64."""
+    """Mixed attention computed directly from the formula, in float64."""
     q, k_id, v_id, k_t, v_t = (t.double() for t in (q, k_id, v_id, k_t, v_t))
     s = s.double().view(-1, 1, 1, 1)
     k = torch.cat([k_id + s * (k_t.mean(2, keepdim=True) - k_id.mean(2, keepdim=True)), k_t], 2)

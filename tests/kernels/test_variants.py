@@ -1,4 +1,4 @@
-"""The forms in which an operation is shipped for one architecture."""
+"""The variants of an operation that are compiled for one architecture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from infid_kernels.sass import MachineCode
 from infid_kernels.targets import ARCHITECTURES, HEAD_SIZES
 from infid_kernels.tuning import CANDIDATES, OPS, Configuration, Entry
 
-# Prints a line for every form of both operations: its launch description with its spilled bytes.
+# Prints one line per variant of both operations: its launch description and its spilled bytes.
 PROGRAM = """
 import json, sys
 from infid_kernels.sass import read_machine_code

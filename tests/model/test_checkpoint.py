@@ -1,4 +1,4 @@
-"""A checkpoint folder as people have them: written by diffusers, read by its loaders."""
+"""A typical checkpoint folder: written by diffusers, read by its loaders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint is, which of its files are meant, and what else was given in its place."""
+"""Where a checkpoint is, which of its files are used, and what else may have been passed instead."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from infid_export.model.architectures import DEMO, SDXL
 from infid_export.model.checkpoint_fields import SCHEDULE, SCHEDULERS, TEXT_ENCODER, UNET, VAE
 from infid_export.scheduler import SDXL_SCHEDULER
 
-# As stabilityai/stable-diffusion-xl-base-1.0 has it: with fields of other schedulers than its own.
+# As in stabilityai/stable-diffusion-xl-base-1.0: with fields of schedulers other than its own.
 SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.19.0.dev0", "beta_end": 0.012,
     "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": False, "interpolation_type": "linear",
@@ -204,7 +204,7 @@ def test_the_defaults_of_each_scheduler_are_diffusers_own(name):
     known = {*SCHEDULE.needed, *SCHEDULE.unused}
     assert set(own) <= known
     for field, needed in SCHEDULE.needed.items():
-        if field in own and field != "variance_type":  # any of the fixed ones will do
+        if field in own and field != "variance_type":  # any of the fixed fields will do
             assert SCHEDULERS[name].get(field, needed.absent) == own[field], field
 
 

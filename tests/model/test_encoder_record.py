@@ -118,7 +118,7 @@ def test_the_demo_models_weights_belong_to_its_recognizer(tmp_path: Path) -> Non
 
 
 def test_a_recognizer_with_pixels_of_its_own_makes_another_model(tmp_path: Path) -> None:
-    """People enrolled before its scaling was seen have other embeddings, and must be enrolled again."""
+    """People enrolled before its scaling was detected have different embeddings, and must be enrolled again."""
     raw = write_recognizer(tmp_path / "raw.onnx", start=[("Sub", 127.5), ("Mul", 1 / 127.5)])
     options = BuildOptions(tmp_path / "e", recognizer=raw, backends=("onnxruntime",), allow_other_encoders=True)
     plan = make_plan(options)

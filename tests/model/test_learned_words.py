@@ -29,7 +29,7 @@ PROMPTS = (
 
 @pytest.fixture(scope="module")
 def grown(parts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer folder with added words, as transformers writes it now."""
+    """A tokenizer folder with added words, as current transformers writes it."""
     folder = tmp_path_factory.mktemp("words") / "tokenizer"
     tokenizer = CLIPTokenizer.from_pretrained(parts["base"].parent / "words/tokenizer_2")
     assert tokenizer.add_tokens(WORDS) == len(WORDS)
@@ -38,7 +38,7 @@ def grown(parts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def as_older_versions(parts: dict[str, Path], folder: Path, place: str) -> Path:
-    """The same words in the other places that versions of transformers kept them in."""
+    """The same words in the other places where versions of transformers stored them."""
     shutil.copytree(parts["base"].parent / "words/tokenizer_2", folder)
     if place == "added_tokens.json":
         (folder / place).write_text(json.dumps({word: FIRST + index for index, word in enumerate(WORDS)}))
@@ -69,10 +69,10 @@ def test_added_words_are_tokens_as_in_diffusers(parts, grown, tmp_path, place):
 def test_a_word_of_several_vectors_is_written_out_once(grown):
     found = Tokenizer.from_str(folder_tokenizer_json(grown))
     assert found.encode("a <cat-toy> b").ids[2:5] == [FIRST, FIRST + 1, FIRST + 2]
-    # diffusers would take the first vector alone
+    # diffusers would use only the first vector
     assert found.encode("a <CAT-Toy> b").ids == found.encode("a <cat-toy> b").ids
     assert found.encode("<cat-toy>_2 <cat-toy>_1").ids[1:3] == [FIRST + 2, FIRST + 1]
-    # diffusers writes it out in the prompt that it gives to the reference pipeline's tokenizer
+    # diffusers expands it in the prompt for the reference pipeline's tokenizer
     assert found.encode("a <cat-toy> <cat-toy>_1 <cat-toy>_2 b").ids == found.encode("a <cat-toy> b").ids
     fast = PreTrainedTokenizerFast(tokenizer_object=found, pad_token="!", eos_token="<|endoftext|>")
     written = TextualInversionLoaderMixin().maybe_convert_prompt("a <cat-toy> b", fast)

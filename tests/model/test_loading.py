@@ -1,4 +1,4 @@
-"""Weights are loaded whole, or the tensors that are not as they should be are named."""
+"""Weights are loaded completely, or the error names the bad tensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture
 def base(parts: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy of the checkpoint whose files can be replaced, not written into."""
+    """A copy of the checkpoint whose files may be replaced, but not modified."""
     return shutil.copytree(parts["base"], tmp_path / "base", copy_function=os.link)
 
 
@@ -100,7 +100,7 @@ def test_weights_that_do_not_fit_are_named(base, component, problem):
 
 @pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2"])
 def test_text_encoders_are_loaded_as_sdxls_own_files_name_their_tensors(base, source, component):
-    """With a prefix that some versions of transformers have and others do not."""
+    """The names have a prefix that some versions of transformers use and others do not."""
 
     def prefixed(state: State) -> State:
         plain = {name.removeprefix("text_model."): value for name, value in state.items()}

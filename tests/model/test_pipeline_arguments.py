@@ -100,7 +100,7 @@ def test_a_callback_that_writes_changes_nothing_and_one_that_returns_does(
 def test_the_reference_reads_prompts_as_the_engines_do(
     source: RandomSource, tmp_path: Path, pads: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the checkpoint's tokenizers pad with."""
+    """This holds whatever the checkpoint's tokenizers pad with."""
     stored = tuple(map(clip_tokenizer_json, pads))
     monkeypatch.setattr(source, "tokenizers", lambda: stored)
     for name, text in zip(FILES, stored, strict=True):

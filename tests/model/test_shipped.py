@@ -20,7 +20,7 @@ from infid_training.world.drawing import landmarks, render
 from infid_training.world.people import FIRST_HELD_OUT, person
 from infid_training.world.scenes import portrait, scene
 
-LARGEST = 25e6  # bytes, all files together
+LARGEST = 25e6  # bytes of all files together
 EMBEDDING = {"text_encoder": "embeddings.token_embedding", "text_encoder_2": "text_model.embeddings.token_embedding"}
 
 

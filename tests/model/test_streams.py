@@ -188,7 +188,7 @@ def test_pipeline_callback_and_generator(reference, identity):
 
 
 def test_the_triton_kernels_give_the_same_step(source, monkeypatch):
-    """In a UNet of three transformer blocks: the interpreter is slow."""
+    """The UNet has three transformer blocks only, since the interpreter is slow."""
     unet = {"block_out_channels": [32, 64], "attention_head_dim": [1, 1], "transformer_layers_per_block": [1, 1],
             "layers_per_block": 1, "down_block_types": ["DownBlock2D", "DownBlock2D"],
             "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}  # fmt: skip
@@ -201,7 +201,7 @@ def test_the_triton_kernels_give_the_same_step(source, monkeypatch):
             DenoiseStep(source.load("unet", torch.float16), source.config, ops)(**half) for ops in ("torch", "triton")
         )
     assert relative(fused[0], plain[0]) == 0  # the text stream does not use them
-    # both round their attention to fp16 once a layer, in different places
+    # both round their attention to fp16 once per layer, in different places
     assert 0 < relative(fused[1], plain[1]) < 1e-3
 
 

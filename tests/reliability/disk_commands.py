@@ -1,4 +1,4 @@
-"""The commands that write, each as small as it can be, with what it finds there from an earlier call."""
+"""The commands that write files, each as small as possible, with the results of an earlier call."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Command:
     """A command that writes.
 
     Args:
-        prepare: writes what the command reads into an empty folder.
+        prepare: writes the command's input into an empty folder.
         words: the command line, run in that folder.
-        whole: rejects damaged results; called when there are any.
-        results: what the command makes.
-        stubs: what stands for hours of work.
-        again: whether the command is run once before, so that it finds its results there; `prepare` does not allow it.
+        whole: rejects damaged results; called if there are any.
+        results: files that the command makes.
+        stubs: replacements for hours of work.
+        again: whether the command runs once before, so that its results already exist; `prepare` does not allow it.
     """
 
     prepare: Callable[[Path], None]
@@ -191,13 +191,13 @@ def _read(path: str, load: Callable[[Path], object], folder: Path) -> None:
 
 @functools.cache
 def _exported() -> dict[str, bytes]:
-    """Return a place for graphs by what they were made from."""
+    """Return a cache key for graphs, from everything they are made from."""
     return {}
 
 
 @contextmanager
 def _remembered_exports() -> Iterator[None]:
-    """Let torch's exporter and the comparison run once for each graph; what they gave is written again afterwards."""
+    """Let torch's exporter and the comparison run once per graph; later calls write the remembered result."""
     write_graph, compare = GraphExporter.write, graph_parity.compare_graphs
     graphs, compared = _exported(), _compared()
 
@@ -222,7 +222,7 @@ def _remembered_exports() -> Iterator[None]:
 
 @functools.cache
 def _compared() -> dict[str, list[ParityRow]]:
-    """Return a place for comparisons by what was compared."""
+    """Return a cache key for comparisons, from what was compared."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""Work in children of a process that has imported everything, so that a kill meets the work and not the imports."""
+"""Work in children of a process that has imported everything, so that a kill hits the work and not the imports."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Ended:
     """How a child ended.
 
     Args:
-        killed: whether before it was done.
-        code: its exit code if not.
-        seconds: that it had.
+        killed: whether it was killed before it was done.
+        code: its exit code otherwise.
+        seconds: how long it ran.
     """
 
     killed: bool
@@ -42,7 +42,7 @@ def run_forked(work: Callable[[], object], kill_after: float | None = None) -> E
             work()
             code = 0
         finally:
-            os._exit(code)  # neither pytest's nor anyone's clean-up, as after a kill
+            os._exit(code)  # no cleanup by pytest or anything else, as after a kill
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)

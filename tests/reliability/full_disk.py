@@ -1,7 +1,7 @@
-"""A disk that becomes full at a chosen write: every system call that needs space is counted, and fails from then on.
+"""A disk that becomes full at a chosen write: system calls that need space are counted, and fail from that write on.
 
 Files under the watched folder are opened by Python's own implementation of `open`, so that each of their writes is a
-call of `os.write`. Writers in Rust are one point each, and fail as they do on a full disk.
+call of `os.write`. A writer in Rust counts as one write, and fails as on a full disk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 _ONE_PATH = ("mkdir",)
 _TWO_PATHS = ("link", "rename", "replace")
-_NEEDS_NO_SPACE = ("rename", "replace", "fsync")  # these succeed on a full disk, but for the one that is chosen
+_NEEDS_NO_SPACE = ("rename", "replace", "fsync")  # these succeed on a full disk, except for the chosen one
 _ON_DESCRIPTOR = {"write": 0, "pwrite": 0, "ftruncate": 0, "fsync": 0, "sendfile": 0, "copy_file_range": 1}
 
 
@@ -32,8 +32,8 @@ class FullDisk:
     """Counts the writes under a folder.
 
     Args:
-        folder: watched, with all that is in it.
-        fails_at: number of the write that fails, from 1, and with it all later ones that need space; 0 is none.
+        folder: watched, with everything in it.
+        fails_at: number of the write that fails, from 1, as do all later ones that need space; 0 is none.
     """
 
     def __init__(self, folder: Path, fails_at: int = 0) -> None:

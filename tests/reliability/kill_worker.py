@@ -1,6 +1,6 @@
-"""Kills a build or a training at random moments, again and again, and looks what is there afterwards.
+"""Kills a build or a training run at random moments, again and again, and checks what it leaves behind.
 
-A process of its own, since it forks: `kill_worker.py build|training COUNT FOLDER` prints a document of JSON.
+It is a separate process, since it forks: `kill_worker.py build|training COUNT FOLDER` prints a JSON document.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from infid_export.runtime.pipeline import Pipeline
 
 
 class _Subject:
-    """What is killed.
+    """The work that is killed.
 
     Args:
-        folder: of the work, empty.
+        folder: the empty folder of the work.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def start(self, random: Random) -> None:
-        """Bring the folder into the state that a run begins with."""
+        """Bring the folder into the state in which a run starts."""
 
     def work(self) -> None:
         """Run to the end."""
@@ -49,11 +49,11 @@ class _Subject:
         """Reject damaged results."""
 
     def finished(self) -> None:
-        """Reject anything but the whole result."""
+        """Reject anything but the complete result."""
 
 
 class _Build(_Subject):
-    """A build from nothing, or of a folder that another build has left."""
+    """A build from scratch, or into the folder of an earlier build."""
 
     batch = 1
 
@@ -104,7 +104,7 @@ class _Build(_Subject):
 
 
 class _Training(_Subject):
-    """A training of many short steps, with a checkpoint after each."""
+    """A training run of many short steps, with a checkpoint after each."""
 
     steps = 40
 
@@ -139,7 +139,7 @@ class _Training(_Subject):
 
 
 def main(kind: str, count: int, folder: Path) -> dict[str, Any]:
-    """Kill `count` times; a run that was faster than its kill is done again with another moment."""
+    """Kill `count` times; a run that ends before its kill is repeated with another moment."""
     subject: _Subject = {"build": _Build, "training": _Training}[kind](folder)
     random = Random(kind)
     subject.start(random)

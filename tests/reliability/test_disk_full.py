@@ -13,13 +13,13 @@ from fuzz_folders import inside
 from infid_export.cli.main import run
 
 Record = Callable[[str, object], None]
-_QUICK = ("generate", "enroll", "prepare", "compile-kernels", "tune")  # those that take tenths of a second
+_QUICK = ("generate", "enroll", "prepare", "compile-kernels", "tune")  # those that take only tenths of a second
 _LEFTOVERS = ("*.partial", "*.scratch-*", ".*.partial")
 
 
 @pytest.fixture
 def pristine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder a command starts from, with the results of an earlier call."""
+    """The folder that a command starts from, with the results of an earlier call."""
     command: Command = COMMANDS[request.node.callspec.params["name"]]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "pristine"
@@ -36,8 +36,8 @@ def run_in(folder: Path, command: Command) -> int:
 
 
 def points(pristine: Path, command: Command, work: Path) -> list[str]:
-    """Return what a call writes that nothing hinders."""
-    for _ in range(2):  # the second call has what the first has remembered, as have those on a full disk
+    """Return the writes of an undisturbed call."""
+    for _ in range(2):  # the second call has the first one's caches, like the calls on a full disk
         shutil.copytree(pristine, work)
         disk = FullDisk(work)
         with disk.watching():
@@ -51,7 +51,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def check(pristine: Path, command: Command, work: Path, fails_at: int, capfd: pytest.CaptureFixture[str]) -> None:
-    """Run a command on a disk that is full from one write on, and once more when there is room again."""
+    """Run a command on a disk that is full from one write on, and again when there is space."""
     shutil.copytree(pristine, work)
     disk = FullDisk(work, fails_at)
     capfd.readouterr()
@@ -66,7 +66,7 @@ def check(pristine: Path, command: Command, work: Path, fails_at: int, capfd: py
     before, after = content(pristine), content(work)
     lost = [name for name in before if name.split("/")[0] not in command.results and after.get(name) != before[name]]
     assert lost == [], where
-    for name in command.results:  # what was there is there, if in a newer form
+    for name in command.results:  # existing results are still there, possibly in a newer version
         assert (work / name).exists() or not (pristine / name).exists(), where
     assert [path.name for pattern in _LEFTOVERS for path in work.rglob(pattern)] == [], where
     assert run_in(work, command) == 0, where

@@ -20,7 +20,7 @@ def killed(kind: str, count: int, folder: Path) -> dict[str, Any]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
         "XDG_CACHE_HOME": str(folder.parent / "cache"),
-        "OMP_NUM_THREADS": "1",  # a child of fork has none of the threads its parent has begun
+        "OMP_NUM_THREADS": "1",  # a forked child has none of the threads that its parent started
     }
     command = [sys.executable, str(WORKER), kind, str(count), str(folder)]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

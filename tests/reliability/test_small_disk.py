@@ -12,12 +12,12 @@ from disk_commands import COMMANDS
 from test_disk_full import run_in
 
 Record = Callable[[str, object], None]
-_KIBIBYTES = (0, 4, 64, 1024, 2400, 4096, 5000, 6000, 6500, 7000, 7500)  # of room; what is built needs 8 MB
+_KIBIBYTES = (0, 4, 64, 1024, 2400, 4096, 5000, 6000, 6500, 7000, 7500)  # of space; the build needs 8 MB
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mount a disk of some kibibytes; the next one is mounted over it."""
+    """Mount a disk with a given number of kibibytes; the next one is mounted over it."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = 0

@@ -41,7 +41,7 @@ def generate(pipe: Pipeline, number: int, cancel: threading.Event | None = None)
 
 
 def cancelled_or_alone(pipe: Pipeline, number: int, alone: dict[tuple[int, int], bytes]) -> str:
-    """Generate, at times under a cancellation at a random moment; what is finished must equal what one thread makes."""
+    """Generate, sometimes with a cancellation at a random moment; finished images must equal those of one thread."""
     random = Random(number)
     cancel = threading.Event()
     if random.random() < CANCELLED_SHARE:
@@ -56,13 +56,13 @@ def cancelled_or_alone(pipe: Pipeline, number: int, alone: dict[tuple[int, int],
 
 
 def slope(memory: Sequence[int]) -> float:
-    """Return the growth per entry in bytes by least squares, without the first fifth, in which pools fill."""
+    """Return the growth per entry in bytes by least squares, without the first fifth, while pools fill."""
     settled = np.array(memory[len(memory) // 5 :], np.float64)
     return float(np.polyfit(np.arange(len(settled)), settled, 1)[0])
 
 
 def run(engines: Path, count: int, shared: bool) -> dict[str, object]:
-    """Generate in eight threads, on one pipeline or on one each."""
+    """Generate in eight threads, on one shared pipeline or one per thread."""
     pipes = [Pipeline.load(engines, backend="onnxruntime") for _ in range(1 if shared else THREADS)]
     alone = {
         (prompt, seed): generate(pipes[0], number).tobytes()

@@ -13,7 +13,7 @@ from infid_export.runtime.pipeline import Pipeline
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny engine folder, not to be changed."""
+    """A tiny engine folder; tests must not change it."""
     return write_folder(tmp_path_factory.mktemp("tiny") / "engines")
 
 

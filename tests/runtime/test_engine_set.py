@@ -18,7 +18,7 @@ from infid_export.runtime.pipeline import Pipeline
 
 
 def fake(kind: type[TensorRTBackend], gpu: str | None) -> TensorRTBackend:
-    """Return what stands for a TensorRT library on a machine with one GPU, or with none."""
+    """Return a fake TensorRT library on a machine with one GPU, or with none."""
 
     class Fake(kind):  # type: ignore[valid-type, misc]
         def versions(self) -> dict[str, str]:
@@ -109,7 +109,7 @@ def test_a_folder_with_nothing_that_runs_here_says_why(tiny_folder: Path, gpu: C
 
 
 def test_a_missing_onnxruntime_says_how_to_install_it(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # an import of it fails
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # importing it fails
     for backend in ("auto", "onnxruntime"):
         with pytest.raises(BackendUnavailableError, match="ONNX Runtime cannot be imported") as caught:
             Pipeline.load(tiny_folder, backend)

@@ -94,7 +94,7 @@ def changed(path: Path, **tensors: np.ndarray) -> Path:
 
 
 def test_the_same_person_is_the_same_file(tmp_path: Path) -> None:
-    for number in range(8):  # the library orders metadata by chance
+    for number in range(8):  # the library orders metadata randomly
         random_person(0).save(tmp_path / str(number))
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 

@@ -30,7 +30,7 @@ PLAIN = [
     "العربية हिन्दी русский",
     "word " * 200,
 ]
-# what open_clip cleans first (ftfy, HTML entities) and SDXL's own tokenizers do not
+# text that open_clip cleans first (ftfy, HTML entities), unlike SDXL's own tokenizers
 CLEANED = ["<b>&amp;</b>", "ﬁne ligature", "Ａ full-width", "\x00nul", "zero\u200bwidth"]
 
 
@@ -41,7 +41,7 @@ def tokenizer(tiny_folder: Path) -> PromptTokenizer:
 
 def test_ids_are_those_of_open_clip(tokenizer: PromptTokenizer) -> None:
     open_clip = pytest.importorskip("open_clip", reason="lacks open_clip")
-    # SDXL's second tokenizer cuts out its padding token "!", which open_clip does not do; see the next test
+    # SDXL's second tokenizer removes its padding token "!", unlike open_clip; see the next test
     prompts = [prompt for prompt in PLAIN if "!" not in prompt]
     expected = open_clip.tokenizer.SimpleTokenizer()(prompts).numpy()
     first, second = tokenizer.encode(prompts)
@@ -105,7 +105,7 @@ def test_each_encoder_leaves_out_its_own(tokenizer: PromptTokenizer, prompt: str
 
 
 def test_nothing_is_left_out_that_the_ids_hold(tokenizer: PromptTokenizer) -> None:
-    """What is told and what is kept is the whole prompt: the kept part alone has the same ids."""
+    """The reported and the kept part together are the whole prompt; the kept part alone has the same ids."""
     for prompt in ("!" * 90 + " x", "a " * 90, "word " * 74 + "!!! a cat", "rock'n'roll! " * 30):
         for number, dropped in enumerate(tokenizer.dropped_by(prompt)):
             kept = prompt[: len(prompt.rstrip()) - len(dropped)]

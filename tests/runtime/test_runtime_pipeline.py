@@ -25,7 +25,7 @@ Array = np.ndarray
 
 
 class Recorder:
-    """A reporter that keeps what it is told."""
+    """A reporter that records its calls."""
 
     def __init__(self) -> None:
         self.planned: dict[str, float] = {}
@@ -64,7 +64,7 @@ def mirror(
     style: float = 1.0,
     identity: float = 1.0,
 ) -> Array:
-    """What the tiny engines compute, image by image, in float64; returns the identity latents."""
+    """Compute the same as the tiny engines, image by image, in float64; returns the identity latents."""
     ids = PromptTokenizer(folder)
     results = []
     for row, prompt in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""A hand-made engine folder: arithmetic in ONNX with the inputs and outputs of the real graphs, and its mirror."""
+"""A hand-made engine folder: simple ONNX arithmetic with the inputs and outputs of the real graphs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from infid_engines.manifest import (
 from infid_export.model.tokenizers import clip_tokenizer_json
 from infid_export.scheduler import SDXL_SCHEDULER
 
-BATCH, PEOPLE, TOKENS, SIDE = 2, 2, 3, 64  # images a call, slots, tokens of one person, pixels
+BATCH, PEOPLE, TOKENS, SIDE = 2, 2, 3, 64  # images per call, slots, tokens per person, pixels
 LATENT = SIDE // 8
 DEPTH_1, DEPTH_2, DEPTH_K, DEPTH_T = 3, 4, 5, 6
 MODEL = "a" * 64
@@ -35,7 +35,7 @@ FLOAT = TensorProto.FLOAT
 
 
 class Graph:
-    """Collects nodes; each call of an operator returns the name of its output."""
+    """Collects nodes; calling an operator returns the name of its output."""
 
     def __init__(self, name: str, inputs: dict[str, tuple[str, tuple[int, ...]]]) -> None:
         self.name, self.inputs = name, inputs
@@ -184,12 +184,12 @@ def _vae_decoder(path: Path, poison: bool) -> GraphRecord:
 
 
 def write_folder(folder: Path, poison: str = "", **changes: Any) -> Path:
-    """Write a whole engine folder.
+    """Write a complete engine folder.
 
     Args:
-        folder: where.
-        poison: a graph that shall give NaN.
-        changes: fields of the manifest that shall differ.
+        folder: where to write it.
+        poison: a graph that returns NaN.
+        changes: fields of the manifest to change.
     """
     onnx_folder = folder / "onnx"
     graphs = {
@@ -248,5 +248,5 @@ def write_folder(folder: Path, poison: str = "", **changes: Any) -> Path:
 
 
 def records(folder: Path) -> dict[str, Any]:
-    """The manifest's fields, to write a changed one."""
+    """Return the manifest's fields, to write a changed manifest."""
     return {name: getattr(Manifest.load(folder), name) for name in asdict(Manifest.load(folder))}

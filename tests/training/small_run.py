@@ -33,7 +33,7 @@ OPTIONS = TrainOptions(steps=6, batch_size=2, checkpoint_every=2, log_every=1, v
 
 
 def small_unet(**changes: Any) -> Any:
-    """With weights that keep activations near 1, so that identity has an effect worth learning."""
+    """Return a UNet whose weights keep activations near 1, so that identity has an effect worth learning."""
     unet = UNet2DConditionModel.from_config(UNET | changes)
     generator = torch.Generator().manual_seed(0)
     for parameter in unet.parameters():
@@ -74,7 +74,7 @@ def small_run(folder: Path, photos: CachedPhotos | None = None, **changes: Any) 
 
 
 def losses(folder: Path) -> dict[int, float]:
-    """Every step's loss, as the log has it."""
+    """Return every step's loss from the log."""
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return {record["step"]: record["loss"] for record in records if "loss" in record}
 

@@ -1,4 +1,4 @@
-"""Prepared shards of drawn noise, as small as they can be."""
+"""Prepared shards of random noise, as small as possible."""
 
 from __future__ import annotations
 

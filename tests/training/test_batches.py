@@ -22,11 +22,11 @@ def test_pairs_are_different_photos_of_one_person() -> None:
         assert torch.equal(photos.people[batch.targets], photos.people[batch.references])
         assert not (batch.targets == batch.references).any()
         seen.update(zip(batch.targets.tolist(), batch.references.tolist(), strict=True))
-    assert len(seen) == 4 * 3 * 2  # every pair comes up
+    assert len(seen) == 4 * 3 * 2  # every pair occurs
 
 
 def test_every_photo_is_a_target_once_before_any_is_twice() -> None:
-    """Over two processes and two passes a step, whose batches do not divide the photos."""
+    """There are two processes and two passes per step, whose batches do not divide the photos."""
     sampler = BatchSampler(small_photos(people=5, each=3), seed=3, rows=2, processes=2, accumulation=2)
     targets = [
         target
@@ -43,7 +43,7 @@ def test_every_photo_is_a_target_once_before_any_is_twice() -> None:
 def test_a_batch_depends_on_seed_step_process_and_pass_alone() -> None:
     photos = small_photos()
     one, other = (BatchSampler(photos, seed=7, rows=2, processes=2, accumulation=2) for _ in range(2))
-    for step in range(9):  # other is asked in another order
+    for step in range(9):  # other is called in a different order
         one.batch(step)
     found = {key: one.batch(*key) for key in [(8, 0, 0), (8, 1, 0), (8, 0, 1), (2, 0, 0)]}
     again = {key: other.batch(*key) for key in reversed(found)}

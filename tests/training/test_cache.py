@@ -53,7 +53,7 @@ def test_rows_are_the_frozen_networks_outputs(shards: Path, base: ModelSource) -
     prepared = [photo for shard in ShardIndex.load(shards).of("train") for photo in read_shard(shards / shard.file)]
     assert list(photos.names) == [photo.name for photo in prepared] == [f"p{i // 2}/{i % 2}.jpg" for i in range(6)]
     assert photos.people.tolist() == [0, 0, 1, 1, 2, 2]
-    order = torch.tensor([5, 0, 3])  # over both files, not rising
+    order = torch.tensor([5, 0, 3])  # across both files, not ascending
     targets, references = photos.targets(order), photos.references(order)
     vae, image_encoder = (base.load(name, torch.float32) for name in ("vae", "image_encoder"))
     for row, index in enumerate(order.tolist()):
@@ -144,8 +144,8 @@ def test_two_runs_at_once_share_the_work(shards: Path, base: ModelSource, monkey
 
     class Encoders(PhotoEncoders):
         def __init__(self, *given: object) -> None:
-            both.wait()  # both have seen that every file is missing
-            with loading:  # which threads cannot do at once; processes can
+            both.wait()  # both have found every file missing
+            with loading:  # threads cannot do this at the same time; processes can
                 super().__init__(*given)  # type: ignore[arg-type]
 
         def encode(self, photos: list[PreparedPhoto]) -> dict[str, torch.Tensor]:
@@ -246,7 +246,7 @@ def test_a_run_on_shards_gives_weights_and_sample_grids(shards: Path, tmp_path: 
     assert trained.config == source.config
     side = source.architecture.size + 4
     grid = Image.open(tmp_path / "run/samples/step-00000002.png")
-    assert grid.size == (3 * side, 1 * side)  # the reference and two prompts, of the one person held out
+    assert grid.size == (3 * side, 1 * side)  # the reference and two prompts, for the one person held out
     report = train_on_shards(request)
     assert report.resumed_from == 2
     with pytest.raises(InputError, match="no sample pictures without"):
@@ -280,4 +280,4 @@ def test_samples_show_the_identity_of_the_reference_photo(shards: Path, base: Mo
     with torch.no_grad():
         _, *expected = encoder(face, torch.from_numpy(second.embedding)[None])
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-2)  # features are kept in fp16
+        torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-2)  # features are stored in fp16

@@ -66,7 +66,7 @@ def test_blocks_do_not_matter(drawn: list[Image.Image], monkeypatch: pytest.Monk
     photos = [(f"p{index % 8}", f"{index}.png") for index in range(20)]
     thumbnails = [thumbnail(np.asarray(drawn[index % 10])) for index in range(20)]
     whole = link_people(photos, thumbnails)
-    assert len(whole) == 6  # p0…p7 by index mod 10: p0-p2, p1-p3 and so on make two chains
+    assert len(whole) == 6  # p0…p7 by index mod 10: p0-p2, p1-p3 and so on form two chains
     monkeypatch.setattr(duplicates, "_BLOCK", 3)
     assert len(link_people(photos, thumbnails)) == 6
 
@@ -98,7 +98,7 @@ def test_a_group_with_one_of_training_is_trained_on() -> None:
 
 
 def test_nobody_is_on_both_sides_of_the_split(tmp_path: Path) -> None:
-    """Of 24 people 12 are the other 12 again: resized, as JPEG, or under the same name in another form."""
+    """Of 24 people, 12 repeat the other 12: resized, as JPEG, or under an equivalent name."""
     people, seed = tmp_path / "people", 0
     for index in range(12):
         for number in range(2):

@@ -17,13 +17,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def kept_by_autograd(unet: torch.nn.Module, *arguments: object) -> int:
-    """Bytes of all tensors that the backward pass of the loss will read, the weights left out."""
+    """Return the bytes of all tensors that the backward pass of the loss will read, without the weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}
     found: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.untyped_storage().data_ptr() not in weights:
-            found[tensor.untyped_storage().data_ptr()] = tensor  # kept alive, so that no place is used twice
+            found[tensor.untyped_storage().data_ptr()] = tensor  # kept alive, so that no address is reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -44,13 +44,13 @@ def test_the_formula_of_the_activations_is_what_autograd_keeps(checkpointing: bo
     if checkpointing:
         unet.enable_gradient_checkpointing()
     expected = counted.checkpointed - counted.largest_unit if checkpointing else counted.plain
-    # measured: 1.5 % too little without, 7 % too much with checkpointing
+    # measured: 1.5% too little without, 7% too much with checkpointing
     assert expected == pytest.approx(kept_by_autograd(unet, *inputs), rel=0.1 if checkpointing else 0.03)
     assert 0 < counted.largest_unit < counted.checkpointed < counted.plain
 
 
 def test_sdxl_as_in_the_paper() -> None:
-    """16 GPUs, batch 4, a million steps; 6.76 TFLOP a row at 1024 × 1024 was counted for the plain UNet."""
+    """16 GPUs, batch 4, a million steps; 6.76 TFLOP per row at 1024 × 1024 was counted for the plain UNet."""
     found = estimate(open_source("random-sdxl"), TrainOptions(precision="bf16"), 1024, 16, 100.0)
     assert found.frozen_parameters == 2_567_463_684
     assert found.parameters == pytest.approx(383e6, rel=0.01)
@@ -62,7 +62,7 @@ def test_sdxl_as_in_the_paper() -> None:
 
 
 def test_a_latent_stands_for_as_many_pixels_as_the_vae_makes_it() -> None:
-    """The demo model's VAE halves a side twice, not three times as SDXL's: 128 pixels are 32 latents."""
+    """The demo model's VAE halves a side twice, not three times like SDXL's: 128 pixels give 32 latents."""
     source = open_source("demo")
     unet: Any = source.load("unet", torch.float32)
     identity: Any = source.load("identity", torch.float32).requires_grad_(True)

@@ -54,7 +54,7 @@ def test_only_mappers_and_projections_change_and_all_of_them(tmp_path: Path, wit
 
 
 def test_the_loss_falls_on_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Again and again with the same noise: a frozen UNet of random weights can be led no further."""
+    """The same noise is used in every step: a frozen UNet with random weights cannot be guided further."""
     original = BatchSampler.batch
     monkeypatch.setattr(BatchSampler, "batch", lambda sampler, *_: original(sampler, 0))
     small_run(tmp_path, steps=80, batch_size=1, learning_rate=2e-2, checkpoint_every=80, validate_every=0)
@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_to_the_same_losses(tmp_path: Path) -> None:
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     log = killed / "log.jsonl"
     while not (log.is_file() and len(log.read_text().splitlines()) >= 5):
-        assert process.poll() is None  # or it has made all of its steps
+        assert process.poll() is None  # or it has finished all of its steps
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -165,7 +165,7 @@ def test_the_moving_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_accumulated_passes_are_one_step_over_all_of_them(tmp_path: Path) -> None:
-    """Passes of a step have other noise than one large pass would, so the mean of the losses is what is compared."""
+    """The passes of a step use different noise from one large pass, so the mean of the losses is compared."""
     unet = small_unet()
     run = Stepper(
         loop.Accelerator(mixed_precision="no", cpu=True), unet, small_identity(unet), small_photos(),
@@ -217,7 +217,7 @@ def test_a_gradient_that_is_not_finite_may_be_of_any_pass(tmp_path: Path, monkey
 
 
 def test_a_scaler_that_leaves_out_every_step_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As fp16 would on a GPU: the loss is finite, its gradient is not."""
+    """As with fp16 on a GPU, the loss is finite but its gradient is not."""
     scaler, loss_of = torch.amp.GradScaler, Stepper.loss_of
 
     def steep(run: Stepper, *given: Any) -> torch.Tensor:
@@ -261,7 +261,7 @@ def test_other_options_are_rejected_by_name(tmp_path: Path, changes: dict, named
     small_run(tmp_path, steps=2)
     with pytest.raises(InputError, match=named):
         small_run(tmp_path, **changes)
-    small_run(tmp_path, keep=1, log_every=2)  # these decide no loss
+    small_run(tmp_path, keep=1, log_every=2)  # these do not affect the loss
 
 
 def test_other_photos_and_another_model_are_rejected(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
 
 
 def sign(path: Path) -> None:
-    """Let a checkpoint's state vouch for a file, as if the checkpoint had been written with it."""
+    """Record a file's hash in a checkpoint's state, as if the checkpoint had been written with it."""
     state = path.parent / run_checkpoint.STATE
     document = json.loads(state.read_text())
     document["files"][path.name] = sha256_file(path)
@@ -422,7 +422,7 @@ def test_samples_are_asked_for_with_the_moving_average(tmp_path: Path) -> None:
 
 
 def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
-    """Started as torchrun starts them; the same two steps by hand in this process."""
+    """They are started as by torchrun; this process computes the same two steps by hand."""
     options = replace(OPTIONS, steps=2, batch_size=1, validate_every=2, checkpoint_every=2, learning_rate=1e-3)
     changes = {name: getattr(options, name) for name in ("steps", "batch_size", "validate_every", "learning_rate")}
     command = [

@@ -26,7 +26,7 @@ MARKS = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.75], [0.65, 0.75]
 
 
 class CornerDetector:
-    """The first pixel says how many faces there are, and where: red the number, green and blue left and top in tens."""
+    """The first pixel encodes the faces: red is their number, green and blue are left and top in tens."""
 
     def detect(self, photo: np.ndarray) -> list[Face]:
         count, left, top = (int(value) for value in photo[0, 0])
@@ -94,7 +94,7 @@ def test_the_crop_holds_the_face_and_says_where_it_is(tmp_path: Path, recognizer
         write_photo(people / "anna" / f"{index}.png", index, size=size, at=at)
     run(people, tmp_path / "shards", recognizer)
     found = photos_of(tmp_path / "shards")
-    # scaled by 64 / 80 to 64 × 128: the middle would begin at 32; a face from 88 to 120 asks for 56
+    # scaled by 64 / 80 to 64 × 128: a centered crop would begin at 32; a face from 88 to 120 requires 56
     assert [photo.time_ids for photo in found] == [
         [80, 160, 0, 56, 64, 64], [80, 160, 0, 0, 64, 64], [160, 80, 64, 0, 64, 64], [96, 96, 0, 0, 64, 64]
     ]  # fmt: skip
@@ -143,14 +143,14 @@ def test_the_index_records_what_the_photos_were_prepared_with(people: Path, tmp_
     assert index.recognizer == hashlib.sha256(recognizer.read_bytes()).hexdigest()
     assert (index.recognizer_name, index.detector) == ("recognizer.onnx", "centerface")
     text = json.loads((tmp_path / "shards/index.json").read_text())
-    for name in ("recognizer_name", "detector"):  # not everybody who writes such an index knows them
+    for name in ("recognizer_name", "detector"):  # not every writer of such an index knows them
         del text[name]
     (tmp_path / "shards/index.json").write_text(json.dumps(sealed(text)))
     assert ShardIndex.load(tmp_path / "shards").recognizer_name == ""
 
 
 def test_the_format_is_webdatasets(people: Path, tmp_path: Path, recognizer: Path) -> None:
-    """Members of one photo stand together, and their names differ after the first dot only (webdataset's README)."""
+    """Members of one photo are adjacent, and their names differ only after the first dot (webdataset's README)."""
     run(people, tmp_path / "shards", recognizer)
     with tarfile.open(tmp_path / "shards/train-00000.tar") as tar:
         names = tar.getnames()
@@ -232,7 +232,7 @@ def test_captions_may_end_in_capitals(people: Path, tmp_path: Path, recognizer: 
 
 
 def test_captions_are_counted_and_those_of_nobody_named(people: Path, tmp_path: Path, recognizer: Path) -> None:
-    """Names as tools write them: an ending twice, capitals on either side."""
+    """The names are like those that tools write: a doubled extension, capitals in either name."""
     (people / "anna/0.png.txt").write_text("Anna")
     (people / "bert/0.png").rename(people / "bert/IMG_0.PNG")
     (people / "bert/img_0.txt").write_bytes("\ufeffBert\r\n".encode())

@@ -100,7 +100,7 @@ def test_crops_in_batches_are_the_faces_of_the_runtime(pictures: Pictures, templ
     )
     apart = np.abs(batch - single).mean()
     shifted = np.abs(np.roll(batch, 1, axis=2) - single).mean()
-    assert apart < 0.6 * shifted  # the rest is bilinear against bicubic
+    assert apart < 0.6 * shifted  # the rest is the difference between bilinear and bicubic
 
 
 def test_scaling_latents_gives_sdxls_deviation_and_the_same_pictures(pictures: Pictures) -> None:
@@ -231,7 +231,7 @@ def test_the_judge_and_the_generators_recognizer_share_no_person() -> None:
 def test_the_detectors_maps_mean_what_the_runtime_reads_from_them(
     pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Maps that the loss calls perfect are decoded to the very landmarks and boxes."""
+    """Maps with zero loss are decoded to exactly the given landmarks and boxes."""
     wanted: dict[str, Tensor] = {}
 
     def recorded(got: Tensor, to: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ def test_the_texts_mean_is_what_adain_mean_adds_beside_centerd_tokens(monkeypatc
     with torch.no_grad():
         text_mean.choose(np.array([True, False]))
         found = attention(hidden, encoder_hidden_states=text)
-        # one identity token of the values' mean 0, by the formula of the merged cross-attention
+        # one identity token whose values have mean 0, by the formula of merged cross-attention
         q, k, v = attention.to_q(hidden), attention.to_k(text), attention.to_v(text)
         heads = [each.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for each in (q, k, v)]
         zeros = torch.zeros_like(heads[1][:, :, :1])
@@ -333,7 +333,7 @@ def test_identity_is_learned_from_whole_photos_and_from_faces_alone(pictures: Pi
 
 
 def _places(count: int) -> Tensor:
-    """Latents of which each says where it lies: left and top, twice."""
+    """Latents that encode their own position: left and top, twice."""
     lines = torch.arange(32.0)
     return torch.stack(torch.meshgrid(lines, lines, indexing="xy")).repeat(2, 1, 1).expand(count, 4, 32, 32)
 
@@ -408,7 +408,7 @@ def test_the_recipe_makes_every_file_and_then_nothing_more(
 
 
 def _check_packed(folder: Path, unet: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was packed is what the package loads, but for fp16 and the words of no caption."""
+    """The package loads what was packed, except for fp16 rounding and words that are in no caption."""
     packed = folder / "demo"
     monkeypatch.setattr(shipped, "FILES", packed)
     source = ShippedSource()

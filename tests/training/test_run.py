@@ -198,7 +198,7 @@ def test_an_interrupted_caching_promises_no_checkpoint(
 
 
 def test_no_library_warns(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of networks that are cached with, trained with and sampled with."""
+    """This covers the networks used for caching, training and sampling."""
     told: list[str] = []
     monkeypatch.setattr(modeling_utils.logger, "warning", told.append)
     options = replace(OPTIONS, steps=1, sample_every=1)

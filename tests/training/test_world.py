@@ -11,7 +11,7 @@ from infid_training.world.people import Person, person
 from infid_training.world.scenes import ACTIONS, CLOTHES, COLORS, HATS, PLACES, STYLES, Scene, portrait, scene
 
 FRONT = Scene()
-# What a trait needs of the others to be seen.
+# The values of other traits that make a trait visible.
 SHOWN = {
     "mole_across": {"mole_size": 1.0},
     "mole_down": {"mole_size": 1.0},
@@ -63,7 +63,7 @@ def test_pictures_are_smooth_at_their_edges_and_of_the_size_asked_for() -> None:
 
 
 def test_one_person_varies_less_in_the_face_than_people_do() -> None:
-    """The traits, not the scene, decide what is in the middle of a frontal face."""
+    """The traits, not the scene, determine the center of a frontal face."""
 
     def face(number: int, where: int) -> np.ndarray:
         plain = replace(FRONT, smile=scene(where).smile, place=scene(where).place, gaze=scene(where).gaze)

@@ -1,4 +1,4 @@
-"""The suite's bundles on a machine without a GPU: what the driver would launch runs in Triton's interpreter."""
+"""The suite's bundles on a machine without a GPU: the driver's launches run in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from infid_kernels.tuning import Configuration
 
 
 class Driver:
-    """Runs what is launched through the driver in the interpreter, from nothing but the addresses it is given."""
+    """Runs the driver's launches in the interpreter, from the addresses alone."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.launched: list[str] = []
@@ -93,7 +93,7 @@ def test_a_bundle_is_right_and_timed_next_to_torch(
     driver = Driver(monkeypatch, kernels_bundle)
     result = bundles.measure_bundle(name, bench)
     assert result["passed"] and result["relative_rms"] <= 1e-3
-    assert driver.launched == ops * 3  # once to compare, then each of two sets
+    assert driver.launched == ops * 3  # once for the comparison, then each of two sets
     assert all("machine code of sm_90" in kernel for kernel in result["kernels"])
     assert (result["torch"]["median"], result["driver"]["median"]) == (1.0, 2.0)
 
@@ -128,7 +128,7 @@ def test_without_cuda_python_that_is_recorded(
 def test_a_bundle_of_the_tables_own_configuration(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bench: FakeBench
 ) -> None:
-    """With a form that a bundle cannot hold: its tiles are bundled in plain form."""
+    """The form is one that a bundle cannot hold, so its tiles are bundled in plain form."""
     chosen = Configuration(64, 128, 4, 2, descriptors=True)
     asked: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""Candidates in Triton's interpreter, and the entries that follow from them."""
+"""Candidates in Triton's interpreter, and the table entries that follow from them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_all_of_mixed_attention_at_whole_lengths_are_tried_and_few_of_the_rest()
 def test_what_was_fastest_is_tried_at_the_odd_length(
     suite: Suite, bench: FakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of half of the table, since the interpreter is slow."""
+    """Uses half of the table, since the interpreter is slow."""
     monkeypatch.setattr(candidates, "choices", lambda *arguments: choices(*arguments)[::2])
     (plain, *_, few, _, _) = candidates.items(TINY, False, "sm_89")
     assert (plain.name, few.name) == ("candidates whole: plain", "candidates odd: few")
@@ -60,7 +60,7 @@ def test_what_was_fastest_is_tried_at_the_odd_length(
 
 
 def test_what_follows_runs_with_the_fastest(bench: FakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, in a child, and after a restart."""
+    """This holds in this process, in a child, and after a restart."""
     monkeypatch.setattr(tuning, "_measured", [])
     hopper: Any = SimpleNamespace(type="cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -80,13 +80,13 @@ def test_what_follows_runs_with_the_fastest(bench: FakeBench, monkeypatch: pytes
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(entry or ".").resolve()) for entry in paths))
     found = child.measure_in_child("test_gpu_candidates:measured_in_child", bench, 60.0)
     assert found["configurations"] == [Configuration(32, 32, 4, 2).to_dict()]
-    monkeypatch.setattr(tuning, "_measured", [])  # as after a restart
+    monkeypatch.setattr(tuning, "_measured", [])  # simulates a restart
     candidates.adopt_again(bench)
     assert tuning.choose(*call) == (Configuration(32, 32, 4, 2), True)
 
 
 def measured_in_child(bench: Bench) -> Result:
-    """Return what a child's process chooses before its table."""
+    """Return the measured configurations that a child process prefers to its table."""
     return {"configurations": [entry.configuration.to_dict() for entry in tuning._measured]}
 
 

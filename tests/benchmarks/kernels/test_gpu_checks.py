@@ -54,14 +54,14 @@ def test_a_race_decides_the_exit_code(suite: Suite, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def sanitized(bench: FakeBench, monkeypatch: pytest.MonkeyPatch) -> FakeBench:
-    """A bench that passes for a GPU's."""
+    """A bench that passes for one on a GPU."""
     monkeypatch.setattr(Bench, "on_gpu", True)
     monkeypatch.setattr(FakeBench, "synchronize", lambda bench: None)
     return bench
 
 
 def sanitizer(monkeypatch: pytest.MonkeyPatch, folder: Path, code: int, seconds: int = 0) -> None:
-    """Put a program of this name into the path that prints what it was asked and ends with a code."""
+    """Put a program with this name on the path; it prints its arguments and exits with a given code."""
     program = folder / "compute-sanitizer"
     program.write_text(
         f'#!/bin/sh\necho "$@" "$PYTORCH_NO_CUDA_MEMORY_CACHING"\nsleep {seconds}\n'
@@ -84,7 +84,7 @@ def test_what_the_sanitizer_finds_decides(
     assert outcome["result"]["exit_code"] == code
     assert outcome["result"]["output"][0].startswith("--tool racecheck --error-exitcode 9 ")
     assert outcome["result"]["output"][0].endswith(" -m benchmarks.kernels.checks 1")
-    if code == 1:  # it could not run: that means nothing for the kernels
+    if code == 1:  # it could not run, which says nothing about the kernels
         assert outcome["why"] == "it ended with exit code 1"
 
 

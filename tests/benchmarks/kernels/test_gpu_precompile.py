@@ -1,4 +1,4 @@
-"""Kernels compiled beforehand: without a GPU, into Triton's own cache, with the key of the launch."""
+"""Kernels compiled in advance: without a GPU, into Triton's own cache, under the key of the launch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ H100: Any = SimpleNamespace(type="cuda")
 
 @pytest.fixture
 def hopper(bench: FakeBench, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """A bench that passes for an H100's."""
+    """A bench that passes for one on an H100."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     bench.device, bench.workload = H100, SDXL
     return bench
@@ -47,7 +47,7 @@ def test_everything_that_is_launched_is_compiled(hopper: Bench) -> None:
         assert compiled(replace(call, rows=1), *choose(call.op, H100, call.d, call.queries, call.lengths))
     for choice in choices("mixed_attention", "sm_90", 64):
         assert compiled(LEVELS[0].call, choice, True)
-        assert compiled(LEVELS[2].call, choice, False) != getattr(choice, "gluon", False)  # it has full blocks alone
+        assert compiled(LEVELS[2].call, choice, False) != getattr(choice, "gluon", False)  # it has full blocks only
     assert not compiled(replace(SDXL_CALLS["mixed-4096"], heads=1), candidates("mixed_attention", "sm_90")[0], True)
     bundles = {(job["bundle"], job["call"]["queries"]) for job in jobs if "bundle" in job}
     assert {op for op, _ in bundles} == {"mean_shift", "value_shift", "mixed_attention", "merged_cross_attention"}
@@ -94,7 +94,7 @@ def test_jobs_are_compiled_once(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     found, again = json.loads(ran.stdout)
-    assert (found["jobs"], found["compiled"], found["in_cache"]) == (2, 3, 0)  # the mean shift twice
+    assert (found["jobs"], found["compiled"], found["in_cache"]) == (2, 3, 0)  # the mean shift counts twice
     (failure,) = found["failed"]
     assert "num_warps" in failure
     assert (again["compiled"], again["in_cache"], again["failed"]) == (0, 2, [])

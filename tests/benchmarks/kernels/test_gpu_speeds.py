@@ -1,4 +1,4 @@
-"""The kernels' items on a machine without a GPU: in Triton's interpreter, with times that are made up."""
+"""The kernels' items on a machine without a GPU: in Triton's interpreter, with made-up times."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_log_sum_exp_is_taken_as_each_library_returns_it(
     expected = MIXED.reference(inputs)
     assert relative_rms(baselines.two_by(Library(library), inputs), expected) <= 1e-3
     assert relative_rms(getattr(baselines, f"two_{library}")(inputs), expected) <= 1e-3
-    assert asked == [(None, True)] * 4 if library == "cudnn" else [()] * 4  # no bias; the log-sum-exp is wanted
+    assert asked == [(None, True)] * 4 if library == "cudnn" else [()] * 4  # no bias; with the log-sum-exp
 
 
 def test_every_baseline_of_the_issue_is_there() -> None:

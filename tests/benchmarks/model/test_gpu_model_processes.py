@@ -31,7 +31,7 @@ def bench() -> Bench:
 
 def test_what_does_not_compile_in_time_is_stopped_and_says_so(bench: Bench) -> None:
     bench.workload = replace(bench.workload, patience=0.0)
-    results = compiled.compile_all(bench, NAMES[:2], seconds=0.5)  # the start of Python alone takes longer
+    results = compiled.compile_all(bench, NAMES[:2], seconds=0.5)  # starting Python alone takes longer
     assert all("stopped after" in result["error"] for result in results.values())
     assert not child._groups
 
@@ -75,7 +75,7 @@ def test_without_the_first_the_others_are_left_for_another_time(suite: Suite, mo
 
 
 class Turns:
-    """Threads that take turns, and who had his while who still compiled."""
+    """Threads that take turns; records each one's name, and whether all had compiled and it was alone."""
 
     def __init__(self, folder: Path, names: list[str]) -> None:
         self.folder, self.names = folder, names
@@ -102,7 +102,7 @@ def test_nobody_is_timed_while_another_compiles_or_is_timed(tmp_path: Path, benc
     time.sleep(0.3)
     assert not turns.order and not turns.inside
     threads.append(turns.take("b", bench))
-    (tmp_path / "c").touch()  # its process ended without having compiled
+    (tmp_path / "c").touch()  # its process ended before it had compiled
     for thread in threads:
         thread.join(20)
     assert sorted(turns.order) == [("a", True), ("b", True)]
@@ -115,7 +115,7 @@ def test_who_has_compiled_does_not_wait_past_the_time_for_it(tmp_path: Path) -> 
 
 
 class Small(nn.Module):
-    """A convolution in channels_last layout and a product, on a list of inputs as well."""
+    """A convolution in channels_last layout and a matrix product, which also takes a list of inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ def test_the_weights_are_not_in_the_package(bench: Bench, tmp_path: Path) -> Non
         path, _ = aot._packaged(bench, module, arguments, tmp_path)
         model, weights = aot._loaded(path, module)
         before = model(**arguments)
-        weights["second.bias"].add_(1.0)  # the caller's memory is what it computes with
+        weights["second.bias"].add_(1.0)  # it computes on the caller's memory
         assert torch.allclose(model(**arguments), before + arguments["features"][0], atol=1e-5)
 
 

@@ -28,7 +28,7 @@ def held() -> Held:
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, **operations: Callable[..., Tensor]) -> None:
-    """Put operations in the place of the kernels; PyTorch's are the others, which need no interpreter."""
+    """Replace the kernels by the given operations; the others are PyTorch's, which need no interpreter."""
     base = OPS["torch"]
     chosen = {name: operations.get(name, getattr(base, name)) for name in ("mixed_attention", "merged_cross_attention")}
     monkeypatch.setitem(ops.OPS, "triton", AttentionOps(**chosen))
@@ -100,13 +100,13 @@ def test_the_work_of_full_size_steps() -> None:
     network = Network(Bench(torch.device("cpu"), SDXL, False, lambda: 100.0, 1))
     plain = network.flops("text_step")
     assert plain / 2 == pytest.approx(6.76e12, rel=1e-3)
-    # of two identity rows: as many keys again in self-attention, and 261 tokens in cross-attention
+    # for two identity rows: twice the keys in self-attention, and 261 tokens in cross-attention
     levels = ((10, 4096, 640), (60, 1024, 1280))
     more = 2 * sum(layers * 4 * tokens * channels * (tokens + 261) for layers, tokens, channels in levels)
     # the prompt's keys and values are projected once for both streams
     prompt = 2 * sum(layers * 2 * 2 * 77 * 2048 * channels for layers, _, channels in levels)
     assert network.flops("denoise_step") == 2 * plain + more - prompt
-    # the text features' keys and values are projected again
+    # the keys and values of the text features are projected again
     projected = 2 * sum(layers * 2 * 2 * tokens * channels**2 for layers, tokens, channels in levels)
     assert network.flops("identity_step") == plain + more + projected
 

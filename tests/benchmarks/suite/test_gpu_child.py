@@ -1,4 +1,4 @@
-"""Work in a process group of its own: it ends at its limit, with what it started, and with its parent."""
+"""Work in its own process group: it ends at its time limit, together with its children, and with its parent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.suite.child import measure_in_child
 
 
 def gone(process: int) -> bool:
-    """Return whether a process ends within ten seconds; one that nobody waited for counts as ended."""
+    """Return whether a process ends within ten seconds; a zombie counts as ended."""
     for _ in range(100):
         try:
             state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -57,7 +57,7 @@ def test_a_child_that_ends_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_parent_takes_its_children_along(tmp_path: Path, number: signal.Signals) -> None:
-    program = (  # its thread says when it waits for its child; before, nothing could be taken along
+    program = (  # its thread reports when it waits for its child; before that, there is no child to end with it
         "import pathlib, signal, threading, time\n"
         "from benchmarks import gpu_suite\n"
         "from benchmarks.suite import child\n"
@@ -93,7 +93,7 @@ def test_children_can_be_killed_by_a_process_that_does_not_unwind(tmp_path: Path
 
 
 def slow(bench: Bench, seconds: float) -> dict[str, Any]:
-    """Measured in a child: keeps something, then takes its time."""
+    """Measured in a child: stores a result, then takes a long time."""
     bench.keep({"so far": bench.results["before"]["median"]})
     time.sleep(seconds)
     return {"workload": bench.workload.name, "seed": bench.seed, "left": bench.seconds_left()}

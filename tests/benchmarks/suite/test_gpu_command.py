@@ -19,7 +19,7 @@ from benchmarks.suite.bench import DEMO, SDXL, Item
 from benchmarks.suite.runner import SLACK
 from infid_kernels.tuning import read
 
-# The order of worth: what each item's name begins with, per command.
+# In order of value, per command: the beginning of each item's name.
 FIRST = (
     "clocks", "compile float16", "correct ", "ceilings", "speed ", "candidates mixed attention, 4096",
     "candidates mixed attention, 1024", "candidates mixed attention, 3952", "mean-shift ", "step ",
@@ -151,9 +151,9 @@ def test_the_second_command_goes_on_with_what_was_skipped(monkeypatch: pytest.Mo
     assert gpu_suite.main(command) == 1
     (path,) = (tmp_path / "first").iterdir()
     assert list(json.loads(path.read_text())["items"]) == ["correct", "a", "long"]
-    items[1] = Item("a", 1.0, lambda bench: {"median": 2.0})  # would be noticed if it ran again
+    items[1] = Item("a", 1.0, lambda bench: {"median": 2.0})  # running it again would be noticed
     command = ["--model", "demo", "--resume", str(path), "--output", str(tmp_path / "second"), "--limit-s", "400"]
-    assert gpu_suite.main(command) == 1  # the first command's failure stands
+    assert gpu_suite.main(command) == 1  # the first command's failure is kept
     document = json.loads((tmp_path / "second" / path.name).read_text())
     assert {name: item["state"] for name, item in document["items"].items()} == {
         "correct": "FAILED", "a": "measured", "long": "measured", "late": "measured", "of a failed one": "skipped",
@@ -192,7 +192,7 @@ def test_results_are_resumed_only_where_they_belong(
 
 def test_a_restart_goes_on_in_the_same_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Replaced(BaseException):
-        """Stands for the end of this process."""
+        """Stands for replacing this process."""
 
     executed: list[list[str]] = []
 

@@ -13,7 +13,7 @@ from benchmarks.model.compiled import NAMES, PIPELINE
 from benchmarks.suite import item_list
 from benchmarks.suite.bench import DEMO
 
-# What a CPU cannot do, by what the items' names begin with; the rest is measured or passes.
+# What a CPU cannot run, by the beginning of the items' names; the rest is measured or passes.
 UNAVAILABLE = ("clocks", "compile ", "bundle ", "sanitizer ")
 
 

@@ -1,4 +1,4 @@
-"""The goals: their floors by hand, and what is printed of them."""
+"""The goals: their floors computed by hand, and what is printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.suite.goals import GOALS, verdicts
 def test_the_floors_of_the_issue() -> None:
     assert goals.step_floor(2, 2) == pytest.approx(36.1, abs=0.05)
     assert goals.step_floor(0, 2) == pytest.approx(19.0, abs=0.05)
-    # mixed attention's second half, by hand: 4·64 operations a logit
+    # mixed attention's second half, by hand: 4·64 operations per logit
     assert pytest.approx((10 * 10 * 4096 * 4096 + 60 * 20 * 1024 * 1024) * 256e-12) == goals.MIXED_ROW
 
 

@@ -1,4 +1,4 @@
-"""How the suite runs its items, on a machine without a GPU: kernels in Triton's interpreter, times that are made up."""
+"""How the suite runs its items on a machine without a GPU: kernels in Triton's interpreter, made-up times."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_check_that_breaks_failed(suite: Suite) -> None:
 
 def test_a_check_that_cannot_be_made_here_keeps_its_operation_from_being_timed(suite: Suite) -> None:
     check = Item("correct", 1.0, lambda bench: {"unavailable": "no bf16"}, MIXED.op, decides=True, check=True)
-    assert suite.run([check, timed("a", MIXED.op)])  # that is no fault
+    assert suite.run([check, timed("a", MIXED.op)])  # that is not a fault
     assert states(suite) == {"correct": "unavailable", "a": "skipped"}
 
 
@@ -150,7 +150,7 @@ def test_a_gpu_that_is_lost_starts_the_program_anew(
 
     monkeypatch.setattr(bench, "synchronize", lost)
     suite = Suite(bench, tmp_path / "result.json", {"model": "demo"}, lambda: restarts.append(True), quiet=True)
-    # an item that notes the fault as one candidate's result looks as if it had been measured
+    # an item that records the fault as one candidate's result looks as if it had been measured
     suite.run([timed("before"), timed("rejected")])
     assert restarts == [True]
     (restart,) = json.loads(suite.path.read_text())["restarts"]
