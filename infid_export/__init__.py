@@ -1,7 +1,7 @@
 """infid-export: identity-preserving SDXL (Infinite-ID) from PyTorch to engines.
 
-`__all__` is what is public. `Pipeline`, `Person`, `mix` and `stack` are the runtime; `InfiniteIDPipeline` is the
-PyTorch reference and needs the extra `export`. Each is imported when it is first asked for: `import infid_export`
+`__all__` lists the public names. `Pipeline`, `Person`, `mix` and `stack` are the runtime; `InfiniteIDPipeline` is the
+PyTorch reference and needs the extra `export`. Each is imported on first access: `import infid_export`
 imports neither numpy nor torch.
 """
 
@@ -30,11 +30,11 @@ _MODULE_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for.
+    """Import a public name on first access.
 
     Raises:
         AttributeError: there is no such name.
-        ModuleNotFoundError: `InfiniteIDPipeline` was asked for without torch or diffusers.
+        ModuleNotFoundError: `InfiniteIDPipeline` needs torch and diffusers, and one of them is missing.
     """
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'infid_export' has no attribute '{name}'")

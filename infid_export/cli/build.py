@@ -39,22 +39,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(model)
     add_detector(model)
     model.add_argument(
-        "--allow-other-encoders", action="store_true", help="identity weights that record another recognizer or encoder"
+        "--allow-other-encoders",
+        action="store_true",
+        help="accept identity weights trained with another recognizer or encoder",
     )
     graphs = parser.add_argument_group("graphs")
     graphs.add_argument("-o", "--output", type=Path, default=ENGINES, metavar="DIR", help=f"engine folder ({ENGINES})")
     precision = graphs.add_mutually_exclusive_group()
     precision.add_argument("--fp16", dest="precision", action="store_const", const="fp16", help="networks in fp16")
-    precision.add_argument("--precision", choices=("fp16", "fp32"), help="(fp32)")
+    precision.add_argument("--precision", choices=("fp16", "fp32"), help="precision of the networks (fp32)")
     add_size(graphs)
     graphs.add_argument("--batch", type=int, default=1, metavar="N", help="images per call (1)")
-    graphs.add_argument("--people", type=int, default=1, metavar="N", help="people one image can hold (1)")
+    graphs.add_argument("--people", type=int, default=1, metavar="N", help="people per image (1)")
     for name in ("height", "width", "batch"):
-        graphs.add_argument(f"--{name}-range", type=int, nargs=3, metavar=("MIN", "OPT", "MAX"), help="dynamic engines")
+        graphs.add_argument(
+            f"--{name}-range",
+            type=int,
+            nargs=3,
+            metavar=("MIN", "OPT", "MAX"),
+            help=f"dynamic {name}",
+        )
     others = [graph.name for graph in GRAPHS.values() if not graph.by_default]
     graphs.add_argument(
         "--graph", dest="graphs", action="append", choices=(DEFAULT, *GRAPHS), metavar="NAME",
-        help=f"repeatable: {', '.join(GRAPHS)}; {DEFAULT} stands for all but {', '.join(others)} ({DEFAULT})",
+        help=f"repeatable: {', '.join(GRAPHS)}; {DEFAULT} means all except {', '.join(others)} ({DEFAULT})",
     )  # fmt: skip
     engines = parser.add_argument_group("engines")
     engines.add_argument(
@@ -63,31 +71,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_targets(engines)
     engines.add_argument(
-        "--kernels", choices=("native", "triton"), default="native", help="attention inside tensorrt engines (native)"
+        "--kernels",
+        choices=("native", "triton"),
+        default="native",
+        help="implementation of attention in TensorRT engines (native)",
     )
     add_tuning(engines)
-    engines.add_argument("--refit", action="store_true", help="engines whose weights can be replaced")
-    engines.add_argument("--strip", action="store_true", help="engines without weights")
-    engines.add_argument("--optimization-level", type=int, choices=range(6), help="TensorRT's (TensorRT's default)")
+    engines.add_argument("--refit", action="store_true", help="build engines with replaceable weights")
+    engines.add_argument("--strip", action="store_true", help="build engines without weights")
+    engines.add_argument(
+        "--optimization-level", type=int, choices=range(6), help="TensorRT's optimization level (TensorRT's default)"
+    )
     parity = parser.add_argument_group("parity")
-    parity.add_argument("--parity-size", type=int, metavar="PX", help="compare at this size; default: the engines'")
+    parity.add_argument("--parity-size", type=int, metavar="PX", help="size of the images to compare (the engines')")
     parity.add_argument(
-        "--parity-image", choices=("auto", "on", "off"), default="auto", help="compare a whole picture (auto: the demo)"
+        "--parity-image",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="also compare a whole image (auto: for the demo model)",
     )
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
 
 
 def options_of(arguments: argparse.Namespace) -> BuildOptions:
-    """Return the build options that the arguments ask for.
+    """Return the build options from the arguments.
 
     Raises:
-        InputError: an impossible value.
+        InputError: a value is impossible.
     """
     values = {key: value for key, value in vars(arguments).items() if key in BuildOptions.__dataclass_fields__}
     values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     values["backends"] = values["backends"] or ("auto",)
     values["graphs"] = values["graphs"] or ()
-    values["precision"] = values["precision"] or "fp32"  # no default: argparse would not see it clash with --fp16
+    values["precision"] = values["precision"] or "fp32"  # not argparse's default, which hides a clash with --fp16
     return BuildOptions(**values)
 
 
@@ -102,9 +118,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         report = build(options, reporter)
     show_parity(report.parity, output)
     show_engines(report.folder, report.manifest, output)
-    output.table("Made now, and why", ("artifact", "why"), [(name, why) for name, why in report.made.items()])
-    output.table("Already there", ("artifact",), [(name,) for name in report.kept])
-    output.line(f"{shown(report.folder)}: {len(report.made)} made, {len(report.kept)} kept, {report.seconds:.1f} s")
+    output.table("Built, and why", ("artifact", "why"), [(name, why) for name, why in report.made.items()])
+    output.table("Reused", ("artifact",), [(name,) for name in report.kept])
+    output.line(f"{shown(report.folder)}: {len(report.made)} built, {len(report.kept)} reused, {report.seconds:.1f} s")
     output.document(
         {
             "folder": report.folder,
@@ -138,28 +154,28 @@ def _dry_run(options: BuildOptions, output: Output) -> int:
     output.table("Plan", columns, cells, numbers=("parameters", "size", "peak memory"))
     total = sum(row.bytes for row in rows)
     highest = max((row.peak_bytes for row in rows if row.state != "cached"), default=0)
-    output.line(f"disk needed: about {size(total)}; memory needed: about {size(highest)}; nothing was made")
+    output.line(f"disk needed: about {size(total)}; memory needed: about {size(highest)}; nothing was built")
     document = {"notes": plan.notes, "rows": [asdict(row) for row in rows], "bytes": total, "peak_bytes": highest}
     output.document(document)
     return 0
 
 
 def show_parity(parity: ParityReport, output: Output) -> None:
-    """Print the comparisons, with the smallest limits that would pass where one failed."""
+    """Print the comparisons; for a failed one, also the smallest tolerance that would pass."""
     rows = [
         (_verdict(row.passed), f"{row.graph}.{row.output}", row.dtype, _short(row.max_error), _short(row.max_tolerance),
          _short(row.rms_error), _short(row.rms_tolerance), _short(row.cosine))
         for row in parity.rows
     ]  # fmt: skip
     columns = ("verdict", "output", "type", "max", "max ≤", "rms", "rms ≤", "1−cos")
-    title = "Parity with the PyTorch reference (errors relative to its RMS)"
+    title = "Parity with the PyTorch reference (errors relative to the reference's RMS)"
     output.table(title, columns, rows, numbers=columns[3:])
     for row in parity.rows:
         if not row.passed:
             output.line(f"FAILED {row.graph}.{row.output} would pass with {row.smallest_tolerance}")
     if parity.image is not None:
         output.line(
-            f"{_verdict(parity.image.passed)} {parity.image.steps}-step picture: PSNR {parity.image.psnr_db:.1f} dB "
+            f"{_verdict(parity.image.passed)} {parity.image.steps}-step image: PSNR {parity.image.psnr_db:.1f} dB "
             f"(at least {parity.image.threshold_db:.0f})"
         )
 
@@ -172,7 +188,7 @@ def _short(value: float) -> str:
     return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
 
 
-_COST_COLUMNS = ("file", "size", "made in", "memory")
+_COST_COLUMNS = ("file", "size", "built in", "memory")
 
 
 def _cost(file: FileRecord) -> tuple[str, str, str]:
@@ -180,7 +196,7 @@ def _cost(file: FileRecord) -> tuple[str, str, str]:
 
 
 def show_engines(folder: Path, manifest: Manifest, output: Output) -> None:
-    """Print the engines, one table a backend and target."""
+    """Print the engines, one table per backend and target."""
     groups: dict[tuple[str, str], list[EngineRecord]] = {}
     for engine in manifest.engines:
         groups.setdefault((engine.backend, engine.target), []).append(engine)

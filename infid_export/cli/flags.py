@@ -1,4 +1,4 @@
-"""Arguments that mean the same in every command that has them."""
+"""Arguments that several commands share, with one meaning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infid_engines.registry import BACKENDS
 # Not "engines": a clone of the repository has source code there.
 ENGINES = Path("infid-engines")
 MODEL_HELP = "demo, random-sdxl, a diffusers folder or a hub id (demo)"
-DRY_RUN_HELP = "show what would be made, and make nothing"
+DRY_RUN_HELP = "show what would be done, without doing it"
 METHOD_CHOICES = {
     "--self-attention": ("self_attention", ("mixed", "mutual", "plain")),
     "--adain": ("adain", ("mean", "standard", "off")),
@@ -21,7 +21,7 @@ METHOD_CHOICES = {
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """Add what every command has."""
+    """Add the arguments that every command has."""
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     group.add_argument("--quiet", action="store_true", help="no progress and no notes")
@@ -35,7 +35,7 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
 
 
 def add_running(group: argparse._ActionsContainer) -> None:
-    """Add how engines are run."""
+    """Add the arguments that choose how engines run."""
     group.add_argument(
         "--backend", choices=backend_choices(), default="auto", metavar="NAME", help=backend_help("auto")
     )
@@ -43,12 +43,12 @@ def add_running(group: argparse._ActionsContainer) -> None:
 
 
 def backend_choices() -> tuple[str, ...]:
-    """Return the values of every --backend."""
+    """Return the choices of --backend in every command."""
     return ("auto", *BACKENDS)
 
 
 def backend_help(default: str) -> str:
-    """Return the help of every --backend."""
+    """Return the help of --backend in every command."""
     return f"{', '.join(backend_choices())} ({default})"
 
 
@@ -58,20 +58,22 @@ def add_folder(parser: argparse.ArgumentParser, name: str, what: str) -> None:
 
 
 def add_size(parser: argparse._ActionsContainer) -> None:
-    """Add the size of the picture."""
+    """Add the size of the image."""
     for name in ("height", "width"):
-        parser.add_argument(f"--{name}", type=int, metavar="PX", help="of the picture (the model's own)")
+        parser.add_argument(f"--{name}", type=int, metavar="PX", help=f"{name} of the image (the model's default)")
 
 
 def add_sampling(parser: argparse._ActionsContainer) -> None:
-    """Add how a picture is sampled."""
+    """Add the sampling settings."""
     parser.add_argument("--steps", type=int, metavar="N", help="DDIM steps (the folder's)")
     parser.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale (the folder's)")
     parser.add_argument(
         "--style-strength", type=float, metavar="S",
-        help="AdaIN-mean; 1 is the paper's, for styles; 0 is off and keeps more of the person (the folder's)",
+        help="AdaIN-mean: 1 is the paper's, for styles; 0 is off and keeps more of the person (the folder's)",
     )  # fmt: skip
-    parser.add_argument("--identity-strength", type=float, metavar="L", help="of the person; 1 is the paper's")
+    parser.add_argument(
+        "--identity-strength", type=float, metavar="L", help="strength of the identity: 1 is the paper's (the folder's)"
+    )
 
 
 def add_model(model: argparse._ActionsContainer) -> None:
@@ -81,44 +83,44 @@ def add_model(model: argparse._ActionsContainer) -> None:
     model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")
     add_recognizer(model)
     model.add_argument(
-        "--model-seed", dest="seed", type=int, default=0, metavar="N", help="of random-sdxl's weights (0)"
+        "--model-seed", dest="seed", type=int, default=0, metavar="N", help="seed of random-sdxl's weights (0)"
     )
     for flag, (name, values) in METHOD_CHOICES.items():
-        model.add_argument(flag, dest=name, choices=values, help="method variant; default: the identity file's")
+        model.add_argument(flag, dest=name, choices=values, help="method variant (the identity file's)")
 
 
 def add_recognizer(parser: argparse._ActionsContainer) -> None:
-    """Add the choice of what knows faces."""
+    """Add the choice of the face recognizer."""
     parser.add_argument("--recognizer", type=Path, metavar="FILE", help="ArcFace-type recognizer (ONNX)")
 
 
 def add_targets(parser: argparse._ActionsContainer, choices: Sequence[str] | None = None) -> None:
-    """Add the choice of GPU architectures; with choices, at least one has to be given."""
+    """Add the choice of GPU architectures; with `choices`, at least one is required."""
     parser.add_argument(
         "--target", dest="targets", action="extend", nargs="+", default=None if choices else [], metavar="SM",
         choices=choices, required=choices is not None,
-        help="GPU architectures, such as sm_89 sm_120 (build: the backend's own)",
+        help="GPU architectures, such as sm_89 sm_120 (build: the backend's default)",
     )  # fmt: skip
 
 
 def add_tuning(parser: argparse._ActionsContainer) -> None:
     """Add the choice of the kernels' tile sizes."""
     parser.add_argument(
-        "--tuning", type=Path, metavar="FILE", help="tile sizes of the Triton kernels, measured by tune (the table's)"
+        "--tuning", type=Path, metavar="FILE", help="tile sizes of the Triton kernels, from tune (the built-in table)"
     )
 
 
 def add_face_index(parser: argparse.ArgumentParser) -> None:
     """Add the choice among several faces."""
     parser.add_argument(
-        "--face-index", type=int, metavar="N", help="which face, largest first; faces of far lower score last (0)"
+        "--face-index", type=int, metavar="N", help="which face, largest first; faces with far lower scores last (0)"
     )
 
 
 def add_detector(parser: argparse._ActionsContainer) -> None:
-    """Add the choice of what finds faces."""
+    """Add the choice of the face detector."""
     parser.add_argument(
         "--detector", choices=("centerface", "drawn", "insightface"),
-        help="for photos centerface (the default) or insightface; drawn is the demo model's default, for its people",
+        help="for photos: centerface (default) or insightface; for drawn people: drawn (the demo model's default)",
     )  # fmt: skip
-    parser.add_argument("--face-models", type=Path, metavar="DIR", help="local InsightFace model folder")
+    parser.add_argument("--face-models", type=Path, metavar="DIR", help="your InsightFace model folder")

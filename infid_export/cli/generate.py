@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from infid_export.runtime.person import Person
     from infid_export.runtime.pipeline import Pipeline
 
-# Ending -> pillow's format and its settings; 95 is where JPEG's own error is below the engines'.
+# Suffix -> Pillow's format and its settings. At quality 95, JPEG's own error is below the engines'.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95}),
@@ -35,25 +35,27 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("prompt", nargs="*", help="one or several prompts, written before --photo")
+    parser.add_argument("prompt", nargs="*", help="one or several prompts, before --photo")
     who = parser.add_mutually_exclusive_group(required=True)
-    who.add_argument("--person", type=Path, metavar="FILE", help="made by `infid-export enroll`")
+    who.add_argument("--person", type=Path, metavar="FILE", help="person file from `infid-export enroll`")
     who.add_argument("--photo", type=Path, nargs="+", metavar="FILE", help="photos of one person")
     add_face_index(parser)
-    parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), metavar="FILE", help="(out.png)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("out.png"), metavar="FILE", help="image file to write (out.png)"
+    )
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid (the folder's)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first prompt; the others count up (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt; the others count up (0)")
     add_size(parser)
     add_sampling(parser)
     add_engines(parser)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Generate, and print the paths of the pictures."""
+    """Generate, and print the paths of the images."""
     if not arguments.prompt:
         raise InputError(
             "No prompt was given.",
-            fix='Write it before --photo, which takes every word after it: generate "…" --photo a.jpg',
+            fix='Give it before --photo, which takes every argument after it: generate "…" --photo a.jpg',
         )
     paths = output_paths(arguments.output, len(arguments.prompt))
     negative: str | None = arguments.negative_prompt
@@ -90,7 +92,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def enrolled(pipe: Pipeline, photos: Sequence[Path], face_index: int | None, output: Output) -> Person:
-    """Enroll photos, and note how many faces each has and which was taken.
+    """Enroll photos, and print notes on how many faces each has and which one was used.
 
     Raises:
         InputError: see `Pipeline.enroll`.
@@ -103,7 +105,7 @@ def enrolled(pipe: Pipeline, photos: Sequence[Path], face_index: int | None, out
 
 
 def _save(images: Sequence[Image], paths: Sequence[Path]) -> None:
-    """Write all pictures, each whole or not at all."""
+    """Write all images, each atomically."""
     with ExitStack() as all_written:
         for image, path in zip(images, paths, strict=True):
             kind, settings = FORMATS[path.suffix.lower()]
@@ -111,10 +113,10 @@ def _save(images: Sequence[Image], paths: Sequence[Path]) -> None:
 
 
 def output_paths(path: Path, count: int) -> list[Path]:
-    """Return one path a picture, rejecting one that cannot be written before any work is done.
+    """Return one path per image. Paths that cannot be written are rejected before any work is done.
 
     Raises:
-        InputError: the folder is missing or not writable, or the ending is unknown.
+        InputError: the folder is missing or not writable, or the suffix is unknown.
     """
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"{path} does not end in a known image format.", fix=f"Use one of {', '.join(FORMATS)}.")
@@ -125,7 +127,7 @@ def output_paths(path: Path, count: int) -> list[Path]:
 
 
 def require_writable(path: Path) -> None:
-    """Reject a path that cannot be written, by writing beside it what a real output would write.
+    """Reject a path that cannot be written, by writing the same temporary file as a real output.
 
     Raises:
         InputError: its folder is missing or not writable, or it is a folder itself.

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Show a folder or a graph; exit code 1 if something of it is missing, stale or damaged."""
+    """Show a folder or a graph; exit code 1 if a file is missing, stale or damaged."""
     if not arguments.path.exists():
         raise InputError(f"There is nothing at {arguments.path}.", fix="Give an engine folder or an .onnx file.")
     if arguments.path.is_dir():
@@ -48,7 +48,7 @@ def _graph(path: Path, output: Output) -> int:
     problems = {str(file): "missing" for file in weights.values() if not file.is_file()}
     output.line(
         f"{path}: {size(path.stat().st_size)}, opset {facts.opset}, {sum(facts.operators.values())} nodes, "
-        f"{facts.parameters / 1e6:.1f} M parameters outside"
+        f"{facts.parameters / 1e6:.1f} M parameters in external data"
     )
     output.table("Inputs and outputs", ("way", "name", "type", "shape"), _tensors(facts.inputs, facts.outputs))
     sizes = [(name, size(file.stat().st_size) if file.is_file() else "missing") for name, file in weights.items()]
@@ -102,7 +102,7 @@ def _folder(folder: Path, with_hashes: bool, output: Output) -> int:
 
 
 def _facts(folder: Path, manifest: Manifest, output: Output) -> dict[str, GraphFacts]:
-    """Read the graphs that can be read; onnx is not part of a runtime-only installation."""
+    """Read the graphs that can be read; a runtime-only installation has no onnx."""
     if find_spec("onnx") is None:
         output.note('nodes and opsets are not shown: onnx is not installed (pip install "infid-export[export]")')
         return {}
@@ -113,7 +113,7 @@ def _facts(folder: Path, manifest: Manifest, output: Output) -> dict[str, GraphF
         try:
             facts[name] = read_graph(folder / graph.file)
         except EngineFolderError:
-            continue  # a missing or damaged file is among the problems already
+            continue  # the problems already list a missing or damaged file
     return facts
 
 
@@ -131,12 +131,12 @@ def _parity(folder: Path, problems: dict[str, str]) -> ParityReport | None:
 
 
 def find_problems(folder: Path, manifest: Manifest, with_hashes: bool) -> dict[str, str]:
-    """Return what is missing, damaged or stale, by file.
+    """Return the missing, damaged or stale files, and what is wrong with each.
 
     Args:
         folder: the engine folder.
         manifest: its manifest.
-        with_hashes: compare every file's sha256, which reads all of it; otherwise sizes only.
+        with_hashes: compare every file's sha256, which reads it all; otherwise compare sizes only.
     """
     from infid_engines.manifest import verify_file
     from infid_engines.registry import get_backend
@@ -147,7 +147,7 @@ def find_problems(folder: Path, manifest: Manifest, with_hashes: bool) -> dict[s
         if not path.is_file():
             problems[name] = "missing"
         elif path.stat().st_size != record.size:
-            problems[name] = f"damaged: {path.stat().st_size} bytes, not {record.size}"
+            problems[name] = f"damaged: {path.stat().st_size} bytes instead of {record.size}"
         elif with_hashes:
             try:
                 verify_file(folder, name, record)
@@ -159,12 +159,12 @@ def find_problems(folder: Path, manifest: Manifest, with_hashes: bool) -> dict[s
         try:
             backend = get_backend(engine.backend)
             if backend.uses_graph_as_engine:
-                continue  # other versions of the library read it as well
+                continue  # other versions of the library can read it too
             present = backend.versions()
         except InfidError:
-            continue  # built elsewhere: there is nothing here to compare with
+            continue  # built elsewhere: this machine has nothing to compare with
         if present != dict(engine.tool_versions):
-            problems[engine.file] = f"stale: built by {_versions(engine.tool_versions)}, here is {_versions(present)}"
+            problems[engine.file] = f"stale: built with {_versions(engine.tool_versions)}, here is {_versions(present)}"
     return problems
 
 
@@ -177,7 +177,7 @@ def _size(path: Path) -> str:
 
 
 def _tensors(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> list[Sequence[str]]:
-    """Return a row a tensor; tensors of one family (`text_features.<block>`) share a row."""
+    """Return one row per tensor; tensors of one family (`text_features.<block>`) share a row."""
     rows: list[Sequence[str]] = []
     for way, specs in (("in", inputs), ("out", outputs)):
         for family, members in groupby(specs, key=lambda spec: spec.name.split(".")[0]):
@@ -195,7 +195,7 @@ def _shape(spec: TensorSpec) -> str:
 
 
 def _side(side: int | list[int]) -> str:
-    """Return a dimension: fixed, a range, or `?` where the file leaves it free."""
+    """Return a dimension: fixed, a range, or `?` if the file leaves it dynamic."""
     if isinstance(side, int):
         return str(side or "?")
     return f"{side[0]}–{side[-1]}" if any(side) else "?"

@@ -1,4 +1,4 @@
-"""Entry point of `infid-export`: arguments, dispatch, errors and exit codes. Help imports nothing heavy."""
+"""Entry point of `infid-export`: arguments, dispatch, errors and exit codes. Help needs only light imports."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
     from infid_export.cli.output import Output
 
 COMMANDS = {
-    "build": "make an engine folder from a model, with parity checked",
-    "generate": "generate pictures of a person",
+    "build": "build an engine folder from a model, and check its parity",
+    "generate": "generate images of a person",
     "enroll": "turn photos of a person into a person file",
-    "evaluate": "score how well pictures keep people and obey prompts",
-    "prepare": "turn a folder of people's photos into shards to train on",
+    "evaluate": "score how well images match the person and the prompt",
+    "prepare": "turn a folder of people's photos into shards for training",
     "train": "train identity modules on prepared shards",
-    "verify": "check an engine folder's hashes and repeat its parity",
-    "inspect": "show what an engine folder or an ONNX file holds",
+    "verify": "check an engine folder's hashes and run its parity check again",
+    "inspect": "show the contents of an engine folder or an ONNX file",
     "tune": "measure the kernels' tile sizes on this GPU and write the fastest to a file",
-    "train-demo": "train a demo model from drawn people alone",
+    "train-demo": "train a demo model on drawn people only",
     "doctor": "check this machine and its libraries",
-    "compile-kernels": "compile the fused kernels for GPUs, ahead of time and without one",
+    "compile-kernels": "compile the fused kernels ahead of time, without a GPU",
 }
-# Modules of the extra `export`, which a server that only runs engines does without.
+# Modules of the extra `export`. A server that only runs engines does not need them.
 _EXPORT = ("accelerate", "diffusers", "onnx", "onnx_ir", "onnxscript", "open_clip", "torch", "transformers", "triton")
-# What the machine refuses rather than what we got wrong: no space, no permission, no such length of name.
+# Errors of the machine rather than bugs: no space, no permission, a name that is too long.
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE)
 
-# Where libraries keep what they made or fetched; the first is the home that the others lie in by default.
+# Cache folders of libraries. The first is the home directory, which contains the others by default.
 _CACHES = ("HOME", "XDG_CACHE_HOME", "HF_HOME", "TRITON_CACHE_DIR")
 
 
 class ExitCode(IntEnum):
-    """What the shell is told."""
+    """The exit codes of the command."""
 
     DONE = 0
-    PROBLEM = 1  # the user's input, the machine, or a failed parity
-    FAULT = 2  # ours
+    PROBLEM = 1  # the user's input, the machine, or a failed parity check
+    FAULT = 2  # a bug
     INTERRUPTED = 130
 
 
@@ -57,15 +57,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Return the argument parser; only the named command's arguments are filled in.
+    """Return the argument parser, with the arguments of the named command only.
 
     Args:
         command: the command that is being called.
     """
     parser = _Parser(
         prog="infid-export",
-        description="Identity-preserving SDXL from PyTorch to engines, with proof that the picture is the same.",
-        epilog="Exit codes: 0 done, 1 your input, the machine or a failed parity, 2 a bug of ours, 130 interrupted.",
+        description="Identity-preserving SDXL from PyTorch to engines, with proof that the image is the same.",
+        epilog="Exit codes: 0 done, 1 your input, the machine or a failed parity check, 2 our bug, 130 interrupted.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"infid-export {__version__}")
@@ -100,7 +100,7 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         if not isinstance(error, BrokenPipeError) and error.errno not in _MACHINE:
             raise
-        # stdout cannot be written any more; keep Python from complaining when it flushes at exit
+        # stdout is closed; keep Python from complaining when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             sys.stderr.write(f"error: stdout: {error.strerror}.\n")
@@ -117,7 +117,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return int(finished.code or 0)
     except InfidError as error:
         options = error
-    from infid_export.cli.output import Output  # after parsing: help does without it
+    from infid_export.cli.output import Output  # after parsing: help does not need it
 
     output = Output("--json" in words, "--quiet" in words)
     if isinstance(options, InfidError):
@@ -127,9 +127,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 
 def _guarded(options: argparse.Namespace, output: Output) -> int:
-    """Run a command, and turn what it raises into a message and an exit code."""
+    """Run a command, and turn its exceptions into a message and an exit code."""
     try:
-        # libraries print as they like; stdout is for our data alone
+        # libraries may print anything; stdout is only for our data
         with redirect_stdout(sys.stderr):
             return int(_module(options.command).run(options, output))
     except InfidError as error:
@@ -149,16 +149,21 @@ def _guarded(options: argparse.Namespace, output: Output) -> int:
             output.problem(
                 InputError(
                     f"A cache cannot be written: {error}.",
-                    fix=f"Set {', '.join(_CACHES[:-1])} or {_CACHES[-1]} to a folder that can be written to.",
+                    fix=f"Set {', '.join(_CACHES[:-1])} or {_CACHES[-1]} to a writable folder.",
                 )
             )
             return ExitCode.PROBLEM
         if isinstance(error, OSError) and error.errno in _MACHINE:
             where = f"{error.filename}: " if error.filename else ""
-            output.problem(InputError(f"{where}{error.strerror}.", fix="Make room or give permission, and run again."))
+            output.problem(
+                InputError(
+                    f"{where}{error.strerror}.",
+                    fix="Free space or grant permission, and run again.",
+                )
+            )
             return ExitCode.PROBLEM
         if isinstance(error, MemoryError):
-            output.problem(InputError("The memory is full.", fix="End other programs, or ask for less at once."))
+            output.problem(InputError("Out of memory.", fix="Close other programs, or use a smaller batch or size."))
             return ExitCode.PROBLEM
         import traceback
 
@@ -167,15 +172,15 @@ def _guarded(options: argparse.Namespace, output: Output) -> int:
 
 
 def _in_a_cache(error: Exception) -> bool:
-    """Whether a library failed because the home or a cache folder is not there or cannot be written."""
+    """Whether a library failed because the home or a cache folder is missing or not writable."""
     if isinstance(error, RuntimeError):
-        return str(error) == "Could not determine home directory."  # pathlib's words
+        return str(error) == "Could not determine home directory."  # pathlib's message
     if not isinstance(error, OSError) or not isinstance(error.filename, str):
         return False
     file = os.path.abspath(error.filename)
     folders = [os.path.abspath(folder) for name in _CACHES if (folder := os.environ.get(name))]
     closed = [folder for folder in folders if not (os.path.isdir(folder) and os.access(folder, os.W_OK))]
-    # a missing parent is named itself: /nowhere of HOME=/nowhere/me
+    # the error names a missing parent: /nowhere for HOME=/nowhere/me
     return any(os.path.commonpath((file, folder)) in (file, folder) for folder in closed)
 
 
@@ -188,7 +193,7 @@ def _parse(command: str | None, arguments: Sequence[str]) -> argparse.Namespace:
     """Read the arguments.
 
     Raises:
-        InputError: a command, flag or value is unknown; names the nearest known one.
+        InputError: a command, flag or value is unknown; the message suggests the closest known one.
     """
     if command is not None and command not in COMMANDS:
         known = f"Choose from {', '.join(COMMANDS)}."
@@ -196,8 +201,8 @@ def _parse(command: str | None, arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser(command)
     options, unknown = parser.parse_known_args(arguments)
     flag = next((word for word in unknown if word.startswith("-")), None)
-    if flag in ("--json", "--quiet"):  # known to every command, so it was given before it
-        raise InputError(f"{flag} stands before the command.", fix=f"Write `infid-export {command} {flag}`.")
+    if flag in ("--json", "--quiet"):  # every command knows these, so it stood before the command
+        raise InputError(f"{flag} has to follow the command.", fix=f"Write `infid-export {command} {flag}`.")
     if flag is not None:
         import re
 
@@ -234,10 +239,10 @@ class _Interrupted(InfidError):
 
     def __init__(self, command: str) -> None:
         kept = {
-            "build": "Finished parts are kept; the same command resumes there.",
+            "build": "Finished artifacts are kept; the same command resumes.",
             "train": "The cache and the last checkpoint, if there is one yet, are kept; the same command resumes.",
         }.get(command)
-        super().__init__("Interrupted.", fix=kept or "Nothing was left half-written; run the same command again.")
+        super().__init__("Interrupted.", fix=kept or "No partial files were left; run the same command again.")
 
 
 def entry_point() -> NoReturn:

@@ -21,14 +21,14 @@ from infid_engines.errors import InfidError
 from infid_engines.progress import SilentReporter
 from infid_export.cli.progress_bar import TerminalReporter
 
-_FOLDED = 20  # columns: a wider cell may be folded down to this before a table is shown as records instead
-_GAP = 2  # columns between two columns of a table
-_UNLIMITED = 100_000  # columns of a file or a pipe: nothing is folded there
+_FOLDED = 20  # columns: cells are folded down to this; a table that still does not fit is shown as records
+_GAP = 2  # spaces between two columns of a table
+_UNLIMITED = 100_000  # width of a file or a pipe: nothing is folded there
 _STYLES = {"PASSED": "green", "FAILED": "bold red", "missing": "red", "BROKEN": "bold red"}
 
 
 class Output:
-    """The one place that prints; the words carry the meaning, color only repeats it.
+    """The only place that prints. Words carry the meaning, and color only repeats it.
 
     Args:
         as_json: print one JSON document instead of tables and lines.
@@ -45,7 +45,7 @@ class Output:
         self._documents = 0
 
     def document(self, value: Any) -> None:
-        """Print the JSON document, if JSON was asked for; a second one is left out."""
+        """Print the JSON document if --json was given; only the first call prints."""
         if self.as_json and not self._documents:
             self._documents += 1
             self._stdout.write(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
@@ -58,13 +58,13 @@ class Output:
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str] = ()
     ) -> None:
-        """Print a table that fits the terminal, or one record a row where it is too narrow for the table.
+        """Print a table, or one record per row where the terminal is too narrow for the table.
 
         Args:
-            title: a line above it.
+            title: the line above the table.
             columns: headings.
             rows: cells.
-            numbers: headings of the columns that are aligned to the right.
+            numbers: headings of right-aligned columns.
         """
         if self.as_json or not rows:
             return
@@ -93,13 +93,13 @@ class Output:
             self._out.print()
 
     def note(self, text: str) -> None:
-        """Tell the user something on stderr."""
+        """Print a note on stderr."""
         if not self.quiet:
             self._err.print(Text(text), soft_wrap=True)
 
     @contextmanager
     def warnings_as_notes(self) -> Iterator[None]:
-        """Tell what the block warns of as notes afterwards, each sentence once."""
+        """Print the warnings of the block as notes afterwards, each sentence once."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             yield
@@ -108,13 +108,13 @@ class Output:
             self.note(f"note: {sentence}")
 
     def problem(self, error: InfidError) -> None:
-        """Print what is wrong and what to do: on stderr, and as the document if JSON was asked for."""
+        """Print the problem and its fix: on stderr, and as the document if --json was given."""
         self._err.print(Text(f"error: {error.problem}"), soft_wrap=True, style="bold red")
         self._err.print(Text(f"  fix: {error.fix}"), soft_wrap=True)
         self.document({"error": {"kind": type(error).__name__, "problem": error.problem, "fix": error.fix}})
 
     def fault(self, error: BaseException, trace: str) -> None:
-        """Print a fault of ours with its traceback."""
+        """Print a bug with its traceback."""
         self._err.print(Text(trace), soft_wrap=True)
         sentence = "This is a bug in infid-export, not in your input. Please report it with the lines above."
         self._err.print(Text(sentence), soft_wrap=True)
@@ -131,7 +131,7 @@ class Output:
 
 
 def _columns(stream: TextIO) -> int:
-    """Return the width to fit: COLUMNS, else the terminal's; a file or a pipe has no limit."""
+    """Return the output width: COLUMNS, else the terminal's. A file or a pipe has no limit."""
     asked = os.environ.get("COLUMNS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
@@ -146,7 +146,7 @@ def _styled(cell: str) -> Text:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value in JSON's types; numbers that JSON does not have become null."""
+    """Return the value in JSON's types; non-finite numbers become null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -157,13 +157,13 @@ def _plain(value: Any) -> Any:
 
 
 def shown(path: Path) -> str:
-    """Return a path as the user would type it: relative where it lies in the current folder."""
+    """Return a path as the user would type it: relative if it is in the current folder."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def size(count: float) -> str:
-    """Return bytes in the unit that reads best."""
+    """Return a number of bytes in a readable unit."""
     for unit in ("B", "kB", "MB"):
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

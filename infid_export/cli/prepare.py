@@ -22,22 +22,35 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("people", type=Path, metavar="PEOPLE", help="folder with one sub-folder of photos per person")
+    parser.add_argument("people", type=Path, metavar="PEOPLE", help="folder with one subfolder of photos per person")
     default = Path("shards")
-    parser.add_argument("-o", "--output", type=Path, default=default, metavar="DIR", help=f"({default})")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=default, metavar="DIR", help=f"folder to write ({default})"
+    )
     add_recognizer(parser)
     add_detector(parser)
     parser.add_argument(
-        "--photo-size", dest="size", type=int, default=1024, metavar="PX", help="of the targets (1024, SDXL's)"
+        "--photo-size",
+        dest="size",
+        type=int,
+        default=1024,
+        metavar="PX",
+        help="size of the target photos (1024, SDXL's)",
     )
-    parser.add_argument("--crop-size", type=int, default=224, metavar="PX", help="of aligned faces (224, ViT-H/14's)")
+    parser.add_argument(
+        "--crop-size", type=int, default=224, metavar="PX", help="size of the aligned faces (224, ViT-H/14's)"
+    )
     parser.add_argument(
         "--single-photo", choices=("refuse", "own-pair"), default="refuse",
-        help="people with one usable photo: leave out, or pair the photo with itself (refuse)",
+        help="people with one usable photo: drop them, or pair the photo with itself (refuse)",
     )  # fmt: skip
-    parser.add_argument("--validation", type=float, default=0.05, metavar="SHARE", help="of people held out (0.05)")
-    parser.add_argument("--split-seed", dest="seed", type=int, default=0, metavar="N", help="of who is held out (0)")
-    parser.add_argument("--photos-per-shard", type=int, default=1000, metavar="N", help="(1000)")
+    parser.add_argument(
+        "--validation", type=float, default=0.05, metavar="SHARE", help="share of people held out (0.05)"
+    )
+    parser.add_argument(
+        "--split-seed", dest="seed", type=int, default=0, metavar="N", help="seed of the held-out split (0)"
+    )
+    parser.add_argument("--photos-per-shard", type=int, default=1000, metavar="N", help="photos per shard (1000)")
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
@@ -51,15 +64,15 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     )  # fmt: skip
     if arguments.recognizer is None and arguments.detector != "drawn":
         raise InputError(
-            "There is nothing to recognize faces in photos with.",
-            fix="Give an ArcFace-type recognizer with --recognizer FILE; for drawn people --detector drawn brings one.",
+            "A face recognizer for photos is missing.",
+            fix="Give an ArcFace-type recognizer with --recognizer FILE; --detector drawn has one for drawn people.",
         )
     kind = arguments.detector or "centerface"
     with output.progress() as reporter, output.warnings_as_notes(), recognizer_file(arguments.recognizer) as recognizer:
         detector = _detector(arguments)
         report = prepare(arguments.people, arguments.output, detector, recognizer, options, reporter, kind)
     output.table("Dropped, and why", ("photo", "why"), list(report.dropped.items()))
-    output.table("Kept on one side of the split, and why", ("person", "why"), list(report.kept_together.items()))
+    output.table("Kept in one split, and why", ("person", "why"), list(report.kept_together.items()))
     columns = ("people", "photos", "captions")
     rows = [(split, *(str(getattr(report, name)[split]) for name in columns)) for split in report.people]
     output.table("Kept", ("split", *columns), rows, numbers=columns)
@@ -68,8 +81,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     if report.unused_captions:
         names = ", ".join(report.unused_captions[:3]) + (" …" if len(report.unused_captions) > 3 else "")
         output.note(
-            f"note: {len(report.unused_captions)} captions belong to no photo: {names}; a caption has its photo's name "
-            "and ends in .txt"
+            f"note: {len(report.unused_captions)} captions have no photo: {names}; name each caption like its photo, "
+            "with the suffix .txt"
         )
     output.line(f"{shown(arguments.output)}: {total} photos, {len(report.dropped)} dropped, {report.seconds:.1f} s")
     output.document(
@@ -92,7 +105,7 @@ def _detector(arguments: argparse.Namespace) -> FaceDetector:
     """Open the chosen detector.
 
     Raises:
-        InputError: its models are missing or not asked for.
+        InputError: its models are missing, or the detector needs none.
     """
     from infid_export.export.face_models import open_detector
 

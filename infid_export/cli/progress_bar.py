@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: one bar over the whole of it, or a line now and then where there is no terminal."""
+"""Progress on stderr: one bar for all stages, or, without a terminal, a line now and then."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rich.text import Text
 from infid_engines.progress import Stage
 
 _LINE_INTERVAL = 5.0  # seconds between lines where stderr is not a terminal
-_REFRESHES = 4.0  # a second, on a terminal
-_SILENT_STAGE = 0.9  # how far a stage that reports nothing is assumed to get by its expected time alone
-_PRIOR = 0.05  # share of the planned seconds for which the plan weighs as much as the pace observed so far
+_REFRESHES = 4.0  # per second, on a terminal
+_SILENT_STAGE = 0.9  # the fraction at which a stage that reports nothing is assumed to be after its expected time
+_PRIOR = 0.05  # weight of the plan against the observed pace, as a fraction of the planned seconds
 _BAR_FROM = 60  # columns; a narrower terminal shows the numbers only
 
 
 class Estimate:
-    """How much of planned work is done, and how long the rest takes at the pace observed so far.
+    """How much of the planned work is done, and how long the rest takes at the observed pace.
 
     Args:
         clock: returns seconds; only differences count.
@@ -39,18 +39,18 @@ class Estimate:
         self._shown = 0.0
 
     def plan(self, stages: dict[str, float]) -> None:
-        """Take the expected seconds of all stages; time counts from here."""
+        """Set the expected seconds of all stages, and start the clock."""
         self._expected = dict(stages)
         self._left_behind = set()
         self._stage, self._fraction, self._shown = "", 0.0, 0.0
         self._started = self._clock()
 
     def enter(self, name: str) -> None:
-        """Start a stage; one that was not planned counts nothing."""
+        """Start a stage; one that was not planned counts as no time."""
         self._stage, self._fraction, self._stage_started = name, 0.0, self._clock()
 
     def update(self, fraction: float) -> None:
-        """Take the fraction of the stage that is done."""
+        """Set the fraction of the stage that is done."""
         self._fraction = max(self._fraction, min(fraction, 1.0))
 
     def leave(self) -> None:
@@ -64,24 +64,24 @@ class Estimate:
         return self._clock() - self._started
 
     def times(self) -> str:
-        """Return the time spent and, once there is a plan, the time left."""
+        """Return the time elapsed and, once there is a plan, the time left."""
         spent = f"{duration(self.elapsed)} elapsed"
         return f"{spent}, {duration(self.read()[1])} left" if self._expected else spent
 
     def read(self) -> tuple[float, float]:
-        """Return the fraction of the whole that is done, which never falls, and the seconds left."""
+        """Return the overall fraction done, which never decreases, and the seconds left."""
         total = sum(self._expected.values())
         if total <= 0:
             return 0.0, 0.0
         finished = sum(seconds for name, seconds in self._expected.items() if name in self._left_behind)
         pace = (self.elapsed + _PRIOR * total) / (finished + self._inside(1.0) + _PRIOR * total)
-        # the stage under way may report nothing, so its own share is read at the pace just found
+        # the current stage may report nothing, so its share is computed from the pace above
         done = min(finished + self._inside(max(pace, 1e-9)), total)
         self._shown = max(self._shown, done / total)
         return self._shown, (total - done) * pace
 
     def _inside(self, pace: float) -> float:
-        """Return the planned seconds done of the stage under way."""
+        """Return the planned seconds of the current stage that are done."""
         expected = self._expected.get(self._stage, 0.0)
         if self._stage in self._left_behind or expected <= 0:
             return 0.0
@@ -93,7 +93,7 @@ class TerminalReporter:
     """Draws progress; a context manager.
 
     Args:
-        console: of stderr.
+        console: the console on stderr.
         clock: returns seconds.
     """
 
@@ -120,7 +120,7 @@ class TerminalReporter:
             self._live.stop()
 
     def plan(self, stages: dict[str, float]) -> None:
-        """Take the expected seconds of all stages."""
+        """Set the expected seconds of all stages."""
         self._estimate.plan(stages)
 
     @contextmanager
@@ -139,7 +139,7 @@ class TerminalReporter:
         self._console.print(Text(text), soft_wrap=True)
 
     def update(self, name: str, fraction: float, detail: str) -> None:
-        """Take the state of the stage under way."""
+        """Set the state of the current stage."""
         self._estimate.update(fraction)
         self._tell(name, detail)
 
@@ -184,7 +184,7 @@ class _Stage:
 
 
 def duration(seconds: float) -> str:
-    """Return minutes and seconds, with hours where there are any."""
+    """Return minutes and seconds, with hours if there are any."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -16,31 +16,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("demo-training"), metavar="DIR",
-        help="pictures and the weights of every stage, 4 GB; what lies there is gone on with (demo-training)",
+        help="folder for images and weights, 4 GB; finished stages in it are reused (demo-training)",
     )  # fmt: skip
     parser.add_argument(
         "--base-steps", type=int, metavar="N",
-        help="of the UNet, which longer training helps most (as many as fit three hours on two CPU cores)",
+        help="training steps of the UNet, which profits most (as many as fit in three hours on two CPU cores)",
     )  # fmt: skip
     parser.add_argument(
         "--ablation", action="store_true",
-        help="also train the identity weights with text on, for benchmarks/quality/ablation_scores.py (30 minutes)",
+        help="also train the identity weights with text enabled, for benchmarks/quality/ablation_scores.py (30 min)",
     )  # fmt: skip
     parser.add_argument("--gpu", action="store_true", help="train on an NVIDIA GPU instead of the CPU")
     parser.add_argument(
         "--no-compile", action="store_true",
-        help="do not compile the UNet, which saves a fifth of its time and needs g++ and Python's headers",
+        help="do not compile the UNet; compiling saves a fifth of its time, and needs g++ and Python's headers",
     )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Run every stage that is not done yet, and print the files."""
+    """Run every stage that is not finished yet, and print the paths of the files."""
     folder: Path = arguments.output
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is not a folder.", fix="Give another one with -o.")
+        raise InputError(f"{folder} is not a folder.", fix="Choose another folder with -o.")
     if arguments.base_steps is not None and arguments.base_steps < 1:
         raise InputError(
-            f"--base-steps must be at least 1, not {arguments.base_steps}.", fix="Give more, or leave it out."
+            f"--base-steps must be at least 1, not {arguments.base_steps}.",
+            fix="Give a positive number, or leave it out.",
         )
     import torch
 
@@ -58,7 +59,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder} cannot be made ({error.strerror}).", fix="Give another one with -o.") from error
+        raise InputError(
+            f"{folder} cannot be created ({error.strerror}).", fix="Choose another folder with -o."
+        ) from error
     with output.progress() as reporter:
         device = "cuda" if arguments.gpu else "cpu"
         recipe = Recipe(

@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 _SAMPLES, _QUICK_SAMPLES = 50, 10
 _QUICK_CANDIDATES = 6  # the most promising come first
-_SECONDS = 3.0  # a candidate's compilation and its timing; an estimate, no GPU has run it yet
+_SECONDS = 3.0  # to compile and time one candidate; an estimate, not measured on a GPU yet
 EXAMPLES = ("infid-export tune", "infid-export tune --quick -o tuning.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     default = Path("tuning.json")
-    parser.add_argument("-o", "--output", type=Path, default=default, metavar="FILE", help=f"({default})")
+    parser.add_argument("-o", "--output", type=Path, default=default, metavar="FILE", help=f"file to write ({default})")
     parser.add_argument(
         "--quick", action="store_true",
-        help=f"the first {_QUICK_CANDIDATES} candidates, {_QUICK_SAMPLES} times each instead of {_SAMPLES}",
+        help=f"only the first {_QUICK_CANDIDATES} candidates, {_QUICK_SAMPLES} times each instead of {_SAMPLES}",
     )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Measure every candidate, write the fastest that are right, and print the path of the file."""
+    """Measure every candidate, write the fastest correct ones, and print the path of the file."""
     require_writable(arguments.output)
     device = _gpu()
     from infid_kernels.autotune import LEVELS, NoCandidateError, tune
@@ -55,14 +55,14 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                 except NoCandidateError as error:
                     raise ParityError(
                         f"{str(error)[:1].upper()}{str(error)[1:]}.",
-                        fix="Nothing was written. Report it with what `infid-export doctor --json` prints.",
+                        fix="Nothing was written. Please report this with the output of `infid-export doctor --json`.",
                     ) from error
     with whole_file(arguments.output) as file:
         write(file, [entry for result in results for entry in result.entries])
     _show(results, output)
     output.line(str(arguments.output))
-    output.note(f"A process uses it after infid_kernels.tuning.load(Path({str(arguments.output)!r})).")
-    output.note("compile-kernels and build take it as --tuning.")
+    output.note(f"To use it in Python, call infid_kernels.tuning.load(Path({str(arguments.output)!r})).")
+    output.note("To use it with compile-kernels or build, give it as --tuning.")
     output.document({"file": arguments.output, "levels": [_plain(result) for result in results]})
     return 0
 
@@ -71,7 +71,7 @@ def _gpu() -> torch.device:
     """Return the GPU to measure on.
 
     Raises:
-        BackendUnavailableError: torch or Triton is missing, or torch sees no GPU that the kernels run on.
+        BackendUnavailableError: torch or Triton is missing, or torch finds no GPU that the kernels run on.
     """
     try:
         import torch
@@ -82,9 +82,9 @@ def _gpu() -> torch.device:
         ) from error
     if not torch.cuda.is_available():
         raise BackendUnavailableError(
-            "tune measures on an NVIDIA GPU, and torch sees none.",
-            fix="Run it on the machine that will use the kernels (`infid-export doctor` says what is missing there); "
-            "without a file of yours the kernels use the table they ship with.",
+            "tune measures on an NVIDIA GPU, and torch finds none.",
+            fix="Run it on the machine that will use the kernels (`infid-export doctor` says what is missing there). "
+            "Without a tuning file, the kernels use the built-in table.",
         )
     from infid_kernels.tuning import architecture_of
 

@@ -70,11 +70,11 @@ def test_a_build_ends_with_its_proof(cli: Cli, small_folder: Path, monkeypatch: 
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
     assert ["PASSED", "vae_decoder.image", "float32", "1.0e-3", "1.0e-1", "1.0e-4", "1.0e-2", "1.0e-7"] in lines
-    assert "PASSED 30-step picture: PSNR 68.7 dB (at least 40)" in out
+    assert "PASSED 30-step image: PSNR 68.7 dB (at least 40)" in out
     assert ["engines/engines/tensorrt_rtx-sm_89/vae_decoder.engine", "6", "B", "3", "s", "1.00", "GB"] in lines
     assert ["onnx/vae_decoder.onnx", "changed", "precision:", "fp32", "->", "fp16"] in lines
     assert ["onnx/vae.safetensors"] in lines
-    assert out.rstrip().endswith("engines: 1 made, 1 kept, 1.5 s")
+    assert out.rstrip().endswith("engines: 1 built, 1 reused, 1.5 s")
 
 
 @pytest.mark.usefixtures("built")
@@ -126,7 +126,7 @@ def test_dry_run_shows_the_real_plan_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
     code, out, _ = cli("build", "--fp16", "--dry-run", "--backend", "onnxruntime")
     assert code == 0
-    assert "nothing was made" in out
+    assert "nothing was built" in out
 
 
 def test_the_engines_of_one_backend_are_one_table(cli: Cli, small_folder: Path) -> None:

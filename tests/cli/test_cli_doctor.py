@@ -69,17 +69,17 @@ CASES = {
             wants={"torch": ("numpy",), "torchvision": ("torch==2.15.0",)},
             torch=TorchFacts(None, False, "RuntimeError: operator torchvision::nms does not exist"),
         ),
-        "cannot be imported beside torch 2.15.0+cpu (a CPU-only build)",
+        "cannot be imported with torch 2.15.0+cpu (a CPU-only build)",
         "pip uninstall -y torch torchvision triton && pip install torch torchvision triton",
     ),
     "torchvision of another torch": (
         with_versions(GOOD, torch="2.13.0"),
-        "torchvision 0.29.2 wants torch 2.15.0, installed is 2.13.0",
+        "torchvision 0.29.2 needs torch 2.15.0, but 2.13.0 is installed",
         "pip uninstall -y torch torchvision triton",
     ),
     "triton of another torch": (
         with_versions(GOOD, triton="3.7.0"),
-        "torch 2.15.0 wants triton 3.9.0, installed is 3.7.0",
+        "torch 2.15.0 needs triton 3.9.0, but 3.7.0 is installed",
         "pip install triton==3.9.0",
     ),
     "TensorRT for two CUDAs": (
@@ -132,7 +132,7 @@ def test_broken_is_exit_code_1_with_the_command(cli: Cli, monkeypatch: pytest.Mo
     code, out, _ = cli("doctor")
     assert code == 1
     lines = out.splitlines()
-    assert lines[-2].startswith("BROKEN torch 2.15.0 wants triton 3.9.0")
+    assert lines[-2].startswith("BROKEN torch 2.15.0 needs triton 3.9.0")
     assert lines[-1] == "  fix: pip install triton==3.9.0"
     code, out, _ = cli("doctor", "--json")
     assert code == 1

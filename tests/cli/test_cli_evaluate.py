@@ -40,10 +40,10 @@ def words(stage: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_an_evaluation_from_engines_to_documents(cli: Cli, words: list[str], tmp_path: Path) -> None:
     code, out, err = cli("evaluate", "engines", *words, "--steps", "2", "--seeds", "2", "-o", tmp_path / "out")
     assert code == 0, err
-    assert "Cosine similarities of 2 people × 2 prompts, with 95 % intervals over people" in out
+    assert "Cosine similarities for 2 people × 2 prompts, with 95 % intervals over people" in out
     rows = [line.split()[:2] for line in out.splitlines() if line.startswith(("all", "plain", "stylized"))]
     assert rows == [["all", "8"], ["plain", "4"], ["stylized", "4"]]
-    assert "of 8 pictures show no face and count as 0 in M_FaceNet" in out
+    assert "of 8 images show no face and count as 0 in M_FaceNet" in out
     assert "backend onnxruntime" in err and "pictures" in err
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     assert scores["counts"]["pictures"] == 8
@@ -75,7 +75,7 @@ def test_a_lost_score_fails(cli: Cli, words: list[str], tmp_path: Path) -> None:
     assert code == 1
     verdicts = {line.split()[1]: line.split()[0] for line in out.splitlines() if line.startswith(("PASSED", "FAILED"))}
     assert verdicts == {"CLIP-T": "PASSED", "CLIP-I": "FAILED", "M_FaceNet": "PASSED", "no": "FAILED"}
-    assert "FAILED no score may lose more than 0.5%" in out
+    assert "FAILED no score may drop by more than 0.5%" in out
 
 
 def test_the_pytorch_reference(cli: Cli, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_a_dry_run_counts_the_pictures_and_makes_none(cli: Cli, words: list[str]
     output = tmp_path / "out"
     code, out, _ = cli("evaluate", "engines", *words, "--seeds", "3", "--dry-run", "-o", output)
     assert code == 0
-    assert out == "12 pictures: 2 people × 2 prompts (1 stylized) × 3 seeds; nothing was made\n"
+    assert out == "12 images: 2 people × 2 prompts (1 stylized) × 3 seeds; nothing was generated\n"
     assert not output.exists()
     code, out, _ = cli("evaluate", "engines", *words, "--seeds", "3", "--dry-run", "--json")
     assert json.loads(out)["pictures"] == 12

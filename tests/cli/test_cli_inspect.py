@@ -53,7 +53,7 @@ def test_it_fits_the_terminal(cli: Cli, small_folder: Path, monkeypatch: pytest.
     ("damage", "flags", "problem"),
     [
         (lambda path: path.unlink(), (), "missing"),
-        (lambda path: path.write_bytes(b"short"), (), "damaged: 5 bytes, not 64"),
+        (lambda path: path.write_bytes(b"short"), (), "damaged: 5 bytes instead of 64"),
         (lambda path: path.write_bytes(b"x" * 64), ("--hash",), "has changed"),
     ],
     ids=["missing", "size", "hash"],
@@ -79,7 +79,7 @@ def test_an_engine_of_another_version_is_stale(cli: Cli, small_folder: Path, mon
     monkeypatch.setattr(TensorRTBackend, "versions", lambda self: {"tensorrt_rtx": "1.7"})
     code, out, _ = cli("inspect", small_folder, "--json")
     assert code == 1
-    assert json.loads(out)["problems"] == {rtx.file: "stale: built by tensorrt_rtx 1.3, here is tensorrt_rtx 1.7"}
+    assert json.loads(out)["problems"] == {rtx.file: "stale: built with tensorrt_rtx 1.3, here is tensorrt_rtx 1.7"}
 
 
 def test_a_failed_or_missing_parity_is_a_problem(cli: Cli, small_folder: Path) -> None:

@@ -107,7 +107,7 @@ def test_drawn_people_become_an_engine_folder_that_draws_them(cli: Cli, demo_fol
     assert "PASSED   identity_encoder.identity_tokens" in out
     assert "PASSED 30-step picture" in out
     assert "FAILED" not in out
-    assert "onnx/identity.safetensors" in out.partition("Made now, and why")[2].partition("Already there")[0]
+    assert "onnx/identity.safetensors" in out.partition("Built, and why")[2].partition("Reused")[0]
     picture = tmp_path / "picture.png"
     words = ["--photo", people / "anna/0.png", "--engines", engines, "--steps", 1, "-o", picture]
     code, _, err = cli("generate", "a photo of a person wearing a red suit, at the beach", *words)
@@ -122,7 +122,7 @@ def test_a_dry_run_says_whether_it_fits(cli: Cli, tmp_path: Path, monkeypatch: p
     assert code == 0
     assert "383.3 M trained of 2950.7 M parameters" in out
     assert "1000000 steps (64000000 photos seen), assuming 125 TFLOP/s per GPU" in out
-    assert "fits into 80.00 GB" in out
+    assert "fits in 80.00 GB" in out
     code, out, err = cli(*words, "--gpu-memory", 24)
     assert code == 1
     assert "FAILED" in out

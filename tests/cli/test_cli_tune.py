@@ -36,7 +36,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def test_without_a_gpu_it_is_one_message(cli: Cli, tmp_path: Path) -> None:
     code, out, err = cli("tune", "-o", tmp_path / "tuning.json")
     assert (code, out) == (1, "")
-    assert err.startswith("error: tune measures on an NVIDIA GPU, and torch sees none.\n  fix: Run it on the machine")
+    assert err.startswith("error: tune measures on an NVIDIA GPU, and torch finds none.\n  fix: Run it on the machine")
     assert list(tmp_path.iterdir()) == []
 
 

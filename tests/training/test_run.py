@@ -127,7 +127,7 @@ def test_a_finished_run_says_that_nothing_was_left(finished: RunRequest, capfd: 
     words = ["train", str(finished.shards), "-o", str(finished.folder), *FLAGS, "--train-steps", "2"]
     assert command(words) == 0
     out = capfd.readouterr().out
-    assert re.search(r"identity.safetensors: 2 steps, none of them left to make, loss \d\.\d{4}$", out.strip())
+    assert re.search(r"identity.safetensors: 2 steps, already finished, loss \d\.\d{4}$", out.strip())
     assert command([*words, "--json", "--quiet"]) == 0
     assert json.loads(capfd.readouterr().out)["loss"] == pytest.approx(float(out.split()[-1]), abs=1e-4)
 
