@@ -1,1 +1,1 @@
-"""How well pictures keep the person and obey the prompt: CLIP-T, CLIP-I and M_FaceNet, with intervals."""
+"""How well images match the person and the prompt: CLIP-T, CLIP-I and M_FaceNet, with intervals."""

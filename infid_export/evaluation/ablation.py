@@ -1,8 +1,8 @@
-"""The paper's ablations as data, and what the paper says of each.
+"""The paper's ablations as data, and what the paper claims about each.
 
 The published figures are those of Infinite-ID (arXiv 2403.11781, tables 1 and 2), as public summaries of the paper
-quote them; they were measured on SDXL with other people, prompts and scorers, so only their order is compared, never
-their size. On AdaIN the paper shows pictures and no figures: there the claim is stated by itself.
+quote them. They were measured on SDXL with other people, prompts and scorers, so only their order is compared, never
+their size. For AdaIN the paper shows images and no figures, so that claim is stated on its own.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ METHOD = {"self_attention": "mixed", "adain": "mean", "cross_adain": "kv"}
 
 @dataclass(frozen=True)
 class Variant:
-    """A way of making pictures.
+    """A way of generating images.
 
     Args:
-        name: unique.
-        choices: where the method differs from `METHOD`.
-        training: which identity weights: of identity-enhanced training (without text), or trained with text on.
-        settings: where the sampling differs from the model's own.
+        name: a unique name.
+        choices: differences from `METHOD`.
+        training: the identity weights: from identity-enhanced training (without text), or trained with text on.
+        settings: differences from the model's sampling settings.
     """
 
     name: str
@@ -66,11 +66,11 @@ class Row:
     """One row of the table.
 
     Args:
-        label: its name there.
-        variant: whose scores it shows.
-        subset: of which prompts.
-        published: the paper's figures by metric, on its own people and prompts.
-        claims: what the paper says without figures.
+        label: name of the row.
+        variant: variant whose scores it shows.
+        subset: subset of the prompts.
+        published: the paper's figures by metric, on the paper's people and prompts.
+        claims: the paper's claims that have no figures.
     """
 
     label: str
@@ -80,7 +80,7 @@ class Row:
     claims: tuple[Claim, ...] = ()
 
     def orderings(self, full: Row) -> tuple[Claim, ...]:
-        """Return what the paper says of the full method against this row: by its figures, and by its words."""
+        """Return the paper's claims about the full method against this row: from its figures, and from its text."""
         if self.variant == full.variant:
             return ()
         figures = tuple(Claim(metric, full.published[metric] > value) for metric, value in self.published.items())
@@ -101,7 +101,7 @@ VARIANTS = (
     Variant("AdaIN-mean for every prompt", settings={"plain_style_strength": 1.0}),
     Variant(TEXT_STREAM, _NO_INTERACTION, settings={"identity_strength": 0.0}),
 )
-THE_WORLD = Variant("the world itself")  # drawn by no model; where the set is the world's
+THE_WORLD = Variant("the world itself")  # drawn without a model; only for sets of the world
 ROWS = (
     Row("Infinite-ID", FULL, published={"clip_t": 0.340, "clip_i": 0.913, "m_facenet": 0.689}),
     Row(
@@ -112,7 +112,7 @@ ROWS = (
     Row(
         "without mixed attention",
         "without mixed attention",
-        # M_FaceNet is the paper's one score that mixed attention costs
+        # M_FaceNet is the only score that mixed attention lowers in the paper
         published={"clip_t": 0.331, "clip_i": 0.905, "m_facenet": 0.700},
     ),
     Row(
@@ -144,15 +144,15 @@ def run_variants(
     folder: Path,
     reporter: Reporter,
 ) -> dict[str, Evaluation]:
-    """Evaluate variants one after the other; what an earlier run has finished with the same parts is read, not made.
+    """Evaluate variants one after the other. Results that an earlier run finished with the same parts are reused.
 
     Args:
-        variants: what to evaluate.
-        open_generator: makes a variant's pictures.
+        variants: the variants to evaluate.
+        open_generator: returns the generator of a variant.
         chosen: people, prompts and seeds, the same for all.
-        scorers: score the pictures, the same for all.
-        folder: keeps one `ResultFolder` a variant.
-        reporter: shown the progress.
+        scorers: score the images, the same for all.
+        folder: folder with one `ResultFolder` per variant.
+        reporter: receives the progress.
 
     Returns:
         The evaluations by variant.
@@ -178,23 +178,23 @@ def run_variants(
 def text_stream_likeness(
     evaluations: Mapping[str, Evaluation], chosen: EvaluationSet, face: FaceScorer, folder: Path
 ) -> dict[str, dict[str, Interval]]:
-    """Return how much each variant's faces are those that the text stream draws of the same noise and prompt.
+    """Return how similar each variant's faces are to the text stream's, from the same noise and prompt.
 
-    M_FaceNet again, with the text stream's picture in the place of the reference photo. Pose, light and all else that
-    the noise decides are shared, so a method that takes nothing of that face is not at 0: what is above the variant
-    without interaction between the streams comes from it.
+    This is M_FaceNet with the text stream's image instead of the reference photo. Both images share the pose, the light
+    and all else that the noise decides, so a method that takes nothing from that face does not score 0. Only the part
+    above the variant without interaction between the streams comes from that face.
 
     Args:
-        evaluations: of `run_variants`, the text stream among them.
-        chosen: its set.
-        face: finds and tells faces.
-        folder: where it kept the pictures.
+        evaluations: results of `run_variants`, including the text stream.
+        chosen: the set of `run_variants`.
+        face: finds and embeds faces.
+        folder: the folder of `run_variants`.
 
     Returns:
-        Intervals over people by variant and subset. A pair in which one picture has no face counts as 0.
+        Intervals over people, by variant and subset. A pair in which one image has no face counts as 0.
 
     Raises:
-        InputError: a picture is missing there.
+        InputError: an image is missing in the folder.
     """
     faces = {name: face.embed_faces(kept_pictures(place_of(folder, name), chosen)) for name in evaluations}
     found = {}
@@ -210,12 +210,12 @@ def text_stream_likeness(
 
 
 def place_of(folder: Path, variant: str) -> Path:
-    """Return where `run_variants` keeps a variant's pictures and scores."""
+    """Return the folder where `run_variants` stores a variant's images and scores."""
     return folder / variant.replace(" ", "-")
 
 
 def _same(parts: Mapping[str, Any], kept: Evaluation) -> bool:
-    """Return whether an evaluation was made of these parts; compared as JSON, since that is how it was kept."""
+    """Return whether an evaluation was made from these parts. They are compared as JSON, as they were stored."""
     return all(
         json.dumps(part, sort_keys=True) == json.dumps(getattr(kept, name), sort_keys=True)
         for name, part in parts.items()
@@ -226,12 +226,12 @@ def verdict(claim: Claim, difference: Interval) -> Verdict:
     """Return whether a claim is reproduced.
 
     Args:
-        claim: what the paper says of full − row.
-        difference: of the pairs of pictures, full − row, with its interval over people.
+        claim: the paper's claim about full − row.
+        difference: mean of full − row over pairs of images, with its interval over people.
 
     Returns:
-        `reproduced` if the whole interval lies on the claim's side of 0, `contradicted` if on the other, else
-        `undecided`: these people do not tell, or there are too few of them for an interval.
+        `reproduced` if the whole interval is on the claim's side of 0, `contradicted` if it is on the other side, else
+        `undecided`: the difference is not significant, or there are too few people for an interval.
     """
     if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
         return "undecided"
@@ -243,16 +243,16 @@ def compare_rows(
     likeness: Mapping[str, Mapping[str, Interval]],
     rows: tuple[Row, ...] = ROWS,
 ) -> list[dict[str, Any]]:
-    """Return the table: scores of every row with intervals, and each ordering of the paper with its verdict.
+    """Return the table: the scores of every row with intervals, and the paper's orderings with verdicts.
 
     Args:
-        evaluations: by name of the variant, all on one set; the full method among them.
+        evaluations: by name of the variant, all on one set, including the full method.
         likeness: of the same variants, see `text_stream_likeness`.
-        rows: of the table; the first is the full method's. Rows of missing variants, and of prompts that the set does
-            not have, are left out.
+        rows: rows of the table; the first is the full method. Rows whose variant or prompts are missing in the set
+            are omitted.
 
     Raises:
-        InputError: the evaluations hold different pictures.
+        InputError: the evaluations have different images.
     """
     full, table = evaluations[FULL], []
     for row in rows:

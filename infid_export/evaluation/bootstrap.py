@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 2000  # at which the ends of a 95 % interval vary by about 2 % of its width from seed to seed
+RESAMPLES = 2000  # with these, the ends of a 95 % interval vary by about 2 % of its width between seeds
 LEVEL = 0.95
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and where it lies.
+    """A mean and its confidence interval.
 
     Args:
-        mean: of all values.
-        low: lower end; None where it is unknown.
+        mean: mean of all values.
+        low: lower end; None if it is unknown.
         high: upper end, likewise.
     """
 
@@ -27,7 +27,7 @@ class Interval:
     high: float | None
 
     def __format__(self, form: str) -> str:
-        """Return `mean [low, high]` with every number in that form, and a dash where there is no interval."""
+        """Return `mean [low, high]` with every number in that format, and a dash if there is no interval."""
         if self.low is None or self.high is None:
             return f"{self.mean:{form}} [–]"
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
@@ -47,22 +47,22 @@ def mean_interval(
 ) -> Interval:
     """Return the mean and its percentile bootstrap interval.
 
-    People are resampled with all their pictures, and not pictures: the pictures of one person resemble each other, so
-    resampling pictures would claim more certainty than there is. The interval says what other people of the same kind
-    would give; of other prompts it says nothing, since the prompts stay.
+    People are resampled with all their images, instead of single images: the images of one person resemble each other,
+    so resampling images would claim more certainty than there is. The interval covers other people of the same kind.
+    It does not cover other prompts, since the prompts stay the same.
 
     Args:
-        values: one a picture.
-        people: whose picture it is, one a value.
-        resamples: how many times people are drawn.
-        level: probability of the interval.
-        seed: of the draws.
+        values: one per image.
+        people: the person of each value.
+        resamples: number of resamples.
+        level: confidence level of the interval.
+        seed: seed of the resampling.
 
     Returns:
-        The mean, and the interval; of a single person there is none.
+        The mean and the interval; a single person has no interval.
 
     Raises:
-        ValueError: there are no values, or not one person a value.
+        ValueError: there are no values, or not one person per value.
     """
     if not len(values) or len(values) != len(people):
         raise ValueError(f"{len(values)} values of {len(people)} people cannot be averaged")

@@ -1,4 +1,4 @@
-"""CLIP encoders for CLIP-T and CLIP-I: any OpenCLIP model of the user's, or the demo model's own two towers."""
+"""CLIP encoders for CLIP-T and CLIP-I: the user's OpenCLIP model, or the demo model's own two towers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from infid_export.model.encoders import ImageEncoder, normalized
 from infid_export.model.sources import ModelSource
 
 Array = np.ndarray[Any, Any]
-_BATCH = 16  # pictures at once; ViT-H/14 then takes 1 GB beside its weights
+_BATCH = 16  # images per batch; ViT-H/14 then takes 1 GB besides its weights
 # OpenCLIP's image statistics (RGB), as in open_clip.constants.
 
 
@@ -25,11 +25,11 @@ class OpenClipScorer:
     """An OpenCLIP model with its own preprocessing and tokenizer; an `ImageTextScorer`.
 
     Args:
-        name: of the architecture, as open_clip spells it, such as `ViT-H-14`.
-        checkpoint: file of its weights.
+        name: open_clip's name of the architecture, such as `ViT-H-14`.
+        checkpoint: file with its weights.
 
     Raises:
-        InputError: open_clip has no such architecture, or the file is missing or holds another model.
+        InputError: open_clip has no such architecture, or the file is missing or contains another model.
     """
 
     def __init__(self, name: str, checkpoint: Path) -> None:
@@ -41,14 +41,14 @@ class OpenClipScorer:
             )
         if not checkpoint.is_file():
             raise InputError(
-                f"There is no CLIP checkpoint at {checkpoint}.", fix="Give a name and the path of its weights."
+                f"There is no CLIP checkpoint at {checkpoint}.", fix="Give an architecture and the path of its weights."
             )
         try:
             model, _, self._preprocess = open_clip.create_model_and_transforms(name, pretrained=str(checkpoint))
         except Exception as error:  # pickle's, torch's and safetensors' exceptions have no common base
             raise InputError(
-                f"{checkpoint} does not hold the weights of {name} ({str(error).splitlines()[0]}).",
-                fix="Give the architecture's name and the file that belong together.",
+                f"{checkpoint} does not contain the weights of {name} ({str(error).splitlines()[0]}).",
+                fix="Give the architecture that the checkpoint belongs to.",
             ) from error
         self._model = model.eval().requires_grad_(False)
         self._tokenizer = open_clip.get_tokenizer(name)
@@ -60,7 +60,7 @@ class OpenClipScorer:
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Image.Image]) -> Array:
-        """Return `[n, D]` embeddings of RGB pictures."""
+        """Return `[n, D]` embeddings of RGB images."""
         batches = [
             self._model.encode_image(torch.stack([self._preprocess(image) for image in images[start : start + _BATCH]]))
             for start in range(0, len(images), _BATCH)
@@ -74,7 +74,7 @@ class OpenClipScorer:
 
 
 class TowerScorer:
-    """A model's own image encoder and second text encoder, taught together as the demo's are; an `ImageTextScorer`.
+    """A model's image encoder and second text encoder, trained together like the demo's; an `ImageTextScorer`.
 
     Args:
         source: the model.
@@ -98,7 +98,7 @@ class TowerScorer:
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Image.Image]) -> Array:
-        """Return `[n, D]` embeddings of RGB pictures, cut to a square and scaled to the tower's size."""
+        """Return `[n, D]` embeddings of RGB images, cropped to a square and scaled to the tower's size."""
         batches = []
         for start in range(0, len(images), _BATCH):
             pixels = np.stack([self._pixels(image) for image in images[start : start + _BATCH]])
@@ -107,13 +107,13 @@ class TowerScorer:
 
     def _pixels(self, image: Image.Image) -> Array:
         """Return `[3, size, size]` in [0, 1]."""
-        # bilinear, as the towers are trained; OpenCLIP's own models take bicubic
+        # bilinear, as in the towers' training; OpenCLIP's own models use bicubic
         square = ImageOps.fit(image.convert("RGB"), (self._size, self._size), Image.Resampling.BILINEAR)
         return np.ascontiguousarray(np.asarray(square, np.float32).transpose(2, 0, 1) / 255)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Array:
-        """Return `[n, D]` embeddings of texts; what is beyond 77 tokens is left out."""
+        """Return `[n, D]` embeddings of texts, truncated to 77 tokens."""
         ids = torch.tensor([encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))])
         return _as_array(self._text(input_ids=ids).text_embeds)
 

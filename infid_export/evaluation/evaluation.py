@@ -1,4 +1,4 @@
-"""Making all pictures of a set, scoring each, and the document that keeps the scores."""
+"""Generates and scores all images of a set, and defines the document that stores the scores."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ OnPicture = Callable[[Request, Image.Image], None]
 
 @dataclass(frozen=True)
 class PictureScore:
-    """The scores of one picture.
+    """The scores of one image.
 
     Args:
-        person: name of whom it shows.
-        prompt: what was asked for.
-        stylized: whether that was a style.
-        seed: of the set.
-        noise_seed: of the initial noise.
+        person: name of the person.
+        prompt: text of the prompt.
+        stylized: whether the prompt asks for a style.
+        seed: the set's seed.
+        noise_seed: seed of the initial noise.
         clip_t: CLIP-T.
         clip_i: CLIP-I.
-        m_facenet: M_FaceNet, 0 where no face was found.
-        face_found: whether the picture shows a face.
+        m_facenet: M_FaceNet, 0 if no face was found.
+        face_found: whether the image shows a face.
     """
 
     person: str
@@ -51,7 +51,7 @@ class PictureScore:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What makes two pictures of two generators a pair."""
+        """The key by which images of two generators are paired."""
         return self.person, self.prompt, self.seed
 
 
@@ -60,10 +60,10 @@ class Evaluation:
     """All scores of one generator on one set.
 
     Args:
-        set: what was evaluated, see `EvaluationSet.to_json`.
-        generator: what made the pictures.
-        scorers: what scored them.
-        pictures: in the set's order.
+        set: the evaluated set, see `EvaluationSet.to_json`.
+        generator: description of the generator.
+        scorers: description of the scorers.
+        pictures: scores in the set's order.
     """
 
     set: dict[str, Any]
@@ -72,7 +72,7 @@ class Evaluation:
     pictures: tuple[PictureScore, ...]
 
     def subset(self, name: str) -> tuple[PictureScore, ...]:
-        """Return the pictures of `all`, `plain` or `stylized` prompts."""
+        """Return the scores for `all`, `plain` or `stylized` prompts."""
         return tuple(picture for picture in self.pictures if name == "all" or picture.stylized == (name == "stylized"))
 
     def interval(self, metric: str, subset: str = "all") -> Interval:
@@ -82,11 +82,11 @@ class Evaluation:
 
     @property
     def faces_missing(self) -> int:
-        """Number of pictures without a face."""
+        """Number of images without a face."""
         return sum(not picture.face_found for picture in self.pictures)
 
     def scores(self) -> dict[str, dict[str, Interval]]:
-        """Return all intervals, by subset and metric; a subset without pictures is left out."""
+        """Return all intervals, by subset and metric; a subset without images is omitted."""
         return {
             subset: {metric: self.interval(metric, subset) for metric in METRICS}
             for subset in SUBSETS
@@ -118,10 +118,10 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:
-        """Read a document; the scores are computed again from its pictures.
+        """Read a document; the intervals are computed again from its scores.
 
         Raises:
-            InputError: the file is missing or is no such document.
+            InputError: the file is missing, or is not such a document.
         """
         try:
             values = read_json(path)
@@ -135,7 +135,8 @@ class Evaluation:
         except (OSError, ValueError, KeyError, TypeError) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise InputError(
-                f"{path} is no evaluation of this version ({what}).", fix="Make one with `infid-export evaluate -o`."
+                f"{path} is not an evaluation of this version ({what}).",
+                fix="Make one with `infid-export evaluate -o`.",
             ) from error
         return cls(parts[0], parts[1], parts[2], pictures)
 
@@ -143,17 +144,17 @@ class Evaluation:
 def evaluate(
     generator: Generator, chosen: EvaluationSet, scorers: Scorers, stage: Stage, on_picture: OnPicture | None = None
 ) -> Evaluation:
-    """Make and score all pictures of a set, person after person.
+    """Generate and score all images of a set, one person after the other.
 
     Args:
-        generator: makes them.
+        generator: generates the images.
         chosen: the set.
-        scorers: score them.
-        stage: shown the progress.
-        on_picture: given every picture with what was asked for.
+        scorers: score the images.
+        stage: receives the progress.
+        on_picture: called with every request and its image.
 
     Raises:
-        InputError: a reference photo shows no face, or a scorer gives unusable embeddings.
+        InputError: a reference photo shows no face, or a scorer returns unusable embeddings.
     """
     texts = dict(
         zip(
@@ -162,7 +163,7 @@ def evaluate(
             strict=True,
         )
     )
-    faces = _reference_faces(scorers, chosen.people)  # all of them before the first picture is made
+    faces = _reference_faces(scorers, chosen.people)  # all of them before the first image is generated
     pictures: list[PictureScore] = []
     for subject, face in zip(chosen.people, faces, strict=True):
         person = _enrolled(generator, subject)
@@ -192,7 +193,7 @@ def _reference_faces(scorers: Scorers, people: Sequence[Subject]) -> list[Array]
 
 
 def _enrolled(generator: Generator, subject: Subject) -> Any:
-    """Enroll; an error names the person."""
+    """Enroll a person, and name the person in errors."""
     try:
         return generator.enroll(subject.photo)
     except InputError as error:
@@ -207,7 +208,7 @@ def _scored(
     reference: Array,
     reference_face: Array,
 ) -> Iterable[PictureScore]:
-    """Yield the scores of the pictures of one call."""
+    """Yield the scores of the images from one call."""
     embeddings, faces = scorers.image_text.embed_images(images), scorers.face.embed_faces(images)
     for request, embedding, face in zip(requests, embeddings, faces, strict=True):
         yield PictureScore(
@@ -224,7 +225,7 @@ def _scored(
 
 
 def _chunks(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
-    """Yield requests that are drawn at once: in order, at most `size`, and all with a style or all without."""
+    """Yield batches of requests: in order, at most `size`, and all with a style or all without."""
     for _, alike in groupby(requests, key=lambda request: request.prompt.stylized):
         while chunk := list(islice(alike, size)):
             yield chunk

@@ -1,7 +1,7 @@
 """M_FaceNet's encoder: a face detector, and a FaceNet-type recognizer in ONNX.
 
-FaceNet (Schroff et al., arXiv 1503.03832) has been exported in many forms, so the crop's size and its layout are read
-from the model, and how pixels are scaled and what is cropped are options.
+FaceNet (Schroff et al., arXiv 1503.03832) has been exported in many forms, so the crop's size and layout are read
+from the model. The scaling of pixels and the kind of crop are options.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from infid_export.faces.onnx_start import expected_range
 Array = np.ndarray[Any, Any]
 Scale = Literal["signed", "unit", "whitened", "raw"]
 Crop = Literal["aligned", "box"]
-_MARGIN = 0.1  # of the box's larger side, on each side: 32 of 160 pixels in all, as FaceNet's authors crop
+_MARGIN = 0.1  # of the box's larger side, on each side: 32 of 160 pixels in total, like FaceNet's authors
 
 
 def _signed(pixels: Array) -> Array:
@@ -35,7 +35,7 @@ def _unit(pixels: Array) -> Array:
 
 
 def _whitened(pixels: Array) -> Array:
-    """Scale a picture to mean 0 and deviation 1; the floor keeps a grey one finite, as in FaceNet's own code."""
+    """Scale an image to mean 0 and deviation 1; the floor keeps a gray one finite, as in FaceNet's code."""
     floor = 1 / float(np.sqrt(pixels.size))
     whitened: Array = (pixels - pixels.mean()) / max(float(pixels.std()), floor)
     return whitened
@@ -51,22 +51,21 @@ _SCALES: dict[Scale, Callable[[Array], Array]] = {
 
 
 class DetectedFaceScorer:
-    """Largest face of a picture to an embedding; a `FaceScorer`.
+    """Embeds the largest face of an image; a `FaceScorer`.
 
     Args:
         detector: finds the faces.
-        onnx_path: recognizer with one input, `[N, 3, S, S]` or `[N, S, S, 3]` fp32 RGB with a fixed S, N 1 or free, and
-            one output `[N, D]`. It is run once here, so that a wrong model is found at once.
+        onnx_path: recognizer with one input, `[N, 3, S, S]` or `[N, S, S, 3]` fp32 RGB with fixed S and N 1 or dynamic,
+            and one output `[N, D]`. It runs once here, so that a wrong model fails immediately.
         scale: `signed` is [−1, 1], `unit` is [0, 1], `whitened` has mean 0 and deviation 1 in each crop, `raw` is 0 to
-            255, for a model whose first nodes scale its pixels.
-        crop: `aligned` warps eyes, nose and mouth to ArcFace's places; `box` cuts out the detector's box with a
-            margin, which is what FaceNet's authors did.
-        detector_name: of the detector, for `describe`.
-        model_name: of the recognizer, for `describe`; None is the file's hash.
+            255, for a model whose first nodes scale the pixels.
+        crop: `aligned` warps eyes, nose and mouth to ArcFace's positions; `box` cuts out the detector's box with a
+            margin, like FaceNet's authors.
+        detector_name: name of the detector, for `describe`.
+        model_name: name of the recognizer, for `describe`; None uses the file's hash.
 
     Raises:
-        InputError: the model is missing, has other shapes or scales its pixels itself, or there is no such scale or
-            crop.
+        InputError: the model is missing, has other shapes or scales pixels itself; or there is no such scale or crop.
     """
 
     def __init__(
@@ -89,12 +88,12 @@ class DetectedFaceScorer:
         self._input = inputs[0].name
         if scale != "raw" and expected_range(onnx_path, self._input) == "raw":
             raise InputError(
-                f"{onnx_path} scales its pixels itself, so scaled ones ('{scale}') would all look the same to it.",
-                fix="Give the scale raw.",
+                f"{onnx_path} scales pixels itself, so pixels scaled with '{scale}' would all look the same to it.",
+                fix="Use the scale raw.",
             )
         output = self._run(np.zeros((self._size, self._size, 3), np.uint8), onnx_path)
         if output.ndim != 2 or output.shape[0] != 1:
-            raise InputError(f"{onnx_path} gives {list(output.shape)}, not [N, D].", fix="Use a face recognizer.")
+            raise InputError(f"{onnx_path} returns {list(output.shape)}, not [N, D].", fix="Use a face recognizer.")
         options = {"size": self._size, "scale": scale, "crop": crop, "detector": detector_name}
         self._described = {"model": model_name or sha256_file(onnx_path), **options}
 
@@ -103,7 +102,7 @@ class DetectedFaceScorer:
         return dict(self._described)
 
     def embed_faces(self, images: Sequence[Image.Image]) -> list[Array | None]:
-        """Return a `[D]` embedding of the largest face of each picture, None where no face is found."""
+        """Return a `[D]` embedding of the largest face in each image, or None if no face is found."""
         found = []
         for image in images:
             photo = np.asarray(image.convert("RGB"))
@@ -147,5 +146,5 @@ def _layout(path: Path, shape: list[int | str | None]) -> tuple[bool, int]:
                 return first, side[0]
     raise InputError(
         f"{path} takes {shape or 'no single fp32 tensor'}, not [N, 3, S, S] or [N, S, S, 3] in fp32 with a fixed S.",
-        fix="Export the recognizer with a fixed crop size and batch 1 or free.",
+        fix="Export the recognizer with a fixed crop size, and a batch of 1 or a dynamic one.",
     )

@@ -1,4 +1,4 @@
-"""Whether a backend's pictures score as well as another's on the same people, prompts and noise."""
+"""Checks that a backend's images score as well as another's on the same people, prompts and noise."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from infid_export.evaluation.bootstrap import Interval, mean_interval
 from infid_export.evaluation.evaluation import Evaluation
 from infid_export.evaluation.scorers import METRICS
 
-LIMIT = 0.005  # of the other's score: what a backend may lose, and what people would not see
-# A mean cosine near 0 has no shares that mean anything, rounding alone would be many: those of this are taken instead.
+LIMIT = 0.005  # of the other's score: a loss that people would not see
+# Near 0, a relative loss means nothing: rounding alone would exceed the limit. The loss is relative to at least this.
 LEAST = 0.1
 
 
@@ -21,10 +21,10 @@ class GateRow:
 
     Args:
         metric: a key of `METRICS`.
-        score: mean of the generator that is judged.
+        score: mean of the generator under test.
         against: mean of the other one.
-        difference: of the pictures' pairs, with its interval over people.
-        loss: share of the other's score, or of `LEAST` if that is more, that is lost; negative where it is gained.
+        difference: mean difference of the paired images, with its interval over people.
+        loss: loss relative to the other's score, or to `LEAST` if that is larger; negative for a gain.
         passed: whether the loss is within the limit.
     """
 
@@ -41,8 +41,8 @@ class Gate:
     """The verdict.
 
     Args:
-        rows: one a score.
-        limit: largest share that may be lost.
+        rows: one per score.
+        limit: largest relative loss that passes.
     """
 
     rows: tuple[GateRow, ...]
@@ -50,7 +50,7 @@ class Gate:
 
     @property
     def passed(self) -> bool:
-        """Whether every score is kept."""
+        """Whether every score passed."""
         return all(row.passed for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
@@ -60,17 +60,17 @@ class Gate:
 
 
 def paired(first: Evaluation, second: Evaluation, metric: str, subset: str = "all") -> Interval:
-    """Return the mean of first − second over the same pictures, with its interval over people.
+    """Return the mean of first − second over the same images, with its interval over people.
 
     Raises:
-        InputError: the two do not hold the same pictures.
+        InputError: the two do not have the same images.
     """
     ours = {picture.key: picture for picture in first.subset(subset)}
     theirs = {picture.key: picture for picture in second.subset(subset)}
     if set(ours) != set(theirs):
         apart = sorted(set(ours) ^ set(theirs))[0]
         raise InputError(
-            f"The evaluations hold different pictures: only one has {apart[0]}, '{apart[1]}', seed {apart[2]}.",
+            f"The evaluations have different images: only one has {apart[0]}, '{apart[1]}', seed {apart[2]}.",
             fix="Evaluate both on the same set.",
         )
     return mean_interval(
@@ -82,17 +82,17 @@ def paired(first: Evaluation, second: Evaluation, metric: str, subset: str = "al
 def compare(judged: Evaluation, against: Evaluation, limit: float = LIMIT) -> Gate:
     """Judge an evaluation against another of the same set.
 
-    A score fails that loses more than `limit` of the other's mean over the same pictures, or of `LEAST` if that is
-    more. The mean decides and not the interval: the pictures are the same, so their difference is the backend's and no
-    sample of it.
+    A score fails if it is lower by more than `limit` of the other's mean over the same images, or of `LEAST` if that is
+    larger. The mean decides instead of the interval: the images are the same, so their difference is not a sample but
+    the backend's own.
 
     Args:
-        judged: of the backend in question.
-        against: usually of the PyTorch reference.
-        limit: largest share of a score that may be lost.
+        judged: evaluation of the backend under test.
+        against: usually the evaluation of the PyTorch reference.
+        limit: largest relative loss that passes.
 
     Raises:
-        InputError: set, scorers or settings differ, so the scores cannot be compared.
+        InputError: set, scorers or settings differ, so the scores are not comparable.
     """
     for what, ours, theirs in (
         ("people, prompts or seeds", judged.set["fingerprint"], against.set["fingerprint"]),
@@ -101,8 +101,8 @@ def compare(judged: Evaluation, against: Evaluation, limit: float = LIMIT) -> Ga
     ):
         if ours != theirs:
             raise InputError(
-                f"The evaluations have different {what}, so their scores cannot be compared.",
-                fix="Evaluate both with the same arguments, but for the engines.",
+                f"The evaluations have different {what}, so their scores are not comparable.",
+                fix="Evaluate both with the same arguments, except for the engines.",
             )
     rows = []
     for metric in METRICS:

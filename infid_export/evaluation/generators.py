@@ -1,4 +1,4 @@
-"""What makes the pictures that are scored: engines, or the PyTorch reference with the variants of the method."""
+"""The generators of the scored images: engines, or the PyTorch reference with the variants of the method."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from infid_export.model.encoder_match import differences, encoders_of, trained_w
 from infid_export.model.sources import COMPONENTS, ModelSource, open_source
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
 
-_REFERENCE_BATCH = 4  # prompts at once in PyTorch: on two cores more are no faster, and take more memory
+_REFERENCE_BATCH = 4  # prompts per call in PyTorch: on two cores, more are not faster and take more memory
 
 
 class Generator(Protocol):
-    """Makes pictures of people."""
+    """Generates images of people."""
 
-    batch: int  # pictures made at once
+    batch: int  # images per call
 
     def enroll(self, photo: Image.Image) -> Any:
         """Return the person of a reference photo.
@@ -38,29 +38,29 @@ class Generator(Protocol):
     def generate(
         self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylized: bool
     ) -> list[Image.Image]:
-        """Return one picture a prompt, each from the noise of its own seed (`seeded_noise`).
+        """Return one image per prompt, each from the noise of its own seed (`seeded_noise`).
 
         Args:
-            person: of `enroll`.
+            person: result of `enroll`.
             prompts: at most `batch`.
-            noise_seeds: one a prompt.
+            noise_seeds: one per prompt.
             stylized: whether these prompts ask for a style.
         """
 
     def describe(self) -> dict[str, Any]:
-        """Return what a document says of the generator."""
+        """Return the description of the generator for a document."""
 
 
 @dataclass(frozen=True)
 class PromptSampling:
-    """How pictures are sampled, by whether their prompt asks for a style.
+    """The sampling settings, depending on whether a prompt asks for a style.
 
-    AdaIN-mean is the method's means of style (Infinite-ID, arXiv 2403.11781) and costs some of the person; the other
-    prompts do without it, unless they are asked to.
+    AdaIN-mean is how the method transfers style (Infinite-ID, arXiv 2403.11781), and it costs some of the likeness. So
+    by default it is off for the other prompts.
 
     Args:
-        sampling: of prompts that ask for a style, and of all others but for s.
-        plain_style_strength: s of those others.
+        sampling: settings for prompts that ask for a style, and, except for s, for all others.
+        plain_style_strength: s for the others.
     """
 
     sampling: Sampling
@@ -68,17 +68,17 @@ class PromptSampling:
 
     @classmethod
     def chosen(cls, own: Sampling, settings: Mapping[str, Any] | None) -> PromptSampling:
-        """Return a model's own sampling, with the settings that are not None in its place."""
+        """Return a model's sampling settings, replaced by the given settings that are not None."""
         given = {name: value for name, value in (settings or {}).items() if value is not None}
         plain = given.pop("plain_style_strength", 0.0)
         return cls(replace(own, **given), plain)
 
     def of(self, stylized: bool) -> Sampling:
-        """Return how to sample prompts that do, or do not, ask for a style."""
+        """Return the settings for prompts that do, or do not, ask for a style."""
         return self.sampling if stylized else replace(self.sampling, style_strength=self.plain_style_strength)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a document says of it."""
+        """Return the settings for a document."""
         return {**asdict(self.sampling), "plain_style_strength": self.plain_style_strength}
 
 
@@ -87,7 +87,7 @@ class EngineGenerator:
 
     Args:
         pipe: the engines.
-        settings: how to sample, fields of `Sampling` and `plain_style_strength`; what is not in it is the folder's own.
+        settings: sampling settings, fields of `Sampling` and `plain_style_strength`; the rest is the folder's.
     """
 
     def __init__(self, pipe: Pipeline, settings: Mapping[str, Any] | None = None) -> None:
@@ -102,7 +102,7 @@ class EngineGenerator:
     def generate(
         self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylized: bool
     ) -> list[Image.Image]:
-        """Return one picture a prompt."""
+        """Return one image per prompt."""
         images: list[Image.Image] = self._pipe.generate(
             list(prompts), person, seed=list(noise_seeds), **asdict(self._settings.of(stylized))
         )
@@ -128,9 +128,9 @@ class ReferenceGenerator:
     Args:
         source: the model.
         reader: finds and encodes the face of a reference photo.
-        settings: how to sample, fields of `Sampling` and `plain_style_strength`; what is not in it is the model's own.
-        choices: fields of `IdentityConfig` in which the method differs from the weights' own.
-        identity: identity weights of another training of the same model; None is the source's own.
+        settings: sampling settings, fields of `Sampling` and `plain_style_strength`; the rest is the model's.
+        choices: fields of `IdentityConfig` that replace the weights' own.
+        identity: identity weights from another training of the same model; None uses the source's own.
 
     Raises:
         InputError: a choice does not exist, or the identity weights do not fit the model.
@@ -181,7 +181,7 @@ class ReferenceGenerator:
     def generate(
         self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylized: bool
     ) -> list[Image.Image]:
-        """Return one picture a prompt."""
+        """Return one image per prompt."""
         import torch
 
         images: list[Image.Image] = self._pipe(
@@ -214,16 +214,16 @@ def open_reference(
 
     Args:
         model: `demo`, `random-sdxl`, a folder in diffusers' format, or a hub id.
-        settings: how to sample.
-        choices: method choices that replace the weights' own where they are not None.
-        identity: identity weights; of a built-in model they replace its own.
+        settings: sampling settings.
+        choices: method choices that replace the weights' own if they are not None.
+        identity: identity weights; for a built-in model they replace its own.
         image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint.
-        seed: of random weights.
-        recognizer: the ArcFace-type recognizer that the identity weights were trained with; None is the demo model's.
+        seed: seed of random weights.
+        recognizer: the ArcFace-type recognizer that the identity weights were trained with; None uses the demo model's.
         face_detector: see `open_detector`.
 
     Raises:
-        InputError: the model cannot be found or lacks a part, or needs a recognizer.
+        InputError: the model is missing or lacks a component, or needs a recognizer.
     """
     source = open_source(model, identity=identity, image_encoder=image_encoder, seed=seed)
     if recognizer is None and model != "demo":
@@ -240,5 +240,5 @@ def open_reference(
         warnings.warn(f"the identity weights were trained {clause}", stacklevel=2)
     reader = FaceReader(detector, embedder, source.architecture.image_encoder["image_size"])
     chosen = {name: value for name, value in (choices or {}).items() if value is not None}
-    # other sources have read the identity weights already
+    # other sources have already read the identity weights
     return ReferenceGenerator(source, reader, settings, chosen, identity if model == "random-sdxl" else None)

@@ -1,4 +1,4 @@
-"""A contact sheet: one row a person, the reference first and a picture a prompt beside it."""
+"""A contact sheet with one row per person: the reference photo, then one image per prompt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from infid_engines.atomic_files import whole_file
 from infid_engines.errors import InputError
 from infid_export.evaluation.sets import EvaluationSet, Request
 
-_CELL = 160  # pixels of a side; twelve columns then fit a 2000-pixel screen
+_CELL = 160  # pixels per side; twelve columns then fit on a 2000-pixel screen
 _GAP = 8
 _FONT_SIZE = 12
 _LINE = 15  # pixels between two lines of a label
@@ -19,12 +19,12 @@ _MISSING = (224, 224, 224)
 
 
 class Grid:
-    """Collects the pictures of the first seed, small.
+    """Collects small copies of the images of the first seed.
 
     Args:
         chosen: the set.
         people: how many of its people are shown.
-        prompts: how many of its prompts; half of them stylized ones where there are as many.
+        prompts: how many of its prompts are shown, half of them stylized if there are enough.
     """
 
     def __init__(self, chosen: EvaluationSet, people: int = 12, prompts: int = 8) -> None:
@@ -37,12 +37,12 @@ class Grid:
         self._cells: dict[tuple[str, str], Image.Image] = {}
 
     def add(self, request: Request, image: Image.Image) -> None:
-        """Take a picture, if it is one of those shown."""
+        """Add an image if the sheet shows it."""
         if request.seed == self._seed and request.person in self._people and request.prompt in self._prompts:
             self._cells[request.person.name, request.prompt.text] = _small(image)
 
     def draw(self) -> Image.Image:
-        """Return the sheet; a picture that was never added is a grey cell."""
+        """Return the sheet; an image that was never added is a gray cell."""
         font = ImageFont.load_default(_FONT_SIZE)
         heads = ["reference", *(f"{'[style] ' if each.stylized else ''}{each.text}" for each in self._prompts)]
         labels = [_wrapped(text, font, _CELL) for text in heads]
@@ -63,7 +63,7 @@ class Grid:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG, whole or not at all.
+    """Write a PNG atomically.
 
     Raises:
         InputError: it cannot be written.
@@ -73,7 +73,8 @@ def save_png(image: Image.Image, path: Path) -> None:
             image.save(partial, format="PNG")
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written ({error.strerror or error}).", fix="Make room, or choose another folder with -o."
+            f"{path} cannot be written ({error.strerror or error}).",
+            fix="Free some space, or choose another folder with -o.",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The folder that an evaluation is kept in: its scores, its contact sheet, its pictures and the reference photos."""
+"""The folder of an evaluation: scores, contact sheet, images and reference photos."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SCORES, GRID, PICTURES, REFERENCES = "scores.json", "grid.png", "pictures", "ref
 
 
 class ResultFolder:
-    """Writes pictures as they come, and scores and contact sheet when all are there.
+    """Writes images as they are generated, and the scores and the contact sheet at the end.
 
     Args:
-        folder: made if it is not there; None writes nothing.
+        folder: created if it is missing; None writes nothing.
         chosen: the set.
 
     Raises:
-        InputError: the folder cannot be written: the reference photos are at once.
+        InputError: the folder cannot be written; the reference photos are written immediately.
     """
 
     def __init__(self, folder: Path | None, chosen: EvaluationSet) -> None:
@@ -43,7 +43,7 @@ class ResultFolder:
             save_png(subject.photo, folder / REFERENCES / f"{number}.png")
 
     def add(self, request: Request, image: Image.Image) -> None:
-        """Keep a picture as `pictures/<person>-<prompt>-<seed>.png`, in numbers that count from 0 as in the scores.
+        """Write an image as `pictures/<person>-<prompt>-<seed>.png`; the numbers are indices into the set, from 0.
 
         Raises:
             InputError: it cannot be written.
@@ -68,10 +68,10 @@ class ResultFolder:
 
 
 def kept_pictures(folder: Path, chosen: EvaluationSet) -> list[Image.Image]:
-    """Return the pictures of a finished `ResultFolder` in the set's order.
+    """Return the images of a finished `ResultFolder` in the set's order.
 
     Raises:
-        InputError: one is missing or broken.
+        InputError: an image is missing or broken.
     """
     found = []
     for subject in chosen.people:
@@ -82,7 +82,7 @@ def kept_pictures(folder: Path, chosen: EvaluationSet) -> list[Image.Image]:
                     found.append(image.convert("RGB"))
             except OSError as error:
                 raise InputError(
-                    f"{path} cannot be read ({error}).", fix=f"Delete {folder} to make its pictures again."
+                    f"{path} cannot be read ({error}).", fix=f"Delete {folder} to generate its images again."
                 ) from error
     return found
 

@@ -1,4 +1,4 @@
-"""Which encoders score: the user's where files are given, the demo model's own by default."""
+"""The choice of the scoring encoders: the user's files, or by default the demo model's own."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def open_scorers(
     facenet_crop: Crop = "aligned",
     face_detector: str = "drawn",
 ) -> Scorers:
-    """Open the encoders that score.
+    """Open the scoring encoders.
 
     Args:
-        clip: OpenCLIP's name of an architecture and its checkpoint; None is the demo model's own pair.
-        facenet: FaceNet-type recognizer, see `DetectedFaceScorer`; None is the demo model's second recognizer, which
-            its generator has never seen.
-        facenet_scale: how pixels are scaled for it.
-        facenet_crop: what is cropped for it.
+        clip: OpenCLIP's name of an architecture and its checkpoint; None uses the demo model's own pair.
+        facenet: FaceNet-type recognizer, see `DetectedFaceScorer`; None uses the demo model's second recognizer, which
+            its generator was not trained with.
+        facenet_scale: scale of its pixels.
+        facenet_crop: kind of its crop.
         face_detector: see `open_detector`.
 
     Raises:

@@ -17,9 +17,9 @@ from infid_training.world.people import FIRST_HELD_OUT, person
 from infid_training.world.scenes import STYLES, portrait, scene
 
 WORLD = "world:heldout"
-PEOPLE, PROMPTS = 20, 10  # of the world's set, unless other numbers are asked for
-MOST = 1000  # of either, and of seeds; all portraits are drawn before the first picture is made
-PORTRAIT_SIZE = 128  # pixels, what the world draws by default
+PEOPLE, PROMPTS = 20, 10  # default size of the world's set
+MOST = 1000  # of either, and of seeds; all portraits are drawn before the first image is generated
+PORTRAIT_SIZE = 128  # pixels, the world's default
 _STYLED = "stylized:"
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -31,18 +31,18 @@ def open_set(
     stylized: int | None = None,
     seeds: int = 1,
 ) -> EvaluationSet:
-    """Put an evaluation set together.
+    """Assemble an evaluation set.
 
     Args:
-        references: `world:heldout` or `world:heldout:N` for N people that training never saw; or a folder with one
-            photo a person, or one sub-folder a person, whose first photo by name is taken.
-        prompts: `world:heldout` or `world:heldout:N` for N captions of combinations that training never saw; or a text
-            file of one prompt a line, in which `stylized:` before a prompt says that it asks for a style.
+        references: `world:heldout` or `world:heldout:N` for N people that were not used in training; or a folder with
+            one photo per person, or with one subfolder per person, whose first photo by name is used.
+        prompts: `world:heldout` or `world:heldout:N` for N captions of combinations that were not used in training; or
+            a text file with one prompt per line, in which `stylized:` marks a prompt that asks for a style.
         stylized: how many of the world's prompts ask for a style; None is half of them.
-        seeds: pictures of each person and prompt.
+        seeds: images per person and prompt.
 
     Raises:
-        InputError: nothing is found there, or a number is impossible.
+        InputError: a source is missing or empty, or a number is impossible.
     """
     if not 1 <= seeds <= MOST:
         raise InputError(f"There cannot be {seeds} seeds.", fix=f"Give 1 to {MOST}.")
@@ -52,7 +52,7 @@ def open_set(
         asked = world_prompts(count, count // 2 if stylized is None else stylized)
     elif stylized is not None:
         raise InputError(
-            "--stylized chooses among the world's prompts only.", fix=f"Write '{_STYLED}' before the file's own."
+            "--stylized applies only to the world's prompts.", fix=f"Mark prompts in the file with '{_STYLED}'."
         )
     else:
         asked = file_prompts(Path(prompts))
@@ -60,7 +60,7 @@ def open_set(
 
 
 def of_world(source: str) -> bool:
-    """Return whether people or prompts are asked of the world, and not of a file."""
+    """Return whether people or prompts come from the world, and not from a file."""
     return source.startswith("world:")
 
 
@@ -70,13 +70,13 @@ def _count(text: str, default: int) -> int:
     digits = number.isascii() and number.isdecimal() and len(number) <= len(str(MOST))
     if name != "heldout" or (number and not (digits and 1 <= int(number) <= MOST)):
         raise InputError(
-            f"'{text}' is no part of the world.", fix=f"Write {WORLD}, or {WORLD}:8 for eight, at most {WORLD}:{MOST}."
+            f"The world has no set '{text}'.", fix=f"Use {WORLD}, or {WORLD}:8 for eight, at most {WORLD}:{MOST}."
         )
     return int(number) if number else default
 
 
 def world_people(count: int) -> tuple[Subject, ...]:
-    """Return people of the world that training never saw, each with a plain portrait."""
+    """Return people of the world that were not used in training, each with a plain portrait."""
     numbers = range(FIRST_HELD_OUT, FIRST_HELD_OUT + count)
     return tuple(
         Subject(f"person {number}", render(person(number), portrait(number), PORTRAIT_SIZE)) for number in numbers
@@ -84,14 +84,14 @@ def world_people(count: int) -> tuple[Subject, ...]:
 
 
 def world_prompts(count: int, stylized: int) -> tuple[Prompt, ...]:
-    """Return captions of combinations that training never saw: photos first, then the styles in turn.
+    """Return captions of combinations that were not used in training: photos first, then the styles in turn.
 
     Args:
-        count: of all prompts.
+        count: number of prompts.
         stylized: how many of them ask for a style other than a photo's.
 
     Raises:
-        InputError: more stylized ones than prompts were asked for.
+        InputError: `stylized` is not between 0 and `count`.
     """
     if not 0 <= stylized <= count:
         raise InputError(f"{stylized} of {count} prompts cannot be stylized.", fix=f"Give 0 to {count}.")
@@ -109,14 +109,14 @@ def world_prompts(count: int, stylized: int) -> tuple[Prompt, ...]:
 
 
 def folder_people(folder: Path) -> tuple[Subject, ...]:
-    """Read one reference photo a person from a folder.
+    """Read one reference photo per person from a folder.
 
     Raises:
         InputError: the folder is missing or has no photo, or a photo cannot be read.
     """
     if not folder.is_dir():
         raise InputError(
-            f"There is no folder of people at {folder}.", fix=f"Give a folder with one photo a person, or {WORLD}."
+            f"There is no folder of people at {folder}.", fix=f"Give a folder with one photo per person, or {WORLD}."
         )
     photos: dict[str, Path] = {}
     for entry in sorted(folder.iterdir()):
@@ -126,29 +126,29 @@ def folder_people(folder: Path) -> tuple[Subject, ...]:
             photos[entry.name if entry.is_dir() else entry.stem] = first
     if not photos:
         raise InputError(
-            f"{folder} has no photos ({', '.join(_ENDINGS)}).", fix="Put one photo a person there, or one sub-folder."
+            f"{folder} has no photos ({', '.join(_ENDINGS)}).", fix="Put one photo or one subfolder per person there."
         )
     return tuple(Subject(name, Image.fromarray(load_photo(path))) for name, path in photos.items())
 
 
 def file_prompts(path: Path) -> tuple[Prompt, ...]:
-    """Read one prompt a line; empty lines are left out.
+    """Read one prompt per line; empty lines are skipped.
 
     Raises:
         InputError: the file cannot be read or is empty.
     """
-    text = read_text(path, f"Give a text file of one prompt a line, or {WORLD}.")
-    lines = [line.strip() for line in text.split("\n")]  # and not splitlines, which also ends lines within a prompt
+    text = read_text(path, f"Give a text file with one prompt per line, or {WORLD}.")
+    lines = [line.strip() for line in text.split("\n")]  # not splitlines, which would also split within a prompt
     found = tuple(Prompt(line.removeprefix(_STYLED).strip(), line.startswith(_STYLED)) for line in lines if line)
     if not found or not all(prompt.text for prompt in found):
-        raise InputError(f"{path} has {'a line without' if found else 'no'} prompt.", fix="Write one prompt a line.")
+        raise InputError(f"{path} has {'a line without' if found else 'no'} prompt.", fix="Write one prompt per line.")
     return found
 
 
 def json_set(path: Path) -> EvaluationSet:
     """Read a set: `{"people": [{"name", "photo"}], "prompts": [{"text", "stylized"}], "seeds": [0]}`.
 
-    Photos are paths from the file's own folder; a prompt may be a plain string; seeds may be left out.
+    Paths of photos are relative to the file's folder; a prompt may be a plain string; seeds are optional.
 
     Raises:
         InputError: the file cannot be read, lacks a part, or names a photo that cannot be read.
@@ -163,9 +163,9 @@ def json_set(path: Path) -> EvaluationSet:
         )
         seeds = tuple(int(seed) for seed in values.get("seeds", [0]))
         for text in (*(name for name, _ in people), *(prompt.text for prompt in prompts)):
-            text.encode()  # JSON can hold halves of characters
+            text.encode()  # JSON can contain lone surrogates
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"{path} is no evaluation set ({what}).", fix=shape) from error
+        raise InputError(f"{path} is not an evaluation set ({what}).", fix=shape) from error
     subjects = tuple(Subject(name, Image.fromarray(load_photo(photo))) for name, photo in people)
     return EvaluationSet(str(path), subjects, prompts, seeds)

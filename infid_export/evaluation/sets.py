@@ -1,4 +1,4 @@
-"""What is evaluated: people with a reference photo each, prompts, and seeds; every person with every prompt."""
+"""Evaluation sets: people with a reference photo each, prompts, and seeds. Every person gets every prompt."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Prompt:
     """A prompt of the set.
 
     Args:
-        text: what is asked for.
+        text: text of the prompt.
         stylized: whether it asks for a style other than a photo's.
     """
 
@@ -41,13 +41,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to make.
+    """One image to generate.
 
     Args:
-        person: whom it shows.
-        prompt: what is asked for.
-        seed: of the set's seeds.
-        noise_seed: of the picture's initial noise, the same for every generator.
+        person: the person it shows.
+        prompt: its prompt.
+        seed: one of the set's seeds.
+        noise_seed: seed of the initial noise, the same for every generator.
     """
 
     person: Subject
@@ -61,13 +61,13 @@ class EvaluationSet:
     """People, prompts and seeds.
 
     Args:
-        name: where it comes from, in a few words.
+        name: a few words on its source.
         people: at least one.
         prompts: at least one.
-        seeds: at least one; more of them average the noise out.
+        seeds: at least one; more of them average out the noise.
 
     Raises:
-        InputError: one of them is empty, or a name or prompt is there twice.
+        InputError: one of them is empty, or a name or prompt occurs twice.
     """
 
     name: str
@@ -87,17 +87,17 @@ class EvaluationSet:
                 raise InputError(f"The evaluation set has no {part}.", fix="Give at least one.")
             twice = sorted({str(value) for value in values if list(values).count(value) > 1})
             if twice:
-                raise InputError(f"The evaluation set's {part} hold '{twice[0]}' twice.", fix="Remove one of them.")
+                raise InputError(f"The evaluation set's {part} contain '{twice[0]}' twice.", fix="Remove one of them.")
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.people) * len(self.prompts) * len(self.seeds)
 
     def requests(self, person: Subject) -> Iterator[Request]:
-        """Yield the pictures of one person."""
+        """Yield the requests for one person."""
         for prompt in self.prompts:
             for seed in self.seeds:
-                # of the words and not of their order, so that a larger set holds the pictures of a smaller one
+                # depends on the words and not on their order, so that a larger set contains the images of a smaller one
                 digest = hashlib.sha256(f"{person.name}\n{prompt.text}\n{seed}".encode()).digest()
                 yield Request(person, prompt, seed, int.from_bytes(digest[:4], "little"))
 
@@ -112,7 +112,7 @@ class EvaluationSet:
         return digest.hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a document says of the set."""
+        """Return the description of the set for a document."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint(),

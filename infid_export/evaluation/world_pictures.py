@@ -1,4 +1,4 @@
-"""The world's own pictures of what is asked for: how a generator without a fault would score."""
+"""The world's own images of the prompts, which show how a perfect generator would score."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from infid_training.world.scenes import captioned
 
 
 class WorldGenerator:
-    """Draws the person of a portrait as a caption says; a `Generator`.
+    """Draws the person of a portrait according to a caption; a `Generator`.
 
     Args:
-        people: how many people that training never saw it knows; `world:heldout:N` has as many.
+        people: how many people outside the training data it knows, as in `world:heldout:N`.
     """
 
     batch = 4
@@ -29,21 +29,21 @@ class WorldGenerator:
         }
 
     def enroll(self, photo: Image.Image) -> Any:
-        """Return the person whose portrait it is."""
+        """Return the person that a portrait shows."""
         number = self._numbers.get(photo.tobytes())
         if number is None:
-            raise InputError("It is no portrait of the world.", fix="Evaluate the people of world:heldout.")
+            raise InputError("The photo is not a portrait from the world.", fix="Evaluate the people of world:heldout.")
         return person(number)
 
     def generate(
         self, person: Person, prompts: Sequence[str], noise_seeds: Sequence[int], stylized: bool
     ) -> list[Image.Image]:
-        """Return one picture a caption; pose, light and all else that it does not say follow from the seed."""
+        """Return one image per caption; pose, light and all else that it leaves open follow from the seed."""
         return [
             render(person, captioned(prompt, seed), PORTRAIT_SIZE)
             for prompt, seed in zip(prompts, noise_seeds, strict=True)
         ]
 
     def describe(self) -> dict[str, Any]:
-        """Return that it is the world."""
+        """Return the description of the world."""
         return {"kind": "world", "size": [PORTRAIT_SIZE, PORTRAIT_SIZE], "settings": {}}

@@ -9,7 +9,7 @@ from PIL import Image
 
 Array = np.ndarray[Any, Any]
 
-# Where eyes, nose and mouth corners lie in ArcFace's 112 × 112 crops (insightface, `face_align.py`).
+# Positions of eyes, nose and mouth corners in ArcFace's 112 × 112 crops (insightface, `face_align.py`).
 ARCFACE_TEMPLATE = (
     np.array(
         [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]],
@@ -18,8 +18,8 @@ ARCFACE_TEMPLATE = (
     / 112
 )
 
-# Share of the image encoder's crop that the ArcFace frame fills. A choice, since no source gives the crop:
-# at 0.6 hair, ears and chin of a frontal face are inside.
+# Share of the image encoder's crop that the ArcFace frame fills. This is a choice, since no source specifies the crop:
+# at 0.6, the hair, ears and chin of a frontal face are inside.
 PORTRAIT_SCALE = 0.6
 
 
@@ -29,7 +29,7 @@ def portrait_template() -> Array:
 
 
 def similarity(source: Array, target: Array) -> Array:
-    """Return the similarity transform that best maps points onto others, in the least-squares sense.
+    """Return the similarity transform that best maps `source` to `target`, in the least-squares sense.
 
     Args:
         source: `[n, 2]`, not all the same point.
@@ -57,19 +57,19 @@ def align(photo: Array, landmarks: Array, template: Array, size: int) -> Array:
         size: side of the crop in pixels.
 
     Returns:
-        `[size, size, 3]` uint8 RGB; what lies outside the photo is black.
+        `[size, size, 3]` uint8 RGB; the area outside the photo is black.
     """
     image, points = Image.fromarray(photo), landmarks.astype(np.float64)
     forward = similarity(points, template * size)
     shrink = 1 / np.sqrt(abs(np.linalg.det(forward[:, :2])))  # photo pixels per crop pixel
     finer = 1
     if shrink > 1:
-        # An affine warp reads single points and would alias: average whole pixels first, which leaves a factor
-        # below 2, and warp that to twice the size.
+        # An affine warp samples single points and would alias. So average whole pixels first, which leaves a factor
+        # below 2, and warp the result to twice the size.
         whole, finer = int(shrink), 2
         image = image.reduce(whole)
         points = (points + 0.5) / whole - 0.5
-    # Pillow's coordinates have pixel centers at ½, the landmarks' have them at 0
+    # pixel centers are at ½ in Pillow's coordinates, and at 0 in the landmarks'
     forward = similarity(points + 0.5, (template * size + 0.5) * finer)
     inverse = np.linalg.inv(np.vstack([forward, [0, 0, 1]]))[:2]
     warped = image.transform(

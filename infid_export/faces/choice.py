@@ -1,4 +1,4 @@
-"""Whom a photo shows: which detections can be a face, their order, and the one that is taken."""
+"""Chooses the face of a photo: which detections are plausible, their order, and the one to use."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from infid_engines.errors import InputError
 from infid_export.faces.alignment import ARCFACE_TEMPLATE, similarity
 from infid_export.faces.detection import Face
 
-MIN_EYE_DISTANCE = 12.0  # pixels; below it a 112-pixel crop is mostly interpolation
-# With the demo model's detector the lowest score of 200 drawn portraits was 0.72, the highest of the 65 places that it
-# took for faces in 24 pictures without one, at six sizes and three ways round, 0.42. With CenterFace the lowest of nine
-# real faces was 0.76, and its four places without one had 0.
+MIN_EYE_DISTANCE = 12.0  # pixels; below this, a 112-pixel crop is mostly interpolated
+# With the demo model's detector, the lowest score of 200 drawn portraits was 0.72. The highest of 65 false positives
+# in 24 images without a face, at six sizes and three orientations, was 0.42. With CenterFace, the lowest of nine real
+# faces was 0.76, and its four false positives had 0.
 MIN_SCORE = 0.6
-# A larger face is taken before a smaller one unless its score is lower by more than this. Looks at one face differ by
-# up to 0.18 in score, their means by less.
+# A larger face goes before a smaller one unless its score is lower by more than this. Repeated detections of one face
+# differ by up to 0.18 in score, their means by less.
 _FAR_LOWER = 0.15
-# Distance of the landmarks from ArcFace's frame, fitted to them, in eye distances (root mean square). Frontal faces are
-# at 0.03 to 0.11, a head turned by 45 degrees at 0.22, a profile that can still be used at 0.30.
+# RMS distance of the landmarks from ArcFace's frame after fitting, in eye distances. Frontal faces have 0.03 to 0.11,
+# a head turned by 45 degrees 0.22, a profile that is still usable 0.30.
 _MAX_MISFIT = 0.35
-_OUTSIDE = 0.25  # eye distances that a landmark may lie outside the photo
+_OUTSIDE = 0.25  # how far outside the photo a landmark may be, in eye distances
 _FIX = "Use a sharp, upright photo with a face seen from the front."
 
 
 @dataclass(frozen=True)
 class TakenFace:
-    """Which face of a photo was taken.
+    """The face of a photo that was used.
 
     Args:
-        photo: what messages call the photo.
-        index: which of the faces was taken.
-        faces: all that were found and can be a face, in the order of their indices.
+        photo: name of the photo, for messages.
+        index: index of the face that was used.
+        faces: all plausible faces that were found, by index.
     """
 
     photo: str
@@ -44,11 +44,11 @@ class TakenFace:
 
     @property
     def face(self) -> Face:
-        """The face that was taken."""
+        """The face that was used."""
         return self.faces[self.index]
 
     def __str__(self) -> str:
-        """Return one sentence: how many faces were found, and which was taken, with its score."""
+        """Return one sentence: how many faces were found, which one was used, and its score."""
         count = len(self.faces)
         taken = f"score {self.face.score:.2f}, {self.face.eye_distance:.0f} pixels between the eyes"
         if count == 1:
@@ -60,12 +60,12 @@ class TakenFace:
         )
         more = f" and {count - 6} more" if count > 6 else ""
         return (
-            f"{self.photo}: {count} faces found, took {self.index} at {_place(self.face)} ({taken}); "
+            f"{self.photo}: {count} faces found, used {self.index} at {_place(self.face)} ({taken}); "
             f"others to choose by face index: {others}{more}"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it in JSON's types; boxes are left, top, right, bottom in pixels."""
+        """Return JSON-ready values; boxes are left, top, right, bottom in pixels."""
         faces = [
             {"score": round(face.score, 4), "box": [round(float(value), 1) for value in face.box]}
             for face in self.faces
@@ -79,31 +79,31 @@ def _place(face: Face) -> str:
 
 
 def doubt(face: Face, photo_size: tuple[int, int] | None = None) -> str:
-    """Return why a detection is no face that can be used; empty if it can be one.
+    """Return why a detection is not a plausible face; empty if it is.
 
     Args:
         face: the detection.
-        photo_size: width and height of the photo in pixels, if they are known.
+        photo_size: width and height of the photo in pixels, if known.
     """
     marks = face.landmarks
     if not (np.isfinite(marks).all() and np.isfinite(face.box).all() and np.isfinite(face.score)):
-        return "its landmarks have no usable place"
+        return "its coordinates or its score are not finite"
     if face.score < MIN_SCORE:
-        return f"its score is {face.score:.2f}, at least {MIN_SCORE:.2f} is needed"
+        return f"its score is {face.score:.2f}, but at least {MIN_SCORE:.2f} is needed"
     eyes, mouth = marks[:2].mean(0), marks[3:].mean(0)
     if mouth[1] <= eyes[1]:
         return "its mouth is not below its eyes"
     if face.eye_distance == 0 or _misfit(marks) > _MAX_MISFIT:
-        return "eyes, nose and mouth are not where a face seen from the front has them"
+        return "eyes, nose and mouth are not placed as in a face seen from the front"
     if photo_size is not None:
         reach = _OUTSIDE * face.eye_distance
         if (marks < -reach).any() or (marks > np.array(photo_size) - 1 + reach).any():
-            return "a part of it lies outside the photo"
+            return "a part of it is outside the photo"
     return ""
 
 
 def _misfit(marks: np.ndarray[Any, Any]) -> float:
-    """Return how far landmarks are from ArcFace's, turned and scaled onto them, in eye distances."""
+    """Return the distance of landmarks from ArcFace's frame after fitting, in eye distances."""
     matrix = similarity(marks.astype(np.float64), ARCFACE_TEMPLATE)
     apart = marks @ matrix[:, :2].T + matrix[:, 2] - ARCFACE_TEMPLATE
     eyes = np.linalg.norm(ARCFACE_TEMPLATE[1] - ARCFACE_TEMPLATE[0])
@@ -111,13 +111,13 @@ def _misfit(marks: np.ndarray[Any, Any]) -> float:
 
 
 def plausible_faces(faces: Sequence[Face], photo_size: tuple[int, int] | None = None) -> list[Face]:
-    """Return the detections that can be a face, the one to take first.
+    """Return the plausible faces, the preferred one first.
 
-    Those whose score comes near the best one's stand first, largest first; then the others, largest first.
+    Faces with a score near the best one come first, from large to small; then the others, from large to small.
 
     Args:
-        faces: of one photo.
-        photo_size: width and height of the photo in pixels, if they are known.
+        faces: detections in one photo.
+        photo_size: width and height of the photo in pixels, if known.
     """
     kept = [face for face in faces if not doubt(face, photo_size)]
     best = max((face.score for face in kept), default=0.0)
@@ -131,33 +131,33 @@ def choose_face(
     photo_size: tuple[int, int] | None = None,
     limits: str = "",
 ) -> Face:
-    """Choose whom a photo shows.
+    """Choose the face of a photo.
 
     Args:
-        faces: what a detector found, in any order.
-        index: which of `plausible_faces`; None is the first.
-        photo_size: width and height of the photo in pixels, if the messages shall say them.
-        limits: what the detector cannot do, if that may be why nothing was found.
+        faces: detections in any order.
+        index: index into `plausible_faces`; None is the first.
+        photo_size: width and height of the photo in pixels, if messages should include them.
+        limits: limits of the detector, which may explain why nothing was found.
 
     Raises:
-        InputError: there is no plausible face, no face of that index, or the face is too small.
+        InputError: there is no plausible face, no face with that index, or the face is too small.
     """
     photo = "photo" if photo_size is None else f"photo ({photo_size[0]} × {photo_size[1]})"
     plausible = plausible_faces(faces, photo_size)
     if not plausible:
         likeliest = max(faces, key=lambda face: face.score, default=None)
-        why = f": the likeliest of {len(faces)} place(s) is none, {doubt(likeliest, photo_size)}" if likeliest else ""
+        why = f": the best of {len(faces)} detection(s) is not one, {doubt(likeliest, photo_size)}" if likeliest else ""
         raise InputError(f"No face was found in the {photo}{why}.", fix=f"{_FIX} {limits}".rstrip())
     if index is not None and not (isinstance(index, int) and 0 <= index < len(plausible)):
         raise InputError(
             f"The {photo} has {len(plausible)} face(s), so there is no face {index}.",
-            fix=f"Choose a face index from 0 (the one taken by default) to {len(plausible) - 1}.",
+            fix=f"Choose a face index from 0 (the default) to {len(plausible) - 1}.",
         )
     face = plausible[index or 0]
     if face.eye_distance < MIN_EYE_DISTANCE:
         raise InputError(
             f"The face in the {photo} is too small: {math.floor(face.eye_distance)} pixels between the eyes, "
-            f"at least {MIN_EYE_DISTANCE:.0f} are needed.",
+            f"but at least {MIN_EYE_DISTANCE:.0f} are needed.",
             fix="Use a closer or larger photo.",
         )
     return face

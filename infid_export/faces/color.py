@@ -1,4 +1,4 @@
-"""From a photo's own color space to sRGB: its ICC profile, or the Adobe RGB that cameras note in the EXIF data."""
+"""Converts a photo's color space to sRGB, from its ICC profile or from the EXIF data of a camera (Adobe RGB)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from PIL import Image, ImageCms
 
 Array = np.ndarray[Any, Any]
 
-# The mode of the pixels that a profile of each ICC color space describes.
+# ICC color space -> mode of the pixels that such a profile describes.
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-# A profile that moves no color by more is sRGB: converting would add nothing but rounding.
+# A profile that changes no color by more than this is sRGB: converting would only add rounding.
 _ROUNDING = 2
 _INTEROPERABILITY, _INDEX = 0xA005, 1  # EXIF: a directory, and in it `R03` for Adobe RGB (DCF 2.0)
 # Adobe RGB (1998): its gamma, and the matrix from its linear light to sRGB's.
@@ -22,14 +22,14 @@ _ADOBE_TO_SRGB = np.array([[1.39836, -0.39836, 0.0], [0.0, 1.0, 0.0], [0.0, -0.0
 
 
 def to_srgb(name: str, pixels: Image.Image, photo: Image.Image) -> Image.Image:
-    """Return an opaque picture with its colors as sRGB.
+    """Return an opaque image in sRGB.
 
-    A profile that cannot be used is said in a warning, and the pixels are taken as sRGB, as every viewer takes them.
+    An unusable profile causes a warning, and the pixels are read as sRGB, as in every viewer.
 
     Args:
-        name: what messages call the photo.
-        pixels: of mode RGB, L or CMYK.
-        photo: as it was opened, with the file's profile and EXIF data.
+        name: name of the photo, for messages.
+        pixels: image in mode RGB, L or CMYK.
+        photo: the opened photo, with the file's profile and EXIF data.
 
     Returns:
         RGB.
@@ -40,9 +40,9 @@ def to_srgb(name: str, pixels: Image.Image, photo: Image.Image) -> Image.Image:
             return _by_profile(profile, pixels)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            sentence = f"{name} has a color profile that cannot be used ({reason}); its colors are taken as sRGB"
+            sentence = f"{name} has a color profile that cannot be used ({reason}); its colors are read as sRGB"
             warnings.warn(sentence, stacklevel=2)
-            photo.info["icc_profile"] = b""  # said once: a photo is converted in strips
+            photo.info["icc_profile"] = b""  # warn only once: a photo is converted in strips
     elif profile is None and pixels.mode == "RGB" and _notes_adobe_rgb(photo):
         return _from_adobe_rgb(pixels)
     return pixels.convert("RGB")
@@ -55,12 +55,12 @@ def _by_profile(profile: bytes, pixels: Image.Image) -> Image.Image:
     if pixels.mode == "L" and mode == "RGB":  # equal red, green and blue, stored once
         pixels = pixels.convert("RGB")
     if pixels.mode != mode:
-        raise ValueError(f"it is for {space} pixels, and these are {pixels.mode}")
+        raise ValueError(f"it is for {space} pixels, but these are {pixels.mode}")
     transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")
     if mode == "RGB" and _changes_nothing(transform):
         return pixels
     converted = ImageCms.applyTransform(pixels, transform)
-    assert converted is not None  # it is None only when asked to work in place
+    assert converted is not None  # it is None only for an in-place conversion
     return converted
 
 

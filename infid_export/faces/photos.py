@@ -1,4 +1,4 @@
-"""Reading photos: whatever people have in their folders, to upright 8-bit RGB, or one clear error."""
+"""Reads photos of all common formats as upright 8-bit RGB, or raises one clear error."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from infid_engines.errors import InputError
 from infid_export.faces.color import to_srgb
 
-MAX_PIXELS = 100_000_000  # 100 megapixels: 300 MB decoded, more than nearly every camera gives
-_STRIP = 1_000_000  # pixels that are converted at once
-# Named, so that Pillow never hands a file to an external program (it runs Ghostscript for EPS).
+MAX_PIXELS = 100_000_000  # 100 megapixels: 300 MB decoded, more than nearly every camera has
+_STRIP = 1_000_000  # pixels per conversion
+# An explicit list, so that Pillow never passes a file to an external program (it runs Ghostscript for EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
 _READABLE = "JPEG, PNG, WebP, TIFF, BMP and GIF can be read; HEIC, AVIF and camera raw cannot"
 
@@ -24,8 +24,8 @@ Photo = str | Path | bytes | Image.Image | np.ndarray[Any, Any]
 def load_photo(photo: Photo) -> np.ndarray[Any, Any]:
     """Read a photo.
 
-    EXIF rotation is applied, transparency is laid on white (**choice**: the background of cut-out portraits),
-    16-bit grayscale is scaled to 8 bits, CMYK and palettes are converted, and colors are brought from the photo's own
+    EXIF rotation is applied, transparency is composited on white (**choice**: the background of cut-out portraits),
+    16-bit grayscale is scaled to 8 bits, CMYK and palettes are converted, and colors are converted from the photo's
     profile to sRGB (`to_srgb`).
 
     Args:
@@ -44,7 +44,7 @@ def load_photo(photo: Photo) -> np.ndarray[Any, Any]:
     if isinstance(photo, bytes):
         name, source = "the image", io.BytesIO(photo)
         if not photo:
-            raise InputError("The image has no bytes.", fix="Read the photo's file again.")
+            raise InputError("The image is empty.", fix="Read the photo's file again.")
     elif isinstance(photo, str | Path) and str(photo):
         name, source = str(photo), io.BytesIO(_read(Path(photo)))
     else:
@@ -56,7 +56,7 @@ def load_photo(photo: Photo) -> np.ndarray[Any, Any]:
 
 
 def photo_name(photo: Photo) -> str:
-    """Return what messages call a photo: its path, or `the image`."""
+    """Return the name of a photo for messages: its path, or `the image`."""
     return str(photo) if isinstance(photo, str | Path) else "the image"
 
 
@@ -78,7 +78,7 @@ def _read(path: Path) -> bytes:
         if not path.is_file():
             raise InputError(f"There is no photo at {path}.", fix="Check the path.")
         content = path.read_bytes()
-    except OSError as error:  # also of a name that no file can have
+    except OSError as error:  # also for a name that no file can have
         raise InputError(f"{path} cannot be read ({error.strerror}).", fix="Check its permissions.") from error
     if not content:
         raise InputError(f"{path} is an empty file.", fix="Copy the photo again.")
@@ -95,7 +95,7 @@ def _open(name: str, source: io.BytesIO) -> Image.Image:
         raise InputError(
             f"{name} is not an image that can be read ({_READABLE}).", fix="Save it as JPEG or PNG."
         ) from error
-    except Exception as error:  # what a format's reader raises on broken files is not documented
+    except Exception as error:  # exceptions of a format's reader on broken files are not documented
         raise _damaged(name, error) from error
 
 
@@ -104,21 +104,21 @@ def _decode(name: str, image: Image.Image) -> np.ndarray[Any, Any]:
         raise _too_large(name, f"{image.width} × {image.height}")
     try:
         frames = getattr(image, "n_frames", 1)
-        # phones keep a depth map or thumbnail as further frames of a JPEG (MPO); the first is the photo
+        # phones store a depth map or thumbnail as further frames of a JPEG (MPO); the first is the photo
         if frames == 1 or image.format == "MPO":
             return _converted(name, ImageOps.exif_transpose(image), image)
     except InputError:
         raise
-    except Exception as error:  # what a decoder raises on broken files is not documented
+    except Exception as error:  # exceptions of a decoder on broken files are not documented
         raise _damaged(name, error) from error
     what = f"has {frames} pages" if image.format == "TIFF" else f"is animated ({frames} frames)"
     raise InputError(f"{name} {what}.", fix="Save one as PNG or JPEG.")
 
 
 def _converted(name: str, image: Image.Image, photo: Image.Image) -> np.ndarray[Any, Any]:
-    """Return the sRGB pixels of an upright image, strip by strip; `photo` is what it was opened as.
+    """Return the sRGB pixels of an upright image, converted in strips; `photo` is the opened file.
 
-    The steps of a conversion each hold a copy: of 100 megapixels with transparency at once they took 2.4 GB.
+    Each step of a conversion holds a copy: at once, 100 megapixels with transparency took 2.4 GB.
     """
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     rows = max(1, _STRIP // image.width)
@@ -130,7 +130,7 @@ def _converted(name: str, image: Image.Image, photo: Image.Image) -> np.ndarray[
 
 def _damaged(name: str, error: Exception) -> InputError:
     return InputError(
-        f"{name} is damaged or cut off ({str(error) or type(error).__name__}).", fix="Copy or export the photo again."
+        f"{name} is damaged or truncated ({str(error) or type(error).__name__}).", fix="Copy or export the photo again."
     )
 
 
@@ -141,7 +141,7 @@ def _too_large(name: str, what: str) -> InputError:
 
 
 def _to_rgb(name: str, image: Image.Image, photo: Image.Image) -> Image.Image:
-    """Return sRGB pixels of an upright image; `photo` is what it was opened as."""
+    """Return sRGB pixels of an upright image; `photo` is the opened file."""
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
         if values.size and not 0 <= values.min() <= values.max() <= 65535:
@@ -149,7 +149,7 @@ def _to_rgb(name: str, image: Image.Image, photo: Image.Image) -> Image.Image:
         return to_srgb(name, Image.fromarray((values * (255 / 65535)).round().astype(np.uint8)), photo)
     if image.mode == "F":
         raise _no_white(name)
-    if image.mode == "LAB":  # whose profile, if it has one, is no other color space
+    if image.mode == "LAB":  # its profile, if any, describes no other color space
         return image.convert("RGB")
     grey = image.mode in ("1", "L", "LA", "La")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
@@ -162,5 +162,5 @@ def _to_rgb(name: str, image: Image.Image, photo: Image.Image) -> Image.Image:
 
 def _no_white(name: str) -> InputError:
     return InputError(
-        f"{name} has 32-bit pixels, of which nothing says which value is white.", fix="Save it as 8- or 16-bit."
+        f"{name} has 32-bit pixels, and it is unknown which value is white.", fix="Save it as 8- or 16-bit."
     )

@@ -1,4 +1,4 @@
-"""Photo to identity inputs: load, detect, align, recognize."""
+"""From a photo to identity inputs: load, detect, align, recognize."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class FaceInputs:
-    """What the identity encoder takes.
+    """The inputs of the identity encoder.
 
     Args:
         face_crop: `[1, 3, size, size]` fp32 RGB in [0, 1].
         face_embedding: `[1, width]` fp32, L2-normalized.
-        taken: which face of which photo it is; None if it was not found in one.
+        taken: the photo and face that they come from; None if they do not come from a photo.
     """
 
     face_crop: Array
@@ -39,7 +39,7 @@ class FaceReader:
         detector: see `FaceDetector`.
         recognizer: see `ArcFaceRecognizer`.
         crop_size: side of the image encoder's input in pixels.
-        limits: a sentence on what the detector cannot do; empty if it finds faces in photos.
+        limits: a sentence on the detector's limits; empty if it finds faces in photos.
     """
 
     def __init__(self, detector: FaceDetector, recognizer: ArcFaceRecognizer, crop_size: int, limits: str = "") -> None:
@@ -53,7 +53,7 @@ class FaceReader:
 
         Args:
             photo: see `load_photo`.
-            face_index: which face, in the order of `plausible_faces`; None is the first.
+            face_index: index into `plausible_faces`; None is the first.
 
         Raises:
             InputError: see `load_photo`, `choose_face` and `ArcFaceRecognizer.embed`.

@@ -1,4 +1,4 @@
-"""Face recognition: an ArcFace-type ONNX model of the user's (Deng et al., arXiv 1801.07698)."""
+"""Face recognition with the user's ArcFace-type ONNX model (Deng et al., arXiv 1801.07698)."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from infid_export.faces.model_files import open_onnx
 from infid_export.faces.onnx_start import RANGES, Range, expected_range
 
 SIZE = 112
-# In the metadata of the demo model's networks, whose ONNX files differ from one version of the exporter to the next.
+# In the metadata of the demo model's networks, since their ONNX files differ between versions of the exporter.
 FINGERPRINT = "infid_fingerprint"
-# Cosine of the two drawn faces from which on a recognizer sees no difference. The demo model's two give 0.08 and 0.19;
-# a model that scales its pixels itself and is fed scaled ones gives 0.99999.
+# A recognizer with a higher cosine for the two drawn faces sees no difference. The demo model's two recognizers have
+# 0.08 and 0.19; a model that scales pixels itself, but is fed scaled ones, has 0.99999.
 SAME_FACE = 0.99
 _DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 Array = np.ndarray[Any, Any]
 
 
 class ArcFaceRecognizer:
-    """An ONNX model from an aligned 112 × 112 face to an embedding.
+    """An ONNX model that embeds an aligned 112 × 112 face.
 
     Args:
         onnx_path: model with input `[N, 3, 112, 112]` or `[N, 112, 112, 3]`, RGB, and output `[N, width]`; N is 1 or
-            free. fp32 inputs are scaled as the model's first nodes ask for (`expected_range`), to [−1, 1] where they
-            ask for nothing; uint8 inputs are not scaled. It is run here on two drawn faces, so that a wrong model is
-            found at once.
-        width: length of the embedding the identity modules were trained on.
+            dynamic. fp32 inputs are scaled to the range that the model's first nodes expect (`expected_range`), by
+            default [−1, 1]; uint8 inputs are not scaled. The model runs here on two drawn faces, so that a wrong model
+            fails immediately.
+        width: length of the embedding that the identity modules were trained with.
 
     Raises:
-        InputError: the model is missing, has other shapes, or gives unlike faces the same embedding or none.
+        InputError: the model is missing, has other shapes, or returns no usable embedding or the same one for different
+            faces.
     """
 
     def __init__(self, onnx_path: Path, width: int = 512) -> None:
@@ -58,20 +59,20 @@ class ArcFaceRecognizer:
             raise InputError(f"{onnx_path} cannot be run ({error}).", fix="Export or copy it again.") from error
         if len(outputs) != 1 or outputs[0].shape != (1, width):
             raise InputError(
-                f"{onnx_path} gives {[list(value.shape) for value in outputs]}, not [N, {width}].",
-                fix="Use the recognizer the identity weights were trained with.",
+                f"{onnx_path} returns {[list(value.shape) for value in outputs]}, not [N, {width}].",
+                fix="Use the recognizer that the identity weights were trained with.",
             )
         self._tell_faces_apart()
 
     @property
     def fingerprint(self) -> str:
-        """Return the sha256 of the file; of a shipped network that of its weights, whatever exported it."""
+        """Return the sha256 of the file; for a shipped network, that of its weights, independent of the exporter."""
         own: str = self._session.get_modelmeta().custom_metadata_map.get(FINGERPRINT, "")
         return own or sha256_file(self._path)
 
     @property
     def name(self) -> str:
-        """Return what messages call the recognizer."""
+        """Return the name of the recognizer for messages."""
         shipped = FINGERPRINT in self._session.get_modelmeta().custom_metadata_map
         return "the demo model's recognizer" if shipped else self._path.name
 
@@ -79,13 +80,13 @@ class ArcFaceRecognizer:
         """Return the L2-normalized `[width]` fp32 embedding of a `[112, 112, 3]` uint8 RGB face.
 
         Raises:
-            InputError: the model gives an embedding without direction.
+            InputError: the model returns an embedding that is zero or not finite.
         """
         embedding = self._run(aligned)[0][0].astype(np.float64)
         length = float(np.linalg.norm(embedding))
         if not np.isfinite(length) or length == 0:
             raise InputError(
-                f"The recognizer gave no usable embedding (its length is {length}).",
+                f"The recognizer returned no usable embedding (its norm is {length}).",
                 fix="Check the recognizer's ONNX file.",
             )
         normalized: Array = (embedding / length).astype(np.float32)
@@ -104,7 +105,7 @@ class ArcFaceRecognizer:
         return self._session.run(None, {self._input: pixels.transpose(self._axes)[None]})
 
     def _tell_faces_apart(self) -> None:
-        """Reject a model that gives two unlike faces one embedding: every person would come out as the same one."""
+        """Reject a model that returns one embedding for two different faces: all people would look the same."""
         try:
             first, second = (self.embed(face) for face in drawn_faces())
         except InputError as error:
@@ -112,15 +113,15 @@ class ArcFaceRecognizer:
         cosine = float(first @ second)
         if cosine > SAME_FACE:
             raise InputError(
-                f"{self._path} cannot tell two unlike faces apart: their embeddings' cosine is {cosine:.5f} (pixels "
-                f"were given as {self.range}, from {RANGES[self.range][0]:.0f} to {RANGES[self.range][1]:.0f}).",
-                fix="Use a trained ArcFace-type recognizer that takes RGB in [−1, 1], or that begins with the nodes "
-                "that scale its pixels (Sub, Mul).",
+                f"{self._path} cannot tell two different faces apart: the cosine of their embeddings is {cosine:.5f} "
+                f"(pixels given as {self.range}, from {RANGES[self.range][0]:.0f} to {RANGES[self.range][1]:.0f}).",
+                fix="Use a trained ArcFace-type recognizer that takes RGB in [−1, 1], or one that begins with "
+                "nodes that scale the pixels (Sub, Mul).",
             )
 
 
 def drawn_faces() -> tuple[Array, Array]:
-    """Return two drawn faces, as unlike as faces are, in ArcFace's frame: `[112, 112, 3]` uint8 RGB each."""
+    """Return two very different drawn faces in ArcFace's frame: `[112, 112, 3]` uint8 RGB each."""
     return (
         _drawn_face(skin=(244, 208, 184), hair=(40, 28, 22), iris=(70, 110, 160), back=(200, 220, 235), beard=False),
         _drawn_face(skin=(112, 72, 48), hair=(215, 190, 130), iris=(40, 24, 16), back=(60, 80, 60), beard=True),
@@ -150,7 +151,7 @@ def _drawn_face(skin: _Color, hair: _Color, iris: _Color, back: _Color, beard: b
 
 
 def _layout(shape: list[int | str | None]) -> tuple[int, int, int] | None:
-    """Return the order of height, width and channels that an input takes; None if it takes no such face."""
+    """Return an input's order of height, width and channels; None if it does not take such a face."""
     layouts = {(1, 3, SIZE, SIZE): (2, 0, 1), (1, SIZE, SIZE, 3): (0, 1, 2)}
     for wanted, axes in layouts.items():
         fits = (extent == size or not isinstance(extent, int) for extent, size in zip(shape, wanted, strict=False))

@@ -1,4 +1,4 @@
-"""Finding the faces of a photo: on the whole of it, and where that shows none, closer, in tiles."""
+"""Finds the faces of a photo: in the whole photo, and if there are none, in tiles."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from infid_export.faces.detection import Face, FaceDetector, without_repeats
 
 Array = np.ndarray[Any, Any]
 
-# Side of the smallest tiles in pixels. Detectors look at 960 or 640 pixels of what they are given: of eyes that are
-# 12 pixels apart, 6 to 9.
+# Side of the smallest tiles in pixels. Detectors scale their input to 960 or 640 pixels, so eyes that are 12 pixels
+# apart keep 6 to 9 pixels.
 _FINEST = 1280
-_SHARED = 0.2  # of a tile's side, by which neighbors overlap: more than a face that larger tiles have missed
+_SHARED = 0.2  # overlap of neighboring tiles, relative to their side: more than a face that larger tiles missed
 
 
 def find_faces(detector: FaceDetector, photo: Array) -> list[Face]:
     """Return a photo's faces.
 
-    A face of a large photo can be too small in the picture that a detector looks at. Where the whole photo shows no
-    plausible face, it is searched in tiles of half its longer side, then of a quarter and so on, until there is one.
-    The detector sees one tile at a time, so its memory does not grow with the photo; 100 megapixels are some 150 tiles.
+    A face in a large photo can be too small in the detector's scaled input. If the whole photo shows no plausible face,
+    it is searched in tiles of half its longer side, then of a quarter and so on, until there is one. The detector sees
+    one tile at a time, so its memory does not grow with the photo. 100 megapixels are about 150 tiles.
 
     Args:
-        detector: of faces.
+        detector: finds the faces.
         photo: `[H, W, 3]` uint8 RGB.
 
     Returns:
-        What the last search found, plausible or not, largest first.
+        The faces from the last search, plausible or not, largest first.
     """
     height, width = photo.shape[:2]
     found = detector.detect(photo)

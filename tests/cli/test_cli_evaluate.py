@@ -99,7 +99,7 @@ def test_a_dry_run_counts_the_pictures_and_makes_none(cli: Cli, words: list[str]
     code, out, _ = cli("evaluate", "engines", *words, "--seeds", "3", "--dry-run", "--json")
     assert json.loads(out)["pictures"] == 12
     code, out, _ = cli("evaluate", "engines", *words[:7], "--dry-run")
-    assert out.startswith("200 pictures: 20 people × 10 prompts (5 stylized) × 1 seeds")
+    assert out.startswith("200 images: 20 people × 10 prompts (5 stylized) × 1 seeds")
 
 
 def test_a_set_in_one_file(cli: Cli, words: list[str], stage: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_set_in_one_file(cli: Cli, words: list[str], stage: Path, tmp_path: Pa
         (["--face-detector", "facenet.onnx"], "not a CenterFace model"),
         (["--clip", "ViT-H-14", "missing.pt"], "no CLIP checkpoint at missing.pt"),
         (["--clip", "ViT-Q-99", "clip.safetensors"], "no model named ViT-Q-99"),
-        (["--against", "prompts.txt"], "prompts.txt is no evaluation"),
+        (["--against", "prompts.txt"], "prompts.txt is not an evaluation"),
         (["--set", "missing.json"], "--references has no effect with --set"),
         (["--model", "demo"], "an engine folder has no effect with --model"),
         (["--adain", "off"], "--adain has no effect with engines"),

@@ -105,7 +105,7 @@ def test_what_was_taken_of_a_photo_is_noted_and_in_the_document(
     for words in (("enroll", "a.jpg"), ("generate", "x", "--photo", "a.jpg")):
         code, out, err = cli(*words, "--json")
         assert code == 0
-        assert "a.jpg: 2 faces found, took 0 at (1, 2) of 40 × 50 pixels (score 0.90" in err
+        assert "a.jpg: 2 faces found, used 0 at (1, 2) of 40 × 50 pixels (score 0.90" in err
         assert json.loads(out)["faces"] == [taken.to_json()]
 
 

@@ -113,7 +113,7 @@ def test_the_table_says_what_the_pictures_say() -> None:
 
 
 def test_rows_of_other_pictures_are_rejected() -> None:
-    with pytest.raises(InputError, match="different pictures"):
+    with pytest.raises(InputError, match="different images"):
         rows_of({FULL: scored((0, 0, 0)), "mutual attention": scored((0, 0, 0), people=11)})
 
 

@@ -95,7 +95,7 @@ def test_no_architecture_no_file_and_another_model_are_rejected(tmp_path: Path) 
     with pytest.raises(InputError, match="no CLIP checkpoint"):
         OpenClipScorer(TINY_CLIP, tmp_path / "missing.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match="does not hold the weights"):
+    with pytest.raises(InputError, match="does not contain the weights"):
         OpenClipScorer(TINY_CLIP, tmp_path / "other.safetensors")
 
 
@@ -180,7 +180,7 @@ def test_models_of_other_shapes_are_rejected(tmp_path: Path, shape: list) -> Non
 def test_a_judge_that_scales_its_pixels_itself_gets_them_raw(tmp_path: Path) -> None:
     scaling = [("Sub", 127.5), ("Mul", 1 / 127.5)]
     path = small_face_models.write_recognizer(tmp_path / "own.onnx", side=56, start=scaling)
-    with pytest.raises(InputError, match=r"own\.onnx scales its pixels itself.* Give the scale raw"):
+    with pytest.raises(InputError, match=r"own\.onnx scales pixels itself.* Use the scale raw"):
         face_scorer(tmp_path, path)
     (raw,) = face_scorer(tmp_path, path, scale="raw").embed_faces([dotted(90)])
     (plain_,) = face_scorer(tmp_path).embed_faces([dotted(90)])

@@ -157,7 +157,7 @@ def test_the_document_is_read_back_whole(tmp_path: Path) -> None:
         ({"kind": "ablation"}, "it is ablation"),
         ({"schema_version": 9}, "version 9"),
         ({"pictures": []}, "no pictures"),
-        ({"pictures": [{"person": "ann"}]}, "no evaluation"),
+        ({"pictures": [{"person": "ann"}]}, "not an evaluation"),
         ({"set": {}}, "lacks 'fingerprint'"),
     ],
 )
@@ -169,11 +169,11 @@ def test_another_document_is_rejected(tmp_path: Path, change: dict, problem: str
 
 
 def test_no_document_a_cut_off_one_and_scores_that_are_no_numbers_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no evaluation"):
+    with pytest.raises(InputError, match="not an evaluation"):
         Evaluation.load(tmp_path / "missing.json")
     text = json.dumps(run(two_people()).to_json())
     (tmp_path / "half.json").write_text(text[:200])
-    with pytest.raises(InputError, match="no evaluation"):
+    with pytest.raises(InputError, match="not an evaluation"):
         Evaluation.load(tmp_path / "half.json")
     (tmp_path / "nan.json").write_text(text.replace('"m_facenet": 0.0, "face', '"m_facenet": NaN, "face'))
     with pytest.raises(InputError, match="NaN is no number"):
@@ -228,7 +228,7 @@ def test_differences_are_taken_picture_by_picture() -> None:
     second = evaluation({("cy", "a"): 0.5, ("ann", "a"): 0.8, ("bob", "a"): 0.1})
     found = paired(first, second, "clip_t")
     assert (found.low, found.high) == (pytest.approx(0.1), pytest.approx(0.1))
-    with pytest.raises(InputError, match="different pictures: only one has bob"):
+    with pytest.raises(InputError, match="different images: only one has bob"):
         paired(first, evaluation({("ann", "a"): 0.8, ("cy", "a"): 0.1}), "clip_t")
 
 

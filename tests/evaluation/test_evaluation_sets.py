@@ -84,15 +84,15 @@ def test_a_set_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"people": 3, "prompts": []}', '{"people": [{}], "prompts": []}'])
 def test_json_of_another_shape_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "set.json").write_text(text)
-    with pytest.raises(InputError, match="no evaluation set"):
+    with pytest.raises(InputError, match="not an evaluation set"):
         json_set(tmp_path / "set.json")
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("world:heldout:0",), "no part of the world"),
-        (("world:everyone",), "no part of the world"),
+        (("world:heldout:0",), "The world has no set"),
+        (("world:everyone",), "The world has no set"),
         (("nowhere",), "no folder of people at nowhere"),
         (("world:heldout", "nowhere.txt"), "nowhere.txt cannot be read"),
     ],

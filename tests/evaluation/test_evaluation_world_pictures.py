@@ -37,5 +37,5 @@ def test_the_world_draws_whom_it_is_shown() -> None:
 
 
 def test_photos_of_strangers_are_rejected() -> None:
-    with pytest.raises(InputError, match="no portrait of the world"):
+    with pytest.raises(InputError, match="not a portrait from the world"):
         WorldGenerator(1).enroll(plain(3))

@@ -36,17 +36,17 @@ MARKS = ARCFACE_TEMPLATE * 100
 CENTER = MARKS.mean(0)
 CANNOT_BE: dict[str, tuple[Face, str]] = {
     "score": (face(MIN_SCORE - 0.01), "score is 0.59, at least 0.60"),
-    "no-score": (face(float("nan")), "no usable place"),
-    "no-place": (changed(MARKS * np.nan), "no usable place"),
+    "no-score": (face(float("nan")), "not finite"),
+    "no-place": (changed(MARKS * np.nan), "not finite"),
     "upside-down": (changed(2 * CENTER - MARKS), "mouth is not below its eyes"),
-    "eyes-exchanged": (changed(MARKS[[1, 0, 2, 3, 4]]), "not where a face"),
-    "mirrored": (changed(MARKS * [-1, 1]), "not where a face"),
+    "eyes-exchanged": (changed(MARKS[[1, 0, 2, 3, 4]]), "not placed as in a face"),
+    "mirrored": (changed(MARKS * [-1, 1]), "not placed as in a face"),
     "one-point": (changed(MARKS * 0 + CENTER), "mouth is not below its eyes"),
-    "flat": (changed((MARKS - CENTER) * [1, 0.1]), "not where a face"),
-    "narrow": (changed((MARKS - CENTER) * [0.1, 1]), "not where a face"),
-    "nose-on-the-brow": (changed(MARKS - [[0, 0], [0, 0], [0, 60], [0, 0], [0, 0]]), "not where a face"),
-    "outside-left": (face(left=-60), "a part of it lies outside"),
-    "outside-below": (face(top=440), "a part of it lies outside"),
+    "flat": (changed((MARKS - CENTER) * [1, 0.1]), "not placed as in a face"),
+    "narrow": (changed((MARKS - CENTER) * [0.1, 1]), "not placed as in a face"),
+    "nose-on-the-brow": (changed(MARKS - [[0, 0], [0, 0], [0, 60], [0, 0], [0, 0]]), "not placed as in a face"),
+    "outside-left": (face(left=-60), "a part of it is outside"),
+    "outside-below": (face(top=440), "a part of it is outside"),
 }
 
 
@@ -86,7 +86,7 @@ def test_what_was_taken_is_said_in_one_sentence() -> None:
     faces = (face(0.95), face(0.9, side=50, left=20))
     assert str(TakenFace("a.jpg", 0, faces[:1])) == "a.jpg: 1 face found, score 0.95, 31 pixels between the eyes"
     assert str(TakenFace("a.jpg", 1, faces)) == (
-        "a.jpg: 2 faces found, took 1 at (20, 150) of 50 × 50 pixels (score 0.90, 16 pixels between the eyes); "
+        "a.jpg: 2 faces found, used 1 at (20, 150) of 50 × 50 pixels (score 0.90, 16 pixels between the eyes); "
         "others to choose by face index: 0 at (200, 150) of 100 × 100 pixels with score 0.95"
     )
     assert "and 4 more" in str(TakenFace("crowd.jpg", 0, faces[:1] * 10))

@@ -125,7 +125,7 @@ BROKEN = {
 def test_a_profile_that_cannot_be_used_is_said_and_the_photo_is_read(profile: bytes, tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(encoded(flat("RGB", COLOR), icc_profile=profile))
-    with pytest.warns(UserWarning, match=r"photo\.png has a color profile that cannot be used .* taken as sRGB"):
+    with pytest.warns(UserWarning, match=r"photo\.png has a color profile that cannot be used .* read as sRGB"):
         found = load_photo(path)
     assert tuple(found[4, 4]) == COLOR
 

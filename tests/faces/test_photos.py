@@ -122,17 +122,17 @@ def cut(content: bytes) -> bytes:
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
 BAD_BYTES = {
-    "empty-bytes": (b"", "The image has no bytes"),
+    "empty-bytes": (b"", "The image is empty"),
     "text": (b"this is no image", "not an image that can be read"),
     "heic": (HEIC, "HEIC, AVIF and camera raw cannot"),
     "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image that can be read"),
     "gif-animation": (frames("GIF"), r"is animated \(2 frames\)\. Save one as PNG"),
     "webp-animation": (frames("WEBP"), r"is animated \(2 frames\)"),
     "tiff-pages": (frames("TIFF"), r"has 2 pages\. Save one as PNG"),
-    "cut-jpeg": (cut(encoded(noise_image(), "JPEG")), "damaged or cut off"),
-    "cut-png": (cut(encoded(noise_image(), "PNG")), "damaged or cut off"),
-    "cut-webp": (cut(encoded(noise_image(), "WEBP")), "damaged or cut off|not an image that can be read"),
-    "hollow-png": (png_header(64, 64), "damaged or cut off"),
+    "cut-jpeg": (cut(encoded(noise_image(), "JPEG")), "damaged or truncated"),
+    "cut-png": (cut(encoded(noise_image(), "PNG")), "damaged or truncated"),
+    "cut-webp": (cut(encoded(noise_image(), "WEBP")), "damaged or truncated|not an image that can be read"),
+    "hollow-png": (png_header(64, 64), "damaged or truncated"),
     "bomb": (png_header(50_000, 50_000), "larger than 100 megapixels"),
     "float-tiff": (encoded(Image.new("F", (4, 4)), "TIFF"), "32-bit pixels"),
     "32-bit-tiff": (encoded(Image.new("I", (4, 4), 70_000), "TIFF"), "32-bit pixels"),

@@ -464,7 +464,7 @@ def test_the_person_says_which_face_was_taken(tiny_pipe: Pipeline, tmp_path: Pat
     Image.fromarray(photo).save(tmp_path / "two.png")
     (taken,) = tiny_pipe.enroll(tmp_path / "two.png", face_index=1).faces
     assert (taken.index, len(taken.faces), taken.face.score) == (1, 2, 1.0)
-    assert str(taken).startswith(f"{tmp_path / 'two.png'}: 2 faces found, took 1 at (")
+    assert str(taken).startswith(f"{tmp_path / 'two.png'}: 2 faces found, used 1 at (")
     several = tiny_pipe.enroll([dot_photo(), dot_photo(brightness=120)])
     assert [str(face) for face in several.faces] == [
         "the image: 1 face found, score 1.00, 20 pixels between the eyes"

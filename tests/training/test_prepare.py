@@ -180,7 +180,7 @@ def test_what_cannot_be_used_is_dropped_with_a_reason(people: Path, tmp_path: Pa
     report = run(people, tmp_path / "shards", recognizer)
     wanted = {
         "anna/crowd.png": "Two faces", "anna/nobody.png": "No face", "anna/tiny.png": "Too small: 80 × 30",
-        "anna/again.png": "The same picture as 0.png", "anna/cut.png": "damaged or cut off",
+        "anna/again.png": "The same picture as 0.png", "anna/cut.png": "damaged or truncated",
         "anna/notes.pdf": "not an image", "anna/2.png": "The caption 2.txt cannot be read",
         "anna/more": "a folder within", "loose.png": "lies beside", "emil/only.png": "only usable photo",
     }  # fmt: skip
