@@ -112,7 +112,7 @@ def _detector(arguments: argparse.Namespace) -> FaceDetector:
     if arguments.detector == "insightface":
         if arguments.face_models is None:
             raise InputError(
-                "The insightface detector needs your local InsightFace model folder.",
+                "The insightface detector needs your InsightFace model folder.",
                 fix="Give it with --face-models, or use --detector centerface.",
             )
         return open_detector(str(arguments.face_models))[0]

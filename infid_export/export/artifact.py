@@ -1,4 +1,4 @@
-"""One file of an engine folder, with what it is made from and what makes it. Imports nothing heavy."""
+"""One file of an engine folder, with its key and its writer. Imports are light."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from infid_engines.progress import Stage
 RECOGNIZER, DETECTOR = "faces/recognizer.onnx", "faces/detector.onnx"
 TOKENIZERS = ("tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json")
 
-# The folder that holds what the artifact is made from, the file to write, the stage that is shown.
+# Arguments: the folder with the artifact's inputs, the file to write, and the stage for progress.
 Write = Callable[[Path, Path, Stage], Written | None]
 
 
 class Seconds(NamedTuple):
-    """How long something is expected to take on two cores: for the demo model, and for a full-size one."""
+    """The expected time on two cores, for the demo model and for a full-size one."""
 
     demo: float
     full: float
@@ -30,13 +30,13 @@ SMALL = Seconds(0.2, 0.2)
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file to have.
+    """A file of the engine folder.
 
     Args:
-        path: within the folder.
-        key_fields: everything that it is made from; when one changes, it is made again.
-        write: makes it; imports what it needs when it is called.
-        seconds: that this is expected to take.
+        path: path within the folder.
+        key_fields: everything that it depends on; when a field changes, it is built again.
+        write: writes it; imports its dependencies when called.
+        seconds: expected time to write it.
     """
 
     path: str
@@ -51,10 +51,10 @@ class Artifact:
 
 
 def plugins_file(target: str) -> str:
-    """Return where the kernels are stored that a TensorRT build takes as plugins."""
+    """Return the file with the kernels that a TensorRT build uses as plugins."""
     return f"kernels/plugins-{target}.json"
 
 
 def weights_file(component: str) -> str:
-    """Return where a component's weights are stored."""
+    """Return the file with a component's weights."""
     return f"onnx/{component}.safetensors"

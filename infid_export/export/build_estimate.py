@@ -1,4 +1,4 @@
-"""The dry run: the real plan, with shapes and sizes, and nothing written."""
+"""The dry run: the real plan with shapes and sizes, without writing anything."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from infid_export.export.weights import WeightsLayout
 
 # Measured on the full-size denoise_step (5.13 GB of fp16 weights): engine 5.24 GB, TensorRT-RTX builder 16.9 GB.
 _ENGINE_PER_WEIGHT, _BUILDER_PER_WEIGHT = 1.02, 3.3
-_PROCESS, _BUILDER = 1_000_000_000, 250_000_000  # Python with torch and diffusers; with the builder's library
-_EXPORT = 400_000_000  # while a graph is exported
+_PROCESS, _BUILDER = 1_000_000_000, 250_000_000  # Python with torch and diffusers; the builder's library
+_EXPORT = 400_000_000  # extra memory during an export
 _GRAPH = 5_000_000  # an .onnx file without its weights
 
 
@@ -29,11 +29,11 @@ class PlanRow:
 
     Args:
         name: path in the folder.
-        shapes: of a graph's first inputs.
-        parameters: weights it holds or uses.
+        shapes: shapes of a graph's inputs.
+        parameters: number of weights it contains or uses.
         bytes: expected size.
-        peak_bytes: expected memory while it is made.
-        state: `cached`, or why it would be made.
+        peak_bytes: expected memory to build it.
+        state: `cached`, or why it would be built.
     """
 
     name: str
@@ -45,7 +45,7 @@ class PlanRow:
 
 
 def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
-    """Plan a build without making anything.
+    """Plan a build without building anything.
 
     Raises:
         InputError: as `build` would.
@@ -80,7 +80,7 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
             add(item.artifact.path, "", 0, size, peak)
     compared = {row.graph for row in previous_parity(plan, transaction).rows}
     to_compare = [form for form in plan.graphs if form.name not in compared]
-    # the fp32 reference of one graph and, beside it, ONNX Runtime with the graph's own weights
+    # the fp32 reference of one graph, plus ONNX Runtime with the graph's weights
     peak = max((4 * parameters[form] + weights[form] for form in to_compare), default=0) + _PROCESS
     rows.append(
         PlanRow(PARITY, "", 0, _GRAPH, peak, f"{len(to_compare)} graphs to compare" if to_compare else "cached")
@@ -89,7 +89,7 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
 
 
 def _shapes(graph: Graph, sizes: Sizes) -> str:
-    """Return the shapes of a graph's inputs, without numbers per sample and lists of tensors."""
+    """Return the shapes of a graph's inputs, except per-sample scalars and lists of tensors."""
     return ", ".join(
         f"{name} {'×'.join(map(str, shape.extents))}"
         for name, shape in graph.inputs(sizes).items()

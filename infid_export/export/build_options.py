@@ -1,4 +1,4 @@
-"""What a user can ask of a build. Imports nothing heavy: the command line reads it for its help."""
+"""The options of a build. Imports are light, since the command line reads it for its help."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ Range = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Everything that decides what an engine folder holds.
+    """Everything that decides the contents of an engine folder.
 
     Args:
         output: the engine folder.
         model: `demo`, `random-sdxl`, a folder in diffusers' format, or a hub id.
         identity: identity weights (safetensors); built-in models have their own.
-        image_encoder: OpenCLIP checkpoint for the `ViT-H-14` image encoder: a file, or a tag open_clip knows.
+        image_encoder: OpenCLIP checkpoint for the `ViT-H-14` image encoder: a file, or an open_clip tag.
         recognizer: ArcFace-type ONNX file, `[N, 3, 112, 112]` to `[N, 512]`.
-        detector: which face detector the folder uses: `centerface` or `insightface` for photos, `drawn` for the people
-            of the demo model; None is what fits the model.
-        face_models: local InsightFace model folder, for `detector="insightface"`.
-        allow_other_encoders: build although the identity weights record that they were trained with others.
-        precision: type of the networks; latents and sampling arithmetic are fp32 in both.
-        height: image height in pixels; None is the model's own. Likewise `width`.
+        detector: the folder's face detector: `centerface` or `insightface` for photos, `drawn` for the people of the
+            demo model; None chooses by the model.
+        face_models: your InsightFace model folder, for `detector="insightface"`.
+        allow_other_encoders: accept identity weights that were trained with other encoders.
+        precision: precision of the networks; latents and sampling are always fp32.
+        height: image height in pixels; None is the model's default. Likewise `width`.
         batch: images per call.
-        people: people (token slots) that one image can hold.
+        people: people (token slots) per image.
         height_range: smallest, usual and largest height of dynamic engines; likewise for width and batch.
         backends: `auto`, or names of backends to build engines for.
         targets: GPU architectures such as `sm_89`, for the backends that need one.
-        graphs: the graphs to export; `default`, and none at all, stand for those that are built by default.
-        self_attention: method variant; None is the identity file's own. Likewise `adain`, `cross_adain`,
+        graphs: the graphs to export; `default` and an empty tuple stand for the default graphs.
+        self_attention: method variant; None is the identity file's. Likewise `adain`, `cross_adain`,
             `uncond_identity`.
-        parity_size: height and width at which parity is measured; None is the size of the engines.
+        parity_size: height and width of the parity check; None is the size of the engines.
         parity_image: whether a whole image is compared: `auto` does it for the demo model.
-        seed: of `random-sdxl`'s weights.
-        refit: build TensorRT engines whose weights can be replaced.
-        strip: leave the weights out of TensorRT engines.
+        seed: seed of `random-sdxl`'s weights.
+        refit: build TensorRT engines with replaceable weights.
+        strip: build TensorRT engines without weights.
         optimization_level: TensorRT's builder optimization level (0 to 5); None is its default.
-        kernels: what attends inside TensorRT engines: its `native` operators, or the `triton` kernels as plugins.
-        tuning: a file that `infid-export tune` wrote, whose choices the `triton` kernels take before the table's.
+        kernels: attention in TensorRT engines: `native` operators, or the `triton` kernels as plugins.
+        tuning: a file from `infid-export tune`; the `triton` kernels prefer its choices to the built-in table.
     """
 
     output: Path = Path("infid-engines")
@@ -80,13 +80,13 @@ class BuildOptions:
     tuning: Path | None = None
 
     def __post_init__(self) -> None:
-        """Reject impossible values, each with a sentence that says what is possible."""
+        """Reject impossible values with a sentence that says what is possible."""
         settle_fields(self)
         for name in ("height", "width", "parity_size"):
             value = getattr(self, name)
             if value is not None and (value < 64 or value % 32):
                 raise InputError(
-                    f"{name} must be a multiple of 32 from 64 up, not {value}.",
+                    f"{name} must be a multiple of 32, at least 64, not {value}.",
                     fix=f"Use {max(64, round(value / 32) * 32)}.",
                 )
         for name in ("batch", "people"):
@@ -98,12 +98,12 @@ class BuildOptions:
                 continue
             if not 1 <= bounds[0] <= bounds[1] <= bounds[2]:
                 raise InputError(
-                    f"{name} must be three growing numbers (smallest, usual, largest), not {list(bounds)}.",
+                    f"{name} must be three increasing numbers (smallest, usual, largest), not {list(bounds)}.",
                     fix="For example: 768 1024 1280.",
                 )
             if name != "batch_range" and (bounds[0] < 64 or any(bound % 32 for bound in bounds)):
                 raise InputError(
-                    f"{name} must hold multiples of 32 from 64 up, not {list(bounds)}.",
+                    f"{name} must contain multiples of 32, at least 64, not {list(bounds)}.",
                     fix="For example: 768 1024 1280.",
                 )
         unknown = set(self.graphs) - {DEFAULT, *GRAPHS}
@@ -116,16 +116,16 @@ class BuildOptions:
             raise InputError("The Triton kernels compute in fp16.", fix="Add --fp16, or use --kernels native.")
         if self.tuning is not None and self.kernels != "triton":
             raise InputError(
-                "--tuning concerns the Triton kernels alone.", fix="Add --kernels triton, or leave it out."
+                "--tuning applies only to the Triton kernels.", fix="Add --kernels triton, or leave it out."
             )
         if self.detector == "insightface" and self.face_models is None:
             raise InputError(
-                "The insightface detector needs your local InsightFace model folder.",
+                "The insightface detector needs your InsightFace model folder.",
                 fix="Give it with --face-models, or use --detector centerface.",
             )
 
     def extents(self, end: Literal["smallest", "usual", "largest"] = "usual") -> tuple[int, int, int]:
-        """Return batch, height and width at one end of their ranges, or the usual ones; sizes are settled by then."""
+        """Return batch, height and width: the usual ones, or one end of their ranges. Needs settled sizes."""
         index = ("smallest", "usual", "largest").index(end)
         assert self.height is not None and self.width is not None
         return (

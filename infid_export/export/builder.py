@@ -1,4 +1,4 @@
-"""Building an engine folder: weights, graphs, parity, engines, in that order, and only what is not there yet."""
+"""Builds an engine folder: weights, graphs, parity, engines, in that order, and only what is missing or stale."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from infid_export.export.plan import Plan, make_plan
 from infid_export.export.vae_range import VAE_RANGE, range_note
 
 _HASHED_A_SECOND = 1.2e9  # bytes
-_COMPARED = Seconds(1.0, 90.0)  # a graph
-_STEP = Seconds(0.4, 60.0)  # a step of the picture, both ways
+_COMPARED = Seconds(1.0, 90.0)  # per graph
+_STEP = Seconds(0.4, 60.0)  # per step of the image, for engine and reference together
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class BuildReport:
         folder: the engine folder.
         manifest: its manifest.
         parity: all comparisons.
-        made: artifacts made now, each with why.
-        kept: artifacts that were already there.
-        notes: what was chosen and why.
-        seconds: of the whole build.
+        made: artifacts built now, each with the reason.
+        kept: artifacts that were reused.
+        notes: what was chosen, and why.
+        seconds: duration of the build.
     """
 
     folder: Path
@@ -59,21 +59,21 @@ class BuildReport:
 
 
 def build(options: BuildOptions, reporter: Reporter | None = None) -> BuildReport:
-    """Make an engine folder, or bring it up to date.
+    """Build an engine folder, or bring it up to date.
 
     Args:
         options: what to build.
-        reporter: shown the progress.
+        reporter: receives the progress.
 
     Returns:
-        What was made and what was kept.
+        What was built and what was reused.
 
     Raises:
         InputError: an option, model or face model cannot be used.
-        BackendUnavailableError: an asked-for backend is missing.
+        BackendUnavailableError: a requested backend is missing.
         EngineFolderError: the output is not an engine folder.
         BuildError: an engine could not be built, or the disk is full.
-        ParityError: a graph differs from the reference; nothing is kept as valid.
+        ParityError: a graph differs from the reference; the folder is not written.
     """
     started = time.monotonic()
     report = reporter or SilentReporter()
@@ -89,7 +89,7 @@ def build(options: BuildOptions, reporter: Reporter | None = None) -> BuildRepor
 
 
 def stale(plan: Plan, transaction: FolderTransaction) -> dict[str, str]:
-    """Return every artifact that has to be made, with the reason."""
+    """Return every artifact that has to be built, with the reason."""
     reasons = {}
     for name, artifact in plan.artifacts().items():
         staged = transaction.staged(name)
@@ -106,7 +106,7 @@ def stale(plan: Plan, transaction: FolderTransaction) -> dict[str, str]:
 
 
 def previous_parity(plan: Plan, transaction: FolderTransaction) -> ParityReport:
-    """Return the stored comparisons that are still true: of an interrupted build, else of the old folder."""
+    """Return the stored comparisons that are still valid, from an interrupted build or the old folder."""
     rows: dict[str, tuple[ParityRow, ...]] = {}
     image = None
     for folder in (transaction.staging, transaction.target):
@@ -171,7 +171,7 @@ class _Builder:
             parity = self._compare(known, to_compare, parity)
         if steps:
             parity = self._compare_image(known, steps, parity)
-        gc.collect()  # engines are built in processes of their own, which need the memory
+        gc.collect()  # engines are built in separate processes, which need the memory
         self._have(plan.built)
         engines = tuple(engine_record(item, self.files) for item in plan.engines)
         manifest = make_manifest(plan, graphs, engines, self.files, tuple(self.notes))
@@ -183,7 +183,7 @@ class _Builder:
         return BuildReport(self.transaction.target, manifest, parity, dict(self.reasons), kept, notes, took)
 
     def _have(self, artifacts: Sequence[Artifact]) -> None:
-        """Find artifacts or make them."""
+        """Find artifacts, or build them."""
         for artifact in artifacts:
             record = self.transaction.find(artifact.path, artifact.key_fields)
             if record is None:
@@ -203,7 +203,7 @@ class _Builder:
         self.report.note(note)
 
     def _compare(self, manifest: Manifest, forms: Sequence[GraphForm], parity: ParityReport) -> ParityReport:
-        """Add the comparisons of graphs; after each graph what is known is kept for an interrupted build."""
+        """Add the comparisons of graphs, and store them after each graph in case the build is interrupted."""
         from infid_export.export.graph_parity import compare_graphs
 
         with self.report.stage("parity") as stage:
@@ -229,7 +229,7 @@ class _Builder:
         write_json(self.transaction.staging / PARITY, sealed(parity.to_json()))
 
     def _require(self, parity: ParityReport) -> None:
-        """Throw the staged work away if a comparison failed: its content is wrong, not unfinished."""
+        """Discard the staged work if a comparison failed: its content is wrong, not incomplete."""
         if not parity.passed:
             failed = self.transaction.target.with_name(f"{self.transaction.target.name}.failed-{PARITY}")
             failed.write_text(json.dumps(parity.to_json(), indent=1))
@@ -239,7 +239,7 @@ class _Builder:
 
 
 def _seconds(plan: Plan, seconds: Seconds) -> float:
-    """Return the expected seconds of a stage for this model."""
+    """Return the expected seconds for this model."""
     return seconds.demo if plan.source.name == "demo" else seconds.full
 
 
@@ -249,11 +249,11 @@ def _parity_stages(plan: Plan, graphs: int, steps: int | None) -> dict[str, floa
 
 
 def verify(folder: Path, reporter: Reporter | None = None) -> ParityReport:
-    """Check every file of a folder and repeat its comparisons with the reference.
+    """Check every file of a folder, and compare it with the reference again.
 
     Args:
-        folder: the engine folder; the model it was made from must still be where it was.
-        reporter: shown the progress.
+        folder: the engine folder; its model must still be at the same place.
+        reporter: receives the progress.
 
     Returns:
         The comparisons; see `ParityReport.passed`.

@@ -1,4 +1,4 @@
-"""Compiling the fused kernels into a bundle, without a GPU."""
+"""Compiles the fused kernels into a bundle, without a GPU."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from infid_engines.progress import Reporter, SilentReporter
 if TYPE_CHECKING:
     from infid_kernels.compile import CompiledKernel
 
-# To compile all forms of an operation for sm_90 and a head size of 64, on one CPU core of two.
+# Seconds to compile all forms of an operation for sm_90 and a head size of 64, on one CPU core of two.
 _SECONDS: Mapping[str, float] = {
     "mean_shift": 2.3, "value_shift": 2.0, "mixed_attention": 23.3, "merged_cross_attention": 24.0,
 }  # fmt: skip
-_FORMS = 4  # that an operation usually has: full blocks or any length, tuned or small
+_FORMS = 4  # usual number of forms of an operation: full blocks or any length, tuned or small
 
 
 def compile_bundle(
@@ -30,23 +30,23 @@ def compile_bundle(
     reporter: Reporter | None = None,
     tuning: Path | None = None,
 ) -> dict[str, Mapping[str, Any]]:
-    """Compile every form of every operation, and write the bundle, whole or not at all.
+    """Compile every form of every operation, and write the bundle atomically.
 
     Args:
-        folder: the bundle's; an older bundle is replaced.
+        folder: folder of the bundle; an older bundle is replaced.
         targets: architectures, such as `sm_90`.
-        dtypes: of queries, keys and values: `float16`, `bfloat16`.
-        head_sizes: d.
+        dtypes: dtypes of queries, keys and values: `float16`, `bfloat16`.
+        head_sizes: channels per head, d.
         reporter: receives the progress.
-        tuning: a file that `infid-export tune` wrote, whose choices go before the table's.
+        tuning: a file from `infid-export tune`; its choices are preferred to the built-in table.
 
     Returns:
-        Every kernel's launch description by its name, with the registers and the spilled bytes of a thread.
+        Every kernel's launch description by name, with the registers and spilled bytes per thread.
 
     Raises:
         BackendUnavailableError: Triton is missing.
-        EngineFolderError: the folder is something else.
-        InputError: an architecture, type or head size is unknown, TRITON_INTERPRET is set, or the tuning file
+        EngineFolderError: the folder is not a bundle.
+        InputError: an architecture, dtype or head size is unknown, TRITON_INTERPRET is set, or the tuning file
             cannot be used.
     """
     require_bundle_or_nothing(folder)
@@ -80,11 +80,11 @@ def require_measured(tuning: Path, targets: Iterable[str]) -> None:
         measured = {entry.architecture for entry in read(tuning)}
     except ValueError as error:
         raise InputError(
-            f"{tuning} holds no kernel configurations ({error.__cause__}).", fix="Write it with `infid-export tune`."
+            f"{tuning} contains no kernel configurations ({error.__cause__}).", fix="Write it with `infid-export tune`."
         ) from error
     if not measured & {nearest(target) for target in targets}:
         raise InputError(
-            f"--tuning would have no effect: {tuning} was measured on {', '.join(sorted(measured)) or 'nothing'}, and "
+            f"--tuning would have no effect: {tuning} was measured on {', '.join(sorted(measured)) or 'nothing'}, but "
             f"kernels are compiled for {', '.join(targets) or 'nothing'}.",
             fix="Measure with `infid-export tune` on such a GPU, or leave --tuning out.",
         )
@@ -108,7 +108,7 @@ def _stage(target: str, dtype: str, head_size: int, op: str) -> str:
 
 
 def _require_compiler() -> None:
-    """Require a Triton that compiles.
+    """Require a Triton that can compile.
 
     Raises:
         BackendUnavailableError: it is missing.
@@ -125,7 +125,7 @@ def _require_compiler() -> None:
 
     if not all(isinstance(spec.kernel, triton.JITFunction) for spec in KERNELS.values()):
         raise InputError(
-            "TRITON_INTERPRET is set, so Triton interprets kernels and compiles none.",
+            "TRITON_INTERPRET is set, so Triton interprets kernels instead of compiling them.",
             fix="Run the command again with `env -u TRITON_INTERPRET`.",
         )
 

@@ -1,10 +1,11 @@
-"""Which source code can decide a result: the statements that can be reached from where the work starts.
+"""Finds the source code that a result depends on: the statements that its starting points reach.
 
-A file is too coarse: a Triton kernel and its PyTorch reference share one. So the unit is a statement of a module: a
-function, a class, an assignment. Those that a statement names are followed, through imports of our own packages at the
-top or inside functions, and through annotations, since a parameter's methods are called too. Other packages are not
-followed, their versions belong to an artifact's fields. What is reached by strings or registered from elsewhere is not
-seen: it has to be a start of its own. Nothing is imported, so that an unchanged rebuild needs no torch.
+A file is too coarse a unit: a Triton kernel and its PyTorch reference share one. So the unit is a statement of a
+module: a function, a class, an assignment. The names in a statement are followed, through imports of our own packages
+(at the top or inside functions), and through annotations, since a parameter's methods are called too. Other packages
+are not followed; their versions are among an artifact's fields. Code that is reached by a string, or registered
+elsewhere, is not found: it has to be a starting point itself. Nothing is imported, so an unchanged rebuild needs no
+torch.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ class Place(NamedTuple):
 
 
 def named(text: str) -> Name:
-    """Return the name that `module:name` or `module` stands for."""
+    """Parse `module:name` or `module`."""
     module, _, name = text.partition(":")
     return Name(module, name)
 
 
 @dataclass(frozen=True)
 class Code:
-    """Where code starts, and what of it decides nothing.
+    """The starting points of code, and the parts that do not matter.
 
     Args:
-        starts: where the work begins: names as `module:name`, or whole modules.
-        stops: likewise, of what is not followed.
-        without: members of classes that are left out.
+        starts: starting points: names as `module:name`, or whole modules.
+        stops: likewise, for code that is not followed.
+        without: names of class members that are ignored.
         packages: top-level packages that are followed.
     """
 
@@ -62,7 +63,7 @@ class Code:
         """Return the source of every statement that is reached.
 
         Raises:
-            ValueError: a start or a stop is not there.
+            ValueError: a start or a stop does not exist.
         """
         stops = {named(stop) for stop in self.stops}
         for stop in stops:
@@ -90,7 +91,7 @@ class Code:
         return digest.hexdigest()
 
     def _resolved(self, target: Name, attribute: str) -> Name | None:
-        """Return where a name is, or, where it is a module, that attribute of it; None of another package's."""
+        """Return the place of a name, or of an attribute if it is a module; None for another package."""
         if target.module.partition(".")[0] not in self.packages:
             return None
         for name in (target.name, attribute):
@@ -109,7 +110,7 @@ def _require(name: Name) -> _Module:
 
 
 class _Use(NamedTuple):
-    """A name in a statement, and the attribute that is taken of it, if one is."""
+    """A name in a statement, and the attribute that is accessed on it, if any."""
 
     name: str
     attribute: str
@@ -117,16 +118,16 @@ class _Use(NamedTuple):
 
 @dataclass
 class _Module:
-    """The statements at the top of a module, by the names that they bind or change."""
+    """The top-level statements of a module, by the names that they bind or change."""
 
     name: str
     lines: list[str]
     names: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imports: dict[str, Name] = field(default_factory=dict)
-    effects: list[ast.stmt] = field(default_factory=list)  # that bind nothing
+    effects: list[ast.stmt] = field(default_factory=list)  # statements that bind no name
 
     def add(self, statement: ast.stmt) -> None:
-        """Take up a statement."""
+        """Add a statement."""
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
             return  # the docstring
         if isinstance(statement, ast.If) and getattr(statement.test, "id", "") == "TYPE_CHECKING":
@@ -143,7 +144,7 @@ class _Module:
             self.effects.append(statement)
 
     def named(self, name: str) -> list[ast.stmt]:
-        """Return the statements of a name, or of the whole module, and those that run for their effect."""
+        """Return the statements of a name, or of the whole module, and those with side effects only."""
         if not name:
             return [*(each for found in self.names.values() for each in found), *self.effects]
         return [*self.names.get(name, []), *self.effects]
@@ -160,13 +161,13 @@ class _Module:
         return name in self.names or name in self.imports
 
     def targets(self, name: str, without: tuple[str, ...]) -> Iterator[tuple[Name, str]]:
-        """Yield what the statements of a name, or of the whole module, use in turn, with the attribute of it."""
+        """Yield the names and attributes that the statements of a name, or of the whole module, use."""
         if name in self.imports:
-            yield self.imports[name], ""  # handed on
+            yield self.imports[name], ""  # re-exported
         for statement in self.named(name):
             uses, local = _uses(statement, without)
             if isinstance(statement, _COMPOUND):
-                yield from ((target, "") for target in local.values())  # it imports for the whole module
+                yield from ((target, "") for target in local.values())  # its imports apply to the whole module
             known = {**self.imports, **local}
             for use in uses:
                 if use.name in known:
@@ -177,7 +178,7 @@ class _Module:
 
 @cache
 def _uses(statement: ast.stmt, without: tuple[str, ...]) -> tuple[frozenset[_Use], dict[str, Name]]:
-    """Return the names that a statement uses, and those that it imports inside."""
+    """Return the names that a statement uses, and the names that it imports locally."""
     waiting: list[ast.AST] = [statement]
     left_out = _members(statement, without)
     uses: set[_Use] = set()
@@ -210,7 +211,7 @@ def _first_line(statement: ast.stmt) -> int:
 
 
 def _bound(statement: ast.AST) -> Iterator[str]:
-    """Yield the names that a statement binds, or whose content it changes."""
+    """Yield the names that a statement binds or changes."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield statement.name
     elif isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
@@ -224,7 +225,7 @@ def _bound(statement: ast.AST) -> Iterator[str]:
 
 
 def _changed(statement: ast.stmt, known: Collection[str]) -> Iterator[str]:
-    """Yield what a statement binds, and the known names that it registers something with: `@known.register`."""
+    """Yield the names that a statement binds, and known names that it registers with: `@known.register`."""
     yield from _bound(statement)
     calls = getattr(statement, "decorator_list", [])
     if isinstance(statement, ast.Expr):
@@ -236,7 +237,7 @@ def _changed(statement: ast.stmt, known: Collection[str]) -> Iterator[str]:
 
 
 def _imported(node: ast.AST) -> dict[str, Name]:
-    """Return what an import statement binds, by the name that it binds it to."""
+    """Return the imports of a statement, by the names that they bind."""
     if isinstance(node, ast.Import):
         return {
             alias.asname or alias.name.partition(".")[0]: Name(alias.name if alias.asname else alias.name.split(".")[0])
@@ -268,7 +269,7 @@ def source_file(name: str) -> Path | None:
     spec = find_spec(top)
     if spec is None or spec.origin is None:
         return None
-    if spec.submodule_search_locations is None:  # a module, and no package
+    if spec.submodule_search_locations is None:  # a module, not a package
         return None if rest else Path(spec.origin)
     path = Path(spec.origin).parent.joinpath(*rest)
     found = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

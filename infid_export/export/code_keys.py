@@ -1,7 +1,7 @@
-"""Which code decides which artifacts: when it changes, they are stale.
+"""The code that each kind of artifact depends on. When it changes, they are stale.
 
-Where the work on an artifact starts is named here; what it reaches is found in the source (`code_closure`), so that no
-list of files has to be kept. What a stop names is reached and decides nothing, for the reason beside it.
+The starting points are listed here, and `code_closure` finds in the source what they reach, so no list of files has to
+be maintained. A stop is code that is reached but does not matter, for the reason in its comment.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from functools import cache
 from infid_export.export.code_closure import Code, source_file
 
 _PACKAGES = ("infid_engines", "infid_export", "infid_kernels")
-# They reject input and word errors; what is accepted is among an artifact's fields.
+# They reject input and build error messages; accepted input is among an artifact's fields.
 _REJECTING = ("infid_engines.errors", "infid_engines.validation", "infid_engines.documents")
-# What a build was asked for is among an artifact's fields too; the class names every graph.
+# The options of a build are among an artifact's fields too; the class names every graph.
 _ASKED = ("infid_export.export.build_options:BuildOptions", "infid_export.export.plan:Plan")
-# Native graphs have no kernels and no nodes for them; forms with kernels have the code of `fused` besides.
+# Native graphs have no kernels and no kernel nodes; forms with kernels also depend on the code of `fused`.
 _KERNELS = ("infid_kernels.ops:TRITON", "infid_export.export.plugin_nodes")
 _STOPS = (*_REJECTING, *_ASKED, *_KERNELS)
-# The backend that comparisons run on, in place of all that the registry knows.
+# The backend that comparisons run on, instead of all backends in the registry.
 _COMPARING = ("infid_engines.onnxruntime_backend:OnnxRuntimeBackend",)
 _REGISTRY = "infid_engines.registry"
-# Members of graphs and sources that do not decide what is exported.
+# Members of graphs and sources that do not affect the export.
 _OF_PARITY = ("upstream", "parity_inputs", "by_default")
 _OF_KEYS = ("fingerprint", "tokenizer_fingerprint", "notes")
 
@@ -58,19 +58,19 @@ _CODE: Mapping[str, Code] = {
     ),
     "image": Code(("infid_export.export.image_parity:compare_image", *_COMPARING), (*_STOPS, _REGISTRY)),
 }
-_DATA: Mapping[str, str] = {"plugins": "configurations.json"}  # beside the kernels' source
+_DATA: Mapping[str, str] = {"plugins": "configurations.json"}  # a file next to the kernels' source
 
 
 @cache
 def code_hash(kind: str, *subjects: type) -> str:
-    """Return a hash of the code that decides a kind of artifact.
+    """Return a hash of the code that a kind of artifact depends on.
 
     Args:
         kind: a key of `_CODE`.
-        subjects: classes that it starts in besides: of the graph, of the model's source.
+        subjects: classes that are further starting points: the graph's, the model source's.
 
     Raises:
-        ValueError: code that it starts or stops in is not there.
+        ValueError: a start or a stop does not exist.
     """
     code = _CODE[kind]
     starts = tuple(f"{subject.__module__}:{subject.__qualname__}" for subject in subjects)

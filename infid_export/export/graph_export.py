@@ -1,4 +1,4 @@
-"""Exporting the graphs of one model: to ONNX, at the shapes that a build asks for. Needs torch and diffusers."""
+"""Exports the graphs of a model to ONNX, with the shapes of a build. Needs torch and diffusers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GraphExporter:
 
     Args:
         source: the model.
-        options: of the build, with height and width settled.
+        options: options of the build, with height and width settled.
     """
 
     def __init__(self, source: ModelSource, options: BuildOptions) -> None:
@@ -39,19 +39,19 @@ class GraphExporter:
         self.blocks = identity_blocks(source.empty("unet"))
 
     def sizes(self, extents: tuple[int, int, int] | None = None) -> Sizes:
-        """Return the sizes of the build's graphs, with another batch, height and width where they are given."""
+        """Return the sizes of the build's graphs, or with the given batch, height and width."""
         batch, height, width = extents or self.options.extents()
         source = self.source
         return Sizes(source.architecture, source.config, self.blocks, batch, height, width, self.options.people)
 
     def write(self, form: GraphForm, precision: str, path: Path, size: tuple[int, int] | None = None) -> None:
-        """Export a graph to ONNX, its weights as places in the weights files beside it.
+        """Export a graph to ONNX. Its weights are references into the weights files next to it.
 
         Args:
             form: the graph and its kernels.
-            precision: the network's type, `fp16` or `fp32`.
+            precision: the network's precision, `fp16` or `fp32`.
             path: the .onnx file to write.
-            size: height and width of a graph of that one size; None takes the build's size and ranges.
+            size: height and width, for a graph of one size; None uses the build's size and ranges.
         """
         graph, dtype = form.graph, TYPES[precision]
         sizes, dynamic = self._traced(graph, size)
@@ -70,7 +70,7 @@ class GraphExporter:
         )
 
     def _traced(self, graph: Graph, size: tuple[int, int] | None) -> tuple[Sizes, dict[str, Any] | None]:
-        """Return the sizes that a graph is traced at, and the dimensions that vary."""
+        """Return the sizes for tracing a graph, and its dynamic dimensions."""
         smallest, largest = self.options.extents("smallest"), self.options.extents("largest")
         if size is not None:
             return self.sizes((self.options.batch, *size)), None
@@ -79,12 +79,12 @@ class GraphExporter:
         first, last = (graph.arguments(self.sizes(end), torch.float32) for end in (smallest, largest))
         dynamic = {name: _varying(first[name], last[name]) for name in first}
         batch, height, width = self.options.extents()
-        # sizes of 1 would be taken for constants by the tracer
+        # the tracer would specialize sizes of 1
         traced = batch if smallest[0] == largest[0] else max(2, batch)
         return self.sizes((traced, height, width)), dynamic
 
     def specs(self, form: GraphForm, folder: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Return an exported graph's inputs and outputs, with [smallest, usual, largest] where a dimension varies."""
+        """Return an exported graph's inputs and outputs, with [smallest, usual, largest] for dynamic dimensions."""
         facts = read_graph(folder / form.file)
         if all(isinstance(extent, int) for spec in facts.inputs for extent in spec.shape):
             return facts.inputs, facts.outputs
@@ -104,17 +104,17 @@ class GraphExporter:
 
 
 def quiet_diffusers() -> None:
-    """Keep diffusers' remarks on configurations away from the user."""
+    """Silence diffusers' messages on configurations."""
     logging.getLogger("diffusers").setLevel(logging.ERROR)
 
 
 def _varying(first: Any, second: Any) -> Any:
-    """Return the indices of the dimensions in which two examples of an argument differ."""
+    """Return the dimensions in which two examples of an argument differ."""
     if isinstance(first, list):
         return [_varying(a, b) for a, b in zip(first, second, strict=True)]
     return {index for index, (a, b) in enumerate(zip(first.shape, second.shape, strict=True)) if a != b}
 
 
 def _ranges(shapes: Sequence[tuple[int, ...]]) -> tuple[Dimension, ...]:
-    """Join the smallest, usual and largest shape of a tensor."""
+    """Merge the smallest, usual and largest shape of a tensor."""
     return tuple(ends[0] if len(set(ends)) == 1 else list(ends) for ends in zip(*shapes, strict=True))

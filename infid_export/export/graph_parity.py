@@ -1,4 +1,4 @@
-"""Comparing exported graphs with the PyTorch reference, in ONNX Runtime on the CPU."""
+"""Compares exported graphs with the PyTorch reference, in ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from infid_export.export.vae_range import precision_of
 def compare_graphs(
     plan: Plan, folder: Path, manifest: Manifest, forms: Sequence[GraphForm], stage: Stage
 ) -> Iterator[ParityRow]:
-    """Run graphs and compare them with the reference, those with the same components together.
+    """Run graphs and compare them with the reference, grouped by their components.
 
     Args:
-        plan: of the folder.
-        folder: where graphs and weights are stored.
-        manifest: their records.
-        forms: which to compare.
-        stage: shown the progress.
+        plan: plan of the folder.
+        folder: folder with graphs and weights.
+        manifest: manifest with their records.
+        forms: the forms to compare.
+        stage: receives the progress.
 
     Yields:
         One row per output, or per list of outputs.
@@ -59,7 +59,7 @@ def compare_graphs(
 
 
 def _run(plan: Plan, folder: Path, manifest: Manifest, form: GraphForm, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Run one graph in ONNX Runtime; at another size, or with plugin nodes, a twin on the same weights."""
+    """Run one graph in ONNX Runtime. For another size, or with plugin nodes, run a copy on the same weights."""
     record = manifest.graphs[form.name]
     specs, outputs, path = record.inputs, record.outputs, folder / record.file
     other_size = plan.parity_size != (manifest.height, manifest.width) and "size" in form.graph.depends_on

@@ -1,4 +1,4 @@
-"""Comparing a whole picture: the runtime on a folder's graphs with the reference pipeline, from the same noise."""
+"""Compares a whole image: the runtime on a folder's graphs with the reference pipeline, from the same noise."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from infid_export.runtime.pipeline import Pipeline, seeded_noise
 
 
 def compare_image(plan: Plan, folder: Path, manifest: Manifest, steps: int, stage: Stage) -> ImageParity:
-    """Generate one picture both ways.
+    """Generate one image with the engines and with the reference, and compare them.
 
     Args:
-        plan: of the folder.
-        folder: the engine folder, with its manifest.
-        manifest: the same.
-        steps: of the sampler.
-        stage: shown the progress.
+        plan: plan of the folder.
+        folder: the engine folder, including its manifest.
+        manifest: its manifest.
+        steps: number of sampling steps.
+        stage: receives the progress.
     """
     architecture = plan.source.architecture
     face = parity_face(architecture.image_encoder["image_size"], plan.source.config.face_width)

@@ -1,4 +1,4 @@
-"""Reading exported graphs without their weights."""
+"""Reads exported graphs without their weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infid_engines.manifest import TensorSpec
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What an ONNX file says of itself.
+    """The facts in an ONNX file.
 
     Args:
         inputs: names, types and shapes.
@@ -24,7 +24,7 @@ class GraphFacts:
         parameters: number of weights.
         opset: version of the standard operators.
         operators: how often each operator occurs.
-        weights_files: files its external data lies in.
+        weights_files: files with its external data.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -48,7 +48,7 @@ def read_graph(path: Path) -> GraphFacts:
         raise EngineFolderError(f"{path} is not an ONNX file ({error}).", fix="Export it again.") from error
     graph = model.graph
     if not graph.node:
-        raise EngineFolderError(f"{path} is not an ONNX file (it holds no nodes).", fix="Export it again.")
+        raise EngineFolderError(f"{path} is not an ONNX file (it has no nodes).", fix="Export it again.")
     initializers = {tensor.name for tensor in graph.initializer}
     parameters, files = 0, set()
     for tensor in graph.initializer:
@@ -70,7 +70,7 @@ def read_graph(path: Path) -> GraphFacts:
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    """Return a value's name, type and shape; a free dimension is [0, 0, 0], its range is known to the manifest."""
+    """Return a value's name, dtype and shape. A dynamic dimension is [0, 0, 0]; the manifest has its range."""
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return TensorSpec(value.name, dtype, tuple(dimension.dim_value or [0, 0, 0] for dimension in tensor.shape.dim))

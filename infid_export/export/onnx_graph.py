@@ -1,8 +1,8 @@
-"""Export of one module to ONNX: every type explicit, every weight an offset into a safetensors file.
+"""Exports a module to ONNX: every dtype is explicit, every weight is an offset into a safetensors file.
 
-The module is traced on weights that were never read: their memory is reserved and not touched, so exporting the
-full SDXL step needs about 1 GB. What the exporter emits is tidied to what TensorRT's parser and strongly
-typed networks want: no shape arithmetic, no CastLike, attention as scale → MatMul → Softmax → MatMul.
+The module is traced without reading its weights: their memory is reserved but not touched, so exporting the full SDXL
+step needs about 1 GB. The exporter's output is simplified for TensorRT's parser and strongly typed networks: no shape
+arithmetic, no CastLike, attention as scale → MatMul → Softmax → MatMul.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from infid_export.export import plugin_nodes
 from infid_export.export.weights import StoredTensor, WeightsLayout
 
 OPSET = 18
-_BLOCKED = -1e4  # logit of a masked key: finite in fp16, and its exponential is zero in every type
+_BLOCKED = -1e4  # logit of a masked key: finite in fp16, and its exponential is zero in every dtype
 _IR_TYPES = {torch.float16: ir.DataType.FLOAT16, torch.float32: ir.DataType.FLOAT}
 
 
@@ -47,9 +47,9 @@ def export_onnx(
         inputs: an example of every argument, meta tensors in the order of the signature.
         input_names: flat names of the graph's inputs.
         output_names: flat names of the graph's outputs.
-        weights: per prefix of parameter names (`"unet."`), the weights file beside `path` and its layout.
+        weights: per prefix of parameter names (`"unet."`), the weights file next to `path` and its layout.
         path: the .onnx file to write.
-        dynamic: per argument, the indices of the dimensions that vary (a list of them for a list of tensors).
+        dynamic: per argument, the indices of the dynamic dimensions (a list for a list of tensors).
     """
     _reserve(module)
     inputs = tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="cpu"), dict(inputs))
@@ -76,7 +76,7 @@ def export_onnx(
     external = {name: _stored(name, weights) for name in model.graph.initializers}
     for name, stored in external.items():
         if stored is not None:
-            model.graph.initializers[name].const_value = None  # folding must not look for values
+            model.graph.initializers[name].const_value = None  # constant folding must not look for values
     with quiet():
         _tidy(model)
     plugin_nodes.finish(model)
@@ -89,14 +89,14 @@ def export_onnx(
 
 
 def _free(indices: Any) -> Any:
-    """Return torch.export's form of free dimensions; how they depend on each other is found by the tracer."""
+    """Return dynamic dimensions for torch.export; the tracer finds how they depend on each other."""
     if isinstance(indices, list):
         return [_free(entry) for entry in indices]
     return dict.fromkeys(sorted(indices), Dim.AUTO) or None
 
 
 def _reserve(module: nn.Module) -> None:
-    """Give meta parameters CPU storage without writing to it; the tracer wants one device for everything."""
+    """Give meta parameters CPU storage without writing to it; the tracer needs one device for everything."""
     for layer in module.modules():
         for name, parameter in layer.named_parameters(recurse=False):
             if parameter.is_meta:
@@ -114,9 +114,9 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Translate attention: the scale on the query, before the product, so that fp16 logits stay small.
+    """Translate attention. The query is scaled before the product, so that fp16 logits stay small.
 
-    It is also the pattern that TensorRT fuses into one kernel.
+    TensorRT also fuses this pattern into one kernel.
     """
     factor = scale if scale is not None else 1 / math.sqrt(query.shape[-1])
     scaled = op.Mul(query, op.Cast(op.Constant(value_float=factor), to=int(query.dtype)))
@@ -148,7 +148,7 @@ def _stored(name: str, weights: Mapping[str, tuple[str, WeightsLayout]]) -> tupl
 
 
 def _tidy(model: ir.Model) -> None:
-    """Fold what is constant and drop what is unused; weights stay symbolic."""
+    """Fold constants and remove unused nodes; weights stay symbolic."""
     passes.InlinePass()(model)
     for _ in range(2):
         _explicit_casts(model)
@@ -161,7 +161,7 @@ def _tidy(model: ir.Model) -> None:
 
 
 def _explicit_casts(model: ir.Model) -> None:
-    """Replace CastLike by a Cast to the type it stands for."""
+    """Replace each CastLike by a Cast to its dtype."""
     for node in list(model.graph):
         for output in node.outputs:
             output.dtype = output.dtype or _type_of(node)
@@ -185,7 +185,7 @@ def _drop_idle_transposes(model: ir.Model) -> None:
 
 
 def _type_of(node: ir.Node) -> ir.DataType | None:
-    """Type of a node's output where the exporter left it open."""
+    """Return the dtype of a node's output that the exporter left open."""
     if node.domain == plugin_nodes.DOMAIN:
         return plugin_nodes.output_type(node)
     if node.op_type == "Cast":
@@ -204,7 +204,7 @@ def _type_of(node: ir.Node) -> ir.DataType | None:
 
 
 def _attach(model: ir.Model, external: Mapping[str, tuple[str, StoredTensor] | None], folder: Path) -> None:
-    """Point every weight into its file; a transposed one replaces the Transpose that the graph had."""
+    """Point every weight into its file; a transposed weight replaces the graph's Transpose."""
     for name, location in external.items():
         if location is None or name not in model.graph.initializers:
             continue
@@ -223,7 +223,7 @@ def _attach(model: ir.Model, external: Mapping[str, tuple[str, StoredTensor] | N
 
 
 def _use_transposed(model: ir.Model, node: ir.Node, index: int, value: ir.Value) -> None:
-    """Adapt one consumer of a weight that is now stored `[in, out]`."""
+    """Adapt one consumer of a weight that is stored as `[in, out]`."""
     if node.op_type == "Transpose":
         ir.convenience.replace_all_uses_with(node.outputs[0], value)
     elif node.op_type == "Gemm" and index == 1:
@@ -247,7 +247,7 @@ def _plain_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the exporter's remarks on values it cannot fold."""
+    """Silence the exporter's messages on values that it cannot fold."""
     loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Parity: the exported graphs against the PyTorch reference on the same inputs, with a verdict."""
+"""Parity: compares exported graphs with the PyTorch reference on the same inputs, and gives a verdict."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from infid_export.export.tolerances import VERSION, tolerance
 Array = np.ndarray[Any, Any]
 PARITY = "parity.json"
 _MEASURED = ("max_error", "rms_error", "cosine")
-# What to do about a comparison that failed, by the precision it was made in.
+# The fix for a failed comparison, by precision.
 _FIXES = {
-    "fp16": "Nothing was kept as valid. Build with --precision fp32 to see whether it is rounding.",
-    "fp32": "Nothing was kept as valid. fp32 rounds too little for this, so the graph or ONNX Runtime is wrong: please "
-    "report it with the written comparison, the model's configuration and the output of `infid-export doctor`.",
+    "fp16": "Nothing was kept. Build with --precision fp32 to see whether rounding is the cause.",
+    "fp32": "Nothing was kept. fp32 rounding cannot explain this, so the graph or ONNX Runtime is wrong: please "
+    "report it with the saved comparison, the model's configuration and the output of `infid-export doctor`.",
 }
 
 
@@ -29,17 +29,17 @@ class ParityRow:
     """One output compared; errors are relative to the RMS of the reference.
 
     Args:
-        graph: the graph.
+        graph: name of the graph's form.
         output: its output; the per-block text features are one row.
-        dtype: the graph's output type.
-        precision: `fp16` or `fp32`, in which the graph computes.
+        dtype: dtype of the output.
+        precision: precision of the graph, `fp16` or `fp32`.
         max_error: largest absolute difference over the reference's RMS.
         rms_error: RMS of the difference over the reference's RMS.
         cosine: one minus the cosine similarity.
-        max_tolerance: limit of `max_error`; likewise `rms_tolerance`.
-        passed: whether both are kept and every value is finite.
-        key: of the graph and weights that were compared.
-        size: height and width at which they were compared.
+        max_tolerance: limit for `max_error`; likewise `rms_tolerance`.
+        passed: whether both limits are met and every value is finite.
+        key: key of the graph and weights that were compared.
+        size: height and width of the comparison.
     """
 
     graph: str
@@ -57,13 +57,13 @@ class ParityRow:
 
     @property
     def smallest_tolerance(self) -> str:
-        """The smallest limits that would pass."""
+        """The smallest tolerances that would pass."""
         return f"max {self.max_error:.1e}, rms {self.rms_error:.1e}"
 
 
 @dataclass(frozen=True)
 class ImageParity:
-    """A whole picture, engines against reference; `precision` is that of the engines."""
+    """The comparison of a whole image, engines against reference; `precision` is the engines'."""
 
     precision: str
     psnr_db: float
@@ -87,13 +87,13 @@ class ParityReport:
         return all(row.passed for row in self.rows) and (self.image is None or self.image.passed)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of parity.json, which is written sealed."""
+        """Return the content of parity.json, without its seal."""
         rows = [{**asdict(row), **{name: _json_number(getattr(row, name)) for name in _MEASURED}} for row in self.rows]
         return {**asdict(self), "rows": rows, "passed": self.passed}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ParityReport:
-        """Read the content of parity.json, unsealed.
+        """Read the content of parity.json, without its seal.
 
         Raises:
             ValueError: an entry is missing, unknown or of another type.
@@ -111,7 +111,7 @@ class ParityReport:
         """Raise unless everything passed.
 
         Raises:
-            ParityError: names the worst comparison and the limits that would pass.
+            ParityError: a comparison failed; the message names the worst one and the tolerances that would pass.
         """
         failed = [row for row in self.rows if not row.passed]
         if failed:
@@ -123,19 +123,19 @@ class ParityReport:
             )
         if self.image is not None and not self.image.passed:
             raise ParityError(
-                f"The picture differs from the reference: PSNR {self.image.psnr_db:.1f} dB, "
-                f"at least {self.image.threshold_db:.0f} dB are required.",
+                f"The image differs from the reference: PSNR {self.image.psnr_db:.1f} dB, "
+                f"but at least {self.image.threshold_db:.0f} dB is required.",
                 fix=_FIXES[self.image.precision],
             )
 
 
 def _json_number(value: float) -> float | None:
-    """Return a number as JSON has it; what is not finite is null."""
+    """Return a JSON number, or None if it is not finite."""
     return value if np.isfinite(value) else None
 
 
 def _measured(row: ParityRow, given: Mapping[str, Any]) -> ParityRow:
-    """Return a row with the measurements that JSON has no number for, written as null, infinite again."""
+    """Return a row in which measurements that JSON stores as null are infinite again."""
     infinite: dict[str, Any] = {name: np.inf for name in _MEASURED if given[name] is None}
     return replace(row, **infinite)
 
@@ -153,16 +153,16 @@ def compare(
     """Compare a graph's outputs.
 
     Args:
-        graph: its name.
+        graph: name of the graph's form.
         expected: the reference's outputs.
         found: the engine's outputs.
-        precision: decides the limits.
-        key: identifies what was compared.
+        precision: decides the tolerances.
+        key: key of the graph and weights that are compared.
         size: height and width of the comparison.
-        groups: outputs that make one row together, by the row's name; an output in no group is its own.
+        groups: outputs that share one row, by the row's name; an output in no group has its own row.
 
     Returns:
-        One row a group, the worst of its outputs.
+        One row per group, with the worst errors of its outputs.
     """
     grouped = {name for names in groups.values() for name in names}
     rows = []
@@ -207,7 +207,7 @@ def _errors(expected: Array, found: Array) -> tuple[float, float, float]:
 
 
 def psnr(expected: Array, found: Array) -> float:
-    """Return the peak signal-to-noise ratio in dB of two pictures in [0, 1]; 0 if one is not finite."""
+    """Return the peak signal-to-noise ratio in dB of two images in [0, 1]; 0 if one is not finite."""
     error = float(np.mean((expected.astype(np.float64) - found.astype(np.float64)) ** 2))
     if not np.isfinite(error):
         return 0.0

@@ -1,4 +1,4 @@
-"""The fixed inputs that graphs and pictures are compared on: prompts, a face, noise."""
+"""The fixed inputs for comparing graphs and images: prompts, a face, noise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEED = 20240319
 
 @dataclass(frozen=True)
 class ParityCase:
-    """What graphs make their parity inputs of.
+    """The sources of a graph's parity inputs.
 
     Args:
         source: the model.
@@ -44,11 +44,11 @@ class ParityCase:
         return self._noise[index * batch : (index + 1) * batch]
 
     def filled(self, value: float) -> Array:
-        """Return `[B]` fp32 of one value."""
+        """Return `[B]` fp32, filled with one value."""
         return np.full(self.sizes.batch, value, np.float32)
 
     def token_ids(self, tokenizer: int) -> Array:
-        """Return `[2B, 77]` int32 ids of the negative prompt and the prompt, by one of the model's two tokenizers."""
+        """Return `[2B, 77]` int32 ids of the negative prompt and the prompt, from one of the model's two tokenizers."""
         from tokenizers import Tokenizer
 
         texts = [NEGATIVE_PROMPT] * self.sizes.batch + [PROMPT] * self.sizes.batch
@@ -56,7 +56,7 @@ class ParityCase:
         return np.array([item.ids for item in encoded], np.int32)
 
     def face(self) -> FaceInputs:
-        """Return the fixed face in the model's sizes."""
+        """Return the fixed face at the model's sizes."""
         return parity_face(self.sizes.architecture.image_encoder["image_size"], self.sizes.config.face_width)
 
 

@@ -1,4 +1,4 @@
-"""What a build has to make, from what, and what of it is already there. Imports nothing heavy."""
+"""The plan of a build: the artifacts that it needs and what each depends on. Imports are light."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _BUILT = Seconds(4.0, 100.0)
 
 @dataclass(frozen=True)
 class EngineItem:
-    """One engine to have.
+    """One engine of the plan.
 
     Args:
-        form: the graph that it is built from, in its form.
-        backend: what it is built by and for.
+        form: the form of the graph that it is built from.
+        backend: the backend that builds and runs it.
         target: GPU architecture, or `cpu`.
-        artifact: its file; ONNX Runtime's engine is the graph itself.
+        artifact: its file; for ONNX Runtime, the graph itself.
     """
 
     form: GraphForm
@@ -51,29 +51,29 @@ class EngineItem:
 
     @property
     def graph(self) -> str:
-        """What it computes."""
+        """Name of the graph that it computes."""
         return self.form.graph.name
 
     @property
     def is_graph(self) -> bool:
-        """Whether nothing is built, because the backend takes the graph itself."""
+        """Whether the backend uses the graph itself, so that nothing is built."""
         return get_backend(self.backend).uses_graph_as_engine
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a build makes, with what each part is made from.
+    """Everything that a build writes, and what each part depends on.
 
     Args:
         options: with height, width and graphs filled in.
         source: the model.
         model: identity of the model, for the manifest.
         files: tokenizers, face models, the VAE's range and plugins, by path.
-        weights: by component.
-        graphs: by form.
+        weights: artifacts by component.
+        graphs: artifacts by form.
         engines: all engines.
-        writers: what makes the artifacts.
-        notes: what was chosen and why.
+        writers: the writers of the artifacts.
+        notes: what was chosen, and why.
     """
 
     options: BuildOptions
@@ -100,22 +100,22 @@ class Plan:
 
     @property
     def parity_size(self) -> tuple[int, int]:
-        """Height and width at which parity is measured."""
+        """Height and width of the parity check."""
         size = self.options.parity_size
         return (self.height, self.width) if size is None else (size, size)
 
     @property
     def exported(self) -> tuple[Artifact, ...]:
-        """What is made before the comparison, each after what it needs."""
+        """The artifacts that are built before the comparison, each after its dependencies."""
         return (*self.files.values(), *self.weights.values(), *self.graphs.values())
 
     @property
     def built(self) -> tuple[Artifact, ...]:
-        """The engines that have files of their own."""
+        """The engines that have their own files."""
         return tuple(item.artifact for item in self.engines if not item.is_graph)
 
     def artifacts(self) -> dict[str, Artifact]:
-        """Return everything that the build makes, by path, in the order in which it is made."""
+        """Return all artifacts by path, in build order."""
         return {artifact.path: artifact for artifact in (*self.exported, *self.built)}
 
     def parity_key(self, form: GraphForm) -> str:
@@ -131,24 +131,24 @@ class Plan:
         )
 
     def image_steps(self) -> int | None:
-        """Return the steps of the whole-picture comparison, or None where it is not made."""
+        """Return the steps of the whole-image comparison, or None without one."""
         wanted, built = self.options.parity_image, {form.graph.name for form in self.graphs}
         if wanted == "off" or (wanted == "auto" and self.source.name != "demo") or not built.issuperset(IMAGE_GRAPHS):
             return None
         return self.source.architecture.sampling.steps
 
     def image_key(self) -> str:
-        """Return the key of the whole-picture comparison."""
+        """Return the key of the whole-image comparison."""
         graphs = {form.name: self.parity_key(form) for form in self.graphs}
         return canonical_key({"graphs": graphs, "code": code_hash("image", type(self.source))})
 
 
 def make_plan(options: BuildOptions) -> Plan:
-    """Work out what a build has to make.
+    """Plan a build.
 
     Raises:
         InputError: the model, a face model or a target cannot be used.
-        BackendUnavailableError: an asked-for backend is missing.
+        BackendUnavailableError: a requested backend is missing.
     """
     _check_ranges(options)
     choices = {name: getattr(options, name) for name in ("self_attention", "adain", "cross_adain", "uncond_identity")}
@@ -162,7 +162,7 @@ def make_plan(options: BuildOptions) -> Plan:
     size = source.architecture.size
     options = replace(
         options,
-        # the usual size of a range is the size of the folder
+        # the usual size of a range is the folder's size
         height=options.height_range[1] if options.height_range else options.height or size,
         width=options.width_range[1] if options.width_range else options.width or size,
         batch=options.batch_range[1] if options.batch_range else options.batch,
@@ -206,23 +206,27 @@ def make_plan(options: BuildOptions) -> Plan:
         require_measured(options.tuning, targets)
     if options.kernels != "native" and not targets:
         takers = _names("takes_plugins")
-        why += (f"kernels triton: exported and compared, but built into no engine: none of {takers} is built",)
+        why += (
+            f"kernels triton: exported and compared, but not used in an engine, since no engine of {takers} is built",
+        )
     notes = (*source.notes, *notes, *why)
     return Plan(options, source, model, files, weights, graphs, tuple(engines), writers, notes)
 
 
 def _check_fused(options: BuildOptions, source: ModelSource) -> None:
-    """Reject what the fused kernels do not compute, before anything is made."""
+    """Reject what the fused kernels do not support, before anything is built."""
     config = source.config
     if config.self_attention == "mutual" or config.adain != "mean" or config.cross_adain != "kv":
         raise InputError(
-            "The Triton kernels compute the method itself: mixed (or plain) self-attention with AdaIN-mean on keys and "
-            "values.",
+            "The Triton kernels support only the method itself: mixed (or plain) self-attention with AdaIN-mean on "
+            "keys and values.",
             fix="Use --kernels native for the ablations.",
         )
     able = [graph.name for graph in GRAPHS.values() if options.kernels in graph.kernels]
     if not set(able) & set(options.graphs):
-        raise InputError(f"--kernels triton concerns {' and '.join(able)}, and neither is built.", fix="Leave it out.")
+        raise InputError(
+            f"--kernels triton applies to {' and '.join(able)}, but neither is built.", fix="Leave it out."
+        )
 
 
 def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequence[str]) -> None:
@@ -231,28 +235,30 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
     takes_flags = any(get_backend(name).takes_flags for name in backends)
     unflagged = f"no engine of {_names('takes_flags')} is built"
     for given, what, why in (
-        (options.identity and source.name == "random-sdxl", "--identity", "the model random-sdxl has random ones"),
-        (options.image_encoder and built_in, "--image-encoder", f"the model {source.name} has one of its own"),
+        (options.identity and source.name == "random-sdxl", "--identity", "the model random-sdxl has its own"),
+        (options.image_encoder and built_in, "--image-encoder", f"the model {source.name} has its own"),
         (options.face_models and options.detector != "insightface", "--face-models",
          f"the detector is {options.detector}"),
         (options.refit and not takes_flags, "--refit", unflagged),
         (options.strip and not takes_flags, "--strip", unflagged),
         (options.optimization_level is not None and not takes_flags, "--optimization-level", unflagged),
         (options.parity_image == "on" and not set(IMAGE_GRAPHS) <= set(options.graphs), "--parity-image on",
-         f"a picture needs the graphs {', '.join(sorted(IMAGE_GRAPHS))}"),
+         f"an image needs the graphs {', '.join(sorted(IMAGE_GRAPHS))}"),
     ):  # fmt: skip
         if given:
-            raise InputError(f"{what} would have no effect: {why}.", fix=f"Leave out {what}, or change the other.")
+            raise InputError(
+                f"{what} would have no effect: {why}.", fix=f"Leave out {what}, or change the other option."
+            )
 
 
 def _plugin_fields(target: str, tuning: Path | None) -> dict[str, Any]:
-    # one that is missing is rejected after this, by `require_measured`
+    # a missing file is rejected later, by `require_measured`
     chosen = sha256_file(tuning) if tuning is not None and tuning.is_file() else ""
     return {"plugins": target, "code": code_hash("plugins"), "triton": _version("triton"), "tuning": chosen}
 
 
 def _check_ranges(options: BuildOptions) -> None:
-    """Reject a size and a range of the same thing."""
+    """Reject a size together with a range for the same dimension."""
     for name, single in (("height", options.height), ("width", options.width)):
         if getattr(options, f"{name}_range") and single is not None:
             raise InputError(f"--{name} and --{name}-range were both given.", fix=f"Leave --{name} out.")
@@ -284,7 +290,7 @@ def _graph_fields(form: GraphForm, options: BuildOptions, source: ModelSource) -
     if "method" in graph.depends_on:
         fields |= {"method": source.config.to_dict()}
     if PROBED in graph.components.values():
-        fields[f"{PROBED}_weights"] = source.fingerprint(PROBED)  # its precision depends on their range
+        fields[f"{PROBED}_weights"] = source.fingerprint(PROBED)  # its precision depends on the range of its values
     if form.kernels != "native":
         fields["kernels"] = code_hash("fused")
     return fields
@@ -299,9 +305,7 @@ def _backends(options: BuildOptions) -> tuple[list[str], tuple[str, ...]]:
             names.append(name)
             continue
         names.append(PARITY_BACKEND)
-        notes.append(
-            f"backend {PARITY_BACKEND}: chosen automatically, it runs everywhere and is what parity is measured on"
-        )
+        notes.append(f"backend {PARITY_BACKEND}: chosen automatically, it runs everywhere and parity is measured on it")
         for candidate in fastest_first():
             if candidate.name == PARITY_BACKEND:
                 continue
@@ -309,7 +313,7 @@ def _backends(options: BuildOptions) -> tuple[list[str], tuple[str, ...]]:
                 candidate.versions()
                 targets = candidate.default_targets()
             except BackendUnavailableError as error:
-                notes.append(f"backend {candidate.name}: left out. {error.problem}")
+                notes.append(f"backend {candidate.name}: skipped. {error.problem}")
                 continue
             notes.append(
                 f"backend {candidate.name}: chosen automatically, it is installed (targets {', '.join(targets)})"
@@ -329,7 +333,7 @@ def _backends(options: BuildOptions) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _names(attribute: str) -> str:
-    """Return the backends of which an attribute is true, for a message."""
+    """Return the backends with a true attribute, for a message."""
     return " or ".join(name for name, backend in BACKENDS.items() if getattr(backend, attribute))
 
 

@@ -1,9 +1,9 @@
-"""The fused kernels as ONNX nodes: one node of the domain `infid` where the standard graph has a subgraph.
+"""The fused kernels as ONNX nodes: one node of the domain `infid` replaces a subgraph of the native graph.
 
 TensorRT maps such a node to the plugin of the same name (`infid_engines.tensorrt_plugin`). Tensors are
-`[B, N, H, d]`, as the projections leave them, so that the kernels read them without a copy. What a node computes is
-also written down here as an ONNX function of standard operators: with these functions added, the very file that
-TensorRT gets runs in ONNX Runtime, and its parity is measured like any other's.
+`[B, N, H, d]`, the layout of the projections' outputs, so that the kernels read them without a copy. Each node is also
+defined here as an ONNX function of standard operators. With these functions added, the file for TensorRT runs in ONNX
+Runtime, and its parity is measured like any other's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from infid_kernels.mean_shift import SPLITS
 
 DOMAIN = "infid"
 _SWAPPED = [0, 2, 1, 3]  # [B, N, H, d] <-> [B, H, N, d]
-# What a node computes, as an ONNX function; the shifts come in equal parts, of which the attention takes the sum.
+# Each node as an ONNX function. The shifts are split into equal parts, which the attention sums.
 _FUNCTIONS = (
     f"""<domain: "{DOMAIN}", opset_import: ["": 18, "{DOMAIN}": 1]>
     mean_shift (k_id, v_id, k_t, v_t, strength) => (shift_k, shift_v) {{
@@ -86,7 +86,7 @@ _FUNCTIONS = (
 
 
 def _operation(name: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Op:
-    """Return an operator of the domain `infid`; `T` is the network's type, everything else fp32."""
+    """Return an operator of the domain `infid`; `T` is the network's dtype, everything else is fp32."""
     parameters = [
         [OpSchema.FormalParameter(each, kind) for each, kind in values.items()] for values in (inputs, outputs)
     ]
@@ -111,7 +111,7 @@ OPERATIONS: Mapping[str, Op] = {
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """Return how the exporter writes the operations of `infid_kernels`."""
+    """Return the exporter's translations of the operations in `infid_kernels`."""
     return {
         torch.ops.infid.mixed_attention.default: _translate_mixed,
         torch.ops.infid.merged_cross_attention.default: _translate_merged,
@@ -142,23 +142,23 @@ def _translate_value_shift(v_id: Any, v_t: Any, style_strength: Any) -> Any:
 
 
 def _check_scale(q: Any, scale: float) -> None:
-    """The scale is compiled into the kernels; TensorRT's plugins take no float."""
+    """Check the scale, which is compiled into the kernels, since TensorRT's plugins take no float."""
     if not math.isclose(scale, 1 / math.sqrt(q.shape[-1]), rel_tol=1e-6):
         raise ValueError(f"a plugin node has the scale 1/√d, not {scale}")
 
 
 def output_type(node: ir.Node) -> ir.DataType | None:
-    """Return the type of a plugin node's outputs."""
+    """Return the dtype of a plugin node's outputs."""
     if node.op_type in ("mean_shift", "value_shift"):
         return ir.DataType.FLOAT
     return None if node.inputs[0] is None else node.inputs[0].dtype
 
 
 def finish(model: ir.Model) -> None:
-    """Remove the transpositions that cancel, and mark the nodes as TensorRT's parser wants them.
+    """Remove transposes that cancel, and add the attributes that TensorRT's parser needs.
 
-    It takes the plugin's name from the node's type, and needs its namespace and the wish for an ahead-of-time plugin
-    as attributes.
+    The parser reads the plugin's name from the node's type. Attributes give its namespace and request an ahead-of-time
+    plugin.
     """
     for node in list(model.graph):
         if _swaps(node):
@@ -173,9 +173,9 @@ def finish(model: ir.Model) -> None:
 
 
 def _before_swap(model: ir.Model, value: ir.Value | None) -> ir.Value | None:
-    """Return what a value was before it was transposed, or None if it was not.
+    """Return a value before its transpose, or None if it was not transposed.
 
-    Choosing and joining rows, which stand between the projections and the nodes, are made before it instead.
+    A Slice or Concat of rows between the projections and the nodes is moved before the transpose.
     """
     node = None if value is None else value.producer()
     if node is None:
@@ -209,7 +209,7 @@ def _insert(
     before: bool = False,
     **attributes: Any,
 ) -> ir.Value:
-    """Put a new node beside another one, and return its output."""
+    """Insert a new node next to another one, and return its output."""
     made = ir.node(kind, inputs, attributes=attributes)
     made.outputs[0].dtype = node.outputs[0].dtype
     (model.graph.insert_before if before else model.graph.insert_after)(node, made)
@@ -225,7 +225,7 @@ def write_runnable(path: Path, copy: Path) -> None:
 
     Args:
         path: the graph with plugin nodes.
-        copy: where the copy goes; the weights files must lie beside it too.
+        copy: path of the copy; the weights files must be next to it.
     """
     model = onnx.load(str(path), load_external_data=False)
     for node in model.graph.node:
@@ -236,12 +236,12 @@ def write_runnable(path: Path, copy: Path) -> None:
 
 
 def _functions() -> list[onnx.FunctionProto]:
-    """Return what the nodes compute."""
+    """Return the nodes' functions."""
     return [onnx.parser.parse_function(_with_attention(text)) for text in _FUNCTIONS]
 
 
 def _with_attention(text: str) -> str:
-    """Write out `{attention:q, keys, values, result}`, softmax(QKᵀ/√d)V on `[B, N, H, d]`."""
+    """Expand `{attention:q, keys, values, result}` to softmax(QKᵀ/√d)V on `[B, N, H, d]`."""
     while "{attention:" in text:
         before, rest = text.split("{attention:", 1)
         arguments, after = rest.split("}", 1)

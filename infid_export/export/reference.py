@@ -1,6 +1,6 @@
-"""What parity compares with: the PyTorch modules in fp32, run in the order of a generation, on fixed inputs.
+"""The reference for parity: the PyTorch modules in fp32, run in the order of a generation, on fixed inputs.
 
-One component is held at a time: for full-size SDXL that is 10 GB instead of 18.
+Only one component is in memory at a time: for full-size SDXL, 10 GB instead of 18.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Reference:
         self._values: dict[str, dict[str, Array]] = {}
 
     def inputs(self, graph: Graph) -> dict[str, Array]:
-        """Return a graph's inputs by flat name, in fp32; upstream graphs run in PyTorch if they have not yet."""
+        """Return a graph's inputs by flat name, in fp32; upstream graphs run in PyTorch if necessary."""
         return flat(self._arguments(graph))
 
     def outputs(self, graphs: Iterable[Graph]) -> dict[str, dict[str, Array]]:
-        """Return the reference outputs of graphs by graph and flat name; graphs in a row share their components."""
+        """Return reference outputs by graph and flat name; consecutive graphs share their loaded components."""
         graphs = tuple(graphs)
         ordered = dict.fromkeys(each for graph in graphs for each in (*graph.upstream, graph))
         missing = [graph for graph in ordered if graph.name not in self._values]

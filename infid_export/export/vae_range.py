@@ -1,4 +1,4 @@
-"""Whether the VAE's decoder stays finite in fp16 on the given weights: probed by a build, and kept in the folder."""
+"""Probes whether the VAE's decoder stays finite in fp16 with the given weights; a build stores the result."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from infid_export.model.sources import ModelSource
 
 VAE_RANGE = "onnx/vae_range.json"
-PROBED = "vae"  # the component whose type the probe decides: SDXL's trained one overflows in fp16
-# A quarter of fp16's largest value: pictures unlike the probes may reach further than they did.
+PROBED = "vae"  # the component whose precision the probe decides: SDXL's trained VAE overflows in fp16
+# A quarter of fp16's largest value: images unlike the probes may reach larger values.
 _FP16_SAFE = 65504 / 4
-_PROBES, _PROBE_SIZE = 3, 32  # latents of 32 × 32: the range does not depend on the size of the picture
+_PROBES, _PROBE_SIZE = 3, 32  # latents of 32 × 32: the range does not depend on the image size
 
 
 def write_vae_range(source: ModelSource, path: Path) -> None:
-    """Decode a few latents in fp32, and write the largest value, the type that is safe, and why.
+    """Decode a few latents in fp32, and write the largest value, the safe precision, and why.
 
     Args:
         source: the model.
@@ -48,25 +48,25 @@ def write_vae_range(source: ModelSource, path: Path) -> None:
         handle.remove()
     weight = max(float(parameter.abs().max()) for parameter in vae.parameters())
     safe = largest <= _FP16_SAFE and weight <= torch.finfo(torch.float16).max
-    why = f"activations reach {largest:.0f} on these weights, the limit for fp16 is {_FP16_SAFE:.0f}"
+    why = f"activations reach {largest:.0f} with these weights, the limit for fp16 is {_FP16_SAFE:.0f}"
     if weight > torch.finfo(torch.float16).max:
-        why = f"a weight reaches {weight:.0f}, fp16 ends at {torch.finfo(torch.float16).max:.0f}"
+        why = f"a weight reaches {weight:.0f}, but fp16 ends at {torch.finfo(torch.float16).max:.0f}"
     path.write_text(json.dumps({"largest": largest, "precision": "fp16" if safe else "fp32", "why": why}))
 
 
 def precision_of(components: Iterable[str], precision: str, folder: Path) -> str:
-    """Return the type that components have in a folder: the folder's, or fp32 where the probe did not find fp16 safe.
+    """Return the precision of components in a folder: the folder's, or fp32 if the probe rejected fp16.
 
     Args:
-        components: of one graph.
-        precision: the folder's, `fp16` or `fp32`.
-        folder: holds the probe's finding.
+        components: components of one graph.
+        precision: precision of the folder, `fp16` or `fp32`.
+        folder: folder with the probe's result.
     """
     return _finding(folder)["precision"] if precision == "fp16" and PROBED in components else precision
 
 
 def range_note(folder: Path) -> str:
-    """Return the probe's finding as a sentence for the user."""
+    """Return the probe's result as a sentence for the user."""
     found = _finding(folder)
     return f"VAE decoder: {found['precision']}, {found['why']}"
 

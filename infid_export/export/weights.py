@@ -1,9 +1,9 @@
-"""Weights beside the graphs: one safetensors file a component, which ONNX external data points into.
+"""Weights next to the graphs: one safetensors file per component, which ONNX external data points into.
 
-ONNX external data names a file, an offset and a length of raw little-endian values, and safetensors stores just
-those. So several graphs share one copy, tensors are streamed one at a time, and the file stays readable by any
-safetensors reader. Weights of linear layers are stored transposed, `[in, out]`: that is how ONNX MatMul takes
-them, and no backend then has to transpose gigabytes at load.
+ONNX external data consists of a file, an offset and a length of raw little-endian values, and safetensors stores just
+those. So several graphs share one copy, tensors are streamed one at a time, and any safetensors reader can read the
+file. Weights of linear layers are stored transposed, as `[in, out]`: ONNX MatMul needs this layout, and no backend has
+to transpose gigabytes when it loads them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _TYPE_NAMES = {torch.float16: "F16", torch.float32: "F32", torch.bfloat16: "BF16
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one weight lies in its file.
+    """The position of one weight in its file.
 
     Args:
         name: parameter name within the component.
         shape: shape as stored.
-        dtype: type as stored.
+        dtype: dtype as stored.
         transposed: whether it is stored `[in, out]`.
-        offset: first byte, from the start of the file.
-        length: bytes.
+        offset: first byte, counted from the start of the file.
+        length: number of bytes.
     """
 
     name: str
@@ -46,14 +46,14 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class WeightsLayout:
-    """The layout of one component's weights file, known before any weight is read."""
+    """The layout of one component's weights file. It is known before any weight is read."""
 
     tensors: Mapping[str, StoredTensor]
     header: bytes
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file."""
+        """Size of the file in bytes."""
         return len(self.header) + sum(tensor.length for tensor in self.tensors.values())
 
     @property
@@ -63,11 +63,11 @@ class WeightsLayout:
 
     @classmethod
     def of(cls, module: nn.Module, dtype: torch.dtype) -> WeightsLayout:
-        """Plan the file of a module's parameters; the module may be on the meta device.
+        """Plan the weights file of a module, which may be on the meta device.
 
         Args:
             module: the component.
-            dtype: type to store floating-point weights in.
+            dtype: dtype to store floating-point weights in.
         """
         transposed = _linear_weights(module)
         entries: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
@@ -107,15 +107,15 @@ class WeightsLayout:
 
         Args:
             path: file to write.
-            weights: names and values in any order; each is held only while it is written.
+            weights: names and values in any order; each stays in memory only while it is written.
             on_progress: called with the fraction written.
 
         Returns:
             The file's sha256.
 
         Raises:
-            InputError: a weight is not finite in the stored type.
-            ValueError: a weight is missing, unknown or of another shape.
+            InputError: a weight is not finite in the stored dtype.
+            ValueError: a weight is missing or unknown, or has another shape.
         """
         missing = set(self.tensors)
         with path.open("wb") as file:
@@ -145,7 +145,7 @@ class WeightsLayout:
 
 
 def _linear_weights(module: nn.Module) -> set[str]:
-    """Names of the parameters that multiply from the right as Wᵀ."""
+    """Return the names of the parameters that are multiplied from the right as Wᵀ."""
     names = set()
     for path, layer in module.named_modules():
         prefix = f"{path}." if path else ""

@@ -1,4 +1,4 @@
-"""What makes each artifact of an engine folder. Torch is imported when an artifact that needs it is made."""
+"""The writers of the artifacts in an engine folder. Torch is imported only when a writer needs it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class Writers:
-    """Returns what makes the artifacts of one build, each as `Artifact.write`.
+    """Returns the writers for the artifacts of one build, each as an `Artifact.write`.
 
     Args:
         source: the model.
-        options: of the build, with height, width and detector settled.
+        options: options of the build, with height, width and detector settled.
     """
 
     def __init__(self, source: ModelSource, options: BuildOptions) -> None:
@@ -35,7 +35,7 @@ class Writers:
 
     @cached_property
     def exporter(self) -> GraphExporter:
-        """What exports the graphs; imports torch."""
+        """The exporter of the graphs; imports torch."""
         from infid_export.export.graph_export import GraphExporter
 
         return GraphExporter(self._source, self._options)
@@ -79,7 +79,7 @@ class Writers:
         return lambda folder, path, stage: write_detector(str(self._options.detector), path)
 
     def recognizer(self) -> Write:
-        """Copy the user's face recognizer, or write the one that the built-in model has."""
+        """Copy the user's face recognizer, or write the built-in model's."""
 
         def write(_: Path, path: Path, __: Stage) -> None:
             if self._options.recognizer is not None:

@@ -135,8 +135,8 @@ def test_a_tuning_file_decides_the_tiles(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (None, r"tuning\.json holds no kernel configurations \(.*No such file"),
-        ("[]", r"tuning\.json holds no kernel configurations"),
+        (None, r"tuning\.json contains no kernel configurations \(.*No such file"),
+        ("[]", r"tuning\.json contains no kernel configurations"),
         ('{"schema_version": 2, "entries": []}', "no effect: .*json was measured on nothing, and .* for sm_90"),
     ],
 )

@@ -144,7 +144,7 @@ def test_an_empty_file_is_not_a_graph(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").write_bytes(b"")
     code, _, err = cli("inspect", tmp_path / "empty.onnx")
     assert code == 1
-    assert "it holds no nodes" in err
+    assert "it has no nodes" in err
 
 
 @pytest.mark.parametrize("name", ["a pipe", "/dev/full"])

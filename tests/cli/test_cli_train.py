@@ -145,7 +145,7 @@ def test_a_dry_run_says_whether_it_fits(cli: Cli, tmp_path: Path, monkeypatch: p
         (("prepare", "nowhere", "--recognizer", "x.onnx"), "There is no model at x.onnx"),
         (("prepare", "nowhere"), "--recognizer"),
         (("prepare", "x", "--recognizer", "x", "--photo-size", "100"), "multiple of 8"),
-        (("prepare", "x", "--recognizer", "x", "--detector", "insightface"), "local InsightFace model folder"),
+        (("prepare", "x", "--recognizer", "x", "--detector", "insightface"), "your InsightFace model folder"),
         (("prepare", "x", "--recognizer", "x", "--face-models", "y"), "--face-models has no effect"),
     ],
 )

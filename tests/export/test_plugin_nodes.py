@@ -61,7 +61,7 @@ def test_both_forms_of_a_graph_pass_parity(report: BuildReport) -> None:
     plain, fused = (rows[name, "next_identity_latents"] for name in ("denoise_step", "denoise_step.triton"))
     assert plain.passed and fused.passed
     assert fused.rms_error < 1.5 * plain.rms_error
-    assert any("built into no engine" in note for note in report.notes)
+    assert any("not used in an engine" in note for note in report.notes)
 
 
 def test_every_block_has_its_nodes_and_nothing_is_copied_for_them(report: BuildReport) -> None:
@@ -158,8 +158,8 @@ def test_a_node_means_what_its_kernel_computes(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"precision": "fp32"}, "The Triton kernels compute in fp16"),
-        ({"adain": "standard"}, "compute the method itself"),
-        ({"self_attention": "mutual"}, "compute the method itself"),
+        ({"adain": "standard"}, "support only the method itself"),
+        ({"self_attention": "mutual"}, "support only the method itself"),
         ({"graphs": ("vae_decoder",)}, "concerns denoise_step and identity_step"),
     ],
 )
@@ -232,9 +232,9 @@ def test_a_tensorrt_engine_is_built_from_the_fused_form(tmp_path: Path, monkeypa
     quick_faces(tmp_path / "faces")
     assert make_plan(options_of(SimpleNamespace(options=stored), tmp_path)).files  # `verify` may lack the file
     for problem, given in (
-        ("concerns the Triton kernels alone", {"kernels": "native"}),
+        ("applies only to the Triton kernels", {"kernels": "native"}),
         ("kernels are compiled for nothing", {"backends": ("onnxruntime",)}),
-        ("holds no kernel configurations", {"tuning": tmp_path / "none.json"}),
+        ("contains no kernel configurations", {"tuning": tmp_path / "none.json"}),
     ):
         with pytest.raises(InputError, match=problem):
             make_plan(replace(tuned.options, **given))

@@ -86,7 +86,7 @@ def test_a_ranged_folder_can_be_verified(ranged):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"height_range": (128, 64, 256)}, "three growing numbers"),
+        ({"height_range": (128, 64, 256)}, "three increasing numbers"),
         ({"height_range": (64, 100, 128)}, "multiples of 32"),
         ({"height_range": (64, 96, 128), "height": 96}, "both given"),
     ],
