@@ -1,4 +1,4 @@
-"""Configurations of all components of a model, and those of the built-in ones. Imports nothing heavy."""
+"""Configurations of a model's components, and those of the built-in models. Imports are light."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from infid_export.model.config import IdentityConfig
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are sampled.
+    """The sampling settings.
 
     Args:
         steps: DDIM steps.
@@ -25,7 +25,7 @@ class Sampling:
     identity_strength: float = 1.0
 
     def arguments(self) -> dict[str, Any]:
-        """Return these as `InfiniteIDPipeline` takes them, with diffusers' names."""
+        """Return the arguments for `InfiniteIDPipeline`, with diffusers' names."""
         return {
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
@@ -39,12 +39,12 @@ class Architecture:
     """Configurations of all components, as the libraries' own dictionaries.
 
     Args:
-        unet: of diffusers' UNet2DConditionModel.
-        vae: of diffusers' AutoencoderKL.
-        text_encoder: of transformers' CLIPTextConfig.
+        unet: for diffusers' UNet2DConditionModel.
+        vae: for diffusers' AutoencoderKL.
+        text_encoder: for transformers' CLIPTextConfig.
         text_encoder_2: likewise, for CLIPTextModelWithProjection.
-        image_encoder: of open_clip's CLIPVisionCfg, with `embed_dim`.
-        sampling: the model's own, where nothing else is asked for.
+        image_encoder: for open_clip's CLIPVisionCfg, with `embed_dim`.
+        sampling: the model's default settings.
     """
 
     unet: dict[str, Any]
@@ -56,16 +56,16 @@ class Architecture:
 
     @property
     def size(self) -> int:
-        """The model's own image height and width in pixels."""
+        """The model's default image height and width in pixels."""
         return int(self.unet["sample_size"]) * self.vae_scale_factor
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels of a side that one latent stands for; 8 in SDXL."""
+        """Pixels per latent along each side; 8 in SDXL."""
         return int(2 ** (len(self.vae["block_out_channels"]) - 1))
 
     def latents(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return channels, height and width of the latents of a picture of `height` by `width` pixels."""
+        """Return channels, height and width of the latents for an image of `height` by `width` pixels."""
         factor = self.vae_scale_factor
         return int(self.unet["in_channels"]), height // factor, width // factor
 
@@ -145,9 +145,9 @@ SDXL = Architecture(
     },
 )
 
-# Small enough to be trained on two CPU cores, with the drawn people of `infid_training.world`. Groups of norms have
-# several channels even where there are few of them: a norm over one channel alone takes a flat picture's color away.
-# The UNet has most residual blocks at the finest level, where an eye is two latents wide.
+# Small enough for training on two CPU cores, on the drawn people of `infid_training.world`. Groups of norms have
+# several channels even in narrow layers: a norm over a single channel removes a flat image's color. The UNet has most
+# residual blocks at the finest level, where an eye is two latents wide.
 DEMO = Architecture(
     unet={**_unet([32, 64, 128], [1, 1, 2], [1, 1, 2], [3, 1, 1], 128, 64, 32), "norm_num_groups": 8},
     vae={**_vae([16, 32, 64], 1, 128), "norm_num_groups": 2},
@@ -161,7 +161,7 @@ DEMO = Architecture(
         "head_width": 32,
         "patch_size": 32,
     },
-    sampling=Sampling(guidance=3.0),  # at SDXL's 5 the styles of so small a UNet burn
+    sampling=Sampling(guidance=3.0),  # at SDXL's 5, the styles of such a small UNet oversaturate
 )
 
 

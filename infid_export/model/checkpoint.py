@@ -1,6 +1,6 @@
-"""A checkpoint in diffusers' format, read and checked without loading a weight: by every way into the package.
+"""Reads and checks a checkpoint in diffusers' format without loading weights; every entry point uses it.
 
-Imports nothing heavy, so that a build that changes nothing does not pay for torch.
+Imports are light, so that an unchanged rebuild does not import torch.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ _CHECKS = {
     "text_encoder": check_text_encoder,
     "text_encoder_2": check_text_encoder,
 }
-# What `ImageEncoder` reads of open_clip's vision configuration; of the others it knows the default alone.
+# The fields of open_clip's vision configuration that `ImageEncoder` reads; other fields must have their defaults.
 _VISION = ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size")
-# Of open_clip's `eos_token_id = 2`, transformers says: such a model "can't work correctly with extra new tokens".
+# transformers says about `eos_token_id = 2`, as in open_clip: such a model "can't work correctly with extra new
+# tokens".
 _LEGACY_END = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint folder says of itself.
+    """The facts in a checkpoint folder.
 
     Args:
         parts: configurations of the UNet, the VAE and the text encoders.
-        zero_negative: whether no negative prompt means zero embeddings.
-        notes: what was chosen where the checkpoint leaves a choice, and why.
+        zero_negative: whether a missing negative prompt means zero embeddings.
+        notes: what was chosen if the checkpoint leaves a choice, and why.
     """
 
     parts: Mapping[str, dict[str, Any]]
@@ -54,15 +55,15 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path, given: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Read a checkpoint's configurations, and check that they are SDXL's and belong together.
+    """Read a checkpoint's configurations, and check that they are SDXL's and match each other.
 
     Args:
-        folder: in diffusers' format.
-        given: configurations of parts, the scheduler among them, that take the place of the folder's.
+        folder: folder in diffusers' format.
+        given: configurations of components, including the scheduler, that replace the folder's.
 
     Raises:
         InputError: a file is missing or broken, or a field has a value that neither this package nor the libraries
-            would apply; names it.
+            support; the message names it.
     """
     own = given or {}
     index = read_json(folder / "model_index.json")
@@ -87,10 +88,10 @@ def read_checkpoint(folder: Path, given: Mapping[str, Any] | None = None) -> Che
 
 
 def _check_vocabularies(folder: Path, parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """Check that each text encoder has an embedding for each word of its tokenizer, and none without a word.
+    """Check that each text encoder has exactly one embedding for each word of its tokenizer.
 
     Returns:
-        A note, where a learned word changes the pooled embedding.
+        A note if a learned word changes the pooled embedding; else an empty string.
 
     Raises:
         InputError: they disagree.
@@ -101,8 +102,8 @@ def _check_vocabularies(folder: Path, parts: Mapping[str, Mapping[str, Any]]) ->
         rows, end = parts[encoder]["vocab_size"], parts[encoder].get("eos_token_id", vocabulary.end)
         if rows != vocabulary.size:
             raise InputError(
-                f"The {encoder} of {folder} has {rows} word embeddings, but its {tokenizer} {vocabulary.size} words: "
-                "words that were learned (textual inversion) are missing in one of them.",
+                f"The {encoder} of {folder} has {rows} word embeddings, but its {tokenizer} has "
+                f"{vocabulary.size} words: learned words (textual inversion) are missing in one of them.",
                 fix=f"Save both from the pipeline that learned them, so that {tokenizer}/ has the words.",
             )
         if end not in (vocabulary.end, _LEGACY_END):
@@ -114,7 +115,7 @@ def _check_vocabularies(folder: Path, parts: Mapping[str, Mapping[str, Any]]) ->
         if encoder == "text_encoder_2" and end == _LEGACY_END and vocabulary.added:
             note = (
                 f"learned words: {encoder}/config.json has eos_token_id = 2, with which transformers pools a prompt at "
-                f"the learned word instead of at its end; set {vocabulary.end} for the latter"
+                f"the learned word instead of at its end; to pool at the end, set it to {vocabulary.end}"
             )
     return note
 
@@ -123,13 +124,13 @@ def check_identity(config: IdentityConfig, vision: Mapping[str, Any] | None, wid
     """Check that identity modules of this configuration fit the UNet and the image encoder.
 
     Args:
-        config: of the identity modules.
-        vision: of the image encoder, see `image_encoder_config`; None if it is not used.
+        config: configuration of the identity modules.
+        vision: configuration of the image encoder, see `image_encoder_config`; None if it is not used.
         width: the UNet's `cross_attention_dim`.
-        where: what the error calls the base model.
+        where: name of the base model, for the error.
 
     Raises:
-        InputError: they are of another model.
+        InputError: they belong to another model.
     """
     encoder = f"the image encoder {config.image_encoder}"
     pairs = [("cross_attention_dim", config.cross_attention_dim, width, f"the UNet of {where}")]
@@ -148,10 +149,10 @@ def check_identity(config: IdentityConfig, vision: Mapping[str, Any] | None, wid
 
 
 def image_encoder_config(name: str) -> dict[str, Any]:
-    """Return the configuration of an image encoder; only an unusual one has to be asked of open_clip.
+    """Return the configuration of an image encoder; only unusual ones are read from open_clip.
 
     Raises:
-        InputError: open_clip does not know it, or it is no plain vision transformer.
+        InputError: open_clip does not know it, or it is not a plain vision transformer.
     """
     if name == IdentityConfig.image_encoder:
         return SDXL.image_encoder

@@ -1,12 +1,12 @@
 """The fields of a checkpoint's configurations, in three groups.
 
-- `needed`: what our own code (latents, time ids, noise schedule, two-stream attention, decoding) takes to be SDXL's.
-  A field that is absent has the library's default, not SDXL's.
-- `applied`: what diffusers and transformers apply when they build the network from its configuration, or our own code
-  reads from it.
-- `unused`: what has no effect on a result, or sets only how a sampler walks, which is DDIM here for every model.
+- `needed`: fields for which our own code (latents, time ids, noise schedule, two-stream attention, decoding) assumes
+  SDXL's value. An absent field has the library's default, not SDXL's.
+- `applied`: fields that diffusers and transformers apply when they build the network, or that our own code reads.
+- `unused`: fields that have no effect on a result, or that only configure the sampler, which is DDIM here for every
+  model.
 
-A field in no group is not known, and may change the picture.
+A field in no group is unknown, and may change the image.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from infid_export.scheduler import SDXL_SCHEDULER
 
 @dataclass(frozen=True)
 class Needed:
-    """Values that a field must have.
+    """The values that a field may have.
 
     Args:
-        allowed: these.
-        absent: what the library takes where the field is absent.
-        why: ends the error's first sentence; what another value would mean.
-        each: whether a list is allowed whose entries are.
+        allowed: the allowed values.
+        absent: the library's default if the field is absent.
+        why: end of the error's first sentence: the meaning of another value.
+        each: whether a list of allowed values is allowed too.
     """
 
     allowed: tuple[Any, ...]
@@ -35,14 +35,14 @@ class Needed:
     each: bool = False
 
     def accepts(self, value: Any) -> bool:
-        """Return whether a value may stand in the configuration."""
+        """Return whether the configuration may have a value."""
         values = value if self.each and isinstance(value, list | tuple) and value else [value]
         return all(any(_same(each, wanted) for wanted in self.allowed) for each in values)
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of one configuration; see the module for the groups."""
+    """The fields of one configuration, in the groups that the module describes."""
 
     needed: Mapping[str, Needed]
     applied: frozenset[str]
@@ -59,9 +59,9 @@ _NONE, _FALSE = Needed((None,)), Needed((False, None), False)
 UNET = Fields(
     needed={
         "in_channels": Needed((4,), 4, "an inpainting or pix2pix model has more"),
-        "out_channels": Needed((4,), 4, "a model that learned its variance has more"),
-        "addition_embed_type": Needed(("text_time",), None, "which is how SDXL takes the picture's size"),
-        "time_cond_proj_dim": Needed((None,), None, "an LCM is told its guidance there"),
+        "out_channels": Needed((4,), 4, "a model with learned variance has more"),
+        "addition_embed_type": Needed(("text_time",), None, "which is how SDXL gets the image size"),
+        "time_cond_proj_dim": Needed((None,), None, "an LCM gets its guidance there"),
         "class_embed_type": _NONE,
         "num_class_embeds": _NONE,
         "encoder_hid_dim": _NONE,
@@ -89,9 +89,9 @@ UNET = Fields(
     }),
     unused=frozenset({
         "dropout",  # the UNet is never trained here
-        "upcast_attention",  # diffusers' own attention ignores it as well (AttnProcessor2_0)
+        "upcast_attention",  # diffusers' own attention ignores it too (AttnProcessor2_0)
         "class_embeddings_concat",  # there are no class embeddings
-        "addition_embed_type_num_heads",  # of other embedding types
+        "addition_embed_type_num_heads",  # for other embedding types
     }),
 )  # fmt: skip
 
@@ -101,15 +101,15 @@ VAE = Fields(
         "out_channels": Needed((3,), 3),
         "latent_channels": Needed((4,), 4, "another model's latents have more"),
         "shift_factor": Needed((None, 0), None, "its latents are centered elsewhere"),
-        "latents_mean": Needed((None,), None, "its latents have statistics of their own"),
-        "latents_std": Needed((None,), None, "its latents have statistics of their own"),
+        "latents_mean": Needed((None,), None, "its latents have their own statistics"),
+        "latents_std": Needed((None,), None, "its latents have their own statistics"),
     },
     applied=frozenset({
         "down_block_types", "up_block_types", "block_out_channels", "layers_per_block", "act_fn", "norm_num_groups",
         "scaling_factor", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention",
-        "force_upcast",  # by the PyTorch pipeline; in an engine the VAE's type is chosen by its measured range
+        "force_upcast",  # by the PyTorch pipeline; in an engine, the VAE's measured range decides its precision
     }),
-    unused=frozenset({"sample_size"}),  # of tiles, which are not used
+    unused=frozenset({"sample_size"}),  # for tiling, which is not used
 )  # fmt: skip
 
 TEXT_ENCODER = Fields(
@@ -130,9 +130,9 @@ TEXT_ENCODER = Fields(
         "hidden_act", "layer_norm_eps", "eos_token_id",
     }),
     unused=frozenset({
-        # which class was saved, in which type: weights are checked by name, and loaded in the type that is asked for
+        # the saved class and dtype: weights are checked by name, and loaded in the requested dtype
         "architectures", "dtype", "torch_dtype", "transformers_version", "tokenizer_class",
-        # of training, of other tasks, and of text generation
+        # for training, other tasks and text generation
         "attention_dropout", "dropout", "initializer_factor", "initializer_range", "gradient_checkpointing",
         "bos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "id2label", "label2id", "num_labels",
         "problem_type", "finetuning_task", "task_specific_params", "prefix", "tie_word_embeddings",
@@ -147,9 +147,9 @@ TEXT_ENCODER = Fields(
 )  # fmt: skip
 
 MODEL_INDEX = Fields(
-    needed={"requires_aesthetics_score": Needed((False, None), False, "the refiner takes a score among its time ids")},
+    needed={"requires_aesthetics_score": Needed((False, None), False, "the refiner has a score among its time ids")},
     applied=frozenset({"force_zeros_for_empty_prompt"}),
-    unused=frozenset({"add_watermarker", "feature_extractor", "image_encoder"}),  # neither drawn nor read by SDXL
+    unused=frozenset({"add_watermarker", "feature_extractor", "image_encoder"}),  # SDXL neither draws nor reads them
 )
 PIPELINES = (
     "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
@@ -164,9 +164,8 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
 }
 
-# Schedulers of diffusers that sample a model trained with the noise schedule of their betas to predict that noise, as
-# DDIM does: each with what it takes, unlike `_ABSENT`, where a field is absent. Those of few-step models (LCM, TCD),
-# of flow matching and of EDM belong to other models.
+# Schedulers of diffusers for models that predict the noise of the betas' schedule, like DDIM, each with its own
+# defaults for absent fields. Schedulers for few-step models (LCM, TCD), flow matching and EDM belong to other models.
 _CLIPS = {"clip_sample": True}
 _STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}
 SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
@@ -197,30 +196,30 @@ SCHEDULE = Fields(
         "beta_schedule": Needed((SDXL_SCHEDULER["beta_schedule"],), "linear", _TRAINED),
         "trained_betas": Needed((None,), None, _TRAINED),
         "rescale_betas_zero_snr": Needed((False,), False, _TRAINED),
-        "prediction_type": Needed(("epsilon",), "epsilon", "the model predicts something else than the noise"),
-        "predict_epsilon": Needed((True,), True, "the model predicts something else than the noise"),
+        "prediction_type": Needed(("epsilon",), "epsilon", "the model does not predict the noise"),
+        "predict_epsilon": Needed((True,), True, "the model does not predict the noise"),
         "variance_type": Needed(
             (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"), None,
-            "the model predicts its variance as well",
+            "the model also predicts its variance",
         ),
-        "timestep_type": Needed(("discrete",), "discrete", "the model is told its noise level otherwise"),
+        "timestep_type": Needed(("discrete",), "discrete", "the model gets its noise level in another form"),
         "use_flow_sigmas": Needed((False,), False, "which is flow matching"),
         "use_dynamic_shifting": Needed((False,), False, "which is flow matching"),
         "shift_terminal": _NONE,
         "sigma_min": _NONE,
         "sigma_max": _NONE,
-        "clip_sample": Needed((False,), False, "SDXL's latents go beyond the range it clips to"),
-        "thresholding": Needed((False,), False, "which latents do not allow"),
+        "clip_sample": Needed((False,), False, "SDXL's latents exceed the range that it clips to"),
+        "thresholding": Needed((False,), False, "which does not work with latents"),
     },
     applied=frozenset(),
     unused=frozenset({
-        # how a sampler walks: here DDIM, with SDXL's spacing
+        # configuration of the sampler: here DDIM, with SDXL's spacing
         "timestep_spacing", "steps_offset", "set_alpha_to_one", "skip_prk_steps", "interpolation_type",
         "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "solver_order",
         "algorithm_type", "solver_type", "lower_order_final", "euler_at_final", "final_sigmas_type",
         "lambda_min_clipped", "predict_x0", "disable_corrector", "solver_p", "noise_sampler_seed", "predictor_order",
         "corrector_order", "tau_func", "original_inference_steps", "timestep_scaling",
-        # of what is off above
+        # options of features that are off above
         "clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio", "flow_shift", "time_shift_type",
     }),
 )  # fmt: skip

@@ -1,7 +1,6 @@
-"""The files of a checkpoint in diffusers' format: where the folder is, and which of its files are meant.
+"""The files of a checkpoint in diffusers' format: finds its folder and chooses among its files.
 
-What is not what was asked for (a single-file checkpoint, an adapter, another library's format) is named. Imports
-nothing heavy.
+Errors name what was found instead (a single-file checkpoint, an adapter, another library's format). Imports are light.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 
 from infid_engines.errors import InputError
 
-# What is read of a checkpoint on the hub.
+# The files to download of a checkpoint on the hub.
 HUB_FILES = ("*.json", "*.txt", "*/*.safetensors")
 OPENCLIP = (
-    "Give OpenCLIP's own file, such as open_clip_model.safetensors of laion/CLIP-ViT-H-14-laion2B-s32B-b79K, or one of "
-    "its tags."
+    "Give OpenCLIP's own file, such as open_clip_model.safetensors from laion/CLIP-ViT-H-14-laion2B-s32B-b79K, or one "
+    "of its tags."
 )
 _DIFFUSERS_FORMAT = "the path of a checkpoint folder in diffusers' format"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -31,7 +30,7 @@ _WEIGHT_ENDINGS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<first>\w+))?(?:-\d{5}-of-\d{5})?(?:\.(?P<last>\w+))?\.safetensors"
 )
-# Of a folder without plain weights, the nearest to them first. Others (`non_ema`) are taken only if they are alone.
+# Preferred variants of a folder without plain weights, in order. Others (`non_ema`) are used only if there is just one.
 _VARIANTS = ("fp32", "fp16", "bf16")
 
 
@@ -40,9 +39,9 @@ class WeightFiles:
     """The weights of one component.
 
     Args:
-        variant: as diffusers names it; None for the plain ones.
-        files: one, or all shards.
-        index: of the shards; None where there is one file.
+        variant: diffusers' name of the variant; None for the plain weights.
+        files: one file, or all shards.
+        index: index of the shards; None for a single file.
     """
 
     variant: str | None
@@ -51,7 +50,7 @@ class WeightFiles:
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """Every file that decides the weights."""
+        """Every file that the weights depend on."""
         return self.files if self.index is None else (self.index, *self.files)
 
 
@@ -60,10 +59,10 @@ def read_json(path: Path, constants: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        constants: whether NaN and infinities may stand in it.
+        constants: whether NaN and infinities are allowed.
 
     Raises:
-        InputError: the file is missing, broken, or holds something else than an object.
+        InputError: the file is missing or broken, or is not a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=float if constants else _no_constant)
@@ -72,22 +71,22 @@ def read_json(path: Path, constants: bool = False) -> dict[str, Any]:
     if not isinstance(values, dict):
         kind = "null" if values is None else f"a {type(values).__name__}"
         raise InputError(
-            f"{path} cannot be used: it holds {kind}, not a JSON object.", fix="Copy or download it again."
+            f"{path} cannot be used: it contains {kind}, not a JSON object.", fix="Copy or download it again."
         )
     return values
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no value")
+    raise ValueError(f"{name} is not allowed")
 
 
 def checkpoint_folder(model: str) -> Path:
-    """Return a checkpoint's folder: the one named, or a hub id's, fetched through huggingface_hub or from its cache.
+    """Return a checkpoint's folder: a local one, or a hub id's, from huggingface_hub or its cache.
 
-    The hub is asked only for what is no path.
+    The hub is used only if the name is not a path.
 
     Raises:
-        InputError: there is neither, or there is something else.
+        InputError: neither exists, or the path contains something else.
     """
     found = local_folder(model)
     if found is not None:
@@ -101,19 +100,18 @@ def checkpoint_folder(model: str) -> Path:
 
 
 def unreachable(model: str, error: Exception) -> InputError:
-    """Return the error of a name that is no path, and that the hub did not give."""
+    """Return the error for a name that is neither a path nor available from the hub."""
     return InputError(
-        f"{model} is neither a built-in model, nor a folder, nor a hub id that can be reached "
-        f"({type(error).__name__}).",
+        f"{model} is not a built-in model, a folder, or a hub id that can be reached ({type(error).__name__}).",
         fix=f"Use `demo`, `random-sdxl`, or {_DIFFUSERS_FORMAT}.",
     )
 
 
 def local_folder(model: str) -> Path | None:
-    """Return the checkpoint folder of this path, or None for what can only be a hub id.
+    """Return the checkpoint folder at a path, or None if the name can only be a hub id.
 
     Raises:
-        InputError: the path holds something else, or nothing.
+        InputError: the path contains something else, or does not exist.
     """
     path = Path(model)
     if path.is_file():
@@ -128,17 +126,17 @@ def local_folder(model: str) -> Path | None:
 
 
 def is_path(name: str) -> bool:
-    """Return whether a name that no file has is meant as a path: it is no hub id, or starts in a folder that exists."""
+    """Return whether a missing name is meant as a path: it is not a hub id, or starts with an existing folder."""
     if not _HUB_ID.fullmatch(name) or name.startswith(".") or name.endswith(_WEIGHT_ENDINGS):
         return True
     return "/" in name and Path(Path(name).parts[0]).is_dir()
 
 
 def image_encoder_file(checkpoint: str) -> Path | None:
-    """Return the file of an image encoder, or None for what can only be one of open_clip's tags.
+    """Return the file of an image encoder, or None if the name can only be an open_clip tag.
 
     Raises:
-        InputError: the path is of a folder, or of nothing.
+        InputError: the path is a folder, or does not exist.
     """
     path = Path(checkpoint)
     if path.is_dir():
@@ -156,7 +154,7 @@ def tensor_names(path: Path) -> list[str]:
     """Return the names in a safetensors file's header.
 
     Raises:
-        InputError: the file is missing, empty, cut off, or something else.
+        InputError: the file is missing, empty, truncated, or not safetensors.
     """
     if path.is_dir():
         raise InputError(f"{path} cannot be loaded: it is a folder.", fix="Put the safetensors file in its place.")
@@ -166,29 +164,29 @@ def tensor_names(path: Path) -> list[str]:
     except (SafetensorError, OSError) as error:
         problem = "it is empty" if path.is_file() and not path.stat().st_size else str(error)
         raise InputError(
-            f"{path} cannot be loaded: it is not a whole safetensors file ({problem}).",
+            f"{path} cannot be loaded: it is not an intact safetensors file ({problem}).",
             fix="Copy or download it again.",
         ) from error
 
 
 def weight_files(folder: Path, wanted: str | None = None) -> WeightFiles:
-    """Return the weights of a component's folder that are meant.
+    """Choose the weights in a component's folder.
 
-    These are the variant that was asked for, else the plain ones, else fp32, fp16 or bf16, else the only one there is.
+    The order is: the requested variant, the plain weights, fp32, fp16, bf16, the only other variant.
 
     Args:
-        folder: of the component.
-        wanted: a variant.
+        folder: folder of the component.
+        wanted: the requested variant.
 
     Raises:
-        InputError: there are none, several with nothing to choose by, not all shards, or one is damaged.
+        InputError: there are no weights, the choice is ambiguous, a shard is missing, or a file is damaged.
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.", fix="Use a checkpoint in diffusers' format.")
     if (folder / "adapter_config.json").exists():
         raise InputError(
-            f"{folder} has an adapter beside its weights (adapter_config.json), which would be left out.",
-            fix="Merge it into the weights and save them (`merge_and_unload` of PEFT), or remove it.",
+            f"{folder} has an adapter next to its weights (adapter_config.json), which would be ignored.",
+            fix="Merge it into the weights and save them (PEFT's `merge_and_unload`), or remove it.",
         )
     found = _by_variant(folder)
     if not found:
@@ -200,7 +198,7 @@ def weight_files(folder: Path, wanted: str | None = None) -> WeightFiles:
     if order[0] not in (wanted, None, *_VARIANTS) and len(found) > 1:
         raise InputError(
             f"{folder} has the variants {', '.join(map(str, found))} and no plain weights.",
-            fix="Keep the one that is meant.",
+            fix="Keep only one of them.",
         )
     chosen = _whole(folder, order[0], found[order[0]])
     for file in chosen.files:
@@ -218,7 +216,7 @@ def _by_variant(folder: Path) -> dict[str | None, list[Path]]:
 
 
 def _whole(folder: Path, variant: str | None, files: Sequence[Path]) -> WeightFiles:
-    """Check that there is one file, or an index and all the shards it names."""
+    """Check that there is one file, or an index and all its shards."""
     names = "diffusion_pytorch_model" if files[0].name.startswith("diffusion") else "model"
     index = folder / f"{names}.safetensors.index.{f'{variant}.' if variant else ''}json"
     shards = [file for file in files if re.search(r"-\d{5}-of-\d{5}", file.name)]
@@ -226,13 +224,13 @@ def _whole(folder: Path, variant: str | None, files: Sequence[Path]) -> WeightFi
         return WeightFiles(variant, tuple(files))
     if len(shards) < len(files):
         raise InputError(
-            f"{folder} has its weights twice, whole and in shards: {', '.join(file.name for file in files)}.",
-            fix="Keep those that are meant.",
+            f"{folder} has its weights twice, as one file and as shards: {', '.join(file.name for file in files)}.",
+            fix="Keep only one of them.",
         )
     places = read_json(index).get("weight_map") if index.is_file() else None
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
         raise InputError(
-            f"{folder} has its weights in shards, but no index of them ({index.name}).",
+            f"{folder} has its weights in shards, but lacks their index ({index.name}).",
             fix="Copy or download it as well.",
         )
     missing = sorted(set(places.values()) - {file.name for file in shards})
@@ -242,19 +240,22 @@ def _whole(folder: Path, variant: str | None, files: Sequence[Path]) -> WeightFi
 
 
 def describe_tensors(names: Sequence[str]) -> str:
-    """Return what a file with tensors of these names is, or an empty text where that cannot be told."""
+    """Return what a file with these tensor names is, or an empty string if it is unknown."""
     for start, kind in (
-        ("model.diffusion_model.", "a single-file checkpoint (as of the original code and of most web interfaces)"),
-        ("conditioner.", "a single-file checkpoint (as of the original code and of most web interfaces)"),
+        (
+            "model.diffusion_model.",
+            "a single-file checkpoint (the format of the original code and of most web interfaces)",
+        ),
+        ("conditioner.", "a single-file checkpoint (the format of the original code and of most web interfaces)"),
         ("vision_model.", "a CLIP image encoder in transformers' format"),
         ("lora_", "a LoRA"),
-        ("clip_mapper.", "an identity file of infid-export"),
+        ("clip_mapper.", "an identity file from infid-export"),
         ("image_proj", "an IP-Adapter"),
         ("ip_adapter", "an IP-Adapter"),
         ("visual.", "an OpenCLIP checkpoint"),
-        ("down_blocks.", "a UNet alone"),
-        ("decoder.", "a VAE alone"),
-        ("text_model.", "a text encoder alone"),
+        ("down_blocks.", "only a UNet"),
+        ("decoder.", "only a VAE"),
+        ("text_model.", "only a text encoder"),
     ):
         if any(name.startswith(start) for name in names):
             return kind
@@ -263,7 +264,7 @@ def describe_tensors(names: Sequence[str]) -> str:
 
 def _file_kind(path: Path) -> str:
     if path.suffix == ".safetensors":
-        return describe_tensors(tensor_names(path)) or "a safetensors file of something else"
+        return describe_tensors(tensor_names(path)) or "another kind of safetensors file"
     if path.suffix in _WEIGHT_ENDINGS:
         return "a single file of pickled weights"
     return "a file"
@@ -273,14 +274,14 @@ def _conversion(path: Path) -> str:
     if path.suffix not in _WEIGHT_ENDINGS:
         return f"Give {_DIFFUSERS_FORMAT}."
     return (
-        "A single-file SDXL checkpoint is converted by diffusers: "
+        "Convert a single-file SDXL checkpoint with diffusers: "
         f'`python -c "from diffusers import StableDiffusionXLPipeline as P; '
         f"P.from_single_file({str(path)!r}).save_pretrained('{path.stem}')\"`; then give that folder."
     )
 
 
 def _inside(folder: Path) -> str:
-    """Return what to do with a folder that is no checkpoint itself."""
+    """Return what to do with a folder that is not a checkpoint itself."""
     nested = sorted(path.parent for path in folder.glob("*/model_index.json"))
     nested += sorted(path.parent for path in folder.glob("snapshots/*/model_index.json"))
     if nested:
@@ -293,4 +294,4 @@ def _contents(folder: Path) -> str:
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
     if not names:
         return "it is empty"
-    return f"it holds {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+    return f"it contains {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"

@@ -1,7 +1,7 @@
-"""What a checkpoint's configurations say it is, and whether that is what this package computes: SDXL.
+"""Checks from its configurations that a checkpoint is what this package supports: SDXL.
 
-Every field that changes a result is applied or rejected by name, and a field that is not known is rejected: see the
-tables in `checkpoint_fields`. Imports nothing heavy, so that it can be asked before anything is loaded.
+Every field that changes a result is applied or rejected by name, and an unknown field is rejected: see the tables in
+`checkpoint_fields`. Imports are light, so that this can run before anything is loaded.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from infid_export.scheduler import SDXL_SCHEDULER
 
 Config = Mapping[str, Any]
 _SDXL = "Use SDXL base or a fine-tune of it, in diffusers' format."
-# More than any network has; a configuration beyond them would only exhaust the machine.
+# More than any network has; a larger configuration would only exhaust the machine.
 _MOST_LAYERS, _LARGEST = 256, 1 << 20
 _LAYERS = ("num_hidden_layers", "layers_per_block", "transformer_layers_per_block")
 
 
 def check_model_index(config: Config, where: str, replaced: Collection[str] = ()) -> None:
-    """Check that `model_index.json` describes SDXL's pipeline and parts.
+    """Check that `model_index.json` describes SDXL's pipeline and components.
 
     Args:
         config: its content.
-        where: what the error calls it.
-        replaced: parts that are not the checkpoint's own, and may be any.
+        where: its name, for the error.
+        replaced: components that do not come from the checkpoint; they may be anything.
 
     Raises:
-        InputError: the pipeline, a part or a field is not SDXL's.
+        InputError: the pipeline, a component or a field is not SDXL's.
     """
     name = config.get("_class_name")
     if name not in PIPELINES:
@@ -63,40 +63,40 @@ def check_scheduler(config: Config, where: str, name: str | None = None) -> None
     """Check that a model was trained with SDXL's noise schedule to predict the noise.
 
     Args:
-        config: of the scheduler that the model was saved with.
-        where: what the error calls it.
-        name: the class that reads it; None is the configuration's own.
+        config: configuration of the scheduler that the model was saved with.
+        where: its name, for the error.
+        name: the class that reads it; None uses the configuration's own.
 
     Raises:
-        InputError: the scheduler samples another kind of model, or has a field that is not known.
+        InputError: the scheduler samples another kind of model, or has an unknown field.
     """
     kind = name or config.get("_class_name")
     if not isinstance(kind, str) or kind not in SCHEDULERS:
         raise InputError(
-            f"{where} is of {_shown(kind)}, which samples another kind of model than SDXL (of flow matching, of EDM, "
-            "or trained for few steps).",
+            f"{where} is of {_shown(kind)}, which does not sample models like SDXL (but flow matching, EDM or few-step "
+            "models).",
             fix="Use a checkpoint that was trained with SDXL's noise schedule to predict the noise.",
         )
     _check_fields({**SCHEDULERS[kind], **config}, SCHEDULE, where)
 
 
 def sampler_note(config: Config) -> str:
-    """Return which sampler of the checkpoint is replaced, or an empty text where it is the one used."""
+    """Return a note that the checkpoint's sampler is replaced; empty if it is used."""
     name = str(config.get("_class_name"))
     spacing = config.get("timestep_spacing", SDXL_SCHEDULER["timestep_spacing"])
     if name in ("DDIMScheduler", "DDIMParallelScheduler") and spacing == SDXL_SCHEDULER["timestep_spacing"]:
         return ""
     return (
-        f"sampler: DDIM with {SDXL_SCHEDULER['timestep_spacing']} timestep spacing, in place of the checkpoint's "
+        f"sampler: DDIM with {SDXL_SCHEDULER['timestep_spacing']} timestep spacing, instead of the checkpoint's "
         f"{name} with {spacing} spacing"
     )
 
 
 def check_unet(config: Config, where: str) -> None:
-    """Check that a UNet is one that two-stream attention and SDXL's conditioning are defined on.
+    """Check that a UNet supports two-stream attention and SDXL's conditioning.
 
     Raises:
-        InputError: a field has a value that would have to be applied here, is not known, or is missing.
+        InputError: a field has an unsupported value, is unknown, or is missing.
     """
     if config.get("addition_embed_type") != "text_time":
         raise InputError(
@@ -120,9 +120,9 @@ def check_vae(config: Config, where: str) -> None:
     _check_class(config, "AutoencoderKL", where)
     _check_fields(config, VAE, where)
     _channels(config, where)
-    factor = config.get("scaling_factor", 0.18215)  # diffusers' own
+    factor = config.get("scaling_factor", 0.18215)  # diffusers' default
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
-        raise InputError(f"{where} has scaling_factor = {factor!r}, which is no positive number.", fix=_SDXL)
+        raise InputError(f"{where} has scaling_factor = {factor!r}, which is not a positive number.", fix=_SDXL)
 
 
 def check_text_encoder(config: Config, where: str) -> None:
@@ -136,16 +136,16 @@ def check_text_encoder(config: Config, where: str) -> None:
 
 
 def check_widths(unet: Config, text_encoder: Config, text_encoder_2: Config, where: str) -> None:
-    """Check that the UNet reads what the text encoders write, and SDXL's six time ids.
+    """Check that the UNet takes the text encoders' outputs and SDXL's six time ids.
 
     Raises:
-        InputError: the parts are of different models.
+        InputError: the components belong to different models.
     """
     text = text_encoder["hidden_size"] + text_encoder_2["hidden_size"]
     if unet["cross_attention_dim"] != text:
         raise InputError(
-            f"The UNet of {where} reads prompts of width cross_attention_dim = {unet['cross_attention_dim']}, its text "
-            f"encoders write {text}.",
+            f"The UNet of {where} takes prompts of width cross_attention_dim = {unet['cross_attention_dim']}, but its "
+            f"text encoders return {text}.",
             fix=_SDXL,
         )
     _positive(text_encoder_2, f"The text_encoder_2 of {where}", "projection_dim")
@@ -165,9 +165,9 @@ def _check_class(config: Config, wanted: str, where: str) -> None:
 
 
 def _check_fields(config: Config, fields: Fields, where: str) -> None:
-    """Reject fields whose value is not the needed one, and those that are not known.
+    """Reject fields with an unsupported value, and unknown fields.
 
-    Names with an underscore in front are the libraries' own bookkeeping.
+    Names with a leading underscore are the libraries' own bookkeeping.
     """
     for name, needed in fields.needed.items():
         value = config.get(name, needed.absent)
@@ -182,7 +182,7 @@ def _check_fields(config: Config, fields: Fields, where: str) -> None:
     unknown = sorted(name for name in config if name not in known and not name.startswith("_"))
     if unknown:
         raise InputError(
-            f"{where} has fields that infid-export does not know, and which may change the picture: "
+            f"{where} has fields that infid-export does not know, and that may change the image: "
             f"{', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}.",
             fix="Remove them if they have no effect, use a checkpoint without them, or update infid-export.",
         )
@@ -193,7 +193,7 @@ def _check_fields(config: Config, fields: Fields, where: str) -> None:
 
 
 def _numbers(value: Any) -> Sequence[float]:
-    """Return the numbers in a JSON value; one that is not a number counts as infinite."""
+    """Return the numbers in a JSON value; NaN counts as infinite."""
     if isinstance(value, list | tuple):
         return [number for each in value for number in _numbers(each)]
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -205,7 +205,9 @@ def _positive(config: Config, where: str, *names: str) -> None:
     for name in names:
         value = config.get(name)
         if type(value) is not int or value < 1:
-            raise InputError(f"{where} has {name} = {_shortened(value)}, which is no positive whole number.", fix=_SDXL)
+            raise InputError(
+                f"{where} has {name} = {_shortened(value)}, which is not a positive whole number.", fix=_SDXL
+            )
 
 
 def _channels(config: Config, where: str) -> None:
@@ -219,7 +221,7 @@ def _channels(config: Config, where: str) -> None:
 
 
 def _nothing(value: Any) -> bool:
-    """Return whether an entry of `model_index.json` names no part: null, or [null, null]."""
+    """Return whether an entry of `model_index.json` names no component: null, or [null, null]."""
     return value is None or (isinstance(value, list | tuple) and not any(value))
 
 

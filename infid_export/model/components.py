@@ -1,4 +1,4 @@
-"""Building a component of a model from its configuration, without weights."""
+"""Builds a component of a model from its configuration, without weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build_component(name: str, architecture: Architecture, config: IdentityConfi
 
 
 def construct(name: str, architecture: Architecture, config: IdentityConfig) -> nn.Module:
-    """Build a component with the weights that its library starts training from; arguments as in `build_component`."""
+    """Build a component with its library's initial weights; arguments as in `build_component`."""
     settings = architecture.component(name)
     if name == "unet":
         from diffusers import UNet2DConditionModel
@@ -56,9 +56,9 @@ def construct(name: str, architecture: Architecture, config: IdentityConfig) -> 
 
 
 def cast_module(module: nn.Module, *to: torch.dtype | torch.device) -> nn.Module:
-    """Bring a module to a type, a device or both, and return it.
+    """Cast a module to a dtype, move it to a device, or both; return it.
 
-    Not by diffusers' own `to`, which warns of modules that should stay fp32: SDXL's networks have none.
+    This avoids diffusers' own `to`, which warns about modules that should stay fp32: SDXL's networks have none.
     """
     for each in to:
         nn.Module.to(module, each)

@@ -1,4 +1,4 @@
-"""Configuration of the identity method: every choice the sources leave open, and the paper's ablations."""
+"""Configuration of the identity method: every choice that the sources leave open, and the paper's ablations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from infid_engines.errors import InputError
 
-CONFIG_KEY = "infid_config"  # of an identity file's header
+CONFIG_KEY = "infid_config"  # key in an identity file's header
 _LARGEST = 1 << 16  # tokens or channels; SDXL has at most 2048 of either
 
 CrossAdaIN = Literal["kv", "output", "off"]
@@ -25,23 +25,24 @@ class IdentityConfig:
     """Sizes of the identity modules and the variant of the method.
 
     Args:
-        image_encoder: open_clip's name of the image encoder's architecture.
+        image_encoder: open_clip's name for the image encoder's architecture.
         clip_tokens: tokens of the image encoder, class token included (257 for ViT-H/14 at 224 px).
         clip_width: width of the image encoder (1280 for ViT-H/14).
         face_width: length of the face embedding (512 for ArcFace).
-        face_tokens: identity tokens made of one face embedding.
+        face_tokens: identity tokens per face embedding.
         cross_attention_dim: width of the identity tokens; the UNet's cross-attention width.
-        self_attention: of the identity rows. `mixed` is the method; `mutual` attends to the text rows' K_t, V_t alone
-            (ablation), as MasaCtrl's mutual self-attention does (Cao et al., arXiv 2304.08465); `plain` attends to
-            K_id, V_id alone (ablation).
+        self_attention: self-attention of the identity rows. `mixed` is the method; `mutual` attends only to the text
+            rows' K_t, V_t (ablation), like MasaCtrl's mutual self-attention (Cao et al., arXiv 2304.08465); `plain`
+            attends only to K_id, V_id (ablation).
         adain: `mean` is the method; `standard` also matches the deviation (ablation); `off` shifts nothing.
         cross_adain: where AdaIN acts in cross-attention: on keys and values, on the output, or nowhere.
         uncond_identity: `zeros` maps zero encoder features for the unconditional rows; `off` gives them no
             identity term at all.
-        center_tokens: whether a person's tokens are brought to the mean 0. Without a bias their keys and values have it
-            too, so that AdaIN-mean in cross-attention adds the text's mean and takes nothing of the person away.
-        trained_with_text: whether the text cross-attention was active in training (ablation; information
-            about the weights, it changes nothing at inference).
+        center_tokens: whether a person's tokens are centered to mean 0. The projections have no bias, so the keys and
+            values then have mean 0 too, and AdaIN-mean in cross-attention adds the text's mean without taking
+            anything from the person.
+        trained_with_text: whether text cross-attention was active in training (ablation). It only describes the
+            weights, and has no effect on inference.
     """
 
     image_encoder: str = "ViT-H-14"
@@ -131,7 +132,7 @@ def read_config(path: str | Path) -> IdentityConfig:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path} is not a whole safetensors file ({error}).", fix="Copy or download it again."
+            f"{path} is not an intact safetensors file ({error}).", fix="Copy or download it again."
         ) from error
     if CONFIG_KEY not in metadata:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Comparing the encoders of a build with those that its identity weights were trained with."""
+"""Compares the encoders of a build with those that its identity weights were trained with."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def encoders_of(source: ModelSource, recognizer: str, recognizer_name: str, dete
 
     Args:
         source: the model.
-        recognizer: see `EncoderRecord`, as the next.
-        recognizer_name: of it.
-        detector: kind of it.
+        recognizer: see `EncoderRecord`.
+        recognizer_name: likewise.
+        detector: likewise.
     """
     identifier, name = source.fingerprint("image_encoder"), f"the {source.name} model's"
     if isinstance(source, CheckpointSource):
@@ -33,7 +33,7 @@ def trained_with(source: ModelSource, identity: Path | None) -> EncoderRecord | 
 
     Args:
         source: the model.
-        identity: the weights' file; None is the model's own.
+        identity: file of the weights; None uses the model's own.
 
     Raises:
         InputError: the file or its record cannot be read.
@@ -52,51 +52,51 @@ def encoder_notes(
 
     Args:
         source: the model.
-        identity: the weights' file; None is the model's own.
-        recognizer: fingerprint and name.
-        detector: kind of it.
-        allow_others: note encoders that differ, and do not reject them.
+        identity: file of the weights; None uses the model's own.
+        recognizer: fingerprint and name of the recognizer.
+        detector: kind of the detector.
+        allow_others: whether different encoders are noted instead of rejected.
 
     Returns:
-        Sentences on what differs or is not known.
+        Sentences on what differs or is unknown.
 
     Raises:
-        InputError: an encoder is another one, and that was not allowed.
+        InputError: an encoder differs, and that was not allowed.
     """
     if identity is None and source.name != "demo":
-        return ()  # random weights belong to nothing
+        return ()  # random weights belong to no encoder
     weights = "the demo model's identity weights" if identity is None else f"identity weights {identity}"
     trained, given = trained_with(source, identity), encoders_of(source, *recognizer, detector)
     if trained is None:
         return (
-            f"{weights}: they do not say which recognizer and image encoder they were trained with, so whether these "
-            "are the ones is not checked",
+            f"{weights}: they do not say which recognizer and image encoder they were trained with, so these are not "
+            "checked",
         )
     found = [*differences(trained, given)]
     if found and not allow_others:
         raise InputError(
             f"{weights[0].upper()}{weights[1:]} were trained {', and '.join(found)}.",
-            fix="Give the encoders they were trained with, or train identity weights with these; "
-            "--allow-other-encoders builds them all the same.",
+            fix="Give the encoders that they were trained with, or train identity weights with these; "
+            "--allow-other-encoders builds them anyway.",
         )
     return tuple(f"{weights}: they were trained {clause}" for clause in (*found, *doubts(trained, given)))
 
 
 def differences(trained: EncoderRecord, given: EncoderRecord) -> Iterator[str]:
-    """Yield a clause for each encoder that is another than the one the weights were trained with."""
+    """Yield a clause for each encoder that differs from the one that the weights were trained with."""
     for what, before, now, before_name, now_name in _pairs(trained, given):
         if before != now and before.startswith(TAG) == now.startswith(TAG):
             yield f"with the {what} {_named(before_name, before)}, not {_named(now_name, now)}"
 
 
 def doubts(trained: EncoderRecord, given: EncoderRecord) -> Iterator[str]:
-    """Yield a clause for each encoder of which it is not known, or does not matter much, whether it is another."""
+    """Yield a clause for each encoder whose difference is unknown, or does not matter much."""
     for what, before, now, before_name, now_name in _pairs(trained, given):
         if before.startswith(TAG) != now.startswith(TAG):
-            yield f"with the {what} {before_name}; that {now_name} is the same is not checked"
+            yield f"with the {what} {before_name}; whether {now_name} is the same is not checked"
     for what, value in (("recognizer", trained.recognizer), ("image encoder", trained.image_encoder)):
         if not value:
-            yield f"with a {what} that they do not name"
+            yield f"with an unnamed {what}"
     if trained.detector and given.detector and trained.detector != given.detector:
         yield f"on faces that {trained.detector} found, not {given.detector}"
 

@@ -1,7 +1,7 @@
-"""Which encoders identity weights belong to, as an identity file's header has it.
+"""The encoders that identity weights belong to, as stored in an identity file's header.
 
-The mappers are trained on one recognizer's embeddings and one image encoder's features. Those of another have the same
-shapes and other meanings, so every picture would show somebody else.
+The mappers are trained on one recognizer's embeddings and one image encoder's features. Those of other encoders have
+the same shapes but other meanings, so every image would show somebody else.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from safetensors import SafetensorError, safe_open
 
 from infid_engines.errors import InputError
 
-ENCODERS_KEY = "infid_encoders"  # of an identity file's header
-TAG = "tag "  # begins what stands for open_clip's weights of a name, which have no file to hash
+ENCODERS_KEY = "infid_encoders"  # key in an identity file's header
+TAG = "tag "  # prefix for open_clip's named weights, which have no file to hash
 
 
 @dataclass(frozen=True)
 class EncoderRecord:
-    """Recognizer, image encoder and detector; empty fields are not known.
+    """Recognizer, image encoder and detector; empty fields are unknown.
 
     Args:
         recognizer: sha256 of the recognizer's file.
-        recognizer_name: what messages call it.
-        image_encoder: sha256 of the image encoder's weights, or open_clip's `tag` of them.
-        image_encoder_name: what messages call it.
+        recognizer_name: its name, for messages.
+        image_encoder: sha256 of the image encoder's weights, or their open_clip `tag`.
+        image_encoder_name: its name, for messages.
         detector: `centerface`, `drawn` or `insightface`.
     """
 
@@ -37,20 +37,20 @@ class EncoderRecord:
     detector: str = ""
 
     def to_json(self) -> str:
-        """Return the text of an identity file's header."""
+        """Return the text for an identity file's header."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> EncoderRecord:
-        """Read the text of an identity file's header.
+        """Read the text from an identity file's header.
 
         Raises:
-            InputError: it is something else.
+            InputError: the text is not a record.
         """
         try:
             values = json.loads(text)
             if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
-                raise TypeError("not an object of texts")
+                raise TypeError("not an object of strings")
             return cls(**values)
         except (ValueError, TypeError) as error:
             raise InputError(
@@ -60,7 +60,7 @@ class EncoderRecord:
 
     @classmethod
     def read(cls, path: Path) -> EncoderRecord | None:
-        """Return the record of an identity file; None if it has none, as files of before had.
+        """Return the record of an identity file; None if it has none, like older files.
 
         Raises:
             InputError: the file or its record cannot be read.
@@ -70,6 +70,6 @@ class EncoderRecord:
                 text = (file.metadata() or {}).get(ENCODERS_KEY)
         except (SafetensorError, OSError) as error:
             raise InputError(
-                f"{path} is not a whole safetensors file ({error}).", fix="Copy or download it again."
+                f"{path} is not an intact safetensors file ({error}).", fix="Copy or download it again."
             ) from error
         return None if text is None else cls.from_json(text)

@@ -1,4 +1,4 @@
-"""The image side of identity: OpenCLIP features and the whole identity encoder as one module."""
+"""The image side of the identity: OpenCLIP features, and the whole identity encoder as one module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalized(pixels: Tensor) -> Tensor:
-    """Return `[B, 3, H, W]` RGB in [0, 1] with OpenCLIP's mean taken off and divided by its deviation."""
+    """Return `[B, 3, H, W]` RGB in [0, 1] minus OpenCLIP's mean, divided by its deviation."""
     mean = torch.tensor(MEAN, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1)
     std = torch.tensor(STD, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1)
     return (pixels - mean) / std
@@ -44,7 +44,7 @@ class ImageEncoder(nn.Module):
             pixels: `[B, 3, size, size]` RGB in [0, 1].
 
         Returns:
-            `[B, 1 + patches, width]`, before the final layer norm: what transformers' CLIPVisionModel calls
+            `[B, 1 + patches, width]`, before the final layer norm; transformers' CLIPVisionModel calls it
             `last_hidden_state`.
         """
         weight = self.visual.conv1.weight
@@ -55,7 +55,7 @@ class ImageEncoder(nn.Module):
 
 
 class IdentityEncoder(nn.Module):
-    """Photo to identity: image encoder, mappers and projections, for both guidance conditions.
+    """From a face to an identity: image encoder, mappers and projections, for both guidance conditions.
 
     Args:
         image_encoder: see `ImageEncoder`.
@@ -78,7 +78,7 @@ class IdentityEncoder(nn.Module):
             Identity tokens `[2, T, D]`, keys `[2, T, S]` and values `[2, T, S]`; row 0 is unconditional
             (zero features through the mappers), row 1 the person.
         """
-        dtype = self.identity.dtype  # the image encoder may be held in another
+        dtype = self.identity.dtype  # the image encoder may have another dtype
         features = self.image_encoder(face_crop).to(dtype)
         embedding = face_embedding.to(dtype)
         both_features = torch.cat([torch.zeros_like(features), features])

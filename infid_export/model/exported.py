@@ -1,4 +1,4 @@
-"""What is exported besides steps and identity encoder: a text encoder and the VAE's decoder, as SDXL uses them."""
+"""The exported modules besides steps and identity encoder: text encoders and the VAE's decoder, as SDXL uses them."""
 
 from __future__ import annotations
 

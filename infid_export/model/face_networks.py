@@ -1,7 +1,7 @@
-"""The demo model's own face networks: a recognizer of ArcFace's protocol and a detector of CenterFace's.
+"""The demo model's face networks: a recognizer with ArcFace's interface and a detector with CenterFace's.
 
-They know the drawn people of the demo's world only. Exported to ONNX they take the place of the models that a user
-brings for photos.
+They only know the drawn people of the demo's world. Exported to ONNX, they replace the models that a user provides for
+photos.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class _Residual(nn.Module):
 
 
 class RecognizerNetwork(nn.Module):
-    """From an aligned face to an embedding (ArcFace's protocol, Deng et al., arXiv 1801.07698).
+    """Embeds an aligned face (ArcFace's interface, Deng et al., arXiv 1801.07698).
 
     Args:
-        widths: channels after each halving of 112 pixels, four of them.
+        widths: channels after each of four halvings of 112 pixels.
         width: length of the embedding.
     """
 
@@ -46,18 +46,18 @@ class RecognizerNetwork(nn.Module):
         for before, after in zip((3, *widths), widths, strict=False):
             layers += [_convolution(before, after, stride=2), _Residual(after)]
         self.body = nn.Sequential(*layers)
-        # one weight a channel and place, as MobileFaceNet has: eyes and mouth are always at the same place
+        # one weight per channel and position, like MobileFaceNet: eyes and mouth are always at the same position
         self.places = nn.Conv2d(widths[-1], widths[-1], 7, groups=widths[-1], bias=False)
         self.head = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(widths[-1]), nn.Linear(widths[-1], width, bias=False))
 
     def forward(self, face: Tensor) -> Tensor:
-        """Return `[B, width]` embeddings of `[B, 3, 112, 112]` RGB in [−1, 1]; their length means nothing."""
+        """Return `[B, width]` embeddings of `[B, 3, 112, 112]` RGB in [−1, 1]; their norm has no meaning."""
         embedding: Tensor = self.head(self.places(self.body(face)))
         return embedding
 
 
 class DetectorNetwork(nn.Module):
-    """Where faces are, in CenterFace's maps of one cell per 4 × 4 pixels (Xu et al., arXiv 1911.03599)."""
+    """Detects faces, with CenterFace's maps of one cell per 4 × 4 pixels (Xu et al., arXiv 1911.03599)."""
 
     def __init__(self, widths: tuple[int, ...] = (16, 24, 48, 64, 64)) -> None:
         super().__init__()
@@ -78,13 +78,13 @@ class DetectorNetwork(nn.Module):
 
         Returns:
             Score `[B, 1, h, w]`; logarithm of height and width in cells `[B, 2, h, w]`; offset of the center in cells,
-            y and x, `[B, 2, h, w]`; landmarks, y and x in shares of the box, `[B, 10, h, w]`.
+            y and x, `[B, 2, h, w]`; landmarks, y and x relative to the box, `[B, 10, h, w]`.
         """
         maps = self.maps(photo)
         return maps[:, :1].sigmoid(), maps[:, 1:3], maps[:, 3:5], maps[:, 5:]
 
     def maps(self, photo: Tensor) -> Tensor:
-        """Return all maps side by side `[B, 15, h, w]`, with the logit of the score."""
+        """Return all maps, concatenated to `[B, 15, h, w]`, with the logit of the score."""
         x, levels = photo / 127.5 - 1, []
         for layer in self.down:
             x = layer(x)
@@ -95,7 +95,7 @@ class DetectorNetwork(nn.Module):
         return maps
 
 
-# The generator's recognizer, the judge's, and what finds faces for both.
+# The generator's recognizer, the scorer's, and the detector for both.
 FACE_NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "recognizer": RecognizerNetwork,
     "facenet": partial(RecognizerNetwork, (16, 40, 72, 112)),

@@ -1,4 +1,4 @@
-"""Whether weights are finite numbers in the type that they are used in."""
+"""Checks that weights are finite in the dtype that they are used in."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from infid_engines.errors import InputError
 
 
 def require_finite(module: nn.Module, what: str, dtype: torch.dtype) -> nn.Module:
-    """Return a module if all its weights are finite in a type.
+    """Return a module if all its weights are finite in a dtype.
 
     Args:
-        module: with weights in any type that holds their values.
-        what: what the error calls it, with a capital letter.
-        dtype: in which they are to be used.
+        module: module with weights in any dtype that can represent them.
+        what: its name for the error, capitalized.
+        dtype: dtype that the weights are used in.
 
     Raises:
-        InputError: names the first weight that is not, and whether the type is to blame.
+        InputError: a weight is not finite; the message names it, and says if the dtype is the cause.
     """
     for name, value in _floating(module):
         require_finite_tensor(value, f"{what}: {name}", dtype)
@@ -28,9 +28,11 @@ def require_finite(module: nn.Module, what: str, dtype: torch.dtype) -> nn.Modul
 
 def require_finite_tensor(value: Tensor, what: str, dtype: torch.dtype) -> None:
     """Check one weight, as in `require_finite`."""
-    largest = float(value.abs().max()) if value.numel() else 0.0  # NaN is the largest of all
+    largest = float(value.abs().max()) if value.numel() else 0.0  # max() returns NaN if there is one
     if not largest < float("inf"):
-        raise InputError(f"{what} has non-finite values.", fix="Use an intact checkpoint; train or convert it again.")
+        raise InputError(
+            f"{what} contains non-finite values.", fix="Use an intact checkpoint; train or convert it again."
+        )
     if largest > torch.finfo(dtype).max:
         raise InputError(
             f"{what} reaches {largest:.4g}, but fp16 ends at {torch.finfo(dtype).max:.0f}.",
@@ -39,7 +41,7 @@ def require_finite_tensor(value: Tensor, what: str, dtype: torch.dtype) -> None:
 
 
 def not_finite(module: nn.Module) -> str | None:
-    """Return the name of a weight that is not finite as it is held, or None."""
+    """Return the name of a weight that is not finite in its own dtype, or None."""
     return next((name for name, value in _floating(module) if not bool(value.isfinite().all())), None)
 
 

@@ -1,7 +1,7 @@
 """The trainable identity modules: two mappers and one image key/value projection per transformer block.
 
 c_id = Concat(M_clip(E_clip(x)), M_face(E_face(x))); K'_id = c_id W_k, V'_id = c_id W_v (Infinite-ID, arXiv
-2403.11781, section 3.2). They are kept in one safetensors file with the configuration in its header.
+2403.11781, section 3.2). They are stored in one safetensors file with the configuration in its header.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class IdentityModules(nn.Module):
     Args:
         config: sizes and method variant.
         blocks: path of every cross-attention (`attn2`) in the UNet and its channels, in the UNet's order.
-            The channels of all blocks, S in total, are laid side by side in keys and values.
-        encoders: what the weights are trained with; None if it is not known.
+            The channels of all blocks, S in total, are concatenated in keys and values.
+        encoders: the encoders that the weights are trained with; None if unknown.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class IdentityModules(nn.Module):
         self.blocks = dict(blocks)
         self.clip_mapper = ClipMapper(config)
         self.face_mapper = FaceMapper(config)
-        # Module names may not hold dots; the file uses the dotted path of the UNet.
+        # Module names may not contain dots; the file uses the UNet's dotted path.
         self.projections = nn.ModuleDict(
             {
                 path.replace(".", "/"): nn.ModuleDict(
@@ -81,7 +81,7 @@ class IdentityModules(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """Dtype of the weights."""
         return next(self.parameters()).dtype
 
     def tokens(self, clip_features: Tensor, face_embedding: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class IdentityModules(nn.Module):
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Project identity tokens `[B, T, D]` to the keys and values of all blocks, each `[B, T, S]`.
 
-        One matrix product for all blocks: the weights are stacked, not the results.
+        This is one matrix product for all blocks: the weights are stacked, not the results.
         """
         layers: list[Any] = [self.projections[path.replace(".", "/")] for path in self.blocks]
         keys = torch.cat([layer[_KEY].weight.T for layer in layers], dim=1)
@@ -113,7 +113,7 @@ class IdentityModules(nn.Module):
         return tokens, *self.project(tokens)
 
     def save(self, path: str | Path) -> None:
-        """Write the modules as one safetensors file, whole or not at all."""
+        """Write the modules atomically as one safetensors file."""
         target = Path(path)
         tensors = {_file_key(name): value.detach().contiguous() for name, value in self.state_dict().items()}
         metadata = {CONFIG_KEY: json.dumps(self.config.to_dict())}
@@ -131,14 +131,14 @@ class IdentityModules(nn.Module):
             path: safetensors file with keys `clip_mapper.*`, `face_mapper.*`, `<attn2 path>.to_k_id.weight`
                 and `<attn2 path>.to_v_id.weight`, and the configuration in the header.
             blocks: as in the constructor.
-            dtype: dtype to hold the weights in.
+            dtype: dtype of the loaded weights.
 
         Returns:
             The modules in evaluation mode.
 
         Raises:
-            InputError: the file is missing, damaged, without configuration, made for another UNet, or not finite
-                in this type.
+            InputError: the file is missing, damaged, without configuration, for another UNet, or not finite in
+                this dtype.
         """
         config = read_config(path)
         _check_seal(path)
@@ -153,7 +153,7 @@ class IdentityModules(nn.Module):
                 tensor = file.get_tensor(key)
                 if tuple(tensor.shape) != shape:
                     raise InputError(
-                        f"{path}: {key} has shape {list(tensor.shape)}, this model needs {list(shape)}.",
+                        f"{path}: {key} has shape {list(tensor.shape)}, but this model needs {list(shape)}.",
                         fix="Use identity weights trained for this base model.",
                     )
                 require_finite_tensor(tensor, f"{path}: {key}", dtype)
@@ -163,7 +163,7 @@ class IdentityModules(nn.Module):
 
 
 def _file_key(name: str) -> str:
-    """Name of a parameter in the file: projections carry the UNet's own path."""
+    """Return the name of a parameter in the file: projections have the UNet's own path."""
     return name.removeprefix("projections.").replace("/", ".")
 
 
@@ -176,14 +176,16 @@ def _seal(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _check_seal(path: str | Path) -> None:
-    """Reject a file whose content is not what was written; one without a seal is of other software or older."""
+    """Reject a file that has changed since it was written; files without a seal are older or from other software."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         if SEAL_KEY not in metadata:
             return
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if _seal(metadata, tensors) != metadata[SEAL_KEY]:
-            raise InputError(f"{path} is damaged: its content is not what was written.", fix="Copy or train it again.")
+            raise InputError(
+                f"{path} is damaged: its content has changed since it was written.", fix="Copy or train it again."
+            )
 
 
 def _check_keys(path: str | Path, wanted: set[str], found: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Loading a checkpoint's networks: through their libraries, and only if every weight is there, fits and is finite."""
+"""Loads a checkpoint's networks through their libraries. Every weight must be present, fit and be finite."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from infid_export.model.encoders import MEAN as _MEAN
 from infid_export.model.encoders import STD as _STD
 from infid_export.model.finite import not_finite, require_finite
 
-# Tensors of a file that no result depends on, by the end of their names.
+# Suffixes of tensors that no result depends on.
 _WITHOUT_EFFECT = (
     "position_ids",  # 0, 1, 2, …: a buffer that older versions of transformers saved
-    "logit_scale",  # of CLIP's training loss
+    "logit_scale",  # for CLIP's training loss
 )
-# Likewise, of one component: SDXL reads the first text encoder's hidden states alone.
+# Likewise for one component: SDXL uses only the hidden states of the first text encoder.
 _UNREAD = {"text_encoder": ("text_projection.weight",)}
-# As the ImageEncoder scales its pixels.
+# The ImageEncoder's preprocessing.
 _PREPROCESSING = {"mean": _MEAN, "std": _STD, "quick_gelu": False}
 
 
@@ -39,16 +39,16 @@ def load_network(folder: Path, component: str, dtype: torch.dtype, variant: str 
     """Load a UNet, VAE or text encoder of a checkpoint folder.
 
     Args:
-        folder: the checkpoint's.
+        folder: folder of the checkpoint.
         component: `unet`, `vae`, `text_encoder` or `text_encoder_2`.
-        dtype: to hold the weights in.
-        variant: of the files, if there is a choice; see `weight_files`.
+        dtype: dtype of the loaded weights.
+        variant: the preferred variant of the files, see `weight_files`.
 
     Returns:
-        The module, as its library returns it.
+        The module from its library.
 
     Raises:
-        InputError: weights are missing, unexpected, of another shape, damaged, or not finite.
+        InputError: weights are missing, unexpected, damaged or not finite, or have another shape.
     """
     chosen = weight_files(folder / component, variant)
     kind = _library_class(component)
@@ -60,7 +60,7 @@ def load_network(folder: Path, component: str, dtype: torch.dtype, variant: str 
             torch_dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # they are in the report, by name
+            ignore_mismatched_sizes=True,  # the report lists them by name
             output_loading_info=True,
         )
     unread = (*_WITHOUT_EFFECT, *_UNREAD.get(component, ()))
@@ -76,18 +76,18 @@ def load_network(folder: Path, component: str, dtype: torch.dtype, variant: str 
 
 
 def load_image_encoder(encoder: nn.Module, name: str, checkpoint: str) -> nn.Module:
-    """Give an image encoder without weights those of an OpenCLIP checkpoint.
+    """Load an OpenCLIP checkpoint's weights into an image encoder.
 
     Args:
         encoder: an `ImageEncoder` on the meta device.
         name: open_clip's name of the architecture.
-        checkpoint: a file, or a tag that open_clip can fetch.
+        checkpoint: a file, or a tag that open_clip can download.
 
     Returns:
-        The same module, with weights in the file's type.
+        The same module, with weights in the file's dtype.
 
     Raises:
-        InputError: the checkpoint is missing, of another format or architecture, or damaged.
+        InputError: the checkpoint is missing or damaged, or has another format or architecture.
     """
     file = image_encoder_file(checkpoint) or _fetched(name, checkpoint)
     if file.suffix == ".safetensors":
@@ -120,10 +120,10 @@ def _library_class(component: str) -> Any:
 
 
 def _fetched(name: str, tag: str) -> Path:
-    """Fetch a checkpoint that open_clip knows by a tag.
+    """Download a checkpoint that open_clip knows by a tag.
 
     Raises:
-        InputError: there is no such tag, its pictures are scaled in another way, or it cannot be fetched.
+        InputError: there is no such tag, it has another preprocessing, or it cannot be downloaded.
     """
     import open_clip
     from open_clip.pretrained import download_pretrained
@@ -132,12 +132,12 @@ def _fetched(name: str, tag: str) -> Path:
     if not known:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise InputError(
-            f"There is no file {tag}, and open_clip has no such checkpoint of {name} ({tags}).", fix=OPENCLIP
+            f"There is no file {tag}, and open_clip has no such checkpoint for {name} ({tags}).", fix=OPENCLIP
         )
     other = [f"{field} = {known[field]}" for field, value in _PREPROCESSING.items() if known.get(field, value) != value]
     if other:
         raise InputError(f"open_clip's {tag} was trained with {', '.join(other)}.", fix="Choose another checkpoint.")
-    with explained(f"The checkpoint {tag} of open_clip", fix="Give a file, or connect to the hub."):
+    with explained(f"open_clip's checkpoint {tag}", fix="Give a file, or connect to the hub."):
         return Path(download_pretrained(known))
 
 
@@ -149,7 +149,7 @@ def _check_openclip(file: Path, names: Iterable[str]) -> None:
 
 
 def _require_all(what: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]) -> None:
-    """Reject weights of which the network would keep some random, or leave some out."""
+    """Reject weights if the network would keep random ones or ignore some."""
     groups = {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": sorted(mismatched)}
     if not any(groups.values()):
         return
@@ -161,7 +161,7 @@ def _require_all(what: str, missing: Iterable[str], unexpected: Iterable[str], m
     adapted = any("base_layer" in name or "lora_" in name for name in groups["unexpected"])
     raise InputError(
         f"{what} do not fit their configuration ({shown}).",
-        fix="Merge the adapter first (`fuse_lora` and `unload_lora_weights` of diffusers, `merge_and_unload` of PEFT), "
+        fix="Merge the adapter first (diffusers' `fuse_lora` and `unload_lora_weights`, PEFT's `merge_and_unload`), "
         "then save again."
         if adapted
         else "Convert or download the checkpoint again.",
@@ -170,7 +170,7 @@ def _require_all(what: str, missing: Iterable[str], unexpected: Iterable[str], m
 
 @contextmanager
 def _without_bars(kind: Any) -> Iterator[None]:
-    """Keep a library from drawing progress bars of its own."""
+    """Disable a library's own progress bars."""
     bars = import_module(f"{kind.__module__.partition('.')[0]}.utils.logging")
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
@@ -183,7 +183,7 @@ def _without_bars(kind: Any) -> Iterator[None]:
 
 @contextmanager
 def explained(what: str, fix: str = "Copy or download them again.") -> Iterator[None]:
-    """Turn whatever a library raises into one sentence; their errors have no common base. Their warnings are ours."""
+    """Turn a library's exceptions, which have no common base, into one sentence; silence its warnings."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -194,8 +194,8 @@ def explained(what: str, fix: str = "Copy or download them again.") -> Iterator[
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        full = "can't allocate memory" in str(error)  # torch has no class of its own for it on CPUs
-        advice = "Free memory, or use a machine with more." if full else fix
+        full = "can't allocate memory" in str(error)  # torch has no class for this error on CPUs
+        advice = "Free memory, or use a machine with more memory." if full else fix
         raise InputError(f"{what} cannot be loaded ({lines[0][:300]}).", fix=advice) from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):

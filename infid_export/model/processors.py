@@ -1,7 +1,7 @@
-"""Two-stream attention: processors that see the text and the identity rows of one UNet batch.
+"""Two-stream attention: processors for the text and the identity rows of one UNet batch.
 
-Rows come in this order: `text_uncond, text_cond, id_uncond, id_cond` (each B rows); either stream may be
-absent. What a call needs travels in a `Streams` object through diffusers' `cross_attention_kwargs`.
+The order of the rows is `text_uncond, text_cond, id_uncond, id_cond` (B rows each); either stream may be
+absent. A `Streams` object passes the inputs of a call through diffusers' `cross_attention_kwargs`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from infid_kernels import OPS, AttentionOps, adain, adain_mean
 
 @dataclass
 class Streams:
-    """What the attention layers need to know about one UNet call.
+    """The inputs of the attention layers for one UNet call.
 
     R = 2B: unconditional rows, then conditional rows.
 
     Args:
-        text: whether the batch holds text rows (they come first).
-        identity_keys: `[R, T, S]` image keys of all blocks; None if the batch holds no identity rows.
+        text: whether the batch has text rows (they come first).
+        identity_keys: `[R, T, S]` image keys of all blocks; None if the batch has no identity rows.
         identity_values: `[R, T, S]`, likewise.
         style_strength: `[R]`, s of AdaIN.
         identity_strength: `[R]`, λ.
-        text_features: per block path, `[R, N, C]` the input of `attn1` in the text rows: collected where the
-            batch holds text rows, read where it holds identity rows alone. Identity rows alone and no
-            features: the training mode, plain self-attention and no text cross-attention.
+        text_features: per block path, `[R, N, C]`, the input of `attn1` in the text rows. They are collected if the
+            batch has text rows, and read if it has only identity rows. Identity rows without features are the training
+            mode: plain self-attention and no text cross-attention.
     """
 
     text: bool
@@ -46,13 +46,13 @@ class Streams:
 
     @property
     def identity(self) -> bool:
-        """Whether the batch holds identity rows."""
+        """Whether the batch has identity rows."""
         return self.identity_keys is not None
 
     def split(self, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Split a tensor over all rows into text rows and identity rows; an absent stream is None."""
         if self.text and self.identity:
-            # slices, not chunk(): ONNX has no plain counterpart of a list of tensors
+            # slices instead of chunk(): ONNX has no simple counterpart of a list of tensors
             half = rows.shape[0] // 2
             return rows[:half], rows[half:]
         return (rows, None) if self.text else (None, rows)
@@ -62,7 +62,7 @@ class SelfAttentionProcessor:
     """`attn1`: plain for text rows, mixed attention for identity rows.
 
     Args:
-        path: path of the transformer block in the UNet, the name of its text features.
+        path: path of the transformer block in the UNet, which is also the name of its text features.
         config: the method variant.
         ops: the implementation of mixed attention.
     """
@@ -119,7 +119,7 @@ class CrossAttentionProcessor:
     """`attn2`: plain for text rows, text and identity merged for identity rows.
 
     Args:
-        channels: where this block's channels lie in the stacked identity keys and values.
+        channels: slice of this block's channels in the stacked identity keys and values.
         config: the method variant.
         ops: the implementation of merged cross-attention.
     """
@@ -139,7 +139,7 @@ class CrossAttentionProcessor:
     ) -> Tensor:
         """Attend to the prompt and the person; `hidden_states` is `[rows, N, C]`, and so is the result.
 
-        `encoder_hidden_states` is `[R, L, D]`, once for both streams, since their prompts are the same.
+        `encoder_hidden_states` is `[R, L, D]`, shared by both streams, since they have the same prompts.
         """
         streams = streams or Streams(text=True)
         q_t, q_id = streams.split(_heads(attn, attn.to_q(hidden_states)))
@@ -186,24 +186,24 @@ def identity_blocks(unet: nn.Module) -> dict[str, int]:
 
 
 def install_processors(unet: Any, config: IdentityConfig, ops: str = "torch") -> None:
-    """Put the two-stream processors into every transformer block of a UNet.
+    """Install the two-stream processors in every transformer block of a UNet.
 
     Args:
         unet: diffusers' UNet2DConditionModel.
         config: the method variant.
-        ops: `torch` or `triton`, what computes mixed attention and merged cross-attention.
+        ops: implementation of mixed attention and merged cross-attention, `torch` or `triton`.
 
     Raises:
-        InputError: the UNet has attention layers this method is not defined on, or there is no such implementation
-            of the method variant.
+        InputError: the UNet has attention layers that the method does not support, or `ops` does not support the
+            method variant.
     """
     if ops not in OPS:
         raise InputError(f"There are no attention operations named {ops!r}.", fix=f"Choose from {', '.join(OPS)}.")
     is_method = config.self_attention != "mutual" and config.adain == "mean" and config.cross_adain == "kv"
     if ops == "triton" and not is_method:
         raise InputError(
-            "The Triton kernels compute the method itself: mixed (or plain) self-attention with AdaIN-mean on keys and "
-            "values.",
+            "The Triton kernels support only the method itself: mixed (or plain) self-attention with AdaIN-mean on "
+            "keys and values.",
             fix='Use ops="torch" (the default) for the ablations.',
         )
     processors: dict[str, SelfAttentionProcessor | CrossAttentionProcessor] = {}
@@ -213,7 +213,7 @@ def install_processors(unet: Any, config: IdentityConfig, ops: str = "torch") ->
             continue
         if module.group_norm is not None or module.residual_connection or module.norm_q is not None:
             raise InputError(
-                f"The UNet's attention layer {path} is not an SDXL transformer block's.",
+                f"The UNet's attention layer {path} does not belong to an SDXL transformer block.",
                 fix="Use an SDXL checkpoint (transformer blocks with linear attention projections).",
             )
         if path.endswith(".attn1"):

@@ -1,6 +1,6 @@
-"""The demo model that comes with the package: trained on drawn people, small enough for two CPU cores.
+"""The demo model in this package: trained on drawn people, and small enough for two CPU cores.
 
-Its weights are fp16 safetensors in `demo/` beside this file; `demo/MODEL_CARD.md` says how they were made.
+Its weights are fp16 safetensors in `demo/` next to this file; `demo/MODEL_CARD.md` describes their training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FILES = Path(__file__).parent / "demo"
-# Beside a tensor of which only some rows are stored, `<name>.rows` has their indices. The others are zero.
+# If only some rows of a tensor are stored, `<name>.rows` has their indices. The other rows are zero.
 ROWS = ".rows"
 
 
@@ -30,8 +30,8 @@ class ShippedSource:
     """The demo model; a `ModelSource`.
 
     Args:
-        choices: method choices that replace those the identity weights were trained with, see `with_choices`.
-        identity: identity weights that were trained on it; None is its own.
+        choices: method choices that replace those of the identity weights, see `with_choices`.
+        identity: identity weights that were trained on this model; None uses its own.
 
     Raises:
         InputError: this installation lacks the weights, or the identity file is broken.
@@ -67,7 +67,7 @@ class ShippedSource:
             from infid_export.model.processors import identity_blocks
 
             modules = IdentityModules.load(self.identity, identity_blocks(self.empty("unet")), dtype)
-            modules.config = self.config  # the caller's choices go before the file's
+            modules.config = self.config  # the caller's choices override the file's
             return modules
         return cast_module(load_shipped(self.empty(component), component), dtype)
 
@@ -98,13 +98,13 @@ def shipped_file(name: str) -> Path:
 
 
 def fingerprint(name: str, configuration: object = None) -> str:
-    """Return what changes when a shipped network's weights or configuration do."""
+    """Return a hash of a shipped network's weights and configuration."""
     facts = json.dumps(configuration, sort_keys=True).encode()
     return hashlib.sha256(shipped_file(name).read_bytes() + facts).hexdigest()
 
 
 def load_shipped(module: nn.Module, name: str) -> nn.Module:
-    """Give a module, on the meta device or not, its shipped weights in fp32; returns it in evaluation mode."""
+    """Load the shipped weights into a module in fp32 (it may be on the meta device); return it in evaluation mode."""
     import torch
     from safetensors.torch import load_file
 

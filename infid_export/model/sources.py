@@ -1,8 +1,8 @@
-"""Where a model comes from: the package, random weights of a known architecture, or a checkpoint of diffusers' format.
+"""The sources of models: the package, random weights of a known architecture, or a checkpoint in diffusers' format.
 
-A source hands out components (`text_encoder`, `text_encoder_2`, `unet`, `vae`, `image_encoder`, `identity`), each
-as an empty module on the meta device, as a loaded module, or as a stream of weights. Opening one reads
-configurations and hashes only; torch is imported when a component is asked for.
+A source returns components (`text_encoder`, `text_encoder_2`, `unet`, `vae`, `image_encoder`, `identity`), each
+as an empty module on the meta device, as a loaded module, or as a stream of weights. Opening a source reads only
+configurations and hashes; torch is imported when a component is requested.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ BUILT_IN = {"demo": DEMO, "random-sdxl": SDXL}
 
 
 class ModelSource(Protocol):
-    """A model that can be run as a reference and exported."""
+    """A model that can run as the reference and be exported."""
 
     name: str
     architecture: Architecture
     config: IdentityConfig
-    zero_negative: bool  # whether no negative prompt means zero embeddings instead of those of an empty text
-    notes: tuple[str, ...]  # what was chosen where the model leaves a choice, and why
+    zero_negative: bool  # whether a missing negative prompt means zero embeddings, not those of an empty text
+    notes: tuple[str, ...]  # what was chosen if the model leaves a choice, and why
 
     def fingerprint(self, component: str) -> str:
         """Return a sha256 that changes when the component's weights or configuration change."""
 
     def empty(self, component: str) -> nn.Module:
-        """Return the component without weights: parameters on the meta device, buffers real."""
+        """Return the component without weights: parameters are on the meta device, buffers are real."""
 
     def load(self, component: str, dtype: torch.dtype) -> nn.Module:
         """Return the component with its weights, in evaluation mode."""
@@ -52,22 +52,22 @@ class ModelSource(Protocol):
         """Yield the component's parameters."""
 
     def tokenizers(self) -> tuple[str, str]:
-        """Return both tokenizers as JSON texts of the `tokenizers` library."""
+        """Return both tokenizers as JSON for the `tokenizers` library."""
 
     def tokenizer_fingerprint(self) -> str:
-        """Return what changes when a tokenizer changes."""
+        """Return a text that changes when a tokenizer changes."""
 
 
 class RandomSource:
-    """Seeded random weights: the architecture is true, the pictures are noise.
+    """Seeded random weights: the architecture is real, the images are noise.
 
-    Every parameter has a generator of its own, seeded by its name, so that a component can be made in any
-    order, in part, and in any type, always with the same values.
+    Every parameter has its own generator, seeded by its name. So a component can be made in any order, partially, and
+    in any dtype, always with the same values.
 
     Args:
         name: a key of `BUILT_IN`.
         seed: seed of all weights.
-        config: the method variant; None is the default one.
+        config: the method variant; None is the default.
     """
 
     notes: tuple[str, ...] = ()
@@ -77,10 +77,10 @@ class RandomSource:
         self.seed = seed
         self.architecture = BUILT_IN[name]
         self.config = config or identity_config(self.architecture)
-        self.zero_negative = True  # as SDXL base
+        self.zero_negative = True  # like SDXL base
 
     def fingerprint(self, component: str) -> str:
-        """Return a hash of all that decides the weights."""
+        """Return a hash of everything that the weights depend on."""
         sizes = [self.config.tokens, self.config.clip_width, self.config.face_width, self.config.cross_attention_dim]
         facts = ["random", 1, self.seed, component, self.architecture.component(component), sizes]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -100,7 +100,7 @@ class RandomSource:
         return cast_module(module, dtype).eval().requires_grad_(False)
 
     def weights(self, component: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Yield random parameters one at a time: unit norms, zero biases, weights that keep activations near 1."""
+        """Yield random parameters one at a time: unit norms, zero biases, and weights that keep activations near 1."""
         for name, parameter in self.empty(component).named_parameters():
             yield name, self._parameter(f"{component}.{name}", tuple(parameter.shape)).to(dtype)
 
@@ -130,11 +130,11 @@ class CheckpointSource:
     Args:
         folder: has `unet/`, `vae/`, `text_encoder/`, `text_encoder_2/`, `tokenizer/` and `tokenizer_2/`.
         identity: identity weights, see `IdentityModules.save`.
-        image_encoder: OpenCLIP ViT-H-14 checkpoint file, or a pretrained tag that open_clip can fetch.
-        config: the method variant; None is the identity file's own.
+        image_encoder: OpenCLIP ViT-H-14 checkpoint file, or a pretrained tag that open_clip can download.
+        config: the method variant; None is the identity file's.
 
     Raises:
-        InputError: a part is missing or not SDXL's.
+        InputError: a component is missing or not SDXL's.
     """
 
     def __init__(self, folder: Path, identity: Path, image_encoder: str, config: IdentityConfig | None = None) -> None:
@@ -167,7 +167,7 @@ class CheckpointSource:
         """Return the component with its parameters on the meta device.
 
         Raises:
-            InputError: its library makes no network of the configuration.
+            InputError: its library cannot build a network from the configuration.
         """
         from infid_export.model.components import build_component
         from infid_export.model.loading import explained
@@ -194,7 +194,7 @@ class CheckpointSource:
             from infid_export.model.processors import identity_blocks
 
             modules = IdentityModules.load(self.identity, identity_blocks(self.empty("unet")), dtype)
-            modules.config = self.config  # the caller's choices go before the file's
+            modules.config = self.config  # the caller's choices override the file's
             return modules
         if component == "image_encoder":
             encoder = load_image_encoder(self.empty(component), self.config.image_encoder, self.image_encoder)
@@ -207,7 +207,7 @@ class CheckpointSource:
             yield name, parameter.detach()
 
     def tokenizers(self) -> tuple[str, str]:
-        """Return both tokenizers, with the words that were added to them."""
+        """Return both tokenizers, including added words."""
         from infid_export.model.tokenizers import folder_tokenizer_json
 
         return folder_tokenizer_json(self.folder / "tokenizer"), folder_tokenizer_json(self.folder / "tokenizer_2")
@@ -231,22 +231,22 @@ def open_source(
 
     Args:
         model: `demo`, `random-sdxl`, a folder in diffusers' format, or a hub id.
-        identity: identity weights; needed for a checkpoint, and in the place of the demo model's own.
+        identity: identity weights; needed for a checkpoint, and replace the demo model's own.
         image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint.
-        seed: of `random-sdxl`'s weights.
-        choices: method choices that replace the stored ones where they are not None.
+        seed: seed of `random-sdxl`'s weights.
+        choices: method choices that replace the stored ones if they are not None.
 
     Raises:
-        InputError: the model cannot be found or lacks a part, or has weights and a seed was given for them.
+        InputError: the model is missing or lacks a component, or a seed was given for trained weights.
     """
     chosen = choices or {}
     if seed and model != "random-sdxl":
-        raise InputError(f"A seed of random weights has no effect: {model} has trained ones.", fix="Leave it out.")
+        raise InputError(f"A seed for random weights has no effect: {model} has trained weights.", fix="Leave it out.")
     if model == "demo":
         return ShippedSource(chosen, identity)
     if model in BUILT_IN:
         return RandomSource(model, seed, identity_config(BUILT_IN[model]).with_choices(**chosen))
-    local_folder(model)  # a path to something else is named before what a checkpoint would need besides
+    local_folder(model)  # an unusable path is reported before missing identity weights
     if identity is None or image_encoder is None:
         raise InputError(
             f"The checkpoint {model} needs identity weights and an image encoder.",

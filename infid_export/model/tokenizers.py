@@ -1,4 +1,4 @@
-"""CLIP's tokenizer as a JSON file of the `tokenizers` library, from transformers' or open_clip's vocabulary."""
+"""CLIP's tokenizer as JSON for the `tokenizers` library, from transformers' or open_clip's vocabulary."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from infid_engines.errors import InputError
 LENGTH = 77
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_MOST_WORDS = 1 << 20  # numbers of words; the tokenizers library makes a table up to the largest
-_MERGES = 49152 - 256 - 2  # merges that CLIP uses of the file; see open_clip's SimpleTokenizer
+_MOST_WORDS = 1 << 20  # limit for the ids of words; the tokenizers library allocates a table up to the largest
+_MERGES = 49152 - 256 - 2  # merges in the file that CLIP uses; see open_clip's SimpleTokenizer
 
 
 def clip_tokenizer_json(pad: str) -> str:
-    """Rebuild CLIP's tokenizer from the vocabulary that the open_clip package carries.
+    """Rebuild CLIP's tokenizer from the vocabulary in the open_clip package.
 
     Args:
         pad: padding token: `<|endoftext|>` for SDXL's first tokenizer, `!` for its second.
@@ -43,20 +43,20 @@ def clip_tokenizer_json(pad: str) -> str:
 
 
 def sdxl_tokenizers() -> tuple[str, str]:
-    """Return SDXL's two tokenizers, which differ in what they pad with; see `clip_tokenizer_json`."""
+    """Return SDXL's two tokenizers, which differ in their padding token; see `clip_tokenizer_json`."""
     return clip_tokenizer_json(pad=_END), clip_tokenizer_json(pad="!")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer folder of a checkpoint holds.
+    """The content of a checkpoint's tokenizer folder.
 
     Args:
-        words: token ids by the vocabulary's symbols.
-        merges: of byte-pair encoding, in order.
+        words: token ids by symbol.
+        merges: merges of the byte-pair encoding, in order.
         pad: the padding token.
-        added: words that were added later, such as those of textual inversion, each with its flags, in the order of
-            their ids; without the special tokens.
+        added: words that were added later, for example by textual inversion, with their flags, in the order of their
+            ids; without the special tokens.
     """
 
     words: Mapping[str, int]
@@ -66,18 +66,18 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Rows that a text encoder's embedding needs."""
+        """Number of rows that a text encoder's embedding needs."""
         return 1 + max((*self.words.values(), *(word.id for word in self.added.values())))
 
     @property
     def end(self) -> int:
-        """Id of the end of the text."""
+        """Id of the end token."""
         return self.words[_END]
 
 
 @dataclass(frozen=True)
 class AddedWord:
-    """A word that was added to a vocabulary; the flags are those of `tokenizers.AddedToken`."""
+    """A word that was added to a vocabulary, with the flags of `tokenizers.AddedToken`."""
 
     id: int
     single_word: bool = False
@@ -90,12 +90,12 @@ class AddedWord:
 def read_vocabulary(folder: Path) -> Vocabulary:
     """Read a tokenizer folder of an SDXL checkpoint.
 
-    It holds either `vocab.json`, `merges.txt` and `special_tokens_map.json`, or what newer versions of transformers
-    write instead: `tokenizer.json` and `tokenizer_config.json`. Added words are in `added_tokens.json`,
+    It contains either `vocab.json`, `merges.txt` and `special_tokens_map.json`, or, from newer versions of
+    transformers, `tokenizer.json` and `tokenizer_config.json`. Added words are in `added_tokens.json`,
     `tokenizer_config.json` or `tokenizer.json`.
 
     Raises:
-        InputError: a file is missing or broken, or they disagree about a word.
+        InputError: a file is missing or broken, or the files disagree about a word.
     """
     try:
         whole = _json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
@@ -133,10 +133,10 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 def _added_words(
     folder: Path, config: Mapping[str, Any], whole: Mapping[str, Any] | None, words: Mapping[str, int], pad: str
 ) -> dict[str, AddedWord]:
-    """Collect the added words of all three places that versions of transformers have kept them in.
+    """Collect the added words from all three places where versions of transformers store them.
 
     Raises:
-        ValueError: two places have a word under different ids, or two words share one.
+        ValueError: a word has different ids in two places, or two words share an id.
     """
     listed = [] if whole is None else list(whole.get("added_tokens") or [])
     listed += [{**entry, "id": int(index)} for index, entry in (config.get("added_tokens_decoder") or {}).items()]
@@ -152,7 +152,7 @@ def _added_words(
     taken = {index: word for word, index in words.items()}
     for word, known in found.items():
         if taken.setdefault(known.id, word) != word:
-            raise ValueError(f"the id of the word {word!r} is another's as well")
+            raise ValueError(f"another word has the same id as {word!r}")
     found = {word: known for word, known in found.items() if word not in (_START, _END, pad)}
     return dict(sorted(found.items(), key=lambda item: item[1].id))
 
@@ -161,12 +161,12 @@ def folder_tokenizer_json(folder: Path) -> str:
     """Return a tokenizer folder of a checkpoint as JSON text; see `read_vocabulary`.
 
     Raises:
-        InputError: the folder holds no CLIP tokenizer, or added words that cannot be carried over.
+        InputError: the folder has no CLIP tokenizer, or has added words that cannot be converted.
     """
     vocabulary = read_vocabulary(folder)
     try:
         return _tokenizer_json(vocabulary.words, vocabulary.merges, vocabulary.pad, vocabulary.added)
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # the library raises a bare Exception
         raise InputError(
             f"{folder} has no usable CLIP tokenizer ({error}).", fix="Copy or download the tokenizer again."
         ) from error
@@ -188,7 +188,7 @@ def _tokenizer_json(
 ) -> str:
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [None]
     if not all(type(each) is int and 0 <= each < _MOST_WORDS for each in ids) or len(set(ids)) != len(ids):
-        raise ValueError(f"its words have no different numbers from 0 to {_MOST_WORDS}")
+        raise ValueError(f"the ids of its words are not distinct numbers from 0 to {_MOST_WORDS}")
     from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
     from tokenizers.models import BPE
 
@@ -216,8 +216,8 @@ def _tokenizer_json(
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{_START} $A {_END}", special_tokens=[(token, vocabulary[token]) for token in (_START, _END)]
     )
-    # Special tokens are cut out of a prompt wherever they stand. With SDXL's second tokenizer that is "!" as well,
-    # its padding token: transformers does so, and the pictures depend on it.
+    # Special tokens are split off anywhere in a prompt. For SDXL's second tokenizer this includes "!", its padding
+    # token: transformers does the same, and the images depend on it.
     tokenizer.add_special_tokens([_START, _END, pad])
     for word, known in extra.items():
         flags = {name: getattr(known, name) for name in _FLAGS}
@@ -231,13 +231,13 @@ def _tokenizer_json(
 
 
 def _several_vectors(added: Mapping[str, AddedWord]) -> dict[str, list[str]]:
-    """Return the words of several vectors, each with the words of all its vectors in order.
+    """Return the words with several vectors, each with the words of all its vectors in order.
 
-    Textual inversion stores the further vectors of `<word>` under the words `<word>_1`, `<word>_2`, …, and diffusers
-    writes all of them where a prompt has the first.
+    Textual inversion stores further vectors of `<word>` as the words `<word>_1`, `<word>_2`, …, and diffusers replaces
+    `<word>` in a prompt by all of them.
 
     Raises:
-        ValueError: such a word is cut out of the text before that can be done.
+        ValueError: such a word is split off before it can be replaced.
     """
     found = {}
     for word in added:
@@ -254,10 +254,10 @@ def _several_vectors(added: Mapping[str, AddedWord]) -> dict[str, list[str]]:
 
 
 def _written_out(vectors: Sequence[str]) -> tuple[str, str]:
-    """Return the pattern of a word of several vectors in a lower-case text, and what to write in its place.
+    """Return the pattern of a word with several vectors in a lowercase text, and its replacement.
 
-    The first vector's own token is then called `<word>_0`: a token is found by its content as normalized, and this
-    has to stay as it is. All vectors in a row, as diffusers writes them, are left as they are.
+    The first vector's token is then called `<word>_0`: a token is matched by its
+    normalized content, which has to stay the same. All vectors in a row, as diffusers writes them, are not changed.
     """
     word, *others = (re.escape(vector.lower()) for vector in vectors)
     row = " ".join(others)

@@ -58,8 +58,8 @@ SINGLE = {
     "a single-file checkpoint": ("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.encoder.x"),
     "a LoRA": ("lora_unet_down_blocks_0.lora_down.weight",),
     "an identity file": ("clip_mapper.0.weight",),
-    "a UNet alone": ("down_blocks.0.resnets.0.conv1.weight",),
-    "a safetensors file of something else": ("x",),
+    "only a UNet": ("down_blocks.0.resnets.0.conv1.weight",),
+    "another kind of safetensors file": ("x",),
 }
 
 
@@ -174,14 +174,14 @@ def test_shards_are_chosen_whole_or_the_missing_ones_named(sharded):
         with pytest.raises(InputError, match="index"):
             weight_files(sharded)
     found.index.unlink()
-    with pytest.raises(InputError, match="no index of them"):
+    with pytest.raises(InputError, match="lacks their index"):
         weight_files(sharded)
 
 
 @pytest.mark.parametrize("sharded", [None], indirect=True)
 def test_weights_that_are_there_twice_are_named(sharded):
     tensors(sharded / PLAIN)
-    with pytest.raises(InputError, match="twice, whole and in shards"):
+    with pytest.raises(InputError, match="twice, as one file and as shards"):
         weight_files(sharded)
 
 
@@ -193,7 +193,7 @@ def test_weights_that_are_there_twice_are_named(sharded):
         (["diffusion_pytorch_model (1).safetensors"], r"it holds diffusion_pytorch_model \(1\)"),
         (["pytorch_lora_weights.safetensors"], "it holds pytorch_lora_weights"),
         ([NON_EMA, EMA], "variants ema, non_ema"),
-        ([PLAIN, "adapter_config.json"], "has an adapter beside its weights"),
+        ([PLAIN, "adapter_config.json"], "has an adapter next to its weights"),
     ],
 )
 def test_weights_that_cannot_be_chosen_are_named(tmp_path, files, message):

@@ -76,7 +76,7 @@ def test_what_is_not_known_is_noted(source: RandomSource, trained: EncoderRecord
         return " ".join(encoder_notes(source, saved(tmp_path, source, record), OWN, "centerface", allow_others=False))
 
     assert "do not say which recognizer and image encoder" in notes(None)
-    assert notes(replace(trained, recognizer="")).endswith("with a recognizer that they do not name")
+    assert notes(replace(trained, recognizer="")).endswith("with an unnamed recognizer")
     assert notes(replace(trained, detector="drawn")).endswith("on faces that drawn found, not centerface")
     tag = replace(trained, image_encoder="tag ViT-H-14 laion", image_encoder_name="open_clip's laion")
     assert notes(tag).endswith(

@@ -61,7 +61,7 @@ def test_sdxl_has_seventy_blocks():
     ("damage", "message"),
     [
         (lambda path: path.unlink(), "no identity file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "not a whole safetensors file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "not an intact safetensors file"),
         (lambda path: save_file({"a": torch.zeros(1)}, path), "not an Infinite-ID identity file"),
         (lambda path: rewrite(path, drop="face_mapper.norm.weight"), "lacks tensors: face_mapper.norm.weight"),
         (lambda path: rewrite(path, add="extra"), "unexpected tensors: extra"),

@@ -124,7 +124,7 @@ def test_words_in_one_of_them_alone_are_rejected(parts, grown, tmp_path, with_wo
     ("content", "message"),
     [
         ({"Xyzzy": FIRST + 1}, "several ids"),
-        ({"qqzz": FIRST}, "another's as well"),
+        ({"qqzz": FIRST}, "another word has the same id"),
         ({"cat</w>": FIRST + 9}, "several ids"),
         ({"qqzz": FIRST + 99}, "ids before it have gaps"),
         ({"x": None}, "no usable CLIP tokenizer"),

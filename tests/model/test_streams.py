@@ -207,7 +207,7 @@ def test_the_triton_kernels_give_the_same_step(source, monkeypatch):
 
 def test_triton_is_rejected_for_what_it_does_not_compute(source):
     for choice in ({"self_attention": "mutual"}, {"adain": "standard"}, {"cross_adain": "output"}):
-        with pytest.raises(InputError, match="Triton kernels compute the method itself"):
+        with pytest.raises(InputError, match="Triton kernels support only the method itself"):
             DenoiseStep(source.load("unet", torch.float16), replace(source.config, **choice), "triton")
     with pytest.raises(InputError, match="no attention operations named 'cuda'"):
         DenoiseStep(source.load("unet", torch.float16), source.config, "cuda")

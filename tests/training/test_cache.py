@@ -222,7 +222,7 @@ def test_tokens_are_centerd_where_asked_for_or_stored(base: ModelSource, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nowhere", "tag"), "neither a built-in model, nor a folder"),
+        (("nowhere", "tag"), "not a built-in model, a folder"),
         ((".",), "is not a checkpoint in diffusers' format"),
         (("someone/sdxl",), "needs an image encoder"),
         (("demo", None, "nowhere.safetensors"), "no identity file"),
