@@ -1,1 +1,1 @@
-"""Engines of exported graphs: the manifest of an engine folder, building and running on each backend."""
+"""Engines for exported graphs: the manifest of an engine folder, and building and running on each backend."""

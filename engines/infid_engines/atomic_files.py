@@ -1,8 +1,7 @@
-"""Files and folders that are whole or not there, whatever happens meanwhile: the only place that writes them so.
+"""Writes files and folders atomically: they are complete or absent, whatever happens. No other module does this.
 
-Work goes into a temporary sibling, `.<name>.partial`, which is flushed to the disk and renamed. A process that is
-killed leaves at most such a sibling, which the next one replaces or `clear_leftovers` removes. A full disk becomes one
-sentence.
+Content goes into a temporary sibling, `.<name>.partial`, which is flushed to disk and renamed. A killed process leaves
+at most such a sibling, which the next process replaces or `clear_leftovers` removes. A full disk becomes one sentence.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 from infid_engines.errors import DiskFullError, InputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_AGAIN = "Free some space and run the same command again; nothing was left half-written."
+_AGAIN = "Free some space and run the same command again; no partial files were left."
 _ENDING = ".partial"
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -28,15 +27,15 @@ _AT_FDCWD = -100
 
 @contextlib.contextmanager
 def whole_file(target: Path, private: bool = False) -> Iterator[Path]:
-    """Write or replace a file: a temporary sibling, renamed once all of it is on the disk.
+    """Write or replace a file atomically: a temporary sibling is renamed once it is flushed to disk.
 
     Args:
-        target: where it will be.
-        private: readable by its owner alone, and the sibling has a name of its own: for personal data, and for files
-            that several processes may write at once.
+        target: final path.
+        private: make the file readable only by its owner, and give the sibling a unique name: for personal data, and
+            for files that several processes may write at once.
 
     Yields:
-        Path of the sibling; what fails inside the block removes it.
+        Path of the sibling; an exception in the block removes it.
 
     Raises:
         DiskFullError: the disk is full.
@@ -57,17 +56,17 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """Write a folder that must not exist yet; see `whole_file`.
 
     Args:
-        target: where it will be.
+        target: final path.
 
     Yields:
-        The temporary folder; what fails inside the block removes it.
+        The temporary folder; an exception in the block removes it.
 
     Raises:
-        InputError: it exists.
+        InputError: the target exists.
         DiskFullError: the disk is full.
     """
     if target.exists():
-        raise InputError(f"{target} exists already.", fix="Remove it, or give another folder.")
+        raise InputError(f"{target} already exists.", fix="Remove it, or give another folder.")
     partial = partial_of(target)
     try:
         with full_disk_explained(target):
@@ -80,7 +79,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
             partial.rename(target)
             try:
                 _flush(target.parent)
-            except BaseException:  # or the same command would find it and not go on
+            except BaseException:  # otherwise the next run would find it and stop
                 target.rename(partial)
                 raise
     except BaseException:
@@ -89,12 +88,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def put_in_place(staging: Path, target: Path, retired: Path) -> None:
-    """Make a finished folder the target; what was the target before is removed.
+    """Move a finished folder to the target; the old target is removed.
 
     Args:
         staging: the finished folder, on the target's disk.
-        target: where readers look.
-        retired: where the old target waits for a moment on systems that cannot exchange two folders.
+        target: path that readers use.
+        retired: temporary path of the old target, on systems that cannot exchange two folders.
     """
     if not target.exists():
         staging.rename(target)
@@ -107,36 +106,36 @@ def put_in_place(staging: Path, target: Path, retired: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder of which no half must ever be seen under its name."""
+    """Remove a folder so that no partial content is ever visible under its name."""
     partial = partial_of(folder)
     folder.rename(partial)
     shutil.rmtree(partial)
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed process left in a folder."""
+    """Remove what killed processes left in a folder."""
     for path in folder.glob(f".*{_ENDING}"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def partial_of(target: Path) -> Path:
-    """Return the temporary sibling in which a file or folder is written."""
+    """Return the temporary sibling that a file or folder is written to."""
     return target.with_name(f".{target.name}{_ENDING}")
 
 
 def temporary_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    """Return a scratch folder on the same disk, so that files can be linked into it and folders renamed out of it."""
+    """Return a scratch folder on the same disk, so that files can be linked into it and folders moved out of it."""
     return tempfile.TemporaryDirectory(prefix=f".{folder.name}.scratch-", dir=folder.absolute().parent)
 
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str = "", on_wait: Callable[[str], None] = lambda holder: None) -> Iterator[None]:
-    """Hold a lock, which the process's end gives back; its file is gone afterwards.
+    """Hold a lock, which is released when the process ends; its file is removed afterwards.
 
     Args:
-        path: of the lock's file; its folder is made.
-        busy: said if another process holds the lock; empty waits for it instead.
-        on_wait: told the number of the process that is waited for, before the wait.
+        path: path of the lock file; its folder is created.
+        busy: the error if another process holds the lock; empty waits for it instead.
+        on_wait: called before a wait with the id of the process that holds the lock.
 
     Raises:
         InputError: another process holds it, or the folder cannot be written to.
@@ -154,7 +153,7 @@ def locked(path: Path, busy: str = "", on_wait: Callable[[str], None] = lambda h
                 ) from error
             held.callback(os.close, descriptor)
             _take(descriptor, busy, on_wait)
-            # whoever held it has removed its file: the lock is one only if it is of the file that is there now
+            # the previous holder has removed its file: the lock counts only if it is on the current file
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     break
@@ -166,10 +165,10 @@ def locked(path: Path, busy: str = "", on_wait: Callable[[str], None] = lambda h
 
 
 def _take(descriptor: int, busy: str, on_wait: Callable[[str], None]) -> None:
-    """Lock an open file, at once or after a wait.
+    """Lock an open file, immediately or after a wait.
 
     Raises:
-        InputError: another process holds the lock, and `busy` says that this is not waited for.
+        InputError: another process holds the lock, and `busy` is set, so this does not wait.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,10 +181,10 @@ def _take(descriptor: int, busy: str, on_wait: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def full_disk_explained(target: Path, fix: str = _AGAIN) -> Iterator[None]:
-    """Turn "no space left" into a sentence that says how much is free; of nested blocks the outermost speaks.
+    """Turn "no space left" into a sentence with the free space. In nested blocks, the outermost one applies.
 
     Args:
-        target: what was being written.
+        target: the path that is written.
         fix: what to do.
 
     Raises:
@@ -198,13 +197,13 @@ def full_disk_explained(target: Path, fix: str = _AGAIN) -> Iterator[None]:
             raise
         existing = next(parent for parent in target.absolute().parents if parent.exists())
         free = shutil.disk_usage(existing).free
-        raise DiskFullError(f"The disk that holds {target} is full ({free / 1e9:.2f} GB free).", fix=fix) from error
+        raise DiskFullError(f"The disk with {target} is full ({free / 1e9:.2f} GB free).", fix=fix) from error
 
 
 def _is_full(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _FULL
-    # safetensors passes the system's error on as text; it is known by name, since help imports nothing heavy
+    # safetensors passes the system's error on as text; its class is matched by name, which avoids an import
     passed_on = type(error).__name__ == "SafetensorError" and any(f"os error {code})" in str(error) for code in _FULL)
     return passed_on or isinstance(error, DiskFullError)
 
@@ -224,7 +223,7 @@ def _flush(path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two folders in one step; False where the system cannot."""
+    """Exchange two folders atomically; return False if the system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False

@@ -1,7 +1,7 @@
-"""Backends: what builds and runs engines, behind one class.
+"""Backends: the libraries that build and run engines, behind one class.
 
-Everything that the rest of the code asks of a backend is an attribute or a method of `Backend`; `registry` lists them.
-Nothing heavy is imported here, nor by the modules of the backends, so that help and `doctor` can read that list.
+Everything that other code needs from a backend is an attribute or a method of `Backend`; `registry` lists the backends.
+Imports are light here and in the modules of the backends, so that help and `doctor` can read that list.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class BuildRequest:
         onnx: the graph.
         output: the engine file to write.
         target: GPU architecture (`sm_89`).
-        inputs: the graph's inputs; ranges among their dimensions become one optimization profile.
+        inputs: the graph's inputs; dynamic dimensions become one optimization profile.
         refit: make the weights replaceable.
-        strip: leave the weights out.
-        optimization_level: the builder's level, 0 to 5; None is its default.
-        timing_cache: file of tactic timings, read if it exists and written back.
+        strip: build without weights.
+        optimization_level: the builder's optimization level, 0 to 5; None is its default.
+        timing_cache: file with tactic timings; read if it exists, and written back.
         plugins: kernels for the graph's plugin nodes, see `infid_engines.tensorrt_plugin`.
     """
 
@@ -50,7 +50,7 @@ class BuildRequest:
 
     @property
     def flags(self) -> dict[str, Any]:
-        """What of the request decides the engine besides graph and target."""
+        """The options that the engine depends on besides graph and target."""
         return {"refit": self.refit, "strip": self.strip, "optimization_level": self.optimization_level}
 
 
@@ -61,10 +61,10 @@ class StepLoop(Protocol):
         """Run once with new values of the varying inputs."""
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
-        """Return the present value of a carried input."""
+        """Return the current value of a carried input."""
 
     def close(self) -> None:
-        """Free what the loop holds."""
+        """Free the loop's resources."""
 
 
 class Engine(Protocol):
@@ -80,13 +80,13 @@ class Engine(Protocol):
         """Start a loop.
 
         Args:
-            fixed: inputs that stay.
+            fixed: inputs that do not change.
             carry: per input, the output that becomes its next value.
             initial: first values of the carried inputs.
         """
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free the engine's resources."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Extra:
 
     Args:
         name: as in `pip install "infid-export[name]"`.
-        libraries: the distributions it installs, each with the oldest version that was tried.
-        needs_gpu: whether it is for machines with an NVIDIA GPU alone.
+        libraries: the distributions that it installs, each with the oldest tested version.
+        needs_gpu: whether it is only for machines with an NVIDIA GPU.
     """
 
     name: str
@@ -113,16 +113,16 @@ class Backend(ABC):
     """A library that builds and runs engines.
 
     Attributes:
-        name: as in `--backend`, in the manifest and in the engines' paths.
-        rank: place in the order of `auto`, fastest first: the lowest number that runs here is loaded.
-        extras: what installs the library; several are alternatives, of which a machine has exactly one.
-        cuda_builds: CUDA major version by distribution of the library, where it has one per CUDA version.
+        name: name in `--backend`, in the manifest and in the engines' paths.
+        rank: position in the order of `auto`, fastest first: the lowest rank that runs here is used.
+        extras: the extras that install the library; several are alternatives, and a machine has exactly one.
+        cuda_builds: CUDA major version by distribution, if the library has one distribution per CUDA version.
         device: kind of device that its engines run on: `cpu` or `cuda`.
-        uses_graph_as_engine: nothing is built: the exported graph, which reads its weights' files, is the engine.
+        uses_graph_as_engine: whether the exported graph, with its weights files, is the engine, so nothing is built.
         builds_anywhere: whether engines can be built without the device that they run on.
-        takes_targets: whether engines are built for GPU architectures that the user can name.
-        takes_flags: whether refit, strip and the optimization level mean something to it.
-        takes_plugins: whether engines can hold the fused Triton kernels as plugins.
+        takes_targets: whether the user can choose the GPU architectures of engines.
+        takes_flags: whether it supports refit, strip and the optimization level.
+        takes_plugins: whether engines can contain the fused Triton kernels as plugins.
     """
 
     name: ClassVar[str]
@@ -146,24 +146,24 @@ class Backend(ABC):
 
     @abstractmethod
     def check_target(self, target: str) -> None:
-        """Reject a target this backend cannot build for here.
+        """Reject a target that this backend cannot build for on this machine.
 
         Raises:
             InputError: the target is unknown.
-            BackendUnavailableError: the GPU it needs is not here.
+            BackendUnavailableError: the GPU that it needs is missing.
         """
 
     @abstractmethod
     def default_targets(self) -> tuple[str, ...]:
-        """Return the targets built where the user names none.
+        """Return the targets that are built if the user names none.
 
         Raises:
-            BackendUnavailableError: the GPU it builds for is not here.
+            BackendUnavailableError: the GPU that it builds for is missing.
         """
 
     @abstractmethod
     def present_target(self) -> str | None:
-        """Return the target that this machine's device is; None where there is no such device."""
+        """Return the target of this machine's device; None without such a device."""
 
     @abstractmethod
     def check_device(self) -> None:
@@ -175,7 +175,7 @@ class Backend(ABC):
 
     @abstractmethod
     def build(self, request: BuildRequest, stage: Stage) -> None:
-        """Build in this process; see `worker` for building in another.
+        """Build in this process; see `worker` for builds in a separate one.
 
         Raises:
             BuildError: the library rejected the graph.
@@ -183,17 +183,17 @@ class Backend(ABC):
 
     @abstractmethod
     def load(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str) -> Engine:
-        """Load an engine file that has been verified."""
+        """Load a verified engine file."""
 
     def choose_target(self, device: str, targets: Sequence[str]) -> tuple[str | None, str]:
-        """Choose whose engines are taken, and the kind of device they run on.
+        """Choose the target whose engines are used, and the kind of device that they run on.
 
         Args:
             device: `auto`, a kind of device, or a target such as `sm_89`.
-            targets: those that the folder has engines for.
+            targets: the targets that the folder has engines for.
 
         Returns:
-            The target, or None where the engines are the same for all; and `cpu` or `cuda`.
+            The target, or None if the engines are the same for all targets; and `cpu` or `cuda`.
 
         Raises:
             InputError: the device does not fit the backend or the folder.
@@ -211,8 +211,8 @@ class Backend(ABC):
         if present not in targets:
             build = f"infid-export build --backend {self.name} --target {present}"
             raise BackendUnavailableError(
-                f"The folder's {self.name} engines are for {shown}, this machine has {present or 'no GPU'}.",
-                fix=build if present else "Run on a machine that has one, or choose another --backend.",
+                f"The folder's {self.name} engines are for {shown}, but this machine has {present or 'no GPU'}.",
+                fix=build if present else "Run on a machine with such a GPU, or choose another --backend.",
             )
         return present, self.device
 
@@ -227,7 +227,7 @@ class CheckedInputs:
         """Reject a missing, unknown, mistyped or misshapen input.
 
         Raises:
-            InputError: names the input, what was wanted and what was got.
+            InputError: the message names the input, and what was expected and given.
         """
         wanted = set(self.specs) if names is None else names
         for problem, found in (("lacks", wanted - set(arrays)), ("has no", set(arrays) - (wanted & set(self.specs)))):
@@ -248,5 +248,5 @@ class CheckedInputs:
                 raise InputError(
                     f"Input {name} must be {spec.dtype} {list(spec.shape)}, not {array.dtype.name} "
                     f"{list(array.shape)}.",
-                    fix="Build the folder for that size, or change the input.",
+                    fix="Build the folder for this size, or change the input.",
                 )

@@ -1,8 +1,7 @@
-"""JSON documents: strict reading, a seal that shows damage, and dataclasses checked field by field.
+"""JSON documents: strict parsing, a seal that detects damage, and dataclasses checked field by field.
 
-A seal, the entry `seal`, is the sha256 of a document's other entries. A file that a disk, a copy or an editor has
-changed in any digit has another one, so a document that says what other files must be cannot itself be wrong without a
-word.
+A seal, the entry `seal`, is the sha256 of a document's other entries. Any change by a disk, a copy or an editor breaks
+it. So a document that describes other files cannot itself be wrong silently.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def parse_json(text: str | bytes) -> Any:
     """Read JSON.
 
     Raises:
-        ValueError: it is not UTF-8 or not JSON, is nested too deeply, or holds a number that is not finite.
+        ValueError: it is not UTF-8 or not JSON, is nested too deeply, or contains a non-finite number.
     """
     try:
         return json.loads(text, parse_constant=_reject_constant, parse_float=_finite)
@@ -40,7 +39,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ValueError: see `parse_json`; or the file is larger than any document of ours.
+        ValueError: see `parse_json`; or the file is larger than any of our documents.
         OSError: it cannot be read.
     """
     require_plain(path)
@@ -50,10 +49,10 @@ def read_json(path: Path) -> Any:
 
 
 def require_plain(path: Path) -> None:
-    """Reject what is no plain file: a pipe would be waited for, and a device may never end.
+    """Reject what is not a plain file: reading a pipe would block, and a device may never end.
 
     Raises:
-        OSError: it is none, or is not there.
+        OSError: it is not a plain file, or does not exist.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a plain file", str(path))
@@ -69,7 +68,7 @@ def unsealed(document: Any) -> dict[str, Any]:
     """Return a document without its seal.
 
     Raises:
-        ValueError: it is no JSON object, has no seal, or is not what was sealed.
+        ValueError: it is not a JSON object, has no seal, or has changed.
     """
     if not isinstance(document, dict):
         raise ValueError(f"it is {_kind(document)}, not an object")
@@ -77,21 +76,21 @@ def unsealed(document: Any) -> dict[str, Any]:
     if SEAL not in content:
         raise ValueError(f"it has no {SEAL}")
     if content.pop(SEAL) != _digest(content):
-        raise ValueError(f"it has changed since it was written: its content does not have the {SEAL} that it carries")
+        raise ValueError(f"it has changed since it was written: its content does not match its {SEAL}")
     return content
 
 
 def record(kind: type[_Record], value: Any, where: str = "") -> _Record:
-    """Make a dataclass of a JSON object, with every entry checked against the field's type.
+    """Convert a JSON object to a dataclass, and check every entry against the field's type.
 
     Args:
         kind: a dataclass; its fields are strings, numbers, booleans, None, mappings, tuples, lists, unions and literals
-            of these, and dataclasses of the same kind. A `float` takes whole numbers, an `int` no boolean.
-        value: as `parse_json` gives it.
-        where: what messages call it; the dataclass's name by default.
+            of these, and dataclasses of the same kind. A `float` accepts integers, an `int` no booleans.
+        value: value from `parse_json`.
+        where: its name for messages; the dataclass's name by default.
 
     Raises:
-        ValueError: names the entry that is missing, unknown or of another type.
+        ValueError: an entry is missing, unknown or of another type; the message names it.
     """
     made: _Record = _converted(kind, value, where or kind.__name__)
     return made
@@ -106,7 +105,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _reject_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON's")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(digits: str) -> float:
@@ -117,7 +116,7 @@ def _finite(digits: str) -> float:
 
 
 def _converted(hint: Any, value: Any, where: str) -> Any:
-    """Return a JSON value as a type hint has it."""
+    """Convert a JSON value to a type hint."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -178,12 +177,12 @@ def _sequence(kind: Any, hints: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _wrong(hint: Any, value: Any, where: str) -> Any:
-    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
     raise ValueError(f"{where} is {_kind(value)}, not {names.get(hint, hint)}")
 
 
 def _kind(value: Any) -> str:
-    """Return a value for a message: itself if it is short, else what it is."""
+    """Return a value for a message: itself if it is short, else its kind."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, int | float):

@@ -1,18 +1,18 @@
-"""The errors of infid-export: one base class, messages that say what to do.
+"""The errors of infid-export: one base class, and messages that say what to do.
 
-Every message names what was expected, what was got, and the action that fixes it. The command line
-prints it without a traceback and exits with code 1; any other exception is a fault of ours (exit code 2).
+Every message says what was expected, what was found, and how to fix it. The command line prints it without a traceback
+and exits with code 1. Any other exception is a bug (exit code 2).
 """
 
 from __future__ import annotations
 
 
 class InfidError(Exception):
-    """A problem the user can fix.
+    """A problem that the user can fix.
 
     Args:
-        problem: what was expected and what was got, one sentence.
-        fix: what to do about it, one sentence or command.
+        problem: what was expected and what was found, in one sentence.
+        fix: what to do, as one sentence or command.
     """
 
     def __init__(self, problem: str, *, fix: str) -> None:
@@ -26,7 +26,7 @@ class InputError(InfidError):
 
 
 class DiskFullError(InputError):
-    """The disk is full; nothing was left half-written."""
+    """The disk is full; no partial files were left."""
 
 
 class BackendUnavailableError(InfidError):
@@ -46,7 +46,7 @@ class ParityError(InfidError):
 
 
 class TrainingError(InfidError):
-    """A training run cannot go on."""
+    """A training run cannot continue."""
 
 
 class CancelledError(InfidError):

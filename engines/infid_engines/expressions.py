@@ -1,4 +1,4 @@
-"""Integer expressions of shapes, as launch descriptions write them: `(queries + 127) // 128`."""
+"""Integer expressions of shapes in launch descriptions: `(queries + 127) // 128`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def evaluate(expression: str, names: Mapping[str, Any], constant: Callable[[int]
 
     Args:
         expression: the text.
-        names: values of the names: integers, or symbols that know these operators.
-        constant: makes a value of a written integer, where the symbols need one of their own kind.
+        names: values of the names: integers, or symbols that support these operators.
+        constant: converts an integer literal, if the symbols need their own kind.
 
     Returns:
         The value.
 
     Raises:
-        ValueError: the text holds something else, or a name that is not known.
+        ValueError: the text contains something else, or an unknown name.
     """
 
     def value(node: ast.expr) -> Any:
@@ -47,7 +47,7 @@ def names_in(expression: str) -> set[str]:
     """Return the names in an expression.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not an expression.
     """
     return {node.id for node in ast.walk(_parsed(expression)) if isinstance(node, ast.Name)}
 

@@ -1,8 +1,8 @@
-"""Writing an engine folder as a transaction: nothing is valid until everything is.
+"""Writes an engine folder as a transaction: nothing is valid until everything is.
 
-Work goes into a sibling `.<name>.building`, artifact by artifact, each with a record of what it was made from.
-An interrupted build finds the finished artifacts there. At the end the sibling and the folder are exchanged in
-one system call, so a reader sees the old folder or the new one. A lock keeps two builds apart.
+Artifacts are written to a sibling `.<name>.building`, one by one, each with a record of what it depends on. After an
+interruption, the next build finds the finished artifacts there. At the end, the sibling and the folder are exchanged in
+one system call, so a reader sees the old folder or the new one. A lock prevents two builds at once.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from infid_engines.progress import Reporter
 _RECORDS = ".records"
 _FULL = (
     "Free some space (`infid-export build --dry-run` says how much is needed) and run the command again: "
-    "finished parts are kept and the old folder is untouched."
+    "finished artifacts are kept, and the old folder is unchanged."
 )
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a writer knows of the file it wrote.
+    """What a writer reports about its file.
 
     Args:
-        sha256: of the content; empty if it has to be found out.
-        peak_bytes: largest memory of the process that wrote it; 0 if that is this process.
+        sha256: hash of the content; empty if it still has to be computed.
+        peak_bytes: peak memory of the process that wrote it; 0 if it is this process.
     """
 
     sha256: str = ""
@@ -51,14 +51,14 @@ class FolderTransaction:
 
     Args:
         target: the engine folder.
-        reporter: told when another build has to be waited for.
+        reporter: receives a note if this has to wait for another build.
 
     Raises:
-        EngineFolderError: the target is a file, or a folder of something else.
+        EngineFolderError: the target is a file, or a folder with other content.
     """
 
     def __init__(self, target: Path, reporter: Reporter) -> None:
-        self.target = target.resolve()  # through a link, which could not be exchanged
+        self.target = target.resolve()  # resolves a link, which could not be exchanged
         if not self.target.name:
             raise EngineFolderError(f"{self.target} cannot be an engine folder.", fix="Give a folder with --output.")
         self.staging = self.target.with_name(f".{self.target.name}.building")
@@ -70,7 +70,7 @@ class FolderTransaction:
         self.previous: Manifest | None = None
 
     def __enter__(self) -> FolderTransaction:
-        """Take the lock, finish what an interrupted exchange left, and open the staging folder."""
+        """Take the lock, finish an interrupted exchange, and open the staging folder."""
         if self.target.is_file():
             raise EngineFolderError(f"{self.target} is a file.", fix="Give a folder with --output.")
         with self._explained():
@@ -91,10 +91,10 @@ class FolderTransaction:
         if self.target.exists() and any(self.target.iterdir()):
             if not (self.target / MANIFEST).is_file():
                 raise EngineFolderError(
-                    f"{self.target} holds files but no {MANIFEST}, so it is not an engine folder.",
+                    f"{self.target} contains files but no {MANIFEST}, so it is not an engine folder.",
                     fix="Choose an empty or new folder with --output.",
                 )
-            with contextlib.suppress(EngineFolderError):  # a folder of another version is rebuilt
+            with contextlib.suppress(EngineFolderError):  # a folder from another version is rebuilt
                 self.previous = Manifest.load(self.target)
         with self._explained():
             (self.staging / _RECORDS).mkdir(parents=True, exist_ok=True)
@@ -106,20 +106,20 @@ class FolderTransaction:
         self._reporter.note(f"another build (process {holder}) is writing {self.target}; waiting for it")
 
     def peek(self) -> None:
-        """Read what the folder holds, without the lock and without writing anything."""
+        """Read the folder's manifest, without the lock and without writing anything."""
         if self.target.is_file():
             raise EngineFolderError(f"{self.target} is a file.", fix="Give a folder with --output.")
         with contextlib.suppress(EngineFolderError):
             self.previous = Manifest.load(self.target)
 
     def __exit__(self, *_: object) -> None:
-        """Release the lock; the staging folder stays for a later build unless it was committed."""
+        """Release the lock; unless committed, the staging folder is kept for a later build."""
         self._held.close()
 
     def find(self, name: str, fields: Mapping[str, Any]) -> FileRecord | None:
-        """Return the record of an artifact made from exactly these fields, staged or in the old folder.
+        """Return the record of an artifact with exactly these fields, staged or in the old folder.
 
-        One in the old folder is linked into the staging folder.
+        An artifact in the old folder is linked into the staging folder.
         """
         key = canonical_key(fields)
         staged = self.staged(name)
@@ -137,9 +137,9 @@ class FolderTransaction:
         return known
 
     def damage(self, name: str) -> str:
-        """Return what is wrong with a file of the old folder: `missing`, `damaged`, or nothing.
+        """Return what is wrong with a file of the old folder: `missing`, `damaged`, or an empty string.
 
-        Its content is hashed unless it is the very file that was hashed before, see `remembered_sha256`.
+        Its content is hashed unless the same file was hashed before, see `remembered_sha256`.
         """
         if name not in self._damage:
             known, path = (self.previous.files if self.previous else {})[name], self.target / name
@@ -152,28 +152,28 @@ class FolderTransaction:
         return self._damage[name]
 
     def staged(self, name: str) -> FileRecord | None:
-        """Return the record of an artifact that is whole in the staging folder."""
+        """Return the record of an intact artifact in the staging folder."""
         record_path = self._record_path(name)
         path = self.staging / name
         if not record_path.is_file() or not path.is_file():
             return None
         try:
             found = record(FileRecord, unsealed(read_json(record_path)))
-        except (OSError, ValueError):  # damaged, or another version's
+        except (OSError, ValueError):  # damaged, or from another version
             return None
         whole = path.stat().st_size == found.size and remembered_sha256(path) == found.sha256
         return found if whole else None
 
     def place(self, name: str, fields: Mapping[str, Any], write: Callable[[Path], Written | None]) -> FileRecord:
-        """Make an artifact.
+        """Write an artifact.
 
         Args:
             name: path within the folder.
-            fields: all that it is made from.
-            write: writes the file it is given; may say what it knows of it.
+            fields: everything that it depends on.
+            write: writes to the given path; may return what it knows about the file.
 
         Returns:
-            The record, kept beside the artifact so that a later build finds it.
+            The record, which is also stored in the staging folder for a later build.
 
         Raises:
             DiskFullError: the disk is full.
@@ -191,21 +191,21 @@ class FolderTransaction:
         return made
 
     def path(self, name: str) -> Path:
-        """Return where an artifact is staged, with its folder made."""
+        """Return the staging path of an artifact, and create its folder."""
         path = self.staging / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def discard(self) -> None:
-        """Throw the staged artifacts away."""
+        """Discard the staged artifacts."""
         shutil.rmtree(self.staging, ignore_errors=True)
 
     def commit(self, manifest: Manifest, extra: Mapping[str, Any]) -> None:
-        """Make the staged artifacts the engine folder.
+        """Turn the staged artifacts into the engine folder.
 
         Args:
-            manifest: the table of contents; files it does not list are left out.
-            extra: JSON documents by name, written beside the manifest and sealed as it is.
+            manifest: the table of contents; unlisted files are removed.
+            extra: JSON documents by name; they are written next to the manifest, and sealed like it.
         """
         with self._explained():
             for name, document in extra.items():

@@ -1,6 +1,6 @@
-"""Remembered hashes: the content of a file is read again only where the file system says that it may have changed.
+"""Remembered hashes: a file is hashed again only if the file system says that it may have changed.
 
-Hashing the 10 GB of a checkpoint takes longer than an unchanged rebuild may.
+Hashing a 10 GB checkpoint would take longer than an unchanged rebuild should.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from infid_engines.atomic_files import whole_file
 from infid_engines.errors import DiskFullError, InputError
 from infid_engines.manifest import sha256_file
 
-# File systems write times in steps: of some milliseconds (ext4), of up to two seconds (FAT). A file that was changed
-# within the last such step may change again without another time.
+# File systems store times in steps, from a few milliseconds (ext4) to two seconds (FAT). A file that was changed within
+# the last step may change again without a new time.
 _STEP_NS = 2_000_000_000
-_KEPT = 2000  # hashes, the newest ones: an engine folder has some 20 files, and a rebuild makes them other files
+_KEPT = 2000  # the newest hashes to keep: an engine folder has about 20 files, and a rebuild replaces them
 
 
 def remembered_sha256(path: Path) -> str:
-    """Return a file's sha256, hashing it only if it is not the file that was hashed before.
+    """Return a file's sha256, and hash it only if the same file was not hashed before.
 
-    A file counts as the same while its device, inode, size, time of modification and time of change are. Programs can
-    set the time of modification back (`cp -p`, `rsync -t`, `touch -r`), but not that of change, which only a changed
-    clock or a network file system that keeps no such time can hide. What is remembered is stored in the user's cache
-    folder, can be deleted at any time, and is not needed: where that folder cannot be written to, files are hashed
-    each time.
+    A file counts as the same while its device, inode, size, mtime and ctime are the same. Programs can set the mtime
+    back (`cp -p`, `rsync -t`, `touch -r`), but not the ctime: only a changed clock, or a network file system without
+    ctime, can hide a change. The hashes are stored in the user's cache folder, and can be deleted at any time. If that
+    folder is not writable, files are hashed each time.
 
     Raises:
         InputError: the file cannot be read, or changes while it is read.
@@ -46,7 +45,7 @@ def remembered_sha256(path: Path) -> str:
             f"{path} cannot be read ({error.strerror}).", fix="Check the path and its permissions."
         ) from error
     if after != before:
-        raise InputError(f"{path} changed while it was read.", fix="Run again when nothing writes to it.")
+        raise InputError(f"{path} changed while it was read.", fix="Run the command again when nothing writes to it.")
     if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _STEP_NS:
         with contextlib.suppress(OSError, RuntimeError, DiskFullError):
             _remember({**_known(), before: digest})
@@ -65,7 +64,7 @@ def _cache() -> Path:
 
 
 def _known() -> dict[str, object]:
-    """Return the remembered hashes by identity; none where the cache is missing or broken."""
+    """Return the remembered hashes by identity; none if the cache is missing or broken."""
     try:
         known = json.loads(_cache().read_text())
     except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home folder

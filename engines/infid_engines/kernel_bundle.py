@@ -1,14 +1,14 @@
-"""Bundles of compiled kernels: cubin, PTX and a launch description each, for processes without Triton and torch.
+"""Bundles of compiled kernels: cubin, PTX and launch descriptions, for processes without Triton and torch.
 
 ::
 
     kernels-bundle/
-      bundle.json      schema version; of every kernel: operation, architecture, type, head size and description's hash
+      bundle.json      schema version; per kernel: operation, architecture, dtype, head size and description's hash
       <name>.json      how to launch it (`infid_kernels.compile`), and the hashes of its code
-      <name>.cubin     machine code of one architecture
-      <name>.ptx       code that the driver compiles for others
+      <name>.cubin     machine code for one architecture
+      <name>.ptx       code that the driver compiles for other architectures
 
-`infid-export compile-kernels` writes one. Nothing is used before its hash was checked.
+`infid-export compile-kernels` writes a bundle. Hashes are checked before use.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TILE_SIZES = ("block_m", "block_n", "num_warps", "num_stages")
 
 
 class Compiled(Protocol):
-    """A compiled kernel as `infid_kernels.compile` makes it."""
+    """A compiled kernel from `infid_kernels.compile`."""
 
     @property
     def ptx(self) -> str:
@@ -49,14 +49,14 @@ class Compiled(Protocol):
 
 @dataclass(frozen=True)
 class Listed:
-    """What the index says of a kernel.
+    """A kernel's entry in the index.
 
     Args:
         op: the operation.
-        architecture: that it was compiled for, as `sm_90`.
-        dtype: of queries, keys and values: `float16` or `bfloat16`.
-        head_size: d.
-        sha256: of its description.
+        architecture: architecture that it was compiled for, such as `sm_90`.
+        dtype: dtype of queries, keys and values: `float16` or `bfloat16`.
+        head_size: channels per head, d.
+        sha256: hash of its description.
     """
 
     op: str
@@ -74,40 +74,40 @@ class _Index:
     kernels: Mapping[str, Listed]
 
     def __post_init__(self) -> None:
-        """Reject names that lead out of the folder."""
+        """Reject names that point outside the folder."""
         for name in self.kernels:
             if not is_inside(name) or "/" in name:
                 raise ValueError(f"{name!r} is not the name of a file within the folder")
 
 
 def require_bundle_or_nothing(folder: Path) -> None:
-    """Reject a folder that holds something else than a bundle.
+    """Reject a folder with other content than a bundle.
 
     Raises:
-        EngineFolderError: there is a file, or a folder that holds something else.
+        EngineFolderError: the path is a file, or a folder with other content.
     """
     if folder.is_file():
         raise EngineFolderError(f"{folder} is a file.", fix="Give a folder with --output.")
     if folder.exists() and any(folder.iterdir()) and not (folder / INDEX).is_file():
         raise EngineFolderError(
-            f"{folder} holds files but no {INDEX}, so it is not a bundle of kernels.",
+            f"{folder} contains files but no {INDEX}, so it is not a kernel bundle.",
             fix="Choose an empty or new folder with --output.",
         )
 
 
 def write_bundle(folder: Path, kernels: Iterable[Compiled]) -> dict[str, Mapping[str, Any]]:
-    """Write a bundle, whole or not at all; an older one is replaced.
+    """Write a bundle atomically; an older one is replaced.
 
     Args:
-        folder: the bundle's.
-        kernels: compiled kernels, no two alike in all that names them.
+        folder: folder of the bundle.
+        kernels: compiled kernels with distinct names.
 
     Returns:
-        Every kernel's description by its name.
+        Every kernel's description by name.
 
     Raises:
-        EngineFolderError: the folder is something else.
-        ValueError: two kernels have one name.
+        EngineFolderError: the folder has other content.
+        ValueError: two kernels have the same name.
     """
     require_bundle_or_nothing(folder)
     folder = folder.absolute()
@@ -137,7 +137,7 @@ def write_bundle(folder: Path, kernels: Iterable[Compiled]) -> dict[str, Mapping
 
 
 def kernel_name(launch: Mapping[str, Any]) -> str:
-    """Return what a kernel's files are called: all that tells it from the others."""
+    """Return the name of a kernel's files: everything that distinguishes it from others."""
     tiles = "x".join(str(launch["configuration"][size]) for size in _TILE_SIZES)
     even_n = launch["constants"].get("EVEN_N")
     ending = [] if even_n is None else ["even" if even_n else "any"]
@@ -145,12 +145,12 @@ def kernel_name(launch: Mapping[str, Any]) -> str:
 
 
 class KernelBundle:
-    """A bundle whose files were all found as they were written.
+    """A bundle with verified files.
 
     Args:
-        folder: the bundle's.
-        index: what it holds, by name.
-        launches: the launch descriptions, by name.
+        folder: folder of the bundle.
+        index: entries of the index, by name.
+        launches: launch descriptions, by name.
     """
 
     def __init__(self, folder: Path, index: Mapping[str, Listed], launches: Mapping[str, Mapping[str, Any]]) -> None:
@@ -163,12 +163,12 @@ class KernelBundle:
         """Read a bundle and check every hash.
 
         Raises:
-            EngineFolderError: there is none, it is broken, damaged, or of another schema version.
+            EngineFolderError: there is no bundle, or it is broken, damaged, or has another schema version.
         """
         path = folder / INDEX
         if not path.is_file():
             raise EngineFolderError(
-                f"{folder} is not a bundle of kernels: it has no {INDEX}.",
+                f"{folder} is not a kernel bundle: it has no {INDEX}.",
                 fix=f"Make one with `{_COMMAND} --target … -o {folder}`.",
             )
         again = f"Make the bundle again with `{_COMMAND} --target … -o {folder}`."
@@ -181,7 +181,7 @@ class KernelBundle:
             raise EngineFolderError(f"{path} cannot be read ({error}).", fix=again) from error
         if version != SCHEMA_VERSION:
             raise EngineFolderError(
-                f"{path} has schema version {version}, this infid-export reads version {SCHEMA_VERSION}.", fix=again
+                f"{path} has schema version {version}, but this infid-export reads version {SCHEMA_VERSION}.", fix=again
             )
         launches = {}
         for name, listed in index.items():
@@ -200,22 +200,22 @@ class KernelBundle:
         queries: int = 0,
         shared_limit: int | None = None,
     ) -> Kernel:
-        """Return the kernel for a call, as the Triton launcher would choose it.
+        """Return the kernel for a call, with the same choice as the Triton launcher.
 
-        Machine code of the very architecture comes first, then that of an older one of its family, which the GPU runs
-        as well, then PTX of an older one, which the driver compiles. `Kernel.choice` says which it is.
+        Machine code for the architecture comes first, then machine code for an older one of its family, which the GPU
+        runs too, then PTX for an older one, which the driver compiles. `Kernel.choice` says which was chosen.
 
         Args:
             op: the operation, such as `mixed_attention`.
-            architecture: the GPU's, as `sm_90`.
-            dtype: of queries, keys and values: `float16` or `bfloat16`.
-            head_size: d.
-            lengths: numbers of keys of the segments; they decide between full blocks and any length.
-            queries: number of queries; decides where a configuration was chosen for large numbers alone.
-            shared_limit: bytes of shared memory it may need at most; None is no limit.
+            architecture: the GPU's architecture, such as `sm_90`.
+            dtype: dtype of queries, keys and values: `float16` or `bfloat16`.
+            head_size: channels per head, d.
+            lengths: number of keys per segment; they decide between full blocks and any length.
+            queries: number of queries; matters if a configuration applies only to large numbers.
+            shared_limit: maximum bytes of shared memory; None is no limit.
 
         Raises:
-            EngineFolderError: the bundle has nothing that fits; names the command that makes it.
+            EngineFolderError: the bundle has no suitable kernel; the message names the command that compiles one.
         """
         names = [
             name
@@ -236,7 +236,7 @@ class KernelBundle:
             raise EngineFolderError(
                 f"{self.folder} has no kernel of {op} for {origin} that takes segments of "
                 f"{', '.join(map(str, lengths))} keys within {shared_limit} bytes of shared memory.",
-                fix="Allow more shared memory: compile-kernels writes forms within 49152 bytes.",
+                fix="Allow more shared memory: compile-kernels writes forms that need up to 49152 bytes.",
             )
         again = f"Make the bundle again with `{self._command(architecture, dtype, head_size)}`."
         launch = self.launches[name]
@@ -246,12 +246,12 @@ class KernelBundle:
     def _origin(
         self, names: Sequence[str], architecture: str
     ) -> tuple[str, Literal["cubin", "ptx"]] | tuple[None, None]:
-        """Return the architecture whose code runs on another, and in which form."""
+        """Return the architecture whose code runs on the given one, and the form of that code."""
         targets = {self.index[name].architecture: self.launches[name]["ptx_target"] for name in names}
         newest_first = sorted(targets, key=_number, reverse=True)
         if architecture in targets:
             return architecture, "cubin"
-        # code for sm_90a, sm_100a and sm_120a runs on these alone, even as PTX (CUDA C++ Programming Guide,
+        # code for sm_90a, sm_100a and sm_120a runs only on these, even as PTX (CUDA C++ Programming Guide,
         # "Architecture-specific features")
         portable = [
             known for known in newest_first if targets[known] == known and _number(known) < _number(architecture)
@@ -262,7 +262,7 @@ class KernelBundle:
         return (portable[0], "ptx") if portable else (None, None)
 
     def _form(self, names: Sequence[str], lengths: Sequence[int], queries: int, shared_limit: int | None) -> str | None:
-        """Return the form that is for these lengths: full blocks before any length, the tuned before the small."""
+        """Return the form for these lengths. Full blocks are preferred to any length, tuned tiles to small ones."""
         allowed = [
             name for name in names if shared_limit is None or self.launches[name]["shared_bytes"] <= shared_limit
         ]
@@ -281,7 +281,7 @@ class KernelBundle:
         return None
 
     def _command(self, architecture: str, dtype: str, head_size: int) -> str:
-        """Return the command that makes this bundle with one more architecture, type and head size."""
+        """Return the command that writes this bundle with one more architecture, dtype and head size."""
         kernels = self.index.values()
         targets = sorted({architecture, *(kernel.architecture for kernel in kernels)}, key=_number)
         dtypes = sorted({dtype, *(kernel.dtype for kernel in kernels)}, reverse=True)
@@ -296,7 +296,7 @@ def _verified(path: Path, sha256: str, again: str) -> bytes:
     """Return a file's content.
 
     Raises:
-        EngineFolderError: it is missing, or not what was written.
+        EngineFolderError: it is missing, or has changed.
     """
     try:
         content = path.read_bytes()
@@ -312,10 +312,10 @@ def _verified(path: Path, sha256: str, again: str) -> bytes:
 
 def _choice(name: str, form: str, origin: str, architecture: str) -> str:
     if origin == architecture:
-        return f"{name}: machine code of {architecture}"
+        return f"{name}: machine code for {architecture}"
     if form == "cubin":
-        return f"{name}: machine code of {origin}, which {architecture} runs as well"
-    return f"{name}: PTX of {origin}, which the driver compiles for {architecture}"
+        return f"{name}: machine code for {origin}, which {architecture} runs too"
+    return f"{name}: PTX for {origin}, which the driver compiles for {architecture}"
 
 
 def _number(architecture: str) -> int:

@@ -1,6 +1,6 @@
-"""Launch one compiled kernel through the CUDA driver API, without Triton and torch.
+"""Launches a compiled kernel through the CUDA driver API, without Triton and torch.
 
-The launch description holds everything that a launch needs: arguments in order, grid and integers as expressions of
+The launch description has everything that a launch needs: the arguments in order, grid and integers as expressions of
 sizes, block size, shared memory, and the alignment of every address and stride. Not yet run on a GPU.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.expressions import evaluate, names_in
 
-# Bytes of shared memory that a block has without opting in to more, and the driver's largest grid
+# Bytes of shared memory per block without opting in to more, and the driver's largest grid
 # (CUDA C++ Programming Guide, table of compute capabilities).
 _DEFAULT_SHARED = 48 * 1024
 _MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -29,7 +29,7 @@ class PackedArguments:
     """
 
     def __init__(self, values: Sequence[ctypes.c_uint64 | ctypes.c_int32]) -> None:
-        self.values = tuple(values)  # kept, since the array holds nothing but their addresses
+        self.values = tuple(values)  # kept alive, since the array has only their addresses
         self.array = (ctypes.c_void_p * len(self.values))(*map(ctypes.addressof, self.values))
 
     @property
@@ -74,7 +74,7 @@ class Kernel:
             if not 0 < extent <= largest:
                 raise InputError(
                     f"The grid of {self.description['op']} must have 1 to {largest} blocks along {axis}, "
-                    f"these sizes give {extent}.",
+                    f"but these sizes give {extent}.",
                     fix="Launch it for fewer rows at once.",
                 )
         return x, y, z
@@ -87,11 +87,11 @@ class Kernel:
         Args:
             pointers: device address of every tensor, by the argument's name (`q`, `k_id`, …, `out`).
             sizes: `rows`, `heads`, `queries`, `identity_length`, `text_length`.
-            strides: elements, by the argument's name (`stride_qn`); those not given are the strides of a tensor that
-                is stored as `[B, N, H, d]`.
+            strides: elements, by the argument's name (`stride_qn`); the default is the strides of a contiguous tensor
+                `[B, N, H, d]`.
 
         Raises:
-            InputError: an argument is missing or unknown, or is not aligned as the kernel was compiled for.
+            InputError: an argument is missing, unknown, or not aligned as the compiled kernel needs it.
         """
         self._check_sizes(sizes)
         strides = strides or {}
@@ -125,12 +125,12 @@ class Kernel:
         sizes: Mapping[str, int],
         strides: Mapping[str, int] | None = None,
     ) -> None:
-        """Enqueue the kernel in the current CUDA context; does not wait for it.
+        """Enqueue the kernel in the current CUDA context without waiting for it.
 
-        The first launch in a context loads the code; for PTX that is slow, since the driver compiles it.
+        The first launch in a context loads the code. For PTX this is slow, since the driver compiles it.
 
         Args:
-            stream: handle of the CUDA stream; 0 is the default one.
+            stream: handle of the CUDA stream; 0 is the default stream.
             pointers: see `arguments`.
             sizes: see `arguments`.
             strides: see `arguments`.
@@ -152,7 +152,7 @@ class Kernel:
         if context == 0:
             raise BackendUnavailableError(
                 "No CUDA context is current in this thread.",
-                fix="Make one first, as every CUDA library does at its first call (cudaSetDevice, cudaMalloc).",
+                fix="Create one first, as every CUDA library does at its first call (cudaSetDevice, cudaMalloc).",
             )
         if context not in self._functions:
             code = self.code + b"\0" if self.form == "ptx" else self.code  # the driver reads PTX as a C string
@@ -181,11 +181,11 @@ class Kernel:
         return values[0] if values else None
 
     def _check_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Reject sizes that are missing, negative or not supported by this form of the kernel."""
+        """Reject sizes that are missing, negative or unsupported by this form of the kernel."""
         for name in self._sizes:
             if name not in sizes:
                 raise InputError(
-                    f"{self.description['op']} needs the size '{name}'; given are {', '.join(sizes) or 'none'}.",
+                    f"{self.description['op']} needs the size '{name}'; given: {', '.join(sizes) or 'none'}.",
                     fix="Give rows, heads, queries, identity_length and text_length.",
                 )
             least = 0 if name == "identity_length" else 1
@@ -194,7 +194,7 @@ class Kernel:
         for name, multiple in self.description["multiples"].items():
             if sizes[name] % multiple:
                 raise InputError(
-                    f"This kernel takes full blocks of {multiple} keys, and {name} is {sizes[name]}.",
+                    f"This kernel takes full blocks of {multiple} keys, but {name} is {sizes[name]}.",
                     fix="Look the kernel up with `KernelBundle.find` and these lengths.",
                 )
 
@@ -205,7 +205,7 @@ class Kernel:
             raise InputError(f"{self.description['op']} {what}.", fix=f"It takes {', '.join(sorted(known)) or 'none'}.")
 
     def _check_address(self, argument: Mapping[str, Any], address: int, sizes: Mapping[str, int]) -> None:
-        """Reject a null pointer, which is fine only where the tensor is empty: without identity tokens."""
+        """Reject a null pointer, unless the tensor is empty (without identity tokens)."""
         empty = any(evaluate(extent, sizes) == 0 for extent in argument["shape"])
         if not 0 < address < 2**64 and not (address == 0 and empty):
             raise InputError(
@@ -216,7 +216,7 @@ class Kernel:
         if value % multiple:
             raise InputError(
                 f"{name} must be a multiple of {multiple} {unit}, got {value}.",
-                fix="Copy the tensor to memory with this alignment, such as what cudaMalloc returns.",
+                fix="Copy the tensor to memory with this alignment, for example from cudaMalloc.",
             )
 
 
@@ -224,7 +224,7 @@ def _driver() -> Any:
     """Return cuda-python's driver API.
 
     Raises:
-        BackendUnavailableError: it, or NVIDIA's driver, is not installed.
+        BackendUnavailableError: cuda-python or NVIDIA's driver is not installed.
     """
     try:
         from cuda.bindings import driver

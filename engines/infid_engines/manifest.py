@@ -1,4 +1,4 @@
-"""The manifest of an engine folder: what it holds, what each part was made from, and hashes of everything."""
+"""The manifest of an engine folder: its contents, what each file depends on, and hashes of everything."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from infid_engines.errors import EngineFolderError
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
-_REBUILD = "Build the folder again with the `infid-export build` command it was made with."
+_REBUILD = "Build the folder again with its original `infid-export build` command."
 
 Dimension = int | list[int]  # fixed, or [smallest, usual, largest]
-_LARGEST = 1 << 16  # pixels of a side, images of a batch, tokens: far more than any engine has
+_LARGEST = 1 << 16  # pixels per side, images per batch, tokens: far more than any engine has
 _DTYPES = ("float16", "float32", "int32", "int64")
 
 
@@ -28,8 +28,8 @@ class TensorSpec:
 
     Args:
         name: name in the graph.
-        dtype: numpy name of the type.
-        shape: one entry a dimension: an integer, or [smallest, usual, largest].
+        dtype: numpy's name of the dtype.
+        shape: one entry per dimension: an integer, or [smallest, usual, largest].
     """
 
     name: str
@@ -39,7 +39,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphRecord:
-    """One exported graph; `key` is the hash of `key_fields`, all that the file was made from."""
+    """One exported graph; `key` is the hash of `key_fields`, everything that the file depends on."""
 
     file: str
     sha256: str
@@ -69,15 +69,15 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of the folder; `key` is the hash of `key_fields`, all that it was made from.
+    """One file of the folder; `key` is the hash of `key_fields`, everything that it depends on.
 
     Args:
-        sha256: of its content.
-        size: bytes.
+        sha256: hash of its content.
+        size: size in bytes.
         key: hash of `key_fields`.
         key_fields: see above.
-        seconds: that it took to make.
-        peak_bytes: largest memory of the process that made it, meanwhile.
+        seconds: time that it took to write.
+        peak_bytes: peak memory of the process that wrote it.
     """
 
     sha256: str
@@ -108,11 +108,11 @@ class Manifest:
     defaults: Mapping[str, Any]
     faces: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-    vae_scale_factor: int = 8  # pixels of a side that one latent stands for
+    vae_scale_factor: int = 8  # pixels per latent along each side
     schema_version: int = SCHEMA_VERSION
 
     def write(self, folder: Path) -> None:
-        """Write the manifest, whole or not at all."""
+        """Write the manifest atomically."""
         write_json(folder / MANIFEST, sealed(asdict(self)))
 
     @classmethod
@@ -120,7 +120,7 @@ class Manifest:
         """Read and check a folder's manifest.
 
         Raises:
-            EngineFolderError: there is none, it is damaged, or it has another schema version.
+            EngineFolderError: there is no manifest, it is damaged, or it has another schema version.
         """
         path = folder / MANIFEST
         if not path.is_file():
@@ -135,7 +135,7 @@ class Manifest:
             raise EngineFolderError(f"{path} cannot be read ({error}).", fix=_REBUILD) from error
         if version != SCHEMA_VERSION:
             raise EngineFolderError(
-                f"{path} has schema version {version}, this infid-export reads version {SCHEMA_VERSION}.",
+                f"{path} has schema version {version}, but this infid-export reads version {SCHEMA_VERSION}.",
                 fix=_REBUILD,
             )
         try:
@@ -160,10 +160,10 @@ class Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    """Reject what no build writes: impossible sizes, and files outside the folder.
+    """Reject what no build writes: impossible sizes, or files outside the folder.
 
     Raises:
-        ValueError: names the entry.
+        ValueError: the message names the entry.
     """
     for name in ("height", "width", "batch", "people", "identity_tokens", "vae_scale_factor"):
         if not 1 <= getattr(manifest, name) <= _LARGEST:
@@ -188,12 +188,14 @@ def _check_spec(name: str, spec: TensorSpec) -> None:
         raise ValueError(f"{name} has the type {spec.dtype!r}, not one of {', '.join(_DTYPES)}")
     for extent in spec.shape:
         ends = [extent] * 3 if isinstance(extent, int) else extent
-        if len(ends) != 3 or sorted(ends) != ends or ends[0] < 0:  # 0 is a free dimension
-            raise ValueError(f"{name} has the dimension {extent}, not a size, nor [smallest, usual, largest]")
+        if len(ends) != 3 or sorted(ends) != ends or ends[0] < 0:  # 0 is a dynamic dimension
+            raise ValueError(
+                f"{name} has the dimension {extent}, which is neither a size nor [smallest, usual, largest]"
+            )
 
 
 def is_inside(name: str) -> bool:
-    """Return whether a name is the plain path of a file within a folder, whatever the folder holds."""
+    """Return whether a name is the plain relative path of a file within a folder."""
     parts = PurePosixPath(name).parts
     return (
         bool(parts)
@@ -205,7 +207,7 @@ def is_inside(name: str) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON atomically."""
     with whole_file(path) as partial, partial.open("w") as file:
         json.dump(value, file, indent=1, sort_keys=True)
 
@@ -250,24 +252,24 @@ def verify_file(folder: Path, name: str, record: FileRecord) -> Path:
     Args:
         folder: the engine folder.
         name: path within it.
-        record: what the manifest says of it.
+        record: its record in the manifest.
 
     Returns:
         The file's path.
 
     Raises:
-        EngineFolderError: it is missing, of another size or of another hash.
+        EngineFolderError: it is missing, or has another size or hash.
     """
     path = folder / name
     if not path.is_file():
         raise EngineFolderError(f"{path} is missing.", fix=_REBUILD)
     size = path.stat().st_size
     if size != record.size:
-        raise EngineFolderError(f"{path} has {size} bytes, the manifest says {record.size}.", fix=_REBUILD)
+        raise EngineFolderError(f"{path} has {size} bytes, but the manifest says {record.size}.", fix=_REBUILD)
     found = sha256_file(path)
     if found != record.sha256:
         raise EngineFolderError(
-            f"{path} has changed: its sha256 is {found[:12]}…, the manifest says {record.sha256[:12]}….",
+            f"{path} has changed: its sha256 is {found[:12]}…, but the manifest says {record.sha256[:12]}….",
             fix=_REBUILD,
         )
     return path

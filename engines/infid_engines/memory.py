@@ -1,4 +1,4 @@
-"""Memory of this process and of the machine, as Linux counts it."""
+"""Memory of this process and of the machine, on Linux."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ _RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs
 
 
 def reset_peak_memory() -> None:
-    """Let `peak_memory` count from now on; where the system forbids it, it goes on counting from the start."""
+    """Restart `peak_memory`; if the system forbids it, the peak still counts from the start of the process."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
 
 
 def peak_memory() -> int:
-    """Return the largest resident memory of this process in bytes.
+    """Return the peak resident memory of this process in bytes.
 
-    Not getrusage: its maximum cannot be reset, and a child inherits its parent's.
+    This is not from getrusage, whose maximum cannot be reset and is inherited from the parent.
     """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
@@ -27,5 +27,5 @@ def peak_memory() -> int:
 
 
 def available_memory() -> int:
-    """Return the bytes that the machine has free."""
+    """Return the machine's free memory in bytes."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""ONNX Runtime: runs the exported graphs as they are, on the CPU or, with onnxruntime-gpu, on CUDA."""
+"""ONNX Runtime: runs the exported graphs directly, on the CPU or, with onnxruntime-gpu, on CUDA."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from infid_engines.progress import Stage
 if TYPE_CHECKING:
     import numpy as np
 
-# Above this, optimizing the graph would hold an fp32 copy of every fp16 weight (the CPU kernels are fp32):
-# 10 GB more for SDXL. Below it the copy is worth its speed.
+# Above this size, graph optimization would keep an fp32 copy of every fp16 weight (the CPU kernels are fp32):
+# 10 GB more for SDXL. Below it, the speed is worth the copy.
 LARGE_WEIGHTS = 1 << 31
 
 
@@ -25,7 +25,7 @@ _CUDA = Extra("cuda", {"onnxruntime-gpu": "1.23"}, needs_gpu=True)
 
 
 def import_onnxruntime() -> Any:
-    """Return the module `onnxruntime`, which either of two distributions installs.
+    """Return the module `onnxruntime`, which comes from either of two distributions.
 
     Raises:
         BackendUnavailableError: neither is installed.
@@ -41,7 +41,7 @@ def import_onnxruntime() -> Any:
 
 
 class OnnxRuntimeBackend(Backend):
-    """The embedded default: nothing to build, parity on every machine."""
+    """The default: nothing to build, and parity on every machine."""
 
     name = "onnxruntime"
     rank = 2
@@ -59,11 +59,11 @@ class OnnxRuntimeBackend(Backend):
             raise InputError(f"{self.name} has no target '{target}'.", fix=f"Use {' or '.join(_PROVIDERS)}.")
 
     def default_targets(self) -> tuple[str, ...]:
-        """Return the one target that needs nothing."""
+        """Return the target that every machine has."""
         return ("cpu",)
 
     def present_target(self) -> str | None:
-        """Return the CPU, which is always there."""
+        """Return the CPU, which is always available."""
         return "cpu"
 
     def check_device(self) -> None:
@@ -74,7 +74,7 @@ class OnnxRuntimeBackend(Backend):
         stage.update(1.0)
 
     def choose_target(self, device: str, targets: Sequence[str]) -> tuple[str | None, str]:
-        """Take the graphs, which are the same for all targets; `auto` runs them on the CPU."""
+        """Use the graphs, which are the same for all targets; `auto` runs them on the CPU."""
         if device != "auto":
             self._provider(device)
         return None, self.device if device == "auto" else device
@@ -85,7 +85,7 @@ class OnnxRuntimeBackend(Backend):
         """Load a graph.
 
         Raises:
-            BackendUnavailableError: CUDA was asked for and this onnxruntime has no CUDA.
+            BackendUnavailableError: CUDA was requested, but this onnxruntime does not support it.
             EngineFolderError: the file cannot be loaded.
         """
         ort = import_onnxruntime()
@@ -124,16 +124,16 @@ class OnnxRuntimeBackend(Backend):
 
 
 def _check_names(path: Path, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-    """Reject a graph whose inputs or outputs are not those that the manifest names.
+    """Reject a graph whose inputs or outputs differ from the manifest's.
 
     Raises:
-        EngineFolderError: names the first that differs.
+        EngineFolderError: the message names the first difference.
     """
     for kind, specs, values in (("inputs", inputs, session.get_inputs()), ("outputs", outputs, session.get_outputs())):
         different = sorted({spec.name for spec in specs} ^ {value.name for value in values})
         if different:
             raise EngineFolderError(
-                f"The {kind} of {path} are not those of the manifest: only one of them has {different[0]!r}.",
+                f"The {kind} of {path} differ from the manifest's: only one of them has {different[0]!r}.",
                 fix="Build the folder again with `infid-export build`.",
             )
 
@@ -187,15 +187,15 @@ class OnnxRuntimeLoop:
         self._state = dict(initial)
 
     def step(self, varying: Arrays) -> None:
-        """Run once and keep the carried outputs."""
+        """Run once, and keep the carried outputs."""
         outputs = self._engine.run({**self._fixed, **self._state, **varying})
         self._state = {name: outputs[source] for name, source in self._carry.items()}
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
-        """Return the present value of a carried input."""
+        """Return the current value of a carried input."""
         return self._state[name]
 
     def close(self) -> None:
-        """Let go of the arrays."""
+        """Release the arrays."""
         self._fixed.clear()
         self._state.clear()

@@ -1,4 +1,4 @@
-"""How long work reports itself: stages with a fraction done, rendered by whoever listens."""
+"""Progress of long work: stages with a fraction done, which a reporter displays."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ class Stage(Protocol):
     """One piece of work in progress."""
 
     def update(self, fraction: float, detail: str = "") -> None:
-        """Report that `fraction` (0 to 1) is done; `detail` says what is being done now."""
+        """Report that `fraction` (0 to 1) is done; `detail` describes the current work."""
 
 
 class Reporter(Protocol):
     """Receives the progress of a build, a verification or a generation."""
 
     def plan(self, stages: dict[str, float]) -> None:
-        """Announce all stages with their expected seconds, so that time left covers the whole work."""
+        """Announce all stages with their expected seconds, so that the time left covers all of them."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
         """Enter one announced stage; leaving it marks it done."""
 
     def note(self, text: str) -> None:
-        """Tell the user one sentence (what was chosen and why)."""
+        """Show one sentence to the user, for example what was chosen and why."""
 
 
 class _SilentStage:

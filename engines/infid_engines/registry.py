@@ -1,4 +1,4 @@
-"""The backends by name: the only list of them. Imports nothing heavy."""
+"""The backends by name: the only list of them. Imports are light."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from infid_engines.tensorrt_backend import TensorRTBackend, TensorRTRTXBackend
 BACKENDS: dict[str, Backend] = {
     backend.name: backend for backend in (OnnxRuntimeBackend(), TensorRTBackend(), TensorRTRTXBackend())
 }
-# Parity is measured on it, and it runs face models: it needs no GPU and nothing that has to be built.
+# The backend for parity and for face models: it needs neither a GPU nor a build.
 PARITY_BACKEND = OnnxRuntimeBackend.name
 
 
@@ -18,7 +18,7 @@ def get_backend(name: str) -> Backend:
     """Return a backend by name.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no backend with that name.
     """
     if name not in BACKENDS:
         raise InputError(f"There is no backend named '{name}'.", fix=f"Choose from {', '.join(BACKENDS)}.")

@@ -1,7 +1,7 @@
-"""The seal of a safetensors file: a sha256 in its header of everything that the file says.
+"""The seal of a safetensors file: a sha256 of its content, stored in its header.
 
-The format has no checksum of its own. A person or identity file with one changed bit would be read without a word, and
-every picture made with it would be another one.
+The format has no checksum. A person or identity file with one changed bit would be read without an error, and every
+image made with it would differ.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ SEAL_KEY = "infid_seal"
 
 @dataclass(frozen=True)
 class TensorBytes:
-    """A tensor as it lies in the file.
+    """A tensor in the file.
 
     Args:
-        name: in the file.
-        dtype: its name, in the words of whatever library reads and writes this kind of file.
-        shape: of the tensor.
+        name: name in the file.
+        dtype: name of its dtype in the library that reads and writes this kind of file.
+        shape: shape of the tensor.
         content: contiguous bytes.
     """
 
@@ -37,8 +37,8 @@ def tensor_seal(metadata: Mapping[str, str], tensors: Iterable[TensorBytes]) -> 
     """Return the seal of a file.
 
     Args:
-        metadata: all of the header's, with or without a seal.
-        tensors: all of the file's, in the order of their names.
+        metadata: all metadata of the header, with or without a seal.
+        tensors: all tensors of the file, sorted by name.
     """
     facts = {name: value for name, value in metadata.items() if name != SEAL_KEY}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -49,9 +49,9 @@ def tensor_seal(metadata: Mapping[str, str], tensors: Iterable[TensorBytes]) -> 
 
 
 def sort_header(path: Path) -> None:
-    """Bring a header's entries of metadata into order, so that the same content makes the same bytes.
+    """Sort the metadata entries of a header, so that the same content has the same bytes.
 
-    The library writes them in an order of chance. The header keeps its length.
+    The library writes them in random order. The header keeps its length.
     """
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX: one code path for both libraries, which share their Python interface.
 
 `tensorrt_rtx` builds for RTX-class GPUs without a GPU; `tensorrt` builds on and for the GPU that is present.
-Networks are strongly typed: every type is the graph's own.
+Networks are strongly typed: every dtype comes from the graph.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CUDA_PYTHON = {"cuda-python": "13"}
 
 
 class TensorRTBackend(Backend):
-    """TensorRT: builds on and for the GPU that is present. The name is also that of the Python module."""
+    """TensorRT: builds on and for the GPU that is present. The name is also the Python module's."""
 
     name = "tensorrt"
     rank = 0
@@ -49,7 +49,7 @@ class TensorRTBackend(Backend):
         present = _present_gpu()
         if present != target:
             raise BackendUnavailableError(
-                f"TensorRT builds only for the GPU it runs on, which here is {present or 'none'}, not {target}.",
+                f"TensorRT builds only for the GPU that it runs on; here it is {present or 'none'}, not {target}.",
                 fix="Run the build on that GPU, or use --backend tensorrt_rtx for RTX-class targets.",
             )
 
@@ -58,7 +58,7 @@ class TensorRTBackend(Backend):
         present = _present_gpu()
         if present is None:
             raise BackendUnavailableError(
-                "TensorRT needs the GPU it builds for, and this machine has none.",
+                "TensorRT needs the GPU that it builds for, but this machine has none.",
                 fix="Use --backend tensorrt_rtx, which builds without a GPU, or run on a GPU machine.",
             )
         return (present,)
@@ -71,7 +71,7 @@ class TensorRTBackend(Backend):
         """Reject a machine without an NVIDIA GPU."""
         if _present_gpu() is None:
             raise BackendUnavailableError(
-                f"{self.name} engines run on an NVIDIA GPU, and none was found.",
+                f"{self.name} engines need an NVIDIA GPU, but none was found.",
                 fix="Check the driver with `infid-export doctor`, or use --backend onnxruntime.",
             )
 
@@ -93,7 +93,7 @@ class TensorRTBackend(Backend):
         if not parser.parse_from_file(str(request.onnx)):
             raise BuildError(
                 f"{self.name} cannot read {request.onnx.name}: {_parser_errors(parser)}.",
-                fix="Report it with the versions `infid-export doctor` prints.",
+                fix="Please report this with the output of `infid-export doctor`.",
             )
         config = builder.create_builder_config()
         self._configure(trt, builder, config, request)
@@ -104,7 +104,7 @@ class TensorRTBackend(Backend):
             raise BuildError(
                 f"{self.name} could not build {request.onnx.stem} for {request.target}: "
                 f"{'; '.join(messages[-3:]) or 'no message'}.",
-                fix="If memory ran out, close other programs or build fewer graphs at once with --graph.",
+                fix="If memory ran out, close other programs, or build fewer graphs at once with --graph.",
             )
         with request.output.open("wb") as file:
             file.write(memoryview(engine))
@@ -147,7 +147,7 @@ class TensorRTBackend(Backend):
 
         Raises:
             BackendUnavailableError: there is no GPU.
-            EngineFolderError: the engine was built by another version or for another GPU.
+            EngineFolderError: the engine was built with another version or for another GPU.
         """
         from infid_engines.tensorrt_runner import TensorRTEngine
 
@@ -158,14 +158,14 @@ class TensorRTBackend(Backend):
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             raise EngineFolderError(
-                f"{path} was built by another {self.name} than {trt.__version__}, or not for this GPU ({present}).",
+                f"{path} was not built with {self.name} {trt.__version__}, or not for this GPU ({present}).",
                 fix=f"infid-export build --backend {self.name} --target {present}",
             )
         return TensorRTEngine(trt, runtime, engine, inputs, outputs)
 
 
 class TensorRTRTXBackend(TensorRTBackend):
-    """TensorRT-RTX: builds for RTX-class GPUs, without a GPU."""
+    """TensorRT-RTX: builds for RTX-class GPUs without a GPU."""
 
     name = "tensorrt_rtx"
     rank = 1
@@ -175,7 +175,7 @@ class TensorRTRTXBackend(TensorRTBackend):
     takes_plugins = False
 
     def targets(self) -> tuple[str, ...]:
-        """Return the architectures it builds for, as `sm_…`."""
+        """Return the architectures that it builds for, as `sm_…`."""
         return tuple(
             _PREFIX + name.removeprefix("SM")
             for name in self._library().ComputeCapability.__members__
@@ -183,7 +183,7 @@ class TensorRTRTXBackend(TensorRTBackend):
         )
 
     def check_target(self, target: str) -> None:
-        """Accept the architectures it builds for."""
+        """Accept the architectures that it builds for."""
         _check_architecture(target)
         if target not in self.targets():
             raise InputError(
@@ -199,13 +199,13 @@ class TensorRTRTXBackend(TensorRTBackend):
         """Parse the graph and build its engine.
 
         Raises:
-            BackendUnavailableError: the engine needs a GPU to be built, and there is none.
+            BackendUnavailableError: this build needs a GPU, and there is none.
             BuildError: the parser or the builder rejected the graph.
         """
         if (request.refit or request.strip) and _present_gpu() is None:
             # measured with 1.7.1: the builder calls CUDA for such engines and fails with an internal error
             raise BackendUnavailableError(
-                "TensorRT-RTX needs a GPU to build engines that can be refitted or are stripped of weights.",
+                "TensorRT-RTX needs a GPU to build refittable or stripped engines.",
                 fix="Leave out --refit and --strip, or build on a machine with a GPU.",
             )
         super().build(request, stage)
@@ -217,22 +217,22 @@ class TensorRTRTXBackend(TensorRTBackend):
         super()._configure(trt, builder, config, request)
 
     def _timing_cache(self, config: Any, request: BuildRequest) -> Any:
-        """Attach nothing: TensorRT-RTX times nothing at build."""
+        """Attach nothing: TensorRT-RTX does no timing at build time."""
         return None
 
 
 def _check_architecture(target: str) -> None:
-    """Reject what is not the name of a GPU architecture.
+    """Reject names that are not GPU architectures.
 
     Raises:
-        InputError: it is not.
+        InputError: the target is not a GPU architecture.
     """
     if not target.startswith(_PREFIX) or not target.removeprefix(_PREFIX).isdigit():
-        raise InputError(f"'{target}' is not a GPU architecture.", fix="Write it like sm_89.")
+        raise InputError(f"'{target}' is not a GPU architecture.", fix="Give an architecture such as sm_89.")
 
 
 def _network_flags(trt: Any) -> int:
-    """Ask for strong typing where it is not yet the only mode (TensorRT 10)."""
+    """Request strong typing if it is not the only mode (TensorRT 10)."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -258,7 +258,7 @@ def _collecting_logger(trt: Any, messages: list[str]) -> Any:
 
 
 def _progress_monitor(trt: Any, stage: Stage) -> Any:
-    """Translate TensorRT's nested phases to one fraction: the outermost phase, refined by its current child."""
+    """Translate TensorRT's nested phases into one fraction: the outermost phase, refined by its current child."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -289,7 +289,7 @@ def _progress_monitor(trt: Any, stage: Stage) -> Any:
 
 
 def _present_gpu() -> str | None:
-    """Return the architecture of the first GPU, or None where there is no driver or no GPU."""
+    """Return the architecture of the first GPU, or None without a driver or GPU."""
     try:
         from cuda.bindings import driver
     except ImportError:
@@ -304,6 +304,6 @@ def _present_gpu() -> str | None:
         attribute = driver.CUdevice_attribute
         _, major = driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
         _, minor = driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
-    except RuntimeError:  # cuda-python raises it where libcuda is missing
+    except RuntimeError:  # cuda-python raises it if libcuda is missing
         return None
     return f"{_PREFIX}{major}{minor}"

@@ -1,9 +1,9 @@
-"""The fused kernels as TensorRT plugins: ahead of time, so that an engine runs them without Python.
+"""The fused kernels as ahead-of-time TensorRT plugins, so that an engine runs them without Python.
 
-TensorRT takes from `tensorrt.plugin` the PTX, the launch and the integer arguments as expressions of the inputs'
-shapes, and puts them into the engine. Each kernel's launch description says all of that, so nothing here knows what a
-kernel computes. Every compiled variant of a kernel is one tactic, which TensorRT times; at least one needs no more
-than 48 KB of shared memory, above which TensorRT documents nothing. Not yet run on TensorRT.
+`tensorrt.plugin` gives TensorRT the PTX, the launch and the integer arguments as expressions of the inputs' shapes,
+which become part of the engine. Each kernel's launch description has all of that, so nothing here knows what a kernel
+computes. Every compiled variant of a kernel is one tactic, which TensorRT times. At least one needs no more than 48 KB
+of shared memory, since TensorRT documents nothing above. Not yet run on TensorRT.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Variant:
         return [each for each in self.launch["arguments"] if each["type"] == "i32"]
 
     def sizes(self, shapes: Sequence[Sequence[Any]]) -> dict[str, Any]:
-        """Return what the symbols of the description stand for in inputs of these shapes."""
+        """Return the values of the description's symbols for inputs of these shapes."""
         return {
             symbol: extent
             for each, shape in zip(self.inputs, shapes, strict=True)
@@ -62,7 +62,7 @@ class Variant:
         }
 
     def takes(self, shapes: Sequence[Sequence[int]]) -> bool:
-        """Return whether it computes inputs of these shapes; -1 is an extent that varies."""
+        """Return whether it supports inputs of these shapes; -1 is a dynamic extent."""
         fixed = (
             (int(symbol), extent)
             for each, shape in zip(self.inputs, shapes, strict=True)
@@ -80,7 +80,7 @@ def read_variants(path: Path) -> dict[str, list[Variant]]:
     """Read a file of kernels for one GPU architecture, by operation.
 
     Raises:
-        EngineFolderError: it is missing, broken, or of another form.
+        EngineFolderError: it is missing or broken, or has another format.
     """
     try:
         document = read_json(path)
@@ -91,11 +91,11 @@ def read_variants(path: Path) -> dict[str, list[Variant]]:
             variants.setdefault(each["launch"]["op"], []).append(Variant(each["launch"], each["ptx"]))
         return variants
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise EngineFolderError(f"{path} does not hold kernels ({error}).", fix=_BUILD_AGAIN) from error
+        raise EngineFolderError(f"{path} does not contain kernels ({error}).", fix=_BUILD_AGAIN) from error
 
 
 def register(trtp: Any, variants: Mapping[str, Sequence[Variant]]) -> None:
-    """Register every operation as a plugin, before a graph that holds its nodes is parsed.
+    """Register every operation as a plugin, before parsing a graph with its nodes.
 
     Args:
         trtp: the module `tensorrt.plugin`.
@@ -114,15 +114,15 @@ def _register(trtp: Any, plugin: str, variants: Sequence[Variant]) -> None:
     returned = all_outputs if several else trtp.TensorDesc
 
     def describe(*inputs: Any) -> Any:
-        """Return the outputs' shapes and types."""
+        """Return the outputs' shapes and dtypes."""
         found = tuple(_output(trtp, first, inputs, each) for each in first.outputs)
         return found if several else found[0]
 
     def autotune(*given: Any) -> Any:
-        """Return the tactics that compute these shapes, numbered from 1; without any, TensorRT would choose for itself.
+        """Return the tactics for these shapes, numbered from 1. With an empty list, TensorRT would choose itself.
 
         Raises:
-            EngineFolderError: there is none.
+            EngineFolderError: no kernel supports these shapes.
         """
         shapes = [tuple(tensor.shape) for tensor in given[: len(names)]]
         tactics = [number for number, each in enumerate(variants, 1) if each.takes(shapes)]
@@ -156,7 +156,7 @@ def _register(trtp: Any, plugin: str, variants: Sequence[Variant]) -> None:
 
 
 def _output(trtp: Any, variant: Variant, inputs: Sequence[Any], output: Mapping[str, Any]) -> Any:
-    """Describe an output: its shape from the inputs' shapes, its type from an input of the same."""
+    """Describe an output: its shape comes from the inputs' shapes, its dtype from an input with the same dtype."""
     sizes = variant.sizes([tensor.shape_expr for tensor in inputs])
     alike = [each["type"] for each in variant.inputs].index(output["type"])
     shape = tuple(evaluate(extent, sizes) for extent in output["shape"])
@@ -164,7 +164,7 @@ def _output(trtp: Any, variant: Variant, inputs: Sequence[Any], output: Mapping[
 
 
 def _signed(function: Callable[..., Any], parameters: Mapping[str, Any], returned: Any) -> Callable[..., Any]:
-    """Give a function the signature by which TensorRT knows inputs and outputs."""
+    """Give a function the signature that tells TensorRT its inputs and outputs."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     listed = [inspect.Parameter(name, kind, annotation=annotation) for name, annotation in parameters.items()]
     function.__signature__ = inspect.Signature(listed, return_annotation=returned)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Running TensorRT engines: device buffers and one stream through cuda-python, nothing allocated in a loop."""
+"""Runs TensorRT engines with device buffers and one stream through cuda-python; steps allocate nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 class TensorRTEngine:
-    """A deserialised engine with an execution context.
+    """A deserialized engine with an execution context.
 
     Args:
         trt: the library's module.
@@ -28,7 +28,7 @@ class TensorRTEngine:
 
     Raises:
         BackendUnavailableError: the GPU has too little memory.
-        EngineFolderError: the engine is not the graph's.
+        EngineFolderError: the engine does not belong to the graph.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class TensorRTEngine:
         names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
         if names != set(self.inputs) | set(self.outputs):
             raise EngineFolderError(
-                "The engine's inputs and outputs are not those of its graph.",
+                "The engine's inputs and outputs differ from its graph's.",
                 fix="Build the folder again with `infid-export build`.",
             )
         self._checked = CheckedInputs(self.inputs)
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """Copy inputs to the device, run once, copy all outputs back."""
+        """Copy inputs to the device, run once, and copy all outputs back."""
         self._checked.check(inputs)
         loop = TensorRTLoop(self, {}, {}, inputs)
         try:
@@ -64,7 +64,7 @@ class TensorRTEngine:
             loop.close()
 
     def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays) -> TensorRTLoop:
-        """Start a loop: all buffers are allocated here, and fixed inputs copied once."""
+        """Start a loop: all buffers are allocated here, and fixed inputs are copied once."""
         self._checked.check({**fixed, **initial}, set(fixed) | set(carry))
         return TensorRTLoop(self, carry, fixed, initial)
 
@@ -79,16 +79,16 @@ class TensorRTEngine:
 
 
 class TensorRTLoop:
-    """See `StepLoop`. A carried tensor has two buffers that change places at every step.
+    """See `StepLoop`. A carried tensor has two buffers, which are swapped at every step.
 
     Args:
         engine: the engine.
         carry: per input, the output that becomes its next value.
-        fixed: inputs that stay.
-        initial: first values of carried inputs.
+        fixed: inputs that do not change.
+        initial: initial values of the carried inputs.
 
     Raises:
-        BackendUnavailableError: the GPU, or the host's page-locked memory, has no room for the buffers.
+        BackendUnavailableError: GPU memory or page-locked host memory is too small for the buffers.
     """
 
     def __init__(self, engine: TensorRTEngine, carry: Mapping[str, str], fixed: Arrays, initial: Arrays) -> None:
@@ -105,12 +105,12 @@ class TensorRTLoop:
         try:
             self._prepare({**fixed, **initial})
         except BaseException:
-            with contextlib.suppress(RuntimeError):  # the first error is the one to tell
+            with contextlib.suppress(RuntimeError):  # report the first error
                 self.close()
             raise
 
     def _prepare(self, first: Arrays) -> None:
-        """Allocate all buffers, and copy what is given from the start."""
+        """Allocate all buffers, and copy the initial values."""
         engine = self._engine
         for name, spec in engine.inputs.items():
             shape = self._shapes.get(name, tuple(d if isinstance(d, int) else d[1] for d in spec.shape))
@@ -143,20 +143,20 @@ class TensorRTLoop:
         )
 
     def step(self, varying: Arrays) -> None:
-        """Upload the varying inputs, enqueue, and exchange the buffers of carried tensors."""
-        # the staging memory of the last upload must have been read before it is written again
+        """Upload the varying inputs, enqueue a run, and swap the buffers of carried tensors."""
+        # the last upload must be complete before its staging memory is overwritten
         _checked(self._cudart.cudaStreamSynchronize(self._stream))
         for name, array in varying.items():
             self._upload(name, array)
         if not self._engine.context.execute_async_v3(int(self._stream)):
-            raise RuntimeError("TensorRT refused to enqueue the step")
+            raise RuntimeError("TensorRT could not enqueue the step")
         for source, result in self._carry.items():
             self._buffers[source], self._buffers[result] = self._buffers[result], self._buffers[source]
             self._engine.context.set_tensor_address(source, self._buffers[source])
             self._engine.context.set_tensor_address(result, self._buffers[result])
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
-        """Return the present value of a carried input, copied to the host."""
+        """Return the current value of a carried input, copied to the host."""
         return self._download(name)
 
     def read_output(self, name: str) -> np.ndarray[Any, Any]:
@@ -173,7 +173,7 @@ class TensorRTLoop:
         return staging.copy()
 
     def close(self) -> None:
-        """Free buffers and stream; all of them are tried before an error is raised."""
+        """Free buffers and stream; an error is raised only after trying all of them."""
         if self._stream is None:
             return
         cuda, stream, self._stream = self._cudart, self._stream, None
@@ -190,12 +190,12 @@ class TensorRTLoop:
             _checked(result)
 
     def __del__(self) -> None:
-        """Free what a caller left open."""
+        """Free what the caller did not close."""
         self.close()
 
 
 def _checked(result: tuple[Any, ...]) -> Any:
-    """Unpack a CUDA call's result; an error code becomes an exception."""
+    """Unpack the result of a CUDA call; an error code becomes an exception."""
     status, *values = result
     if int(status) != 0:
         raise RuntimeError(f"CUDA error {status.name}")
@@ -203,7 +203,7 @@ def _checked(result: tuple[Any, ...]) -> Any:
 
 
 def _allocated(result: tuple[Any, ...], size: int, memory: str, what: str) -> Any:
-    """Unpack an allocation's result; too little memory is not a fault of ours."""
+    """Unpack the result of an allocation; out of memory is not a bug."""
     if int(result[0]) == _OUT_OF_MEMORY:
         raise _no_room(size, memory, what)
     return _checked(result)
@@ -211,6 +211,6 @@ def _allocated(result: tuple[Any, ...], size: int, memory: str, what: str) -> An
 
 def _no_room(size: int, memory: str, what: str) -> BackendUnavailableError:
     return BackendUnavailableError(
-        f"There is no room for {what}: {size:,} bytes more of {memory} were asked for.",
-        fix="End other programs that hold it, or build for a smaller batch or size.",
+        f"There is not enough memory for {what}: another {size:,} bytes of {memory} are needed.",
+        fix="Close other programs that use it, or build for a smaller batch or size.",
     )

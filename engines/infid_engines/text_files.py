@@ -1,7 +1,7 @@
-"""Text that people bring: captions, prompts, JSON. One reader, so that what an editor adds means the same everywhere.
+"""Reads text from users: captions, prompts, JSON. A single reader treats what editors add the same everywhere.
 
-Editors begin files with a byte order mark, write UTF-16, and end lines in their system's way; tools pad with NULs. A
-mark that is not taken off becomes three tokens of a prompt.
+Editors start files with a byte order mark, write UTF-16, and use their system's line endings; tools pad with NULs. A
+mark that is not removed becomes three tokens of a prompt.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def read_text(path: Path, fix: str = _AS_UTF8, name: str = "") -> str:
     r"""Read a text file: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
 
     Args:
-        path: of the file.
+        path: path of the file.
         fix: what to do if it cannot be read.
-        name: what messages call the file; empty is its path.
+        name: name of the file for messages; empty uses its path.
 
     Returns:
-        The text without byte order marks and without NULs at its end; lines end in `\n`.
+        The text without byte order marks and trailing NULs; lines end in `\n`.
 
     Raises:
-        InputError: it cannot be read, is larger than `MOST_BYTES`, or is not such a text.
+        InputError: it cannot be read, is larger than `MOST_BYTES`, or has another encoding.
     """
     try:
         with path.open("rb") as file:
@@ -53,10 +53,10 @@ def read_text(path: Path, fix: str = _AS_UTF8, name: str = "") -> str:
 
 
 def read_json(path: Path, fix: str = _AS_UTF8) -> Any:
-    """Read a JSON file as `read_text` reads text.
+    """Read a JSON file with `read_text`.
 
     Raises:
-        InputError: as of `read_text`, or it is not JSON.
+        InputError: see `read_text`; or it is not JSON.
     """
     text = read_text(path, fix)
     try:
@@ -66,7 +66,7 @@ def read_json(path: Path, fix: str = _AS_UTF8) -> Any:
 
 
 def without_marks(text: str) -> str:
-    """Return a text without the byte order marks that begin its lines, as in `"$(cat prompt.txt)"` of a shell."""
+    """Return a text without byte order marks at the start of lines, as from `"$(cat prompt.txt)"` in a shell."""
     return re.sub(f"^{_MARK}+", "", text, flags=re.MULTILINE)
 
 
@@ -74,5 +74,5 @@ def _decoded(content: bytes) -> str:
     encoding = next((name for mark, name in _ENCODINGS if content.startswith(mark)), "utf-8")
     text = content.decode(encoding).rstrip("\0")
     if "\0" in text:
-        raise ValueError("it holds NUL characters, as UTF-16 without a byte order mark does")
+        raise ValueError("it contains NUL characters, like UTF-16 without a byte order mark")
     return without_marks(text.replace("\r\n", "\n").replace("\r", "\n"))

@@ -1,4 +1,4 @@
-"""Arguments that Python callers give: each wrong type is one sentence, not a traceback from deep inside."""
+"""Checks arguments from Python callers: a wrong type gives one sentence, not a traceback from deep inside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages show it: as Python writes it, shortened."""
+    """Return a value for messages: its repr, shortened."""
     return _SHORT.repr(value)
 
 
@@ -27,13 +27,13 @@ def whole_number(name: str, value: Any, fix: str, least: int | None = None) -> i
     """Return a whole number.
 
     Args:
-        name: what messages call it.
-        value: an int, or what numpy has for one; neither a bool nor a text of digits.
-        fix: what to do if it is none.
-        least: the smallest allowed; None allows all.
+        name: its name for messages.
+        value: an int or a numpy integer; neither a bool nor a string of digits.
+        fix: what to do if it is not valid.
+        least: the smallest allowed value; None allows all.
 
     Raises:
-        InputError: it is no whole number, or too small.
+        InputError: it is not a whole number, or too small.
     """
     try:
         if isinstance(value, bool):
@@ -50,12 +50,12 @@ def finite_number(name: str, value: Any, fix: str) -> float:
     """Return a finite number.
 
     Args:
-        name: what messages call it.
-        value: a real number of Python's or numpy's; neither a bool nor a text of digits.
-        fix: what to do if it is none.
+        name: its name for messages.
+        value: a real number of Python or numpy; neither a bool nor a string of digits.
+        fix: what to do if it is not valid.
 
     Raises:
-        InputError: it is no number, or not finite.
+        InputError: it is not a number, or not finite.
     """
     if not is_number(value):
         raise InputError(f"{name} must be a number, not {shown(value)}.", fix=fix)
@@ -69,7 +69,7 @@ def finite_number(name: str, value: Any, fix: str) -> float:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a real number of Python's or numpy's; a bool is none."""
+    """Return whether a value is a real number of Python or numpy; a bool is not."""
     return not isinstance(value, bool) and isinstance(value, numbers.Real)
 
 
@@ -77,12 +77,12 @@ def path_of(name: str, value: Any, fix: str) -> Path:
     """Return a path.
 
     Args:
-        name: what messages call it.
-        value: a text or a path object.
-        fix: what to do if it is none.
+        name: its name for messages.
+        value: a string or a path object.
+        fix: what to do if it is not valid.
 
     Raises:
-        InputError: it is neither, or no path.
+        InputError: it is not a path.
     """
     try:
         text = os.fspath(value)
@@ -94,68 +94,68 @@ def path_of(name: str, value: Any, fix: str) -> Path:
 
 
 def text_of(name: str, value: Any, fix: str = "Give a string.") -> str:
-    """Return a text.
+    """Return a string.
 
     Raises:
-        InputError: it is none, or not valid Unicode.
+        InputError: it is not a string, or not valid Unicode.
     """
     if not isinstance(value, str):
-        raise InputError(f"{name} must be a text, not {shown(value)}.", fix=fix)
+        raise InputError(f"{name} must be a string, not {shown(value)}.", fix=fix)
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{name} {shown(value)} is not valid Unicode ({error.reason}).", fix="Type it anew."
+            f"{name} {shown(value)} is not valid Unicode ({error.reason}).", fix="Type it again."
         ) from error
     return value
 
 
 def texts_of(name: str, value: Any, fix: str) -> list[str]:
-    """Return one text or several as a list.
+    """Return one string or several as a list.
 
     Args:
-        name: what messages call one of them.
-        value: a text, or a list or tuple of texts.
-        fix: what to do if it is neither.
+        name: name of one of them for messages.
+        value: a string, or a list or tuple of strings.
+        fix: what to do if it is not valid.
 
     Raises:
-        InputError: it is neither, or not valid Unicode.
+        InputError: it is neither of these, or not valid Unicode.
     """
     if not isinstance(value, str | list | tuple):
-        raise InputError(f"{name} must be a text, not {shown(value)}.", fix=fix)
+        raise InputError(f"{name} must be a string, not {shown(value)}.", fix=fix)
     return [text_of(name, each, fix) for each in ([value] if isinstance(value, str) else value)]
 
 
 def require_methods(name: str, value: Any, methods: tuple[str, ...], fix: str) -> None:
-    """Reject an object that lacks methods that will be called, such as `is_set` of an event; None passes.
+    """Reject an object without the methods that will be called, such as an event's `is_set`; None passes.
 
     Raises:
-        InputError: it lacks one.
+        InputError: it lacks a method.
     """
     if value is not None and not all(callable(getattr(value, method, None)) for method in methods):
-        raise InputError(f"{name} must have {', '.join(methods)}, which {shown(value)} has not.", fix=fix)
+        raise InputError(f"{name} must have {', '.join(methods)}, which {shown(value)} lacks.", fix=fix)
 
 
 def require_callable(name: str, value: Any, fix: str) -> None:
-    """Reject what cannot be called; None passes.
+    """Reject an object that cannot be called; None passes.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot be called.
     """
     if value is not None and not callable(value):
         raise InputError(f"{name} must be a function, not {shown(value)}.", fix=fix)
 
 
 def settle_fields(options: Any) -> None:
-    """Check the fields of a dataclass against their types, and turn what stands for a type into it.
+    """Check the fields of a dataclass against their types, and convert equivalent values.
 
-    A text stands for a path, numpy's numbers for Python's, a list for a tuple.
+    A string becomes a path, a numpy number a Python number, a list a tuple.
 
     Args:
-        options: a dataclass whose fields are numbers, texts, paths, bools, literals, tuples or unions of them.
+        options: a dataclass whose fields are numbers, strings, paths, bools, literals, tuples or unions of them.
 
     Raises:
-        InputError: a field is of another type; names it.
+        InputError: a field has another type; the message names it.
     """
     for name, hint in get_type_hints(type(options)).items():
         value = getattr(options, name)
@@ -168,7 +168,7 @@ def settle_fields(options: Any) -> None:
 
 
 def _settled(value: Any, hint: Any) -> Any:
-    """Return a value as the type that a hint asks for; TypeError if it is none."""
+    """Return a value converted to a type hint; raise TypeError if it does not fit."""
     kinds = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         for kind in kinds:
@@ -201,6 +201,7 @@ def _words(hint: Any) -> str:
         return f"one of {', '.join(get_args(hint))}"
     if get_origin(hint) is tuple:
         kinds = get_args(hint)
-        return f"several of {_words(kinds[0])}" if kinds[-1] is Ellipsis else f"{len(kinds)} times {_words(kinds[0])}"
-    named = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
+        count = "several" if kinds[-1] is Ellipsis else len(kinds)
+        return f"{count} values, each {_words(kinds[0])}"
+    named = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", Path: "a path"}
     return named.get(hint, "None")

@@ -1,4 +1,4 @@
-"""Engine builds in a process of their own: a builder's memory and its crashes stay out of the caller's."""
+"""Engine builds in a separate process, which isolates the builder's memory and crashes from the caller."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> in
         stage: receives the builder's progress.
 
     Returns:
-        The largest memory of that process, in bytes.
+        The peak memory of that process, in bytes.
 
     Raises:
         BuildError: the builder rejected the graph, or the process was killed.
@@ -45,7 +45,7 @@ def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> in
         "PYTHONPATH": os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")]),
     }
     with (
-        tempfile.TemporaryFile("w+") as errors,  # and not a pipe: nobody reads it before the builder ends
+        tempfile.TemporaryFile("w+") as errors,  # not a pipe, since nobody reads it before the builder ends
         subprocess.Popen(
             [sys.executable, "-m", "infid_engines.worker", json.dumps(job, default=str)],
             stdout=subprocess.PIPE,
@@ -68,7 +68,7 @@ def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> in
             f"The {backend} builder was killed ({name}) while building {request.onnx.stem}"
             + ("; the system probably ran out of memory." if name == "SIGKILL" else "."),
             fix=f"Free memory ({available_memory() / 1e9:.1f} GB are available now; `infid-export build --dry-run` "
-            "estimates the need) and run the command again: finished parts are kept.",
+            "estimates the need) and run the command again: finished artifacts are kept.",
         )
     if "problem" in answer:
         raise BuildError(answer["problem"], fix=answer["fix"])
@@ -78,7 +78,7 @@ def build_in_subprocess(backend: str, request: BuildRequest, stage: Stage) -> in
 
 
 def _follow(process: subprocess.Popen[str], stage: Stage) -> dict[str, Any]:
-    """Pass progress lines on until the last line, which is the answer."""
+    """Forward progress lines, and return the last line, which is the answer."""
     answer: dict[str, Any] = {}
     assert process.stdout is not None
     for line in process.stdout:
@@ -92,7 +92,7 @@ def _follow(process: subprocess.Popen[str], stage: Stage) -> dict[str, Any]:
 
 
 class _PipeStage:
-    """Writes progress as JSON lines, at most ten a second."""
+    """Writes progress as JSON lines, at most ten per second."""
 
     def __init__(self) -> None:
         self._last = 0.0

@@ -170,7 +170,7 @@ def test_a_missing_triton_is_named_with_its_command(cli: Cli, tmp_path: Path, mo
 
 def test_a_folder_of_something_else_is_rejected_before_anything_is_compiled(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    for output, problem in ((tmp_path / "file", "is a file."), (tmp_path, "so it is not a bundle of kernels.")):
+    for output, problem in ((tmp_path / "file", "is a file."), (tmp_path, "so it is not a kernel bundle.")):
         code, _, err = cli("compile-kernels", "--target", "sm_90", "-o", output)
         assert code == 1
         assert problem in err

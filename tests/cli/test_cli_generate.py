@@ -160,7 +160,7 @@ def test_a_picture_is_whole_or_not_there(
     monkeypatch.setattr(Image.Image, "save", save)
     code, _, err = cli("generate", "x", "y", "--person", "other.safetensors")
     assert code == 1
-    assert "The disk that holds out-0.png is full" in err
+    assert "The disk with out-0.png is full" in err
     assert (tmp_path / "out-0.png").read_bytes() == b"the old picture"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.safetensors", "out-0.png"]
 

@@ -52,7 +52,7 @@ def test_from_a_folder_of_people_to_an_identity_file(
     assert "4 photos, 1 dropped" in out
     code, out, err = cli(*words, "--json")
     assert code == 1
-    assert json.loads(out)["error"]["problem"].endswith("exists already.")
+    assert json.loads(out)["error"]["problem"].endswith("already exists.")
     options = ["--train-steps", 2, "--batch-size", 1, "--log-every", 1, "--learning-rate", 1e-3]
     code, out, err = cli("train", shards, "-o", run, *options)
     assert code == 0, err

@@ -61,7 +61,7 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, private
 
 def test_a_file_that_cannot_be_flushed_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DiskFullError, match=r"The disk that holds .*/a is full"), whole_file(tmp_path / "a") as partial:
+    with pytest.raises(DiskFullError, match=r"The disk with .*/a is full"), whole_file(tmp_path / "a") as partial:
         partial.write_text("new")
     assert not list(tmp_path.iterdir())
 
@@ -86,7 +86,7 @@ def test_a_folder_is_there_when_all_of_it_is(tmp_path: Path) -> None:
         (partial / "a").write_text("a")
         assert not target.exists()
     assert [path.name for path in target.iterdir()] == ["a"]
-    with pytest.raises(InputError, match="exists already"), whole_folder(target):
+    with pytest.raises(InputError, match="already exists"), whole_folder(target):
         pass
     remove_folder(target)
     assert not list(tmp_path.iterdir())
@@ -107,7 +107,7 @@ def test_of_nested_blocks_the_outermost_speaks(tmp_path: Path) -> None:
         full_disk_explained(tmp_path / "outer/inner/file"),
     ):
         full()
-    assert re.fullmatch(r"The disk that holds .*/outer is full \(\d+\.\d\d GB free\)\.", caught.value.problem)
+    assert re.fullmatch(r"The disk with .*/outer is full \(\d+\.\d\d GB free\)\.", caught.value.problem)
     assert caught.value.fix == "Buy a larger one."
 
 

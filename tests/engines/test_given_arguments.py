@@ -63,7 +63,7 @@ def test_paths() -> None:
 
 @pytest.mark.parametrize("value", [None, 3, b"a", {"a": 1}, range(3), [1], ["a", None], [["a"]]], ids=repr)
 def test_what_is_no_text(value: Any) -> None:
-    with pytest.raises(InputError, match=r"^A prompt must be a text, not "):
+    with pytest.raises(InputError, match=r"^A prompt must be a string, not "):
         texts_of("A prompt", value, "Give a string.")
 
 
@@ -114,15 +114,15 @@ class Options:
         ({"size": None}, "size must be a whole number, not None"),
         ({"share": "0.5"}, "share must be a number, not '0.5'"),
         ({"share": 10**400}, "share must be a number"),
-        ({"name": 3}, "name must be a text or None, not 3"),
+        ({"name": 3}, "name must be a string or None, not 3"),
         ({"on": 1}, "on must be True or False, not 1"),
         ({"kind": "c"}, "kind must be one of a, b, not 'c'"),
         ({"kind": ["a"]}, r"kind must be one of a, b, not \['a'\]"),
         ({"folder": 3}, "folder must be a path, not 3"),
         ({"folder": ""}, "folder must be a path, not ''"),
-        ({"bounds": (1, 2)}, "bounds must be 3 times a whole number or None"),
-        ({"bounds": (1, 2, "3")}, "bounds must be 3 times"),
-        ({"names": "abc"}, "names must be several of a text, not 'abc'"),
+        ({"bounds": (1, 2)}, "bounds must be 3 values, each a whole number or None"),
+        ({"bounds": (1, 2, "3")}, "bounds must be 3 values"),
+        ({"names": "abc"}, "names must be several values, each a string, not 'abc'"),
     ],
 )
 def test_fields_of_another_type_are_rejected(fields: dict[str, Any], message: str) -> None:

@@ -126,11 +126,11 @@ def test_a_truncated_description_is_rejected(copy: Path, name: str) -> None:
 
 
 def test_a_missing_file_another_version_and_no_bundle_are_rejected(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineFolderError, match=r"is not a bundle of kernels: it has no bundle\.json"):
+    with pytest.raises(EngineFolderError, match=r"is not a kernel bundle: it has no bundle\.json"):
         KernelBundle.load(tmp_path)
     index = json.loads((copy / INDEX).read_text())
     (copy / INDEX).write_text(json.dumps(index | {"schema_version": 9}))
-    with pytest.raises(EngineFolderError, match="has schema version 9, this infid-export reads version 4"):
+    with pytest.raises(EngineFolderError, match="has schema version 9, but this infid-export reads version 4"):
         KernelBundle.load(copy)
     (copy / INDEX).write_text(json.dumps(index))
     sorted(copy.glob("*.ptx"))[0].unlink()
@@ -146,7 +146,7 @@ def test_nothing_else_is_overwritten(tmp_path: Path, what: str) -> None:
     else:
         target.mkdir()
         (target / "mine").write_text("mine")
-    with pytest.raises(EngineFolderError, match="is a file" if what == "file" else r"holds files but no bundle\.json"):
+    with pytest.raises(EngineFolderError, match="is a file" if what == "file" else r"files but no bundle\.json"):
         write_bundle(target, [compiled()])
     assert (target if what == "file" else target / "mine").read_text() == "mine"
 

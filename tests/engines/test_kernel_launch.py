@@ -158,11 +158,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "negative stride": ({"strides": {"stride_qn": -640}}, "stride_qn must be 0 to 16777215, got -640"),
     "large stride": ({"strides": {"stride_qn": 2**24}}, "stride_qn must be 0 to 16777215, got 16777216"),
     "large size": ({"sizes": SIZES | {"text_length": 2**31}}, "text_length must be 0 to 2147483647, got 2147483648"),
-    "missing size": ({"sizes": {"rows": 1}}, "mixed_attention needs the size 'heads'; given are rows"),
+    "missing size": ({"sizes": {"rows": 1}}, "mixed_attention needs the size 'heads'; given: rows"),
     "no queries": ({"sizes": SIZES | {"queries": 0}}, "queries must be at least 1, got 0"),
     "no text": ({"sizes": SIZES | {"text_length": 0}}, "text_length must be at least 1, got 0"),
-    "lengths": ({"sizes": SIZES | {"text_length": 77}}, "takes full blocks of 64 keys, and text_length is 77"),
-    "grid": ({"sizes": SIZES | {"rows": 6554}}, "1 to 65535 blocks along y, these sizes give 65540"),
+    "lengths": ({"sizes": SIZES | {"text_length": 77}}, "takes full blocks of 64 keys, but text_length is 77"),
+    "grid": ({"sizes": SIZES | {"rows": 6554}}, "1 to 65535 blocks along y, but these sizes give 65540"),
 }  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def test_the_driver_is_asked_for_the_kernel_once_and_for_its_memory(
 
 
 def test_what_the_driver_rejects_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = Kernel(compiled().launch, b"code", "cubin", "mixed: machine code of sm_80")
+    kernel = Kernel(compiled().launch, b"code", "cubin", "mixed: machine code for sm_80")
     monkeypatch.setattr(kernel_launch, "_driver", lambda: FakeDriver("cuModuleLoadData"))
     with pytest.raises(BackendUnavailableError, match=r"sm_80 could not be loaded: CUDA_ERROR_NO_BINARY_FOR_GPU"):
         kernel.launch(0, POINTERS, SIZES)

@@ -237,7 +237,7 @@ SPOILED = {
 def test_a_broken_file_is_rejected(file: Path, tmp_path: Path, how: str) -> None:
     broken = tmp_path / "plugins-sm_90.json"
     broken.write_text(SPOILED[how](file.read_text()))
-    with pytest.raises(EngineFolderError, match=r"plugins-sm_90\.json does not hold kernels"):
+    with pytest.raises(EngineFolderError, match=r"plugins-sm_90\.json does not contain kernels"):
         read_variants(broken)
 
 

@@ -141,10 +141,10 @@ def test_it_runs_and_loops_and_frees_everything(monkeypatch):
 @pytest.mark.parametrize(
     ("cuda", "message"),
     [
-        (FakeCuda(room=20_000), "no room for next: 16,000 bytes more of GPU memory"),
+        (FakeCuda(room=20_000), "not enough memory for next: another 16,000 bytes of GPU memory"),
         (
             FakeCuda(room=20_000, host=Status.cudaErrorMemoryAllocation),
-            "no room for x: 16,000 bytes more of page-locked",
+            "not enough memory for x: another 16,000 bytes of page-locked",
         ),
     ],
     ids=["device", "host"],
@@ -157,7 +157,7 @@ def test_too_little_memory_is_a_sentence_with_the_size(monkeypatch, cuda, messag
 
 def test_too_little_memory_for_the_context_is_a_sentence_too():
     engine = SimpleNamespace(create_execution_context=lambda: None, device_memory_size_v2=1_234_500_000)
-    with pytest.raises(BackendUnavailableError, match="1,234,500,000 bytes more of GPU memory"):
+    with pytest.raises(BackendUnavailableError, match="1,234,500,000 bytes of GPU memory"):
         TensorRTEngine(None, None, engine, INPUTS, OUTPUTS)
 
 
@@ -177,7 +177,7 @@ def test_a_failing_run_frees_its_buffers(monkeypatch):
     cuda, context = FakeCuda(), FakeContext()
     engine = engine_on(monkeypatch, cuda, context)
     monkeypatch.setattr(context, "execute_async_v3", lambda stream: False)
-    with pytest.raises(RuntimeError, match="refused to enqueue") as caught:
+    with pytest.raises(RuntimeError, match="could not enqueue") as caught:
         engine.run({"x": X})
     assert cuda.held == 0
     del caught

@@ -176,7 +176,7 @@ def test_no_document_a_cut_off_one_and_scores_that_are_no_numbers_are_rejected(t
     with pytest.raises(InputError, match="not an evaluation"):
         Evaluation.load(tmp_path / "half.json")
     (tmp_path / "nan.json").write_text(text.replace('"m_facenet": 0.0, "face', '"m_facenet": NaN, "face'))
-    with pytest.raises(InputError, match="NaN is no number"):
+    with pytest.raises(InputError, match="NaN is not a JSON number"):
         Evaluation.load(tmp_path / "nan.json")
 
 

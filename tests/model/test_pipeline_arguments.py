@@ -33,11 +33,11 @@ def identity(reference: InfiniteIDPipeline) -> tuple[torch.Tensor, torch.Tensor]
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "prompt-none": ({"prompt": None}, "A prompt must be a text, not None"),
-    "prompt-bytes": ({"prompt": b"a"}, "A prompt must be a text"),
-    "prompt-number": ({"prompt": ["a", 3]}, "A prompt must be a text, not 3"),
+    "prompt-none": ({"prompt": None}, "A prompt must be a string, not None"),
+    "prompt-bytes": ({"prompt": b"a"}, "A prompt must be a string"),
+    "prompt-number": ({"prompt": ["a", 3]}, "A prompt must be a string, not 3"),
     "prompt-empty": ({"prompt": []}, "No prompt was given"),
-    "negative-list": ({"negative_prompt": ["a"]}, "The negative prompt must be a text"),
+    "negative-list": ({"negative_prompt": ["a"]}, "The negative prompt must be a string"),
     "height-text": ({"height": "128"}, "height must be a whole number, not '128'"),
     "width-odd": ({"width": 101}, "width must be a multiple of 4, not 101"),
     "width-zero": ({"width": 0}, "width must be at least 4, not 0"),

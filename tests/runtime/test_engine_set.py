@@ -64,10 +64,10 @@ def test_auto_takes_tensorrt_where_it_runs(tiny_folder: Path, gpu: Callable[[str
     [
         ([], "sm_90", "onnxruntime", "tensorrt not used: the folder has no engines for it"),
         ([("tensorrt", "sm_90")], None, "onnxruntime", "tensorrt not used: there is no GPU"),
-        ([("tensorrt", "sm_80")], "sm_90", "onnxruntime", "engines are for sm_80, this machine has sm_90"),
-        ([("tensorrt", "sm_80"), ("tensorrt_rtx", "sm_89")], "sm_89", "tensorrt_rtx", "for sm_80, this machine has"),
+        ([("tensorrt", "sm_80")], "sm_90", "onnxruntime", "engines are for sm_80, but this machine has sm_90"),
+        ([("tensorrt", "sm_80"), ("tensorrt_rtx", "sm_89")], "sm_89", "tensorrt_rtx", "for sm_80, but this machine"),
         ([("tensorrt_rtx", "sm_89"), ("tensorrt_rtx", "sm_120")], "sm_120", "tensorrt_rtx", "this machine runs them"),
-        ([("tensorrt_rtx", "sm_89")], "sm_90", "onnxruntime", "engines are for sm_89, this machine has sm_90"),
+        ([("tensorrt_rtx", "sm_89")], "sm_90", "onnxruntime", "engines are for sm_89, but this machine has sm_90"),
     ],
     ids=["none", "no-gpu", "other-gpu", "second-best", "several-targets", "rtx-on-hopper"],
 )

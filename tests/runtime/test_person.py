@@ -50,7 +50,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(DiskFullError, match=r"The disk that holds .*person\.safetensors is full"):
+    with pytest.raises(DiskFullError, match=r"The disk with .*person\.safetensors is full"):
         random_person(1).save(path)
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == ["person.safetensors"]
@@ -200,8 +200,8 @@ def test_weights_that_sum_to_nothing_are_rejected(weights: tuple[float, float]) 
     ("call", "message"),
     [
         (lambda: Person(None, None, None, MODEL), "identity_tokens must be an array, not None"),  # type: ignore[arg-type]
-        (lambda: replace(random_person(0), model=None), "model must be a text, not None"),
-        (lambda: replace(random_person(0), name=3), "name must be a text, not 3"),
+        (lambda: replace(random_person(0), model=None), "model must be a string, not None"),
+        (lambda: replace(random_person(0), name=3), "name must be a string, not 3"),
         (lambda: Person.load(None), "The person file must be a path, not None"),  # type: ignore[arg-type]
         (lambda: Person.load(b"a"), "The person file must be a path"),  # type: ignore[arg-type]
         (lambda: random_person(0).save(None), "The person file must be a path"),  # type: ignore[arg-type]

@@ -125,7 +125,7 @@ def test_without_spaces_the_rest_is_told(tokenizer: PromptTokenizer) -> None:
     assert prompt.endswith(dropped)
 
 
-@pytest.mark.parametrize(("prompt", "message"), [(7, "must be a text, not 7"), ("\ud83d", "not valid Unicode")])
+@pytest.mark.parametrize(("prompt", "message"), [(7, "must be a string, not 7"), ("\ud83d", "not valid Unicode")])
 def test_what_is_no_text_is_rejected(tokenizer: PromptTokenizer, prompt: object, message: str) -> None:
     for call in (lambda: tokenizer.encode([prompt]), lambda: tokenizer.dropped(prompt)):  # type: ignore[list-item, arg-type]
         with pytest.raises(InputError, match=message):

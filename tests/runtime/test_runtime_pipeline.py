@@ -276,14 +276,14 @@ FACES = {
 GOOD_NOISE = np.zeros((1, 4, LATENT, LATENT), np.float32)
 BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "no-prompt": ({"prompt": []}, "No prompt was given"),
-    "prompt-number": ({"prompt": [3]}, "A prompt must be a text, not 3"),
+    "prompt-number": ({"prompt": [3]}, "A prompt must be a string, not 3"),
     "prompt-surrogate": ({"prompt": "\ud800"}, "not valid Unicode"),
     "negative-number": ({"negative_prompt": "\udfff"}, "not valid Unicode"),
-    "prompt-none": ({"prompt": None}, "A prompt must be a text, not None"),
-    "prompt-bytes": ({"prompt": b"a"}, "A prompt must be a text, not b'a'"),
-    "prompt-dict": ({"prompt": {"a": 1}}, "A prompt must be a text, not {'a': 1}"),
-    "negative-list": ({"negative_prompt": ["a"]}, r"The negative prompt must be a text, not \['a'\]"),
-    "negative-path": ({"negative_prompt": Path("a")}, "The negative prompt must be a text"),
+    "prompt-none": ({"prompt": None}, "A prompt must be a string, not None"),
+    "prompt-bytes": ({"prompt": b"a"}, "A prompt must be a string, not b'a'"),
+    "prompt-dict": ({"prompt": {"a": 1}}, "A prompt must be a string, not {'a': 1}"),
+    "negative-list": ({"negative_prompt": ["a"]}, r"The negative prompt must be a string, not \['a'\]"),
+    "negative-path": ({"negative_prompt": Path("a")}, "The negative prompt must be a string"),
     "output-type-list": ({"output_type": ["pil"]}, r"no output type \['pil'\]"),
     "height-text": ({"height": "64"}, "height must be a whole number, not '64'"),
     "width-fraction": ({"width": 64.0}, "width must be a whole number, not 64.0"),
@@ -338,9 +338,9 @@ def test_bad_arguments_are_rejected(
     [
         ({"folder": None}, "The engine folder must be a path, not None"),
         ({"folder": b"engines"}, "The engine folder must be a path"),
-        ({"backend": None}, "The backend must be a text, not None"),
-        ({"backend": ["auto"]}, "The backend must be a text"),
-        ({"device": 0}, "The device must be a text, not 0"),
+        ({"backend": None}, "The backend must be a string, not None"),
+        ({"backend": ["auto"]}, "The backend must be a string"),
+        ({"device": 0}, "The device must be a string, not 0"),
         ({"reporter": "loud"}, "The reporter must have plan, stage, note"),
     ],
 )
@@ -358,7 +358,7 @@ def test_bad_arguments_of_load(tiny_folder: Path, arguments: dict[str, Any], mes
         ({"face_index": "0"}, "The face index must be a whole number, not '0'"),
         ({"face_index": True}, "The face index must be a whole number, not True"),
         ({"face_index": 1.0}, "The face index must be a whole number, not 1.0"),
-        ({"name": None}, "The name must be a text, not None"),
+        ({"name": None}, "The name must be a string, not None"),
         ({"name": "\ud800"}, "not valid Unicode"),
     ],
 )

@@ -361,7 +361,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, fails: str, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(*((run_checkpoint, "save_file") if fails == "save_file" else (os, "mkdir")), full)
-    with pytest.raises(InputError, match=r"The disk that holds .*step-00000004 is full \(\d+\.\d\d GB free\)"):
+    with pytest.raises(InputError, match=r"The disk with .*step-00000004 is full \(\d+\.\d\d GB free\)"):
         small_run(tmp_path, steps=4)
     monkeypatch.undo()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]

@@ -93,8 +93,8 @@ def test_a_bundle_is_right_and_timed_next_to_torch(
     driver = Driver(monkeypatch, kernels_bundle)
     result = bundles.measure_bundle(name, bench)
     assert result["passed"] and result["relative_rms"] <= 1e-3
-    assert driver.launched == ops * 3  # once for the comparison, then each of two sets
-    assert all("machine code of sm_90" in kernel for kernel in result["kernels"])
+    assert driver.launched == ops * 3  # once to compare, then each of two sets
+    assert all("machine code for sm_90" in kernel for kernel in result["kernels"])
     assert (result["torch"]["median"], result["driver"]["median"]) == (1.0, 2.0)
 
 
