@@ -125,7 +125,7 @@ def test_a_set_in_one_file(cli: Cli, words: list[str], stage: Path, tmp_path: Pa
         (["--set", "missing.json"], "--references has no effect with --set"),
         (["--model", "demo"], "an engine folder has no effect with --model"),
         (["--adain", "off"], "--adain has no effect with engines"),
-        (["--stylized", "1"], "world's prompts only"),
+        (["--stylized", "1"], "only to the world's prompts"),
         (["--seeds", "0"], "0 seeds"),
         (["--steps", "0"], "steps"),
         (["-o", "prompts.txt/out"], "cannot be written"),

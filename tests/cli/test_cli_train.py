@@ -105,7 +105,7 @@ def test_drawn_people_become_an_engine_folder_that_draws_them(cli: Cli, demo_fol
     code, out, err = cli("build", *words, "-o", engines)
     assert code == 0, err
     assert "PASSED   identity_encoder.identity_tokens" in out
-    assert "PASSED 30-step picture" in out
+    assert "PASSED 30-step image" in out
     assert "FAILED" not in out
     assert "onnx/identity.safetensors" in out.partition("Built, and why")[2].partition("Reused")[0]
     picture = tmp_path / "picture.png"

@@ -178,7 +178,7 @@ def test_a_full_disk_is_explained_and_loses_nothing(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with (
-        pytest.raises(DiskFullError, match=r"is full .* GB free.*old folder is untouched"),
+        pytest.raises(DiskFullError, match=r"is full .* GB free.*old folder is unchanged"),
         FolderTransaction(folder, SilentReporter()) as transaction,
     ):
         transaction.place("b", {}, full)

@@ -108,7 +108,7 @@ def test_impossible_numbers_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="0 seeds"):
         open_set(seeds=0)
     (tmp_path / "prompts.txt").write_text("a knight")
-    with pytest.raises(InputError, match="world's prompts only"):
+    with pytest.raises(InputError, match="only to the world's prompts"):
         open_set("world:heldout:1", str(tmp_path / "prompts.txt"), stylized=1)
 
 

@@ -208,7 +208,7 @@ class TestInsightFace:
         write_scrfd(tmp_path / "det_test.onnx", landmarks=False)
         photo = np.zeros((640, 640, 3), np.uint8)
         photo[..., 0] = 200
-        with pytest.raises(InputError, match="gives no landmarks"):
+        with pytest.raises(InputError, match="returns no landmarks"):
             InsightFaceDetector(tmp_path).detect(photo)
 
     @pytest.mark.parametrize("name", ["", "missing", "buffalo_l"])
