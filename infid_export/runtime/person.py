@@ -115,7 +115,7 @@ class Person:
             if SEAL_KEY not in metadata:
                 raise ValueError("it has no seal")
             if metadata[SEAL_KEY] != _seal(metadata, tensors):
-                raise ValueError("its content is not what was written")
+                raise ValueError("its content has changed")
         except (SafetensorError, OSError, TypeError, ValueError) as error:  # TypeError: a dtype that numpy lacks
             raise InputError(f"{path} is not an intact person file ({error}).", fix=_AGAIN) from error
         try:

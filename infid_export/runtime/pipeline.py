@@ -1,4 +1,4 @@
-"""`Pipeline`: enroll people and generate pictures from an engine folder."""
+"""`Pipeline`: enroll people and generate images from an engine folder."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ CASES = {
             gpu=replace(GPU, driver="570.1", cuda=(12, 8)),
             torch=TorchFacts("12.8", True, ""),
         ),
-        "tensorrt-cu13 needs CUDA 13, driver 570.1 runs CUDA 12 at most",
+        "tensorrt-cu13 needs CUDA 13, but driver 570.1 supports at most CUDA 12",
         "pip install tensorrt-cu12",
     ),
     "torch newer than the driver": (

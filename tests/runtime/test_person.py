@@ -108,7 +108,7 @@ def test_what_was_changed_after_it_was_written_is_rejected(tmp_path: Path, seale
     if not sealed:
         del metadata[SEAL_KEY]
     save_file(tensors, path, metadata={**metadata, "infid_name": "somebody else"})
-    why = "its content is not what was written" if sealed else "it has no seal"
+    why = "its content has changed" if sealed else "it has no seal"
     with pytest.raises(InputError, match=f"not an intact person file \\({why}"):
         Person.load(path)
 
