@@ -132,7 +132,7 @@ def test_an_empty_set_and_repetitions_are_rejected(part: str) -> None:
     with pytest.raises(InputError, match=f"has no {part}"):
         two_people(**{part: ()})
     twice = {"people": (Subject("ann", plain(1)),) * 2, "prompts": (Prompt("x"), Prompt("x", True)), "seeds": (1, 1)}
-    with pytest.raises(InputError, match=f"{part} hold '.*' twice"):
+    with pytest.raises(InputError, match=f"{part} contain '.*' twice"):
         two_people(**{part: twice[part]})
 
 
