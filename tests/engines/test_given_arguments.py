@@ -78,7 +78,7 @@ def test_what_will_be_called_is_looked_at() -> None:
     for nothing in (None, threading.Event()):
         require_methods("cancel", nothing, ("is_set",), "")
     require_callable("callback", print, "")
-    with pytest.raises(InputError, match="cancel must have is_set, which True has not"):
+    with pytest.raises(InputError, match="cancel must have is_set, which True lacks"):
         require_methods("cancel", True, ("is_set",), "Give a threading.Event.")
     with pytest.raises(InputError, match="callback must be a function, not 3"):
         require_callable("callback", 3, "")

@@ -91,7 +91,7 @@ def test_an_embedding_without_direction_is_rejected(bad: np.ndarray) -> None:
 
 
 def test_towers_that_do_not_belong_together_are_rejected() -> None:
-    with pytest.raises(InputError, match="3 and 4 numbers"):
+    with pytest.raises(InputError, match="length 3 and 4"):
         cosine(np.ones(3), np.ones(4))
 
 

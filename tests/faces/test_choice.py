@@ -53,7 +53,7 @@ CANNOT_BE: dict[str, tuple[Face, str]] = {
 @pytest.mark.parametrize(("found", "reason"), CANNOT_BE.values(), ids=CANNOT_BE)
 def test_what_cannot_be_a_face_is_rejected_with_the_reason(found: Face, reason: str) -> None:
     assert reason in doubt(found, SIZE)
-    with pytest.raises(InputError, match=rf"^No face was found in the photo \(640 × 480\): .*1 place.* {reason}"):
+    with pytest.raises(InputError, match=rf"^No face was found in the photo \(640 × 480\): .*1 detection.* {reason}"):
         choose_face([found], photo_size=SIZE)
     with pytest.raises(InputError, match="so there is no face 1"):  # nor can it be chosen
         choose_face([face(), found], 1, photo_size=SIZE)

@@ -85,7 +85,7 @@ def test_a_folder_that_is_no_checkpoint_says_what_it_holds(tmp_path, no_hub):
     with pytest.raises(InputError, match="it is empty"):
         checkpoint_folder(str(tmp_path))
     tensors(tmp_path / "sdxl.safetensors", "model.diffusion_model.x")
-    with pytest.raises(InputError, match=r"it holds sdxl\.safetensors.*from_single_file"):
+    with pytest.raises(InputError, match=r"it contains sdxl\.safetensors.*from_single_file"):
         checkpoint_folder(str(tmp_path))
     (tmp_path / "snapshots/abc").mkdir(parents=True)
     (tmp_path / "snapshots/abc/model_index.json").write_text("{}")
@@ -189,9 +189,9 @@ def test_weights_that_are_there_twice_are_named(sharded):
     ("files", "message"),
     [
         ([], "it is empty"),
-        (["diffusion_pytorch_model.bin"], r"it holds diffusion_pytorch_model\.bin"),
-        (["diffusion_pytorch_model (1).safetensors"], r"it holds diffusion_pytorch_model \(1\)"),
-        (["pytorch_lora_weights.safetensors"], "it holds pytorch_lora_weights"),
+        (["diffusion_pytorch_model.bin"], r"it contains diffusion_pytorch_model\.bin"),
+        (["diffusion_pytorch_model (1).safetensors"], r"it contains diffusion_pytorch_model \(1\)"),
+        (["pytorch_lora_weights.safetensors"], "it contains pytorch_lora_weights"),
         ([NON_EMA, EMA], "variants ema, non_ema"),
         ([PLAIN, "adapter_config.json"], "has an adapter next to its weights"),
     ],
