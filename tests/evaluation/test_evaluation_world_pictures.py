@@ -22,7 +22,7 @@ def test_a_caption_is_drawn_with_all_that_it_says_and_a_seeds_rest() -> None:
 
 
 def test_words_of_no_caption_are_rejected() -> None:
-    with pytest.raises(InputError, match="'a knight' is no caption of the world"):
+    with pytest.raises(InputError, match="'a knight' is not a caption of the world"):
         captioned("a knight", 0)
 
 

@@ -77,7 +77,7 @@ def test_a_share_of_the_references_is_not_seen() -> None:
 
 def test_one_photo_is_rejected_or_its_own_pair() -> None:
     photos = replace(small_photos(people=1, each=3), people=torch.tensor([0, 1, 1]))
-    with pytest.raises(InputError, match=r"1 people have one photo only, such as that of person-0/0.png"):
+    with pytest.raises(InputError, match=r"1 people have only one photo, such as person-0/0.png"):
         BatchSampler(photos, seed=0, rows=1)
     sampler = BatchSampler(photos, seed=0, rows=3, own_pairs=True)
     batches = [sampler.batch(step) for step in range(5)]

@@ -63,7 +63,7 @@ def test_the_whole_name_comes_first(tmp_path: Path) -> None:
 def test_captions_that_differ_are_rejected(tmp_path: Path) -> None:
     captions = write(tmp_path, ("a.png", "b.png"), {"a.txt": "one", "a.caption": "two", "b.txt": "x", "b.cap": "x\n"})
     assert captions.of(tmp_path / "b.png") == "x"
-    with pytest.raises(InputError, match=r"Captions that differ: a.caption, a.txt\."):
+    with pytest.raises(InputError, match=r"The captions differ: a.caption, a.txt\."):
         captions.of(tmp_path / "a.png")
 
 

@@ -53,7 +53,7 @@ def test_a_copy_is_found_and_nothing_else(drawn: list[Image.Image], copy: Callab
     photos = [(f"original {index}", "0.png") for index in range(40)] + [(f"copy {i}", "1.png") for i in range(40)]
     found = link_people(photos, [thumbnail(np.asarray(picture)) for picture in pictures])
     assert {(link.person, link.other) for link in found} == {(f"copy {i}", f"original {i}") for i in range(40)}
-    assert "copy 7/1.png shows what original 7/0.png does" in [link.reason for link in found]
+    assert "copy 7/1.png is the same image as original 7/0.png" in [link.reason for link in found]
 
 
 def test_faces_of_different_people_are_not_the_same() -> None:

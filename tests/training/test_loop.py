@@ -213,7 +213,7 @@ def test_a_gradient_that_is_not_finite_may_be_of_any_pass(tmp_path: Path, monkey
     )
     pairs = [name for part in range(3) for name in sampler.names(sampler.batch(0, 0, part))]
     assert error.value.problem.endswith(f"Its pairs were: {', '.join(pairs)}.")
-    assert "Give the same command again with `--learning-rate 5e-05`" in error.value.fix
+    assert "Run the same command again with `--learning-rate 5e-05`" in error.value.fix
 
 
 def test_a_scaler_that_leaves_out_every_step_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_a_scaler_that_leaves_out_every_step_stops_the_run(tmp_path: Path, monke
         patch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=True))
         patch.setattr(Stepper, "loss_of", steep)
         assert small_run(tmp_path, steps=4).loss is not None
-        with pytest.raises(TrainingError, match="After 20 others that were left out, the gradient of step 25 is not"):
+        with pytest.raises(TrainingError, match="After 20 skipped steps, the gradient of step 25 is not"):
             small_run(tmp_path, steps=30)
     records = [
         json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
@@ -274,7 +274,7 @@ def test_other_photos_and_another_model_are_rejected(tmp_path: Path) -> None:
     unet = small_unet()
     with pytest.raises(InputError, match="holds a run of 2 steps"):
         train(unet, small_identity(unet), small_photos(), OPTIONS, tmp_path, resume=False)
-    with pytest.raises(InputError, match="has made 2 steps already"):
+    with pytest.raises(InputError, match="has already made 2 steps"):
         small_run(tmp_path, steps=1)
 
 
@@ -399,7 +399,7 @@ def test_a_finished_run_has_the_losses_of_its_log(tmp_path: Path) -> None:
 
 
 def test_two_runs_in_one_folder_are_rejected(tmp_path: Path) -> None:
-    with locked(tmp_path / loop.LOCK), pytest.raises(InputError, match="Another process trains in"):
+    with locked(tmp_path / loop.LOCK), pytest.raises(InputError, match="Another process is training in"):
         small_run(tmp_path)
 
 
@@ -453,10 +453,10 @@ def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
 
 def test_photos_of_other_networks_are_rejected(tmp_path: Path) -> None:
     photos = small_photos()
-    with pytest.raises(InputError, match=r"clip_features are \[4, 16\] each, the identity modules take \[5, 16\]"):
+    with pytest.raises(InputError, match=r"clip_features have shape \[4, 16\]; the identity modules take \[5, 16\]"):
         small_run(tmp_path, photos=replace(photos, clip_features=photos.clip_features[:, 1:]))
     unet = small_unet()
     with pytest.raises(InputError, match="needs the captions' embeddings"):
         train(unet, small_identity(unet, trained_with_text=True), photos, OPTIONS, tmp_path)
-    with pytest.raises(InputError, match=r"people are given for 9 photos, but \{'latents': 8\}"):
+    with pytest.raises(InputError, match=r"`people` has 9 photos, but the others have \{'latents': 8\}"):
         replace(photos, latents=photos.latents[1:])

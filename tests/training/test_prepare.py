@@ -180,9 +180,9 @@ def test_what_cannot_be_used_is_dropped_with_a_reason(people: Path, tmp_path: Pa
     report = run(people, tmp_path / "shards", recognizer)
     wanted = {
         "anna/crowd.png": "Two faces", "anna/nobody.png": "No face", "anna/tiny.png": "Too small: 80 × 30",
-        "anna/again.png": "The same picture as 0.png", "anna/cut.png": "damaged or truncated",
+        "anna/again.png": "The same image as 0.png", "anna/cut.png": "damaged or truncated",
         "anna/notes.pdf": "not an image", "anna/2.png": "The caption 2.txt cannot be read",
-        "anna/more": "a folder within", "loose.png": "lies beside", "emil/only.png": "only usable photo",
+        "anna/more": "a folder within", "loose.png": "not in a person's folder", "emil/only.png": "only usable photo",
     }  # fmt: skip
     assert set(report.dropped) == set(wanted)
     for name, reason in wanted.items():
@@ -315,7 +315,7 @@ def test_two_at_once_into_one_folder_are_rejected(people: Path, tmp_path: Path, 
     class Meanwhile(CornerDetector):
         def detect(self, photo: np.ndarray) -> list[Face]:
             if not rejected:
-                with pytest.raises(InputError, match=r"Another process writes .*shards") as raised:
+                with pytest.raises(InputError, match=r"Another process is writing .*shards") as raised:
                     run(people, tmp_path / "shards", recognizer)
                 rejected.append(raised)
             return super().detect(photo)

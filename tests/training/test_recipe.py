@@ -142,7 +142,7 @@ def test_a_fit_that_was_stopped_gives_the_weights_of_one_that_was_not(
 
     with pytest.raises(KeyboardInterrupt):
         fit(stopped, interrupted, how, tmp_path, "other", stage)
-    with pytest.raises(InputError, match=r"other\.partial\.safetensors is of 30 steps, not of 40"):
+    with pytest.raises(InputError, match=r"other\.partial\.safetensors was trained for 30 steps, not 40"):
         fit(stopped, stopped.loss, Fit(40, 0.1), tmp_path, "other", stage)
     assert not (tmp_path / "other.safetensors").exists()
     fit(resumed, resumed.loss, how, tmp_path, "other", stage)
@@ -153,7 +153,7 @@ def test_a_fit_that_was_stopped_gives_the_weights_of_one_that_was_not(
     untouched = _Line()
     fit(untouched, lambda step: pytest.fail("it is done"), how, tmp_path, "whole", stage)
     assert torch.equal(untouched.layer.weight, whole.layer.weight)
-    with pytest.raises(InputError, match=r"whole\.safetensors is of 30 steps, not of 40"):
+    with pytest.raises(InputError, match=r"whole\.safetensors was trained for 30 steps, not 40"):
         fit(untouched, untouched.loss, Fit(40, 0.1), tmp_path, "whole", stage)
 
 

@@ -72,7 +72,7 @@ def other_files(folder: Path) -> None:
     [
         (None, {"precision": "fp16"}, "fp16 training needs a GPU"),
         (None, {"optimizer": "adamw8bit"}, "adamw8bit needs a GPU"),
-        (None, {"sample_steps": 3}, "no sample pictures without --sample-every"),
+        (None, {"sample_steps": 3}, "Sample images are only drawn with --sample-every"),
         (a_file, {}, "cannot be written to"),
         (other_files, {}, "holds files, but no run"),
         (another_unets, {}, "identity weights trained for this base model"),
@@ -104,7 +104,7 @@ def test_a_run_that_cannot_begin_is_rejected_before_caching(
     [
         ({"steps": 3}, False, "holds a run of 2 steps"),
         ({"seed": 5}, True, "seed: 0 -> 5"),
-        ({"steps": 1}, True, "has made 2 steps already"),
+        ({"steps": 1}, True, "has already made 2 steps"),
     ],
     ids=["no-resume", "seed", "steps"],
 )
@@ -215,7 +215,7 @@ def test_text_needs_captions_before_anything_is_cached(
     silent = write_shards(tmp_path / "silent", crop, captions=(None, " "))
     words = ["train", str(silent), "-o", str(tmp_path / "run"), "--train-steps", "2", *FLAGS, "--with-text", *dry]
     assert command(words) == 1
-    assert "None of the 6 photos to train on has a caption" in capfd.readouterr().err
+    assert "None of the 6 training photos has a caption" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -228,8 +228,8 @@ def test_photos_without_a_caption_and_long_captions_are_counted(
     words = ["train", str(half), "-o", str(tmp_path / "run"), "--train-steps", "1", *FLAGS, "--with-text"]
     assert command(words) == 1
     told = capfd.readouterr().err
-    assert "note: 3 of 6 photos to train on have no caption; their text is empty" in told
-    assert "note: 3 captions are longer than a text encoder reads, such as p0/0.jpg's; their ends are lost" in told
+    assert "note: 3 of 6 training photos have no caption; their text is empty" in told
+    assert "note: 3 captions are longer than a text encoder reads, such as p0/0.jpg's; their ends are cut off" in told
 
 
 def stop(*_: object) -> None:

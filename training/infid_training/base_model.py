@@ -1,4 +1,4 @@
-"""The model that is trained on: SDXL without identity weights, and the identity weights a run starts from."""
+"""What a run starts from: SDXL without identity weights, and the initial identity weights."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def open_base(
         model: a built-in model, a checkpoint folder in diffusers' format, or a hub id.
         image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint folder.
         initial: `fresh`, or an identity file, which then decides the sizes of the identity modules.
-        seed: of a built-in random model.
+        seed: seed of a built-in random model.
         with_text: train with the text cross-attention on (the ablation).
-        center_tokens: see `IdentityConfig`; on as well where the model or the identity file has it on.
+        center_tokens: see `IdentityConfig`; also on if the model or the identity file has it on.
 
     Raises:
-        InputError: the model or the identity file cannot be found or lacks a part.
+        InputError: the model or the identity file cannot be found or is incomplete.
     """
     stored = None if initial == FRESH else read_config(initial)
 
@@ -51,7 +51,7 @@ def open_base(
         source = open_source(model, seed=seed)
         source.config = chosen(stored or source.config)
         return source
-    local_folder(model)  # a path to something else is named before what a checkpoint would need besides
+    local_folder(model)  # reject a wrong path before asking for an image encoder
     if image_encoder is None:
         raise InputError(
             f"The checkpoint {model} needs an image encoder.", fix="Give --image-encoder open_clip_checkpoint."
@@ -59,12 +59,12 @@ def open_base(
     folder = checkpoint_folder(model)
     if stored is None:
         stored = IdentityConfig(cross_attention_dim=read_checkpoint(folder).parts["unet"]["cross_attention_dim"])
-    # the identity file is read by nobody: the configuration is given, and the weights come from `initial_identity`
+    # the source does not read the identity file: it is given the configuration, and `initial_identity` the weights
     return CheckpointSource(folder, Path(initial), image_encoder, chosen(stored))
 
 
 def encoder_fingerprint(source: ModelSource) -> str:
-    """Return what changes when the networks do whose outputs are cached."""
+    """Return a key that changes when a network whose outputs are cached changes."""
     texts = ("text_encoder", "text_encoder_2") if source.config.trained_with_text else ()
     parts = [source.fingerprint(name) for name in ("vae", "image_encoder", *texts)]
     return canonical_key({"parts": parts, "tokenizers": source.tokenizer_fingerprint() if texts else ""})
@@ -76,11 +76,11 @@ def initial_identity(unet: Any, config: IdentityConfig, initial: str = FRESH, se
     Args:
         unet: the model's UNet.
         config: sizes and method variant.
-        initial: `fresh`, or an identity file. Warm starts from other files (IP-Adapter's) have their place here.
-        seed: of fresh weights.
+        initial: `fresh`, or an identity file. Warm starts from other files (IP-Adapter's) would go here.
+        seed: seed of fresh weights.
 
     Raises:
-        InputError: the file is of another model.
+        InputError: the file belongs to another model.
     """
     if initial != FRESH:
         modules = IdentityModules.load(initial, identity_blocks(unet))
@@ -92,7 +92,7 @@ def initial_identity(unet: Any, config: IdentityConfig, initial: str = FRESH, se
 def fresh_identity(unet: Any, config: IdentityConfig, seed: int) -> IdentityModules:
     """Return new identity modules: mappers as torch initializes them, K' and V' copies of the text's to_k and to_v.
 
-    Reference: IP-Adapter (Ye et al., arXiv 2308.06721, section 3.2.2) starts its image projections so.
+    Reference: IP-Adapter (Ye et al., arXiv 2308.06721, section 3.2.2) initializes its image projections this way.
     """
     blocks = identity_blocks(unet)
     with torch.random.fork_rng(devices=[]):

@@ -1,7 +1,7 @@
 """What each step trains on: photos, pairs, timesteps and noise, as pure functions of seed, step and process.
 
-Nothing is carried from one step to the next, so a run that was stopped anywhere goes on exactly, and any process can
-say what another one had.
+No state is carried from one step to the next, so a run that was stopped at any step resumes exactly, and any process
+can tell what another one was given.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from infid_engines.errors import InputError
 from infid_training.photo_folders import Photos, single_photo_people
 
-# First word of the seed of each kind of batch, so that no two share their numbers.
+# First word of the seed of each kind of batch, so that no two share random numbers.
 _ORDER, _BATCH, _VALIDATION = 1, 2, 3
 
 
@@ -28,7 +28,7 @@ class Batch:
         references: `[B]` int64, other photos of the same people.
         timesteps: `[B]` int64.
         noise: `[B, 4, h, w]` fp32.
-        kept: `[B]` bool, whether a reference is seen; not, for the identity of the unconditional estimate.
+        kept: `[B]` bool, False where the reference is dropped, to train the unconditional estimate.
     """
 
     targets: Tensor
@@ -39,17 +39,17 @@ class Batch:
 
 
 class BatchSampler:
-    """The batches of a run. Every photo is a target once before any is a second time.
+    """The batches of a run. Every photo is a target once before any is a target again.
 
     Args:
-        photos: to sample from.
-        seed: of everything.
-        rows: per process and pass.
-        processes: of the run.
+        photos: photos to sample from.
+        seed: seed of all random numbers.
+        rows: rows per process and pass.
+        processes: number of processes.
         accumulation: passes per step.
-        timesteps: of the noise schedule.
-        own_pairs: whether a person's only photo may be reference and target at once.
-        dropout: share of the references that are not seen; all are in validation.
+        timesteps: number of timesteps of the noise schedule.
+        own_pairs: whether a person's only photo may be both reference and target.
+        dropout: fraction of the references that are dropped; in validation none are.
 
     Raises:
         InputError: there are no photos, or a person has one photo and `own_pairs` is off.
@@ -75,10 +75,11 @@ class BatchSampler:
         single = single_photo_people(people)
         if len(single) and not own_pairs:
             raise InputError(
-                f"{len(single)} people have one photo only, such as that of {photos.names[int(single[0])]}.",
-                fix="Give a second photo of each, leave them out, or use them as their own pair (own-pair).",
+                f"{len(single)} people have only one photo, such as {photos.names[int(single[0])]}.",
+                fix="Add a second photo of each, leave them out, or use the photo as both reference and target "
+                "(own-pair).",
             )
-        # photos sorted by person, so that a person's are one slice of them
+        # photos sorted by person, so that each person's photos are one slice
         self._sorted = np.argsort(people.numpy(), kind="stable")
         _, start, inverse, count = np.unique(
             people.numpy()[self._sorted], return_index=True, return_inverse=True, return_counts=True
@@ -95,8 +96,8 @@ class BatchSampler:
 
         Args:
             step: counted from 0.
-            rank: number of the process.
-            part: number of the pass within the step.
+            rank: index of the process.
+            part: index of the pass within the step.
         """
         first = ((step * self._accumulation + part) * self._processes + rank) * self._rows
         positions = np.arange(first, first + self._rows)
@@ -105,7 +106,7 @@ class BatchSampler:
         return self._sampled(targets, np.random.default_rng((_BATCH, self._seed, step, rank, part)))
 
     def validation(self, count: int) -> list[Batch]:
-        """Return fixed batches of `count` pairs together, over as many people as there are, timesteps spread evenly."""
+        """Return fixed batches of `count` pairs in total, over as many people as possible, timesteps evenly spaced."""
         random = np.random.default_rng((_VALIDATION, self._seed))
         order = random.permutation(len(self._sorted))
         targets = np.resize(order, count)
@@ -118,7 +119,7 @@ class BatchSampler:
         ]
 
     def names(self, batch: Batch) -> list[str]:
-        """Return what messages call the pairs of a batch."""
+        """Return the names of a batch's pairs for messages."""
         names = self._photos.names
         pairs = zip(batch.references.tolist(), batch.targets.tolist(), strict=True)
         return [f"{names[reference]} -> {names[target]}" for reference, target in pairs]
@@ -131,7 +132,7 @@ class BatchSampler:
 
     def _sampled(self, targets: np.ndarray, random: np.random.Generator) -> Batch:
         counts = self._count[targets]
-        # 1 to count − 1 places further among the person's photos, round the end; 0 where there is only one
+        # 1 to count − 1 places further among the person's photos, wrapping around; 0 if there is only one
         shift = random.integers(1, np.maximum(counts, 2)) * (counts > 1)
         places = (self._place[targets] - self._start[targets] + shift) % counts + self._start[targets]
         timesteps = random.integers(self._timesteps, size=len(targets))

@@ -1,7 +1,8 @@
-"""The frozen networks' outputs of prepared photos, on disk: most of the cost of a step at full size, paid once.
+"""The frozen networks' outputs for prepared photos, on disk: most of the cost of a full-size step, paid once.
 
-One safetensors file a shard, named after a hash of all that it was made from, so that a changed shard or model makes
-another file. Files appear whole, so an interrupted run goes on at the next shard. The folder can be deleted any time.
+There is one safetensors file per shard, named after a hash of everything it was made from, so that a changed shard or
+model makes a new file. Files are written atomically, so an interrupted run resumes at the next shard. The folder can be
+deleted at any time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def cached_file(cache: Path, shard: Shard, encoders: str) -> Path:
     """Return where a shard's cached outputs are, or will be.
 
     Args:
-        cache: the folder.
+        cache: the cache folder.
         shard: see `ShardIndex`.
         encoders: see `encoder_fingerprint`.
     """
@@ -47,24 +48,24 @@ def cached_file(cache: Path, shard: Shard, encoders: str) -> Path:
 def fill_cache(
     folder: Path, cache: Path, source: ModelSource, stage: Stage, device: torch.device, rank: int = 0, ranks: int = 1
 ) -> None:
-    """Make the cache files that are missing; the networks are loaded only if there are any, and are gone afterwards.
+    """Make the missing cache files; the networks are loaded only if any are missing, and are freed afterwards.
 
     Args:
-        folder: of the shards.
+        folder: the shards' folder.
         cache: folder to write to.
         source: the model.
         stage: shown the progress.
         device: to compute on.
-        rank: number of this process; each makes its share of the files.
+        rank: index of this process; each makes its share of the files.
         ranks: number of processes.
 
     Raises:
-        InputError: a shard cannot be read, is not the one in the index or not of this model, or the disk is full.
+        InputError: a shard cannot be read, is not the one in the index or does not fit this model, or the disk is full.
     """
     index = ShardIndex.load(folder)
     _check(index, source)
     encoders = encoder_fingerprint(source)
-    # shared out before looking what is there, since another process may make a file while this one looks
+    # divided among the processes before looking for missing files, since another process may add one meanwhile
     files = {cached_file(cache, shard, encoders): shard for shard in index.shards[rank::ranks]}
     missing = {path: shard for path, shard in files.items() if not path.is_file()}
     if not missing:
@@ -91,7 +92,7 @@ def fill_cache(
 
 
 def photos_fingerprint(shards: Sequence[Shard], encoders: str) -> str:
-    """Return what changes when shards or the networks that encode them do; arguments as of `cached_file`."""
+    """Return a key that changes when the shards or their encoders change; arguments as for `cached_file`."""
     return canonical_key({"shards": [shard.sha256 for shard in shards], "encoders": encoders})
 
 
@@ -99,8 +100,8 @@ class ShardedPhotos:
     """The cached photos of a split, read row by row from mapped files; see `Photos`.
 
     Args:
-        folder: of the shards.
-        cache: filled for this model.
+        folder: the shards' folder.
+        cache: cache folder, filled for this model.
         source: the model.
         split: `train` or `validation`.
 
@@ -146,16 +147,16 @@ class ShardedPhotos:
 
     @property
     def fingerprint(self) -> str:
-        """Return a hash of shards and networks."""
+        """Return a hash of the shards and the networks."""
         return self._fingerprint
 
     def targets(self, indices: Tensor) -> Targets:
-        """Return photos to be drawn."""
+        """Return photos as targets."""
         texts = [self._read(name, indices) for name in ("prompt_embeds", "pooled_prompt_embeds") if self._with_text]
         return Targets(self._read("latents", indices), self._read("time_ids", indices), *texts)
 
     def references(self, indices: Tensor) -> References:
-        """Return photos that show who is meant."""
+        """Return photos as references."""
         return References(self._read("clip_features", indices), self._read("face_embeddings", indices))
 
     def _read(self, name: str, indices: Tensor) -> Tensor:
@@ -164,12 +165,12 @@ class ShardedPhotos:
 
 
 def _check(index: ShardIndex, source: ModelSource) -> None:
-    """Reject shards of other sizes than the model takes."""
+    """Reject shards whose sizes do not fit the model."""
     crop, width = int(source.architecture.image_encoder["image_size"]), source.config.face_width
     wanted = {"aligned faces of": (index.crop_size, crop), "face embeddings of": (index.face_width, width)}
     for what, (found, needed) in wanted.items():
         if found != needed:
             raise InputError(
-                f"The shards have {what} {found}, {source.name} needs {needed}.",
+                f"The shards have {what} {found}; {source.name} needs {needed}.",
                 fix=f"Prepare the photos again for this model: --crop-size {crop}, a recognizer of width {width}.",
             )

@@ -1,8 +1,8 @@
-"""Which caption belongs to which photo: the habits of the tools that write captions, without guessing.
+"""Which caption belongs to which photo: the conventions of the tools that write captions, without guessing.
 
-A photo `IMG_0.PNG` is described by `IMG_0.txt` or `IMG_0.PNG.txt`; by a name that differs in upper and lower case or
-in its Unicode form alone, such as `img_0.txt`; or, as WebDataset names files, by one that goes on after the first dot,
-such as `IMG_0.en.txt`. Endings are `.txt`, `.caption`, `.cap`, and `.json` with a "caption" in it (img2dataset's).
+The caption of a photo `IMG_0.PNG` is `IMG_0.txt` or `IMG_0.PNG.txt`; a name that differs only in case or Unicode form,
+such as `img_0.txt`; or, as WebDataset names files, a name with more after the first dot, such as `IMG_0.en.txt`. The
+suffixes are `.txt`, `.caption`, `.cap`, and `.json` with a "caption" in it (img2dataset's).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Captions:
     """The captions of one person's photos.
 
     Args:
-        photos: all of one folder.
-        files: of the same folder, those whose names end in one of `ENDINGS`.
+        photos: all photos of one folder.
+        files: the files in that folder whose suffix is in `ENDINGS`.
     """
 
     def __init__(self, photos: Sequence[Path], files: Sequence[Path]) -> None:
@@ -39,21 +39,21 @@ class Captions:
         sharing = Counter(_begin(photo.name) for photo in photos)
         for photo in photos:
             name, whole, begin = _folded(photo.name), _folded(photo.stem), _begin(photo.name)
-            # only one of the two names may go on after the first dot, and no other photo's may begin so
+            # only one of the two names may have more after the first dot, and no other photo may share the beginning
             farther = (begun if whole == begin else alike)[begin] if sharing[begin] == 1 else []
             self._files[photo] = self._files[photo] or alike[name] or alike[whole] or farther
         used = {path for paths in self._files.values() for path in paths}
         self.unused = tuple(path.name for path in found if path not in used)
 
     def of(self, photo: Path) -> str | None:
-        """Return what a photo's caption says, None if there is none or it is empty.
+        """Return a photo's caption; None if there is none or it is empty.
 
         Raises:
-            InputError: it cannot be read, or there are two that differ.
+            InputError: it cannot be read, or the photo has two different captions.
         """
         texts = {text: path.name for path in self._files[photo] if (text := _text(path))}
         if len(texts) > 1:
-            raise InputError(f"Captions that differ: {', '.join(texts.values())}.", fix="Keep one of them.")
+            raise InputError(f"The captions differ: {', '.join(texts.values())}.", fix="Keep one of them.")
         return next(iter(texts), None)
 
 
@@ -69,7 +69,7 @@ def _folded(name: str) -> str:
 
 
 def _begin(name: str) -> str:
-    """Return what WebDataset takes for the name of a sample."""
+    """Return the part of a file name that WebDataset uses as the sample's key."""
     return _folded(name.partition(".")[0])
 
 
@@ -80,10 +80,10 @@ def _text(path: Path) -> str:
 
 
 def _json_caption(path: Path) -> str | None:
-    """Return the caption in a JSON file, None if it is about something else."""
+    """Return the caption in a JSON file; None if it has none."""
     try:
         values = read_json(path)
     except InputError:
-        return None  # cameras and albums write files of that ending too
+        return None  # cameras and photo albums write .json files too
     caption = values.get(_KEY) if isinstance(values, dict) else None
     return caption if isinstance(caption, str) else None

@@ -1,11 +1,12 @@
-"""Who must stay on one side of the split: people who share a picture, and people whose names are the same name.
+"""Who must stay on one side of the split: people who share an image, and people whose names are the same name.
 
-A picture is compared as 16 × 16 gray values with their mean taken off and their length 1, so that size, file format
-and brightness hardly count, and so is its mirror image. Measured: copies of 240 drawn portraits (scaled to a third, as
-JPEG of quality 30, in 64 colors, darkened, without color) have a cosine of at least 0.995 with their original; the
-highest of all pairs of different ones is 0.952, and that of 100 faces of LFW, cropped tightly, 0.891. The 64 bits of a
-dHash tell the two apart less well: up to 8 differ in a copy, and 2 in different portraits, since noise decides the
-bits of a plain background. Cuts are not found: with 5 % of each side gone the cosine is 0.6 to 1.
+An image is compared as 16 × 16 gray values, with their mean subtracted and normalized to length 1, so that size, file
+format and brightness hardly matter. Its mirror image is compared too. Measured: copies of 240 drawn portraits (scaled
+to a third, as JPEG of quality 30, in 64 colors, darkened, without color) have a cosine of at least 0.995 with their
+original. The highest cosine of two different portraits is 0.952; of 100 tightly cropped faces of LFW it is 0.891. The
+64 bits of a dHash separate the two less well: a copy differs in up to 8 bits, and different portraits in as few as 2,
+since noise decides the bits of a plain background. Crops are not detected: with 5 % of each side gone, the cosine is
+0.6 to 1.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from infid_training.shards import SPLITS
 
 SIDE = 16
 _SAME = 0.98  # cosine
-_PLAIN = 2.0  # gray levels of deviation below which a picture shows nothing to compare
+_PLAIN = 2.0  # standard deviation in gray levels, below which an image has nothing to compare
 _BLOCK = 4096
 
 Array = np.ndarray[Any, Any]
@@ -33,8 +34,8 @@ class Link:
     """Two people who belong on one side, and why.
 
     Args:
-        person: the one.
-        other: who came before.
+        person: the later of the two.
+        other: the earlier one.
         reason: what they share.
     """
 
@@ -44,7 +45,7 @@ class Link:
 
 
 def thumbnail(pixels: Array) -> Array:
-    """Return what a picture is compared by.
+    """Return the thumbnail by which an image is compared.
 
     Args:
         pixels: `[H, W, 3]` uint8 RGB.
@@ -57,21 +58,21 @@ def thumbnail(pixels: Array) -> Array:
 
 
 def link_people(photos: Sequence[tuple[str, str]], thumbnails: Sequence[Array]) -> list[Link]:
-    """Find people who share a picture or a name.
+    """Find people who share an image or a name.
 
     Args:
-        photos: person and file name of each photo, person after person.
-        thumbnails: of the same photos, see `thumbnail`.
+        photos: person and file name of each photo, grouped by person.
+        thumbnails: thumbnails of the same photos, see `thumbnail`.
 
     Returns:
-        Links that join every group, none of them needless.
+        Links that join every group; none is redundant.
     """
     groups = _Groups()
     first_of: dict[str, str] = {}
     people = {person: number for number, person in enumerate(dict.fromkeys(person for person, _ in photos))}
     for person in people:
         other = first_of.setdefault(_folded(person), person)
-        groups.join(person, other, f"its name is that of {other}, written differently")
+        groups.join(person, other, f"has the same name as {other}, written differently")
     numbers = np.array([people[person] for person, _ in photos], np.int64)
     vectors = _vectors(thumbnails)
     mirrored = vectors.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(vectors.shape)
@@ -82,17 +83,17 @@ def link_people(photos: Sequence[tuple[str, str]], thumbnails: Sequence[Array]) 
             same &= numbers[row : row + _BLOCK, None] < numbers[column : column + _BLOCK]
             for one, two in np.argwhere(same):
                 first, second = photos[row + one], photos[column + two]
-                groups.join(second[0], first[0], f"{'/'.join(second)} shows what {'/'.join(first)} does")
+                groups.join(second[0], first[0], f"{'/'.join(second)} is the same image as {'/'.join(first)}")
     return groups.links
 
 
 def keep_together(splits: Mapping[str, str], links: Sequence[Link]) -> dict[str, str]:
-    """Return the split of each person: their own, but for groups of which one belongs to training.
+    """Return the split of each person: their own, unless someone in their group is in training.
 
-    They go to training as a whole, so that whoever was trained on before more photos came is not held out after.
+    Then the whole group goes to training, so that a person who was in training is not held out once photos are added.
 
     Args:
-        splits: of each person on their own.
+        splits: the split of each person on their own.
         links: see `link_people`.
     """
     groups = _Groups()
@@ -103,7 +104,7 @@ def keep_together(splits: Mapping[str, str], links: Sequence[Link]) -> dict[str,
 
 
 def reasons(links: Sequence[Link], splits: Mapping[str, str]) -> dict[str, str]:
-    """Return why people are where they are, by person."""
+    """Return the reason for each person's split, by person."""
     found: dict[str, list[str]] = {}
     for link in links:
         found.setdefault(link.person, []).append(f"with {link.other}: {link.reason}")
@@ -118,13 +119,13 @@ class _Groups:
         self.links: list[Link] = []
 
     def of(self, person: str) -> str:
-        """Return who stands for a person's group."""
+        """Return the representative of a person's group."""
         while (parent := self._parents.setdefault(person, person)) != person:
             self._parents[person] = person = self._parents[parent]
         return person
 
     def join(self, person: str, other: str, reason: str) -> None:
-        """Put two people into one group, unless they are in one."""
+        """Put two people into one group, unless they already are."""
         one, two = self.of(person), self.of(other)
         if one != two:
             self._parents[one] = two
@@ -132,7 +133,7 @@ class _Groups:
 
 
 def _vectors(thumbnails: Sequence[Array]) -> Array:
-    """Return `[N, 256]` fp32 of mean 0 and length 1, or 0 for what shows nothing."""
+    """Return `[N, 256]` fp32 of mean 0 and length 1, or 0 for plain images."""
     values = np.array(thumbnails, np.float32).reshape(-1, SIDE * SIDE)
     values -= values.mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
@@ -140,5 +141,5 @@ def _vectors(thumbnails: Sequence[Array]) -> Array:
 
 
 def _folded(name: str) -> str:
-    """Return a name without what two spellings of it differ in: case, Unicode form, spaces."""
+    """Return a name with case, Unicode form and spaces normalized."""
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).split())

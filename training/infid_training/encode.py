@@ -14,7 +14,7 @@ from infid_engines.errors import InputError
 from infid_export.model.sources import ModelSource
 from infid_training.shards import PreparedPhoto
 
-# What is kept of the large outputs. fp16 rounds to 5e-4 of a value; latents, being what is drawn, stay fp32.
+# The dtype in which large outputs are cached. fp16 rounds to 5e-4 of a value; latents, as the targets, stay fp32.
 _KEPT = torch.float16
 
 
@@ -23,7 +23,7 @@ class PhotoEncoders:
 
     Args:
         source: the model.
-        device: to compute on.
+        device: device to compute on.
     """
 
     def __init__(self, source: ModelSource, device: torch.device) -> None:
@@ -39,13 +39,13 @@ class PhotoEncoders:
 
     @torch.no_grad()
     def encode(self, photos: Sequence[PreparedPhoto]) -> dict[str, Tensor]:
-        """Return the tensors of `CachedPhotos` that photos give, on the CPU.
+        """Return the tensors of `CachedPhotos` for some photos, on the CPU.
 
         The latents are the means of the VAE's distribution (**choice**: its deviation is far below the noise that
         training adds).
 
         Raises:
-            InputError: a network gives values that are not finite.
+            InputError: a network returns values that are not finite.
         """
         pixels = self._pixels([photo.target for photo in photos])
         latents = self._vae.encode(2 * pixels - 1).latent_dist.mean * self._vae.config.scaling_factor

@@ -1,4 +1,4 @@
-"""What a run leaves to be read: `log.jsonl`, and TensorBoard's files where it is installed."""
+"""A run's logs: `log.jsonl`, and TensorBoard files where TensorBoard is installed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LOG, BOARD = "log.jsonl", "tensorboard"
 
 
 class RunLog:
-    """One line of JSON a record, each with its `step`.
+    """One line of JSON per record, each with its `step`.
 
     Args:
-        folder: of the run.
-        step: that the run goes on from; what a stopped run wrote after it is taken back.
+        folder: the run's folder.
+        step: the step that the run resumes from; records that a stopped run wrote after it are removed.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -38,7 +38,7 @@ class RunLog:
 
         Args:
             step: steps made so far.
-            values: what was measured; what is not finite is written as null, for which alone JSON has a word.
+            values: what was measured; values that are not finite are written as null, since JSON has no others.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with full_disk_explained(self._path), self._path.open("a") as file:
@@ -48,12 +48,12 @@ class RunLog:
                 self._board.add_scalar(name, value, step)
 
     def last(self, name: str) -> float | None:
-        """Return the value that was written last under a name; None if there is none."""
+        """Return the value last written under a name; None if there is none."""
         found = [record[name] for record in map(json.loads, _lines(self._path)) if name in record]
         return found[-1] if found else None
 
     def flush(self) -> None:
-        """Bring what was written to the disk."""
+        """Flush what was written to disk."""
         with self._path.open("a") as file:
             os.fsync(file.fileno())
         if self._board is not None:
@@ -71,7 +71,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _step(line: str) -> float:
-    """Return a line's step; one that was cut off is after all others."""
+    """Return a line's step; a truncated line counts as later than all others."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,8 +1,8 @@
 """The training loop: identity-enhanced training (Infinite-ID, arXiv 2403.11781, section 3.2) on cached photos.
 
 The same call trains in one process or in many, on one machine or several, as `torchrun` or `accelerate launch` start
-them. On the CPU a run that was stopped at any step goes on to exactly the losses it would have had; on a GPU up to what
-its kernels' order of summation varies.
+them. On the CPU, a run that was stopped at any step resumes with exactly the losses it would have had; on a GPU, they
+agree up to the kernels' order of summation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from infid_training.run_checkpoint import STATE, WEIGHTS, Checkpoints
 from infid_training.run_options import TrainOptions
 from infid_training.stepper import NotFiniteError, Stepper
 
-_MARK = ".infid-train"  # an empty file that says that a folder is a run's, before there is a checkpoint
+_MARK = ".infid-train"  # an empty file that marks a folder as a run's before it has a checkpoint
 IDENTITY, CHECKPOINTS, SAMPLES, LOCK = "identity.safetensors", "checkpoints", "samples", ".lock"
 
 Sample = Callable[[int, IdentityModules, Path], None]
@@ -37,14 +37,14 @@ Sample = Callable[[int, IdentityModules, Path], None]
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a run came to.
+    """The result of a run.
 
     Args:
         identity: the trained weights, for `infid-export build --identity`.
-        steps: made in all.
-        resumed_from: the step this call went on from.
-        loss: of the last step; if none was left to make, as the log has it, and None if it has none.
-        validation_loss: the last one, from the same; None if none was measured.
+        steps: total number of steps made.
+        resumed_from: the step this call resumed from.
+        loss: loss of the last step. If no step was left to make, it is read from the log; None if the log has none.
+        validation_loss: the last validation loss, likewise; None if none was measured.
     """
 
     identity: Path
@@ -57,15 +57,15 @@ class TrainReport:
 def run_settings(
     options: TrainOptions, model: str, photos: str, config: IdentityConfig, blocks: Mapping[str, int], processes: int
 ) -> dict[str, Any]:
-    """Return what decides a run's losses, and must be the same when it is resumed.
+    """Return the settings that decide a run's losses, which must be the same when it is resumed.
 
     Args:
         options: see `TrainOptions`.
         model: see `train`.
-        photos: their fingerprint.
-        config: of the identity modules.
-        blocks: of the UNet, see `IdentityModules`.
-        processes: their number.
+        photos: the photos' fingerprint.
+        config: configuration of the identity modules.
+        blocks: blocks of the UNet, see `IdentityModules`.
+        processes: number of processes.
     """
     return {
         **options.decisive(),
@@ -81,33 +81,36 @@ def run_settings(
 def opened_run(
     folder: Path, options: TrainOptions, settings: Mapping[str, Any], resume: bool = True, main: bool = True
 ) -> Iterator[Checkpoints]:
-    """Lock a run's folder while the block runs, after rejecting what cannot begin or go on there.
+    """Lock a run's folder while the block runs, after rejecting a run that cannot start or resume there.
 
     Args:
-        folder: of the run; made if it is missing.
+        folder: the run's folder; created if it is missing.
         options: see `TrainOptions`.
         settings: see `run_settings`.
         resume: see `train`.
-        main: whether this is the first process, whose lock stands for all.
+        main: whether this is the first process, whose lock covers all of them.
 
     Yields:
         The run's checkpoints.
 
     Raises:
-        InputError: the folder is another process's, of something else or not writable, or the run in it is another one.
+        InputError: the folder is in use by another process, holds other files or is not writable, or its run has other
+            settings.
     """
     if main:
         _reject_foreign(folder)
-    with locked(folder / LOCK, f"Another process trains in {folder}.") if main else nullcontext():
+    with locked(folder / LOCK, f"Another process is training in {folder}.") if main else nullcontext():
         checkpoints = Checkpoints(folder / CHECKPOINTS, settings, options.keep)
         made = max(checkpoints.steps(), default=0)
         if made and not resume:
-            raise InputError(f"{folder} holds a run of {made} steps.", fix="Give another folder, or let it resume.")
+            raise InputError(
+                f"{folder} already holds a run of {made} steps.", fix="Give another folder, or let it resume."
+            )
         checkpoints.state()
         if made > options.steps:
             raise InputError(
-                f"{folder} has made {made} steps already, more than the {options.steps} asked for.",
-                fix="Ask for more steps, or give another folder.",
+                f"The run in {folder} has already made {made} steps, more than the {options.steps} requested.",
+                fix="Request more steps, or give another folder.",
             )
         if main:
             (folder / _MARK).touch()
@@ -130,17 +133,17 @@ def train(
     """Train identity modules; nothing else changes.
 
     Args:
-        unet: diffusers' SDXL UNet. Is brought to the device and the precision, and keeps its weights.
+        unet: diffusers' SDXL UNet. It is moved to the device and cast to the precision; its weights are not trained.
         identity: initial weights, trained in place. Their configuration says whether text is on.
         photos: to train on; with text on they must hold prompt embeddings.
         options: see `TrainOptions`.
         run_folder: gets checkpoints, `log.jsonl`, `samples/` and at the end `identity.safetensors`. With several
-            machines it must be one they share.
+            machines, they must share it.
         reporter: shown the progress.
         validation: other people's photos, for the validation loss.
         sample: called with the step, the weights and a folder at every `sample_every`, in the first process only.
-        model: what changes when the model's frozen weights do; a checkpoint of another one is not resumed.
-        resume: whether to go on from the folder's newest checkpoint; if not, it must have none.
+        model: a text that changes when the model's frozen weights do; a checkpoint with another one is not resumed.
+        resume: whether to resume from the folder's newest checkpoint; if not, the folder must have none.
 
     Returns:
         Where the weights are, and the last losses.
@@ -149,8 +152,8 @@ def train(
         InputError: the photos, the options or the run folder cannot be used.
         TrainingError: the loss or the gradient is not finite, or the GPU's memory is full; the last checkpoint is kept.
     """
-    # precision is ours, since accelerate keeps one for the whole process; without being told, it leaves several
-    # processes on CPUs alone
+    # precision is handled here, since accelerate keeps one for the whole process; without `cpu=True` it does not
+    # connect several processes on CPUs
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
     main = accelerator.is_main_process
     shown = reporter if reporter is not None and main else SilentReporter()
@@ -173,7 +176,7 @@ def train(
             )
             with closing(RunLog(run_folder, first)) if main else nullcontext() as log:
                 if log is not None and not log.has_board:
-                    shown.note("TensorBoard is not installed: the losses are in log.jsonl alone")
+                    shown.note("TensorBoard is not installed: losses are written to log.jsonl only")
                 loss, validated = _steps(stepper, first, options, run_folder, shown, checkpoints, log, sample)
             if main:
                 with whole_file(run_folder / IDENTITY) as partial:
@@ -192,12 +195,12 @@ def _steps(
     log: RunLog | None,
     sample: Sample | None,
 ) -> tuple[float | None, float | None]:
-    """Make the steps; only the first process has a log, and with it the duty to write. Returns the last losses."""
+    """Make the steps and return the last losses; only the first process has a log, and only it writes files."""
     loss: float | None = None
     validated: float | None = None
     if first == options.steps and log is not None:
         return log.last("loss"), log.last("validation_loss")
-    reporter.plan({"training": 1.0})  # its pace is found out on the way
+    reporter.plan({"training": 1.0})  # its pace is measured on the way
     with reporter.stage("training") as stage:
         started = time.monotonic()
         for step in range(first, options.steps):
@@ -224,45 +227,45 @@ def _steps(
 
 
 def _due(made: int, every: int, last: int) -> bool:
-    """Whether something that happens every so many steps, and at the end, is to happen now; every 0 is never."""
+    """Whether something that happens every `every` steps, and at the end, is due now; 0 means never."""
     return every > 0 and (made % every == 0 or made == last)
 
 
 @contextmanager
 def _stops_explained(checkpoints: Checkpoints, options: TrainOptions) -> Iterator[None]:
-    """Turn what ends a run that must go on with other settings into an error that says how it can."""
+    """Turn an exception that ends a run into an error that says how to continue with other settings."""
     try:
         yield
     except NotFiniteError as error:
         precision = "" if options.precision == "fp32" else ", or `--precision fp32`"
         changes = f"`--learning-rate {options.learning_rate / 2:g}`{precision}"
-        raise TrainingError(str(error), fix=f"Look at these photos. {_go_on(checkpoints, changes)}") from error
+        raise TrainingError(str(error), fix=f"Check these photos. {_go_on(checkpoints, changes)}") from error
     except torch.OutOfMemoryError as error:
         changes = "`--gradient-checkpointing`, or a smaller `--batch-size` with more `--accumulation`"
         raise memory_full(error, _go_on(checkpoints, changes)) from error
 
 
 def memory_full(error: torch.OutOfMemoryError, fix: str) -> TrainingError:
-    """Return the error of a GPU whose memory is full; of torch's sentences the first two say what was asked for."""
+    """Return the error for a GPU that is out of memory; torch's first two sentences say how much was requested."""
     asked = ". ".join(str(error).split(". ")[:2])
     return TrainingError(f"{asked.removesuffix('.')}.", fix=fix)
 
 
 def _go_on(checkpoints: Checkpoints, changes: str) -> str:
-    """Say how a run goes on with other settings, which its own checkpoints reject."""
+    """Say how to continue a run with other settings, which its own checkpoints reject."""
     if checkpoints.newest is None:
-        return f"Give the same command again with {changes}."
+        return f"Run the same command again with {changes}."
     weights = shlex.quote(str(checkpoints.newest / WEIGHTS))
     return (
-        "A run keeps its settings; with others a new one goes on from the last checkpoint's weights: the same command "
-        f"with `--identity-init {weights} -o another-folder` and {changes}."
+        "A run's settings cannot change. To continue from the last checkpoint's weights, start a new run: the same "
+        f"command with `--identity-init {weights} -o another-folder` and {changes}."
     )
 
 
 def _reject_foreign(folder: Path) -> None:
-    """Reject a folder with files that are no run's, which a run would write over or among; hidden ones are left out."""
+    """Reject a folder with files that are not a run's, which a run could overwrite; hidden files do not count."""
     begun = (folder / _MARK).exists() or any((folder / CHECKPOINTS).glob(f"*/{STATE}"))
     if not begun and folder.is_dir() and not all(path.name.startswith(".") for path in folder.iterdir()):
         raise InputError(
-            f"{folder} holds files, but no run that could go on.", fix="Give a new or an empty folder for the run."
+            f"{folder} holds files, but no run to resume.", fix="Give a new or an empty folder for the run."
         )

@@ -1,8 +1,8 @@
 """The loss of identity-enhanced training (Infinite-ID, arXiv 2403.11781, section 3.2).
 
-Only identity rows exist, the text cross-attention is inactive (not an empty prompt), self-attention is plain, and
+There are only identity rows, the text cross-attention is off (not an empty prompt), self-attention is plain, and
 cross-attention is the image attention alone: L = mean ‖ε − ε_θ(z_t, t, c_id)‖². The ablation "trained with text on"
-adds the text cross-attention to it.
+adds the text cross-attention.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def identity_loss(
     prompt_embeds: Tensor | None = None,
     pooled_prompt_embeds: Tensor | None = None,
 ) -> Tensor:
-    """Return the ε-loss of one batch; its gradient reaches the identity modules alone if the UNet is frozen.
+    """Return the ε-loss of one batch; if the UNet is frozen, its gradient reaches only the identity modules.
 
     Args:
         unet: SDXL UNet with the two-stream processors installed (`install_processors`).
@@ -40,14 +40,14 @@ def identity_loss(
         clip_features: `[B, clip_tokens, clip_width]` of the reference photos.
         face_embedding: `[B, face_width]` of the reference photos.
         time_ids: `[B, 6]`, sizes and crops of the target photos.
-        prompt_embeds: `[B, 77, D]` of the target photos' captions, for the ablation `trained_with_text` alone.
+        prompt_embeds: `[B, 77, D]` of the target photos' captions, only for the ablation `trained_with_text`.
         pooled_prompt_embeds: `[B, P]`, likewise.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: captions were given and the method variant is trained without, or the other way round.
+        ValueError: captions were given although the method variant is trained without text, or the other way around.
     """
     with_text = identity.config.trained_with_text
     if (prompt_embeds is not None, pooled_prompt_embeds is not None) != (with_text, with_text):
@@ -56,7 +56,7 @@ def identity_loss(
     pooled_width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
     rows = noisy_latents.shape[0]
     streams = Streams(text=False, identity_keys=keys, identity_values=values)
-    if with_text:  # both terms as they are: AdaIN belongs to inference
+    if with_text:  # both terms unchanged: AdaIN is for inference only
         streams.style_strength, streams.identity_strength = (
             torch.full((rows,), value, device=noise.device) for value in (0.0, 1.0)
         )

@@ -1,4 +1,4 @@
-"""The optimizer and the course of its learning rate."""
+"""The optimizer and its learning rate schedule."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def make_optimizer(modules: nn.Module, options: TrainOptions, device: torch.devi
 
 
 def optimizer_class(options: TrainOptions, device: torch.device) -> Any:
-    """Return the kind of AdamW that is asked for.
+    """Return the AdamW class that the options choose.
 
     Raises:
-        BackendUnavailableError: the 8-bit one was asked for and bitsandbytes is not installed.
-        InputError: it was asked for on a CPU.
+        BackendUnavailableError: the 8-bit optimizer was chosen and bitsandbytes is not installed.
+        InputError: the 8-bit optimizer was chosen on a CPU.
     """
     if options.optimizer == "adamw":
         return torch.optim.AdamW
@@ -44,7 +44,7 @@ def optimizer_class(options: TrainOptions, device: torch.device) -> Any:
 
 
 def learning_rate(options: TrainOptions, step: int) -> float:
-    """Return the learning rate of a step, counted from 0: a function of the step alone, so nothing has to be kept."""
+    """Return the learning rate of a step, counted from 0; it depends on the step alone, so there is no state."""
     if options.learning_rate == 0:
         return 0.0
     return _course(options)(step)

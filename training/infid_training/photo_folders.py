@@ -1,4 +1,4 @@
-"""What training reads of photos: the frozen networks' outputs, computed beforehand."""
+"""What training reads for each photo: the frozen networks' outputs, computed beforehand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infid_engines.errors import InputError
 
 @dataclass(frozen=True)
 class Targets:
-    """What is to be drawn.
+    """The photos that the model learns to generate.
 
     Args:
         latents: `[B, 4, h, w]`, scaled as the UNet takes them.
@@ -32,7 +32,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class References:
-    """Who is to be drawn.
+    """The photos that show who to generate.
 
     Args:
         clip_features: `[B, clip_tokens, clip_width]`, the image encoder's last hidden state of the aligned faces.
@@ -48,26 +48,26 @@ class Photos(Protocol):
 
     @property
     def people(self) -> Tensor:
-        """Return the number of each photo's person, `[N]` int64."""
+        """Return each photo's person as a number, `[N]` int64."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Return what messages call each photo, such as `anna/beach.jpg`."""
+        """Return the name of each photo for messages, such as `anna/beach.jpg`."""
 
     @property
     def fingerprint(self) -> str:
-        """Return what changes when the photos or the frozen networks do."""
+        """Return a key that changes when the photos or the frozen networks change."""
 
     def targets(self, indices: Tensor) -> Targets:
-        """Return photos to be drawn, by `[B]` int64 numbers."""
+        """Return photos as targets, by `[B]` int64 indices."""
 
     def references(self, indices: Tensor) -> References:
-        """Return photos that show who is meant, by `[B]` int64 numbers."""
+        """Return photos as references, by `[B]` int64 indices."""
 
 
 @dataclass(frozen=True)
 class CachedPhotos:
-    """Photos whose tensors are in memory, or mapped into it. N photos; see `Targets` and `References`.
+    """N photos whose tensors are in memory or memory-mapped; see `Targets` and `References`.
 
     Args:
         latents: `[N, 4, h, w]`.
@@ -75,13 +75,13 @@ class CachedPhotos:
         face_embeddings: `[N, face_width]`.
         people: `[N]` int64.
         time_ids: `[N, 6]`.
-        names: N texts; empty stands for `photo 0` and so on.
+        names: N names; empty means `photo 0` and so on.
         prompt_embeds: `[N, 77, D]`, if the run trains with text.
         pooled_prompt_embeds: `[N, P]`, likewise.
-        fingerprint: see `Photos`; empty stands for a hash of people and face embeddings.
+        fingerprint: see `Photos`; empty means a hash of people and face embeddings.
 
     Raises:
-        InputError: the tensors are not all of N photos.
+        InputError: the tensors do not all have N photos.
     """
 
     latents: Tensor
@@ -110,20 +110,20 @@ class CachedPhotos:
         }
         if lengths:
             raise InputError(
-                f"people are given for {count} photos, but {lengths}.", fix="Give one entry per photo in each."
+                f"`people` has {count} photos, but the others have {lengths}.", fix="Give one entry per photo in each."
             )
 
     def targets(self, indices: Tensor) -> Targets:
-        """Return photos to be drawn."""
+        """Return photos as targets."""
         texts = [None if each is None else each[indices] for each in (self.prompt_embeds, self.pooled_prompt_embeds)]
         return Targets(self.latents[indices], self.time_ids[indices], *texts)
 
     def references(self, indices: Tensor) -> References:
-        """Return photos that show who is meant."""
+        """Return photos as references."""
         return References(self.clip_features[indices], self.face_embeddings[indices])
 
 
 def single_photo_people(people: Tensor) -> Tensor:
-    """Return the numbers of the photos that are their person's only one."""
+    """Return the indices of the photos that are the only one of their person."""
     _, inverse, counts = torch.unique(people, return_inverse=True, return_counts=True)
     return torch.nonzero(counts[inverse] == 1).flatten()

@@ -1,4 +1,4 @@
-"""From a folder of people's photos to shards: detect, align, embed, scale, and say why a photo was left out."""
+"""From a folder of people's photos to shards: detect, align, embed, scale, and say why a photo was dropped."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from infid_training.captions import ENDINGS, Captions
 from infid_training.duplicates import keep_together, link_people, reasons, thumbnail
 from infid_training.shards import REPORT, SPLITS, PreparedPhoto, Shard, ShardIndex, ShardWriter, read_members
 
-# A second face at least this share of the largest one's area could be the person meant as well.
+# A second face with more than this fraction of the chosen face's area could also be the person.
 _RIVAL = 0.5
 _NOT_UTF8 = "its name is not UTF-8"
-# A photo is enlarged at most so much: beyond it a target teaches blur.
+# The most that a photo is enlarged: beyond it, a target would train the model to blur.
 _ENLARGED = 2.0
 _WAITING = ".waiting"  # photos whose split is not known yet, within the folder being written
 
@@ -45,13 +45,13 @@ class PrepareOptions:
     """How photos are prepared.
 
     Args:
-        size: of the targets in pixels; SDXL's is 1024.
-        crop_size: of the aligned faces; the image encoder's input.
+        size: size of the targets in pixels; SDXL's is 1024.
+        crop_size: size of the aligned faces; the image encoder's input size.
         face_width: length of the recognizer's embeddings.
-        single_photo: leave people with one usable photo out, or use it as their own pair.
-        validation: share of the people that is held out.
-        seed: with each person's name, decides who is.
-        photos_per_shard: most photos in one tar file.
+        single_photo: leave people with one usable photo out, or use that photo as both reference and target.
+        validation: fraction of the people that is held out.
+        seed: decides, with each person's name, who is held out.
+        photos_per_shard: maximum number of photos in one tar file.
     """
 
     size: int = 1024
@@ -66,10 +66,10 @@ class PrepareOptions:
         """Reject impossible values."""
         settle_fields(self)
         if self.size < 64 or self.size % 8:
-            raise InputError(f"The size must be a multiple of 8 from 64 on, not {self.size}.", fix="SDXL's is 1024.")
+            raise InputError(f"The size must be a multiple of 8, at least 64, not {self.size}.", fix="SDXL's is 1024.")
         if not 0 <= self.validation < 1:
             raise InputError(
-                f"The share held out must be at least 0 and below 1, not {self.validation}.", fix="0.05 is usual."
+                f"The validation fraction must be at least 0 and below 1, not {self.validation}.", fix="0.05 is usual."
             )
         if min(self.crop_size, self.photos_per_shard) < 1:
             raise InputError("Sizes and counts must be at least 1.", fix="Give a positive number.")
@@ -77,16 +77,16 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What became of the photos.
+    """What was kept and what was dropped.
 
     Args:
-        people: kept, by split.
-        photos: kept, by split.
-        captions: kept photos that have one, by split.
+        people: number of people kept, by split.
+        photos: number of photos kept, by split.
+        captions: number of kept photos with a caption, by split.
         dropped: reason by `person/photo`.
-        kept_together: why people are on one side of the split, by person.
-        unused_captions: those that belong to no photo, as `person/caption`.
-        seconds: that it took.
+        kept_together: why people are on the same side of the split, by person.
+        unused_captions: captions that belong to no photo, as `person/caption`.
+        seconds: time taken.
     """
 
     people: dict[str, int]
@@ -100,7 +100,7 @@ class PrepareReport:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What is remembered of a photo that waits for its split."""
+    """What is kept in memory of a photo whose split is not known yet."""
 
     person: str
     source: str
@@ -109,7 +109,7 @@ class _Kept:
 
 
 def split_of(person: str, seed: int, validation: float) -> str:
-    """Return `train` or `validation`: a function of the person's name alone, so that it holds when photos are added."""
+    """Return `train` or `validation`; it depends on the person's name alone, so adding photos does not change it."""
     digest = hashlib.sha256(f"{seed}:{person}".encode()).digest()
     return SPLITS[int.from_bytes(digest[:8], "big") / 2**64 < validation]
 
@@ -123,23 +123,23 @@ def prepare(
     reporter: Reporter | None = None,
     detector_kind: str = "",
 ) -> PrepareReport:
-    """Write shards of a folder of people.
+    """Prepare a folder of people's photos as shards.
 
     Args:
         folder: one sub-folder per person, with photos, and captions beside them (see `Captions`).
-        output: folder to write; must not exist. It appears when all of it is written.
-        detector: finds faces.
+        output: folder to write; must not exist. It appears once it is complete.
+        detector: face detector.
         recognizer: ArcFace-type ONNX file.
         options: see `PrepareOptions`.
         reporter: shown the progress.
-        detector_kind: `centerface`, `drawn` or `insightface`, for the record.
+        detector_kind: `centerface`, `drawn` or `insightface`; recorded in the index.
 
     Returns:
-        What was kept and dropped; also in `report.json`.
+        What was kept and dropped; also written to `report.json`.
 
     Raises:
-        InputError: there are no people or nobody is left, the output exists or another process writes it, or the disk
-            is full.
+        InputError: there are no people or none is left to train on, the output exists or another process is writing
+            it, or the disk is full.
     """
     started = time.monotonic()
     shown = reporter or SilentReporter()
@@ -148,7 +148,7 @@ def prepare(
     unused: list[str] = []
     reader = _PhotoReader(detector, embedder, options, dropped, unused)
     shown.plan({"photos": 1.0})
-    lock = locked(output.parent / f".{output.name}.lock", f"Another process writes {output}.")
+    lock = locked(output.parent / f".{output.name}.lock", f"Another process is writing {output}.")
     with lock, whole_folder(output) as partial, shown.stage("photos") as stage:
         with ShardWriter(partial / _WAITING, "photos", options.photos_per_shard) as writer:
             kept = _read_all(people, reader, writer, stage)
@@ -175,13 +175,13 @@ def prepare(
             seconds=time.monotonic() - started,
         )
         written = json.dumps(asdict(report), indent=1, ensure_ascii=False)
-        # a reason may name the folder of people, whose name need not be UTF-8; JSON knows the escapes that are written
+        # a reason may name the folder of people, whose name may not be UTF-8; the escapes written for it are valid JSON
         (partial / REPORT).write_text(written, encoding="utf-8", errors="backslashreplace")
     return report
 
 
 def _read_all(people: dict[str, list[Path]], reader: _PhotoReader, writer: ShardWriter, stage: Stage) -> list[_Kept]:
-    """Write every usable photo, and return what decides its split, in the same order."""
+    """Write every usable photo, and return what its split depends on, in the same order."""
     total, seen = sum(map(len, people.values())), 0
     kept: list[_Kept] = []
     for person, paths in people.items():
@@ -203,7 +203,7 @@ def _read_all(people: dict[str, list[Path]], reader: _PhotoReader, writer: Shard
 def _split_up(
     folder: Path, waiting: Sequence[Shard], splits: Sequence[str], options: PrepareOptions
 ) -> tuple[Shard, ...]:
-    """Move photos into the shards of their splits; the disk holds one shard twice at most."""
+    """Move photos into the shards of their splits; at most one shard is on disk twice."""
     split = iter(splits)
     with ExitStack() as stack:
         writers = {name: stack.enter_context(ShardWriter(folder, name, options.photos_per_shard)) for name in SPLITS}
@@ -217,7 +217,7 @@ def _split_up(
 
 
 def find_people(folder: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    """Return the files of each person that may be photos, and what else lies there with a reason each.
+    """Return the files of each person that may be photos, and a reason for everything else in the folder.
 
     Raises:
         InputError: the folder is missing, or has no person's folder with a file in it.
@@ -235,14 +235,14 @@ def find_people(folder: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
             continue
         try:
             if not entry.is_dir():
-                dropped[name] = "lies beside the people's folders, not in one"
+                dropped[name] = "not in a person's folder"
             elif paths := _possible_photos(entry, dropped):
                 people[name] = paths
         except OSError as error:
             dropped[name] = f"cannot be read ({error.strerror})"
     if not people:
         raise InputError(
-            f"{folder} has no people: no sub-folder has a file that can be used. {_reasons(dropped)}".rstrip(),
+            f"{folder} has no people: no sub-folder has a usable file. {_reasons(dropped)}".rstrip(),
             fix="Make one sub-folder per person and put two or more photos into each.",
         )
     return people, dropped
@@ -269,7 +269,7 @@ def _readable(name: str) -> str:
 
 
 class _PhotoReader:
-    """Reads people's photos, and writes down what was left out: photos in `dropped`, captions in `unused`."""
+    """Reads people's photos, and records what is left out: photos in `dropped`, captions in `unused`."""
 
     def __init__(
         self,
@@ -293,7 +293,7 @@ class _PhotoReader:
                 pixels = load_photo(path)
                 digest = hashlib.sha256(pixels.tobytes()).digest()
                 if digest in known:
-                    raise InputError(f"The same picture as {known[digest]}.", fix="One is enough.")
+                    raise InputError(f"The same image as {known[digest]}.", fix="One is enough.")
                 photo = self._prepared(person, path, pixels, captions.of(path))
                 known[digest] = path.name
             except InputError as error:
@@ -306,15 +306,17 @@ class _PhotoReader:
         size, (height, width) = self.options.size, pixels.shape[:2]
         if min(height, width) * _ENLARGED < size:
             raise InputError(
-                f"Too small: {width} × {height}, of which {size} × {size} would be an enlargement by more than "
-                f"{_ENLARGED:.0f}.",
+                f"Too small: {width} × {height} would have to be enlarged more than {_ENLARGED:.0f} times for "
+                f"{size} × {size}.",
                 fix="Use a larger photo or a smaller --photo-size.",
             )
         found = find_faces(self._detector, pixels)
         face = choose_face(found, photo_size=(width, height))
         others = [other for other in plausible_faces(found, (width, height)) if other is not face]
         if any(other.area > _RIVAL * face.area for other in others):
-            raise InputError("Two faces of about the same size: whose photo it is cannot be told.", fix="Crop it.")
+            raise InputError(
+                "Two faces of about the same size: it is not clear whose photo this is.", fix="Crop the photo."
+            )
         target, crop = _target(pixels, face, size)
         return PreparedPhoto(
             person=person,
@@ -329,7 +331,7 @@ class _PhotoReader:
 
 
 def _target(pixels: Array, face: Face, size: int) -> tuple[Array, tuple[int, int]]:
-    """Scale the shorter side to `size` and cut a square, moved from the middle only as far as the face asks for."""
+    """Scale the shorter side to `size` and crop a square, moved off center only as far as the face requires."""
     height, width = pixels.shape[:2]
     scale = size / min(height, width)
     scaled = Image.fromarray(pixels).resize(
@@ -348,12 +350,12 @@ def _target(pixels: Array, face: Face, size: int) -> tuple[Array, tuple[int, int
 def _nobody_left(folder: Path, held_out: int, dropped: dict[str, str]) -> InputError:
     if held_out:
         return InputError(
-            f"All {held_out} usable photos of {folder} fell to people who are held out, none to train on.",
+            f"All {held_out} usable photos in {folder} are of people who are held out; none is left to train on.",
             fix="Give a smaller --validation, another --split-seed, or more people.",
         )
     return InputError(
-        f"No photo of {folder} can be used. {_reasons(dropped)}",
-        fix="Use sharp photos, each with one face seen from the front, two or more a person.",
+        f"No photo in {folder} can be used. {_reasons(dropped)}",
+        fix="Use sharp photos, each with one face seen from the front, two or more per person.",
     )
 
 

@@ -1,4 +1,4 @@
-"""A whole run on prepared shards: cache, initial weights, training, sample pictures."""
+"""A whole run on prepared shards: cache, initial weights, training, sample images."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ CACHE = "cache"
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What to train, on what, to where.
+    """What to train, on which data, and into which folder.
 
     Args:
         shards: folder that `prepare` wrote.
-        folder: of the run.
-        options: see `TrainOptions`; whether people with one photo are allowed is the shards' choice.
+        folder: the run's folder.
+        options: see `TrainOptions`; the shards decide whether people with one photo are allowed.
         model: a built-in model or a checkpoint folder.
-        image_encoder: of a checkpoint folder.
-        model_seed: of a built-in random model.
+        image_encoder: the image encoder that goes with a checkpoint folder.
+        model_seed: seed of a built-in random model.
         initial: `fresh` or an identity file.
-        with_text: the ablation.
+        with_text: train with text on (the ablation).
         center_tokens: see `open_base`.
-        cache: folder of the frozen networks' outputs; None is `cache` within the shards.
+        cache: folder for the frozen networks' outputs; None means `cache` in the shards folder.
         resume: see `train`.
-        sample_prompts: of the sample pictures; none are the built-in ones.
-        sample_steps: of DDIM; None is the model's own number.
+        sample_prompts: prompts of the sample images; empty means the built-in ones.
+        sample_steps: DDIM steps; None means the model's default.
     """
 
     shards: Path
@@ -97,7 +97,7 @@ def train_on_shards(request: RunRequest, reporter: Reporter | None = None) -> Tr
         with shown.stage("caching") as stage:
             fill_cache(request.shards, cache, source, stage, state.device, state.process_index, state.num_processes)
     except torch.OutOfMemoryError as error:
-        advice = "Free the GPU of other work (`nvidia-smi` lists it), or prepare the photos at a smaller --photo-size."
+        advice = "Stop other work on the GPU (`nvidia-smi` lists it), or prepare the photos at a smaller --photo-size."
         raise memory_full(error, advice) from error
     state.wait_for_everyone()
     photos, held_out = (ShardedPhotos(request.shards, cache, source, split) for split in SPLITS)
@@ -133,9 +133,9 @@ def train_on_shards(request: RunRequest, reporter: Reporter | None = None) -> Tr
 def _reject_early(
     request: RunRequest, options: TrainOptions, index: ShardIndex, source: ModelSource, model: str, state: PartialState
 ) -> None:
-    """Reject before hours of caching what training would reject after them."""
+    """Reject up front what training would otherwise reject only after hours of caching."""
     if (request.sample_prompts or request.sample_steps) and not options.sample_every:
-        raise InputError("There are no sample pictures without --sample-every.", fix="Give --sample-every as well.")
+        raise InputError("Sample images are only drawn with --sample-every.", fix="Add --sample-every.")
     check_device(options, state.device)
     blocks = identity_blocks(source.empty("unet"))
     if request.initial != FRESH:
@@ -152,12 +152,12 @@ def _reject_early(
 
 
 def caption_notes(folder: Path, index: ShardIndex, source: ModelSource) -> list[str]:
-    """Return sentences on photos to train on whose text is not what their captions say: missing, or cut off.
+    """Return one sentence for each problem with the training photos' captions: missing, or cut off.
 
     Args:
-        folder: of the shards.
-        index: theirs.
-        source: the model, whose tokenizers cut.
+        folder: the shards' folder.
+        index: the shards' index.
+        source: the model; its tokenizers decide what is cut off.
 
     Raises:
         InputError: no photo has a caption, or a shard cannot be read.
@@ -173,15 +173,15 @@ def caption_notes(folder: Path, index: ShardIndex, source: ModelSource) -> list[
                 cut.append(name)
     if not captions:
         raise InputError(
-            f"None of the {photos} photos to train on has a caption, so there is no text to train with.",
+            f"None of the {photos} training photos has a caption, so there is no text to train with.",
             fix="Put a .txt file of the same name beside each photo and prepare them again, or leave --with-text out.",
         )
     found = []
     if captions < photos:
-        found.append(f"{photos - captions} of {photos} photos to train on have no caption; their text is empty")
+        found.append(f"{photos - captions} of {photos} training photos have no caption; their text is empty")
     if cut:
         found.append(
-            f"{len(cut)} captions are longer than a text encoder reads, such as {cut[0]}'s; their ends are lost"
+            f"{len(cut)} captions are longer than a text encoder reads, such as {cut[0]}'s; their ends are cut off"
         )
     return found
 

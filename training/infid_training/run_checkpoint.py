@@ -1,4 +1,4 @@
-"""Checkpoints of a run: safetensors and JSON, whole or not there, the last few kept."""
+"""Checkpoints of a run: safetensors and JSON, written atomically; only the last few are kept."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _VERSION = 2
 
 @dataclass
 class Trained:
-    """All that a run changes.
+    """Everything that a run changes.
 
     Args:
         identity: the weights.
         ema: their moving average; None if none is kept.
         optimizer: over the weights' parameters, in their order.
-        scaler: of fp16 gradients; the others do not use it.
+        scaler: gradient scaler for fp16; unused at other precisions.
     """
 
     identity: IdentityModules
@@ -41,7 +41,7 @@ class Trained:
 
     @property
     def result(self) -> IdentityModules:
-        """What the run gives: the moving average where one is kept."""
+        """The run's result: the moving average if one is kept, else the weights."""
         return self.ema or self.identity
 
 
@@ -49,9 +49,9 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: holds one folder a checkpoint, `step-00001000`.
-        settings: that decide the losses; a checkpoint made with others is rejected.
-        keep: how many stay.
+        folder: holds one folder per checkpoint, such as `step-00001000`.
+        settings: settings that decide the losses; a checkpoint made with others is rejected.
+        keep: number of checkpoints to keep.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], keep: int) -> None:
@@ -59,7 +59,7 @@ class Checkpoints:
         self._settings = json.loads(json.dumps(settings))  # as it comes back from the file
 
     def steps(self) -> list[int]:
-        """Return the steps there are checkpoints of, rising."""
+        """Return the steps that have a checkpoint, in ascending order."""
         names = [path.name.removeprefix("step-") for path in self._folder.glob("step-*")]
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{8,}", name))
 
@@ -70,7 +70,7 @@ class Checkpoints:
         return self.path(steps[-1]) if steps else None
 
     def path(self, step: int) -> Path:
-        """Return the folder of the checkpoint after so many steps."""
+        """Return the folder of the checkpoint after `step` steps."""
         return self._folder / f"step-{step:08d}"
 
     def save(self, step: int, trained: Trained) -> None:
@@ -103,7 +103,7 @@ class Checkpoints:
         """Return what the newest checkpoint's `state.json` says; None if there is no checkpoint.
 
         Raises:
-            InputError: it is damaged, or of another model, other photos or other options.
+            InputError: it is damaged, or was made with another model, other photos or other options.
         """
         folder = self.newest
         if folder is None:
@@ -126,13 +126,13 @@ class Checkpoints:
         """Load the newest checkpoint.
 
         Args:
-            trained: is filled with it.
+            trained: receives the checkpoint's state.
 
         Returns:
-            Steps it has made; 0 if there is no checkpoint.
+            Number of steps made so far; 0 if there is no checkpoint.
 
         Raises:
-            InputError: as `state`, or its weights or the optimizer's tensors are damaged.
+            InputError: as for `state`, or its weights or the optimizer's tensors are damaged.
         """
         state, folder = self.state(), self.newest
         if state is None or folder is None:
@@ -161,7 +161,7 @@ class Checkpoints:
 
 
 def _optimizer_state(trained: Trained) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
-    """Return tensors by `<parameter>.<entry>`, and what is no tensor by parameter."""
+    """Return tensors by `<parameter>.<entry>`, and all other entries by parameter."""
     names = [name for name, _ in trained.identity.named_parameters()]
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
@@ -178,10 +178,10 @@ def _optimizer_state(trained: Trained) -> tuple[dict[str, torch.Tensor], dict[st
 def _load_optimizer(
     trained: Trained, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Give the optimizer its state of a checkpoint.
+    """Load a checkpoint's optimizer state.
 
     Raises:
-        KeyError: an entry is of no parameter.
+        KeyError: an entry belongs to no parameter.
         ValueError: a parameter lacks an entry, or has one of another shape.
     """
     parameters = dict(trained.identity.named_parameters())
@@ -191,7 +191,7 @@ def _load_optimizer(
         name, _, entry = key.rpartition(".")
         state.setdefault(indices[name], {})[entry] = tensor
     if not state and trained.scaler.is_enabled():
-        return  # it has left out every step so far, so the optimizer has no state yet
+        return  # the scaler has skipped every step so far, so the optimizer has no state yet
     moments = ("exp_avg", "exp_avg_sq") if isinstance(trained.optimizer, torch.optim.AdamW) else ("state1", "state2")
     for name, parameter in parameters.items():
         entries = state.get(indices[name], {})
@@ -206,7 +206,7 @@ def _load_optimizer(
 
 
 def _check_file(path: Path, state: Mapping[str, Any]) -> None:
-    """Reject a file that is not the one its checkpoint was written with."""
+    """Reject a file whose content is not what its checkpoint was written with."""
     try:
         if sha256_file(path) != state["files"][path.name]:
             raise ValueError("its content is not what was written")
@@ -218,6 +218,6 @@ def _damaged(path: Path, error: Exception) -> InputError:
     reason = error.problem if isinstance(error, InfidError) else f"{type(error).__name__}: {error}"
     return InputError(
         f"{path} cannot be read ({reason.removesuffix('.')}).",
-        fix=f"Remove this checkpoint's folder, {path.parent}; the run then goes on from the one before, "
-        "or from the start if there is none.",
+        fix=f"Remove this checkpoint's folder, {path.parent}; the run then resumes from the previous one, "
+        "or starts over if there is none.",
     )

@@ -1,10 +1,10 @@
-"""Memory and time of a run before it is started, from the model's shapes alone: no weight is made.
+"""Memory and time of a run before it is started, from the model's shapes alone: no weights are allocated.
 
 What stays in memory between the forward and the backward pass follows from the UNet being frozen: a linear layer keeps
-nothing, since only its input's gradient is asked for, and layers before the first cross-attention keep nothing at all.
-Left are the inputs of convolutions, normalizations and activations, and queries, keys, values and outputs of
-attention. `tests/training/test_estimate.py` compares the sum with what autograd really keeps. Memory is that of the
-steps; the VAE and the encoders, which fill the cache before them and draw sample pictures between them, are not in it.
+nothing, since only its input's gradient is needed, and layers before the first cross-attention keep nothing at all.
+What remains are the inputs of convolutions, normalizations and activations, and queries, keys, values and outputs of
+attention. `tests/training/test_estimate.py` compares the sum with what autograd really keeps. The memory is that of the
+steps. It leaves out the VAE and the encoders, which fill the cache before the steps and draw sample images in between.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _NETWORK = {"fp32": 4, "bf16": 2, "fp16": 2}
 _OPTIMIZER = {"adamw": 8, "adamw8bit": 2}  # bytes per trained parameter: two moments
 # CUDA's context, cuBLAS's and cuDNN's workspaces: an assumption, no GPU has been measured.
 _CONTEXT = 2_000_000_000
-# Share of what is reserved beyond what is used, by fragmentation: an assumption, likewise.
+# Memory reserved beyond what is used, because of fragmentation, as a fraction of it: also an assumption.
 _FRAGMENTATION = 0.1
-# Forward and backward: as many operations again for the gradients of the activations, none for frozen weights; with
-# checkpointing the forward pass is made twice.
+# Forward and backward: the gradients of the activations take as many operations again, frozen weights none; with
+# checkpointing the forward pass runs twice.
 _PASSES, _PASSES_CHECKPOINTED = 2, 3
 _TOKENS, _TIME_IDS = 77, 6  # of a prompt, and of SDXL's size conditioning
 
@@ -47,14 +47,14 @@ class RunEstimate:
     """What a run needs; bytes are per GPU.
 
     Args:
-        parameters: trained.
-        frozen_parameters: of the UNet.
-        memory: bytes by what they are for.
+        parameters: number of trained parameters.
+        frozen_parameters: number of parameters of the UNet.
+        memory: bytes by purpose.
         flops_per_photo: of one forward pass.
         flops_per_step: per GPU, forward and backward.
         seconds: of the whole run at the assumed speed.
-        checkpoint_bytes: of one checkpoint on disk.
-        cache_bytes_per_photo: of the frozen networks' outputs on disk.
+        checkpoint_bytes: size of one checkpoint on disk.
+        cache_bytes_per_photo: size of the frozen networks' outputs on disk.
     """
 
     parameters: int
@@ -77,10 +77,10 @@ def estimate(source: ModelSource, options: TrainOptions, size: int, processes: i
 
     Args:
         source: the model; only its configuration is read.
-        options: of the run.
-        size: of the photos in pixels.
-        processes: GPUs.
-        tflops: 10¹² operations a GPU makes in a second of such work: an assumption of the caller's.
+        options: the run's options.
+        size: size of the photos in pixels.
+        processes: number of GPUs.
+        tflops: 10¹² operations per second that a GPU reaches in such work: the caller's assumption.
     """
     unet: Any = source.empty("unet")
     identity: Any = source.empty("identity")
@@ -92,10 +92,10 @@ def estimate(source: ModelSource, options: TrainOptions, size: int, processes: i
     memory = {
         "frozen UNet": frozen * _NETWORK[options.precision],
         "trained weights": trained * _FP32,
-        "gradients": trained * _FP32 * (2 if processes > 1 else 1),  # and the buckets they are averaged in
+        "gradients": trained * _FP32 * (2 if processes > 1 else 1),  # and the buckets in which they are averaged
         "optimizer": trained * _OPTIMIZER[options.optimizer],
         "moving average": trained * _FP32 if options.ema_decay else 0,
-        # IdentityModules.project lays the weights of all blocks side by side, in the network's type
+        # IdentityModules.project concatenates the weights of all blocks, in the network's dtype
         "stacked projections": trained * _NETWORK[options.precision],
         "activations": activations,
     }
@@ -116,7 +116,7 @@ def estimate(source: ModelSource, options: TrainOptions, size: int, processes: i
 
 
 def _cached_bytes(unet: Any, identity: IdentityModules, latents: tuple[int, int, int]) -> int:
-    """Return what `PhotoEncoders` gives for a photo."""
+    """Return the bytes of what `PhotoEncoders` returns for a photo."""
     config = identity.config
     texts = _TOKENS * unet.config.cross_attention_dim + _pooled_width(unet) if config.trained_with_text else 0
     exact = prod(latents) + config.face_width + _TIME_IDS
@@ -153,7 +153,7 @@ def _forward(unet: Any, identity: IdentityModules, latents: tuple[int, int, int]
 
 @dataclass
 class _Kept:
-    """Bytes that autograd keeps per photo; `checkpointed` when resnets and transformer blocks are made again."""
+    """Bytes that autograd keeps per photo; `checkpointed` if resnets and transformer blocks are recomputed."""
 
     plain: int = 0
     inputs: int = 0
@@ -167,15 +167,15 @@ class _Kept:
 
 @contextmanager
 def _watch(unet: nn.Module, width: int) -> Iterator[_Kept]:
-    """Count while the block runs the UNet.
+    """Count kept bytes while the block runs the UNet.
 
     Args:
-        unet: to run.
-        width: bytes of a value within the network. Normalizations keep theirs in fp32 at any precision.
+        unet: the UNet.
+        width: bytes per value in the network. Normalizations keep theirs in fp32 at any precision.
     """
     kept = _Kept()
     begun = False
-    units: list[tuple[nn.Module, int]] = []  # the checkpointed unit under way, and what was kept before it
+    units: list[tuple[nn.Module, int]] = []  # the current checkpointed unit, and what was kept before it
     first = unet.get_submodule(next(iter(identity_blocks(unet))))
 
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -207,7 +207,7 @@ def _kept_by(module: nn.Module, inputs: tuple[Any, ...], width: int) -> int:
     if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.SiLU):
         return int(inputs[0].numel()) * _FP32
     if isinstance(module, nn.Conv2d):  # torch keeps a convolution's input even if its weights are frozen
-        # in fp32 a resnet's shortcut, the one convolution of 1 × 1, keeps the tensor that its normalization keeps
+        # in fp32 a resnet's shortcut, its only 1 × 1 convolution, keeps the same tensor as its normalization
         shared = width == _FP32 and module.kernel_size == (1, 1)
         return 0 if shared else int(inputs[0].numel()) * width
     if isinstance(module, GEGLU):  # both halves and the activated one
@@ -215,6 +215,6 @@ def _kept_by(module: nn.Module, inputs: tuple[Any, ...], width: int) -> int:
         return 3 * int(tokens) * (int(module.proj.out_features) // 2) * width
     if isinstance(module, Attention):
         queries = int(inputs[0].numel() // inputs[0].shape[-1]) * int(module.to_q.out_features)
-        # query and output; a self-attention keeps keys and values as long as these, a cross-attention few
+        # query and output; self-attention also keeps keys and values of that length, cross-attention only few
         return (2 if module.is_cross_attention else 4) * queries * width
     return 0

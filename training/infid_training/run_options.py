@@ -13,7 +13,7 @@ Optimizer = Literal["adamw", "adamw8bit"]
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 SinglePhoto = Literal["refuse", "own-pair"]
 
-# How often is told, kept and looked at: free to change when a run is resumed.
+# How often a run logs, saves and validates: these may change when it is resumed.
 _WITHOUT_EFFECT = ("checkpoint_every", "keep", "log_every", "validate_every", "validation_pairs", "sample_every")
 _AT_LEAST = {
     "steps": 1, "batch_size": 1, "accumulation": 1, "learning_rate": 0.0, "weight_decay": 0.0, "warmup_steps": 0,
@@ -30,26 +30,26 @@ class TrainOptions:
         steps: optimizer steps.
         batch_size: photos per process and pass.
         accumulation: passes per optimizer step.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
-        lr_schedule: diffusers' name of the learning rate's course.
-        warmup_steps: in which the learning rate rises from 0; not with `constant`.
-        max_grad_norm: to which gradients are clipped; 0 does not clip.
-        ema_decay: of the moving average of the weights, which is then what the run gives; 0 keeps none.
-        identity_dropout: share of the references whose encoder features are set to zero: guidance subtracts what the
-            model makes of them (`uncond_identity`), so it must have seen them. The paper is silent; the default is
-            IP-Adapter's (Ye et al., arXiv 2308.06721, section 4.1).
+        learning_rate: AdamW's learning rate.
+        weight_decay: AdamW's weight decay.
+        lr_schedule: diffusers' name of the learning rate schedule.
+        warmup_steps: steps over which the learning rate rises from 0; not with `constant`.
+        max_grad_norm: norm to which gradients are clipped; 0 turns clipping off.
+        ema_decay: decay of the weights' moving average, which is then the run's result; 0 keeps no average.
+        identity_dropout: fraction of the references whose encoder features are set to zero. Guidance subtracts the
+            model's estimate for zero features (`uncond_identity`), so training must include them. The paper does not
+            say how many; the default is IP-Adapter's (Ye et al., arXiv 2308.06721, section 4.1).
         precision: of the networks; the trained weights and the optimizer are always fp32.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        gradient_checkpointing: recompute activations in the backward pass instead of storing them.
         optimizer: `adamw`, or bitsandbytes' `adamw8bit`.
         seed: of pairs, noise, timesteps and the initial weights.
-        single_photo: whether a person with one photo is rejected or is reference and target of their own.
-        checkpoint_every: steps.
-        keep: how many checkpoints stay.
-        log_every: steps.
-        validate_every: steps; 0 never.
-        validation_pairs: fixed pairs that the validation loss is the mean of.
-        sample_every: steps; 0 never.
+        single_photo: whether a person with one photo is rejected, or that photo is both reference and target.
+        checkpoint_every: steps between checkpoints.
+        keep: number of checkpoints to keep.
+        log_every: steps between log records.
+        validate_every: steps between validations; 0 means never.
+        validation_pairs: number of fixed pairs over which the validation loss is averaged.
+        sample_every: steps between sample images; 0 means never.
     """
 
     steps: int = 1_000_000
@@ -91,9 +91,9 @@ class TrainOptions:
             )
 
     def decisive(self) -> dict[str, Any]:
-        """Return the options that decide the losses, which a resumed run must share.
+        """Return the options that decide the losses; a resumed run must have the same ones.
 
-        With a constant learning rate the number of steps is not among them, so that a finished run can be prolonged.
+        With a constant learning rate the number of steps is not among them, so that a finished run can be extended.
         """
         values = {name: value for name, value in asdict(self).items() if name not in _WITHOUT_EFFECT}
         if self.lr_schedule in ("constant", "constant_with_warmup"):

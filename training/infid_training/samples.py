@@ -1,4 +1,4 @@
-"""Sample pictures of a run: fixed people by fixed prompts, through the reference pipeline, as one grid."""
+"""Sample images of a run: fixed people × fixed prompts, through the reference pipeline, as one grid."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _GAP = 4  # pixels
 
 @dataclass(frozen=True)
 class FixedPerson:
-    """Someone who is drawn again and again.
+    """A person who is in every grid of a run.
 
     Args:
-        index: of the reference photo.
-        face: `[crop, crop, 3]` uint8 RGB, shown beside the pictures.
+        index: index of the reference photo.
+        face: `[crop, crop, 3]` uint8 RGB, shown beside the images.
     """
 
     index: int
@@ -39,15 +39,15 @@ class FixedPerson:
 
 
 class SampleGrid:
-    """Draws the grid; one row a person, the reference first, then one picture a prompt.
+    """Draws the grid: one row per person, with the reference first, then one image per prompt.
 
     Args:
-        source: the model; text encoders and VAE are loaded for each grid and gone after it.
-        unet: that is trained with.
-        photos: the split that the people are of.
+        source: the model; text encoders and VAE are loaded for each grid and freed after it.
+        unet: the UNet used in training.
+        photos: the split that the people belong to.
         people: see `fixed_people`.
-        prompts: what is drawn.
-        steps: DDIM steps; None is the model's own number.
+        prompts: prompts of the images.
+        steps: DDIM steps; None means the model's default.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class SampleGrid:
         """Write `step-00001000.png`.
 
         Args:
-            step: of the run.
+            step: the run's step.
             identity: the weights at that step.
-            folder: where to.
+            folder: folder to write to.
         """
         trained = _TrainedSource(self._source, self._unet, identity)
         pipe = InfiniteIDPipeline.from_source(trained, self._unet.dtype)
@@ -103,7 +103,7 @@ class SampleGrid:
 
 
 def fixed_people(folder: Path, photos: ShardedPhotos, split: str) -> list[FixedPerson]:
-    """Return the first few people of a split, each by their first photo."""
+    """Return the first few people of a split, each with their first photo."""
     people: dict[str, FixedPerson] = {}
     first = {name: index for index, name in reversed(list(enumerate(photos.names)))}
     for shard in ShardIndex.load(folder).of(split):
@@ -116,7 +116,7 @@ def fixed_people(folder: Path, photos: ShardedPhotos, split: str) -> list[FixedP
 
 
 class _TrainedSource:
-    """The model with the run's own UNet and weights in their places, so that neither is loaded again."""
+    """The model with the run's own UNet and identity weights, so that neither is loaded again."""
 
     def __init__(self, source: ModelSource, unet: Any, identity: IdentityModules) -> None:
         self.name, self.architecture, self.config = source.name, source.architecture, identity.config

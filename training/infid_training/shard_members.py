@@ -1,7 +1,7 @@
-"""What the members of a shard hold, read with limits: a shard may be damaged, or made by someone else.
+"""Reads the members of a shard, within limits: a shard may be damaged, or made by someone else.
 
-A tar file can claim members of any size in a few bytes (sparse ones hold nothing at all), and a small PNG can unfold
-to gigabytes. What is here raises nothing but `ValueError`.
+A tar file can claim members of any size in a few bytes (sparse ones hold nothing at all), and a small PNG can expand
+to gigabytes. These functions raise only `ValueError`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from PIL import Image
 
 from infid_engines.documents import parse_json, record
 
-MOST_BYTES = 256_000_000  # of a member: 12 times a target of 4096 × 4096 pixels in JPEG at quality 95
-_MOST_PIXELS = 1 << 26  # of a picture: 8192 × 8192
+MOST_BYTES = 256_000_000  # per member: 12 times a target of 4096 × 4096 pixels in JPEG at quality 95
+_MOST_PIXELS = 1 << 26  # per image: 8192 × 8192
 Array = np.ndarray[Any, Any]
 
 
@@ -37,7 +37,7 @@ def member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     """Read a member.
 
     Raises:
-        ValueError: it is no plain file, larger than any of ours, or cut off.
+        ValueError: it is not a plain file, larger than the limit, or cut off.
     """
     if not member.isreg() or member.issparse():
         raise ValueError(f"{member.name[:80]!r} is not a plain file")
@@ -54,11 +54,11 @@ def picture(members: Mapping[str, bytes], kind: str) -> Array:
     """Return a member's `[H, W, 3]` uint8 RGB pixels.
 
     Args:
-        members: of one photo.
-        kind: ends in the picture's format.
+        members: members of one photo.
+        kind: member name without its key; ends in the image format.
 
     Raises:
-        ValueError: it is missing, damaged, of another format, or larger than any of ours.
+        ValueError: it is missing, damaged, in another format, or larger than the limit.
     """
     kinds = {"jpg": "JPEG", "png": "PNG"}
     try:
@@ -78,7 +78,7 @@ def embedding(members: Mapping[str, bytes]) -> Array:
     """Return the `[face_width]` fp32 face embedding.
 
     Raises:
-        ValueError: it is missing, damaged, or not such a vector.
+        ValueError: it is missing, damaged, or not a finite fp32 vector.
     """
     kind = "embedding.npy"
     try:
@@ -88,17 +88,17 @@ def embedding(members: Mapping[str, bytes]) -> Array:
     except Exception as error:  # numpy parses the header as Python, and raises what that raises
         raise ValueError(f"{kind}: {str(error) or type(error).__name__}") from error
     if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype != np.float32:
-        raise ValueError(f"{kind} is no vector in float32")
+        raise ValueError(f"{kind} is not a float32 vector")
     if not np.isfinite(values).all():
         raise ValueError(f"{kind} has non-finite values")
     return values
 
 
 def facts(members: Mapping[str, bytes]) -> Facts:
-    """Return what is said of the photo.
+    """Return the contents of a photo's JSON member.
 
     Raises:
-        ValueError: it is missing, or lacks or mistypes an entry.
+        ValueError: it is missing, lacks an entry, or an entry has the wrong type.
     """
     if "json" not in members:
         raise ValueError("a photo has no json")

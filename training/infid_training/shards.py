@@ -1,7 +1,7 @@
-"""WebDataset shards of prepared photos: tar files in which the members of one photo share their name's first part.
+"""WebDataset shards of prepared photos: tar files in which all members of a photo have the same key before the dot.
 
 A photo is `00000007.target.jpg` (at the training size), `00000007.face.png` (aligned, as the image encoder takes it),
-`00000007.embedding.npy` (fp32, L2-normalized) and `00000007.json`. `index.json` beside the shards says what is in each.
+`00000007.embedding.npy` (fp32, L2-normalized) and `00000007.json`. `index.json` beside the shards describes them.
 Format: https://github.com/webdataset/webdataset
 """
 
@@ -45,7 +45,7 @@ class PreparedPhoto:
         embedding: `[face_width]` fp32.
         original_size: height and width of the photo in pixels.
         crop: top and left of the target in pixels, in the photo scaled so that its shorter side is the target's.
-        caption: text beside the photo; None if there was none.
+        caption: the photo's caption; None if there was none.
     """
 
     person: str
@@ -59,7 +59,7 @@ class PreparedPhoto:
 
     @property
     def name(self) -> str:
-        """What messages call the photo."""
+        """The photo's name in messages."""
         return f"{self.person}/{self.source}"
 
     @property
@@ -70,7 +70,7 @@ class PreparedPhoto:
 
 @dataclass(frozen=True)
 class Shard:
-    """What the index says of one shard."""
+    """One shard's entry in the index."""
 
     file: str
     split: str
@@ -80,19 +80,19 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What is in a folder of shards.
+    """The contents of a folder of shards.
 
     Args:
-        size: of the targets in pixels.
-        crop_size: of the aligned faces in pixels.
+        size: size of the targets in pixels.
+        crop_size: size of the aligned faces in pixels.
         face_width: length of the embeddings.
-        single_photo: whether people with one photo were left out (`reject`) or are their own pair (`own-pair`).
+        single_photo: whether people with one photo were left out (`refuse`) or are their own pair (`own-pair`).
         recognizer: sha256 of the recognizer's file, see `ArcFaceRecognizer.fingerprint`.
-        split_seed: with the people's names it decides who is held out.
-        validation: share of the people held out.
-        shards: in order.
-        recognizer_name: what messages call the recognizer; empty in folders of before, as the next.
-        detector: kind of what found the faces.
+        split_seed: decides, with the people's names, who is held out.
+        validation: fraction of the people held out.
+        shards: the shards, in order.
+        recognizer_name: the recognizer's name in messages; empty in folders of earlier versions, like `detector`.
+        detector: kind of the face detector.
     """
 
     size: int
@@ -119,7 +119,7 @@ class ShardIndex:
         """Read the index.
 
         Raises:
-            InputError: the folder has none, or one that cannot be read.
+            InputError: the folder has no index, or it cannot be read.
         """
         path = folder / INDEX
         if not path.is_file():
@@ -138,10 +138,10 @@ class ShardIndex:
 
 
 def _check(index: ShardIndex) -> None:
-    """Reject what `prepare` does not write.
+    """Reject an index that `prepare` could not have written.
 
     Raises:
-        ValueError: names the entry.
+        ValueError: the message names the entry.
     """
     if min(index.size, index.crop_size, index.face_width) < 1:
         raise ValueError("a size is not positive")
@@ -153,12 +153,12 @@ def _check(index: ShardIndex) -> None:
 
 
 class ShardWriter:
-    """Writes the shards of one split, a new one every so many photos; a context manager.
+    """Writes the shards of one split, a new one every `photos` photos; a context manager.
 
     Args:
-        folder: where to.
+        folder: folder to write to.
         split: `train` or `validation`.
-        photos: per shard.
+        photos: number of photos per shard.
     """
 
     def __init__(self, folder: Path, split: str, photos: int) -> None:
@@ -168,7 +168,7 @@ class ShardWriter:
         self.shards: list[Shard] = []
 
     def __enter__(self) -> ShardWriter:
-        """Make the folder if it is missing; open nothing yet."""
+        """Create the folder if it is missing; open no shard yet."""
         self._folder.mkdir(exist_ok=True)
         return self
 
@@ -192,7 +192,7 @@ class ShardWriter:
         )
 
     def write_members(self, members: Mapping[str, bytes]) -> None:
-        """Add a photo as `read_members` gives it."""
+        """Add a photo as `read_members` returns it."""
         if self._tar is None or self._in_shard == self._photos:
             self._finish()
             self._tar = tarfile.open(self._folder / self._file, "w")  # noqa: SIM115 (closed by _finish)
@@ -207,7 +207,7 @@ class ShardWriter:
 
     def _add(self, name: str, content: bytes) -> None:
         assert self._tar is not None
-        member = tarfile.TarInfo(name)  # no time and no owner: the same photos make the same bytes
+        member = tarfile.TarInfo(name)  # no time and no owner, so that the same photos give the same bytes
         member.size = len(content)
         self._tar.addfile(member, io.BytesIO(content))
 
@@ -220,23 +220,23 @@ class ShardWriter:
 
 
 def check_shard(folder: Path, shard: Shard) -> None:
-    """Hash a shard's file.
+    """Check a shard's file against its hash.
 
     Raises:
-        InputError: it is missing, or not the one that the index describes.
+        InputError: it is missing, or not the one in the index.
     """
     path = folder / shard.file
     if not path.is_file():
         raise InputError(f"There is no shard {path}.", fix=_AGAIN)
     if sha256_file(path) != shard.sha256:
-        raise InputError(f"The shard {path} is damaged or another one: its hash is not that of {INDEX}.", fix=_AGAIN)
+        raise InputError(f"The shard {path} is damaged or was replaced: its hash is not that in {INDEX}.", fix=_AGAIN)
 
 
 def read_shard(path: Path) -> Iterator[PreparedPhoto]:
     """Yield the photos of a shard, in order.
 
     Raises:
-        InputError: it is missing, cut off, or not such a shard.
+        InputError: it is missing, cut off, or not a shard of prepared photos.
     """
     with _explained(path):
         for members in read_members(path):
@@ -244,10 +244,10 @@ def read_shard(path: Path) -> Iterator[PreparedPhoto]:
 
 
 def read_members(path: Path) -> Iterator[dict[str, bytes]]:
-    """Yield the files of each photo of a shard by what follows the first dot of their names, in order.
+    """Yield the files of each photo of a shard, in order, keyed by what follows the first dot of their names.
 
     Raises:
-        InputError: as of `read_shard`.
+        InputError: as for `read_shard`.
     """
     with _explained(path), tarfile.open(path) as tar:
         members: dict[str, bytes] = {}
@@ -263,10 +263,10 @@ def read_members(path: Path) -> Iterator[dict[str, bytes]]:
 
 
 def read_captions(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the name and the caption of each photo of a shard, empty where there is none; pictures are not read.
+    """Yield the name and the caption of each photo of a shard, empty if there is none; images are not read.
 
     Raises:
-        InputError: as of `read_shard`.
+        InputError: as for `read_shard`.
     """
     with _explained(path), tarfile.open(path) as tar:
         for member in tar:

@@ -28,15 +28,15 @@ from infid_training.run_checkpoint import Trained
 from infid_training.run_options import TrainOptions
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Of the moving average, its decay after t steps being at most (1 + t) / (10 + t): it soon leaves the initial weights.
+# The moving average's decay after t steps is at most (1 + t) / (10 + t), so that it soon leaves the initial weights.
 _EMA_START = 10
-# Steps in a row that fp16's scaler may leave out. It starts at 65536 and halves its scale each time: after 17 of them
-# there is nothing left to scale, and what still overflows is no matter of scale.
+# Steps in a row that fp16's scaler may skip. It starts at 65536 and halves its scale each time: after 17 of them there
+# is nothing left to scale, and what still overflows does not depend on the scale.
 _SKIPPED = 20
 
 
 class _Loss(nn.Module):
-    """The loss as one module, so that gradients are averaged over processes; the frozen UNet is none of its parts."""
+    """The loss as one module, so that gradients are averaged over processes; the frozen UNet is not a submodule."""
 
     def __init__(self, unet: Any, identity: IdentityModules) -> None:
         super().__init__()
@@ -48,11 +48,11 @@ class _Loss(nn.Module):
 
 
 class NotFiniteError(Exception):
-    """A step gave no finite loss or gradient: which one, and on what photos, in one sentence or two."""
+    """A step's loss or gradient is not finite; the message says which one, and on which photos."""
 
 
 def check_device(options: TrainOptions, device: torch.device) -> None:
-    """Reject options that need another device than this one, or a library that is not installed.
+    """Reject options that need a different device, or a library that is not installed.
 
     Raises:
         InputError: fp16 or the 8-bit optimizer was asked for on a CPU.
@@ -75,7 +75,7 @@ class Stepper:
         validation: other people's photos; None or empty if there are none.
 
     Raises:
-        InputError: the options need another device, or the photos are not as the networks take them.
+        InputError: the options need a different device, or the photos do not fit the networks.
         BackendUnavailableError: the optimizer's library is not installed.
     """
 
@@ -107,11 +107,11 @@ class Stepper:
         optimizer = make_optimizer(identity, options, self._device)
         scaler = torch.amp.GradScaler(self._device.type, enabled=options.precision == "fp16")
         self.trained = Trained(identity, average, optimizer, scaler)
-        self._skipped = 0  # steps that the scaler has left out, one after the other
+        self._skipped = 0  # steps in a row that the scaler has skipped
         self._loss: Any = accelerator.prepare_model(_Loss(unet, identity))
 
     def close(self) -> None:
-        """Leave the networks as they are used elsewhere."""
+        """Put the networks back into the state in which they are used elsewhere."""
         self._unet.disable_gradient_checkpointing()
         self.trained.identity.eval().requires_grad_(False)
 
@@ -133,8 +133,8 @@ class Stepper:
             The mean loss over all processes, the gradient's norm before clipping, the learning rate.
 
         Raises:
-            NotFiniteError: loss or gradient are not finite, with fp16 the gradient for too many steps; the weights are
-                as before the step.
+            NotFiniteError: the loss or the gradient is not finite (in fp16, the gradient for too many steps in a row);
+                the weights are as before the step.
         """
         options, optimizer, scaler = self._options, self.trained.optimizer, self.trained.scaler
         rate = learning_rate(options, step)
@@ -159,7 +159,7 @@ class Stepper:
         if self._skipped > (_SKIPPED if scaler.is_enabled() else 0):
             # by now averaged over all processes and passes, so it may be any of their pairs
             batches = product(range(self._accelerator.num_processes), range(options.accumulation))
-            many = f"After {self._skipped - 1} others that were left out, the" if self._skipped > 1 else "The"
+            many = f"After {self._skipped - 1} skipped steps, the" if self._skipped > 1 else "The"
             raise self._not_finite(f"{many} gradient", step, batches)
         scaler.step(optimizer)
         scaler.update()
@@ -195,7 +195,7 @@ class Stepper:
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """Return the mean loss over the fixed pairs, which are shared among the processes; None if there are none."""
+        """Return the mean loss over the fixed pairs, which are split among the processes; None if there are none."""
         if self._fixed is None or self._validation is None:
             return None
         loss = _Loss(self._unet, self.trained.result)
@@ -209,13 +209,13 @@ class Stepper:
         return float(summed[0] / summed[1])
 
     def _not_finite(self, what: str, step: int, places: Iterable[tuple[int, int]]) -> NotFiniteError:
-        """Return the error of a step, which names the pairs of its batches, each given by process and pass."""
+        """Return the error for a step; it names the pairs of its batches, each given by process and pass."""
         names = [name for place in places for name in self.sampler.names(self.sampler.batch(step, *place))]
         return NotFiniteError(f"{what} of step {step + 1} is not finite. Its pairs were: {', '.join(names)}.")
 
 
 def _check_shapes(photos: Photos, config: IdentityConfig) -> None:
-    """Reject photos whose tensors the identity modules do not take."""
+    """Reject photos whose tensors do not fit the identity modules."""
     first = torch.zeros(1, dtype=torch.int64)
     targets, references = photos.targets(first), photos.references(first)
     wanted = {
@@ -226,7 +226,7 @@ def _check_shapes(photos: Photos, config: IdentityConfig) -> None:
     for name, (tensor, shape) in wanted.items():
         if tuple(tensor.shape[1:]) != shape:
             raise InputError(
-                f"The photos' {name} are {list(tensor.shape[1:])} each, the identity modules take {list(shape)}.",
+                f"Each photo's {name} have shape {list(tensor.shape[1:])}; the identity modules take {list(shape)}.",
                 fix="Encode the photos with the networks of this model.",
             )
     if config.trained_with_text and (targets.prompt_embeds is None or targets.pooled_prompt_embeds is None):

@@ -1,7 +1,7 @@
-"""The demo model's VAE: 4 channels as SDXL's, but 4 times smaller in both directions.
+"""The demo model's VAE: 4 channels like SDXL's, but with a downsampling factor of 4.
 
-With SDXL's 8 times a face of 70 pixels has too few latents for its features: 23.8 dB after 10,000 steps, against 27.4
-after 5,000.
+With SDXL's factor of 8, a face of 70 pixels has too few latents for its features: 23.8 dB after 10,000 steps, against
+27.4 dB after 5,000 with 4.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from infid_training.recipe.pictures import SIZE, Pictures
 FIT = Fit(steps=5000, learning_rate=2e-3, weight_decay=0.0)
 _BATCH = 8
 _CROP = 64  # pixels
-# From this share of the steps on, a quarter as many whole pictures: the group norms see other statistics in them.
+# After this fraction of the steps, a quarter as many whole images: group norms see different statistics in them.
 _WHOLE_FROM = 0.15
-# Of the divergence from a normal distribution, a mean over latents: it keeps them smooth enough to be denoised.
+# Weight of the KL divergence from a normal distribution, averaged over latents: keeps them smooth enough to denoise.
 _DIVERGENCE = 1e-5
-_MEASURED = 256  # pictures
+_MEASURED = 256  # images
 
 
 def autoencoder_loss(vae: Any, pictures: Pictures, step: int) -> Mapping[str, Tensor]:
-    """Return the terms of one step: what differs, twice; what differs between neighbors; and the divergence.
+    """Return the loss terms of one step: L1 and squared error, L1 error of the image gradients, and KL divergence.
 
     Args:
         vae: diffusers' AutoencoderKL.
-        pictures: what to draw from.
-        step: decides what is shown: first crops, every second one around a face, where most is to be learned; then
-            whole pictures.
+        pictures: images to sample from.
+        step: decides what is sampled: first crops, every second one around a face, where there is most to learn; then
+            whole images.
     """
     random = np.random.default_rng((1, step))
     whole = step >= _WHOLE_FROM * FIT.steps
@@ -72,18 +72,18 @@ def to_signal(pixels: np.ndarray) -> Tensor:
 
 @torch.no_grad()
 def encode(vae: Any, pixels: np.ndarray) -> Tensor:
-    """Return the means of the latents of `[B, H, W, 3]` uint8 pictures, `[B, 4, H / 4, W / 4]`, unscaled."""
+    """Return the means of the latents of `[B, H, W, 3]` uint8 images, `[B, 4, H / 4, W / 4]`, unscaled."""
     means: Tensor = vae.encode(to_signal(pixels).to(vae.device)).latent_dist.mean
     return means
 
 
 @torch.no_grad()
 def scale_latents(vae: Any, pictures: Pictures) -> None:
-    """Change the weights around the latents so that these have the deviation that SDXL's scaling factor expects.
+    """Rescale the weights around the latents, so that the latents have the deviation SDXL's scaling factor expects.
 
     Args:
-        vae: the taught VAE; pictures come out of it as before.
-        pictures: of which some are encoded to measure the deviation.
+        vae: the trained VAE; the images it decodes stay the same.
+        pictures: some of these images are encoded to measure the deviation.
     """
     some = pictures.pixels[:: max(1, len(pictures) // _MEASURED)]
     factor = 1 / (vae.config.scaling_factor * encode(vae, some).std())

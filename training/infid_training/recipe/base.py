@@ -1,7 +1,7 @@
-"""The demo model's UNet: text to picture, with SDXL's conditioning, before any identity.
+"""The demo model's UNet: text to image, with SDXL's conditioning, before any identity.
 
-Conventions are SDXL's: ε-prediction on its schedule, both text encoders' penultimate states side by side, the second
-one's pooled embedding and the picture's sizes beside the timestep, zeros where there is no prompt.
+Conventions are SDXL's: ε-prediction on its schedule, both text encoders' penultimate states concatenated, the second
+encoder's pooled embedding and the image's sizes added to the timestep embedding, zeros where there is no prompt.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from infid_training.recipe.pictures import Pictures
 
 FIT = Fit(steps=3600, learning_rate=1e-3, weight_decay=0.01)
 _BATCH = 32
-# Every other step sees faces alone, cut out of the latents: three times as many in the time of a step.
+# Every other step trains on faces only, cropped from the latents: three times as many in the time of one step.
 _FACES = 96
 _WITHOUT_PROMPT = 0.1
 _DESCRIBED = 0.4
-# Of the pictures that are drawn a third has a style; of those learned from, half, since they are harder than photos.
+# A third of the drawn images have a style; in training half of them do, since they are harder than photos.
 _STYLED = 0.5
 _WITH_TEXT_MEAN = 0.5
-# Steps with little noise count less, by 5 / SNR (Hang et al., arXiv 2303.09556): the face is decided before them.
+# Timesteps with little noise count less, by 5 / SNR (Hang et al., arXiv 2303.09556): the face is decided earlier.
 _GREATEST_SNR = 5.0
-# People are known by their faces, a fifth of a picture: what is wrong there counts five times as much as elsewhere.
+# People are recognized by their faces, a fifth of an image: errors there count five times as much as elsewhere.
 _FACE_WEIGHT = 5.0
-_FACE_RADIUS = 1.5  # times the distance of the eyes
-_FACE_EDGE = 0.025  # of the picture's side
+_FACE_RADIUS = 1.5  # times the distance between the eyes
+_FACE_EDGE = 0.025  # of the image's side
 _ENCODED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The frozen text side: captions to what conditions the UNet.
+    """The frozen text encoders: from captions to the UNet's conditioning.
 
     Args:
         words: both tokenizers.
@@ -70,11 +70,11 @@ class Texts:
 
 
 def encode_pictures(vae: Any, pictures: Pictures, path: Path, stage: Stage) -> Tensor:
-    """Return the scaled latents of all pictures `[N, 4, 32, 32]` fp16; kept in a safetensors file.
+    """Return the scaled latents of all images `[N, 4, 32, 32]` fp16; cached in a safetensors file.
 
     Args:
-        vae: the taught VAE, after `scale_latents`.
-        pictures: what to encode.
+        vae: the trained VAE, after `scale_latents`.
+        pictures: images to encode.
         path: the file.
         stage: shown the progress.
     """
@@ -84,17 +84,17 @@ def encode_pictures(vae: Any, pictures: Pictures, path: Path, stage: Stage) -> T
             with torch.autocast(vae.device.type, torch.bfloat16):  # off by 0.3 % of the latents, in half the time
                 means = encode(vae, pictures.pixels[start : start + _ENCODED_AT_ONCE])
             parts.append((vae.config.scaling_factor * means.float()).half().cpu())
-            stage.update(start / len(pictures), f"picture {start} of {len(pictures)}")
+            stage.update(start / len(pictures), f"image {start} of {len(pictures)}")
         write_tensors({"latents": torch.cat(parts)}, path)
     return read_tensors(path)["latents"]
 
 
 def face_area(marks: np.ndarray, size: int) -> Tensor:
-    """Return where the faces are, `[B, 1, size, size]`: 1 around the landmarks, softly falling to 0.
+    """Return a mask of the faces, `[B, 1, size, size]`: 1 around the landmarks, falling smoothly to 0.
 
     Args:
-        marks: `[B, 5, 2]` landmarks in shares of the side, the eyes first.
-        size: of the latents.
+        marks: `[B, 5, 2]` landmarks as fractions of the side, the eyes first.
+        size: size of the latents.
     """
     points = torch.from_numpy(marks).float()
     radius = _FACE_RADIUS * (points[:, 0] - points[:, 1]).norm(dim=-1)
@@ -105,13 +105,13 @@ def face_area(marks: np.ndarray, size: int) -> Tensor:
 
 
 class TextMean:
-    """Adds the mean of the text's values to the cross-attention of chosen rows, while a UNet learns.
+    """Adds the mean of the text's values to the cross-attention of chosen rows, while a UNet trains.
 
-    AdaIN-mean adds it beside a person whose tokens have no mean of their own (`IdentityConfig.center_tokens`). To a
-    UNet that never met it, it is the text said twice, which guidance multiplies; one that has, knows it says nothing.
+    AdaIN-mean adds it for a person whose tokens have zero mean (`IdentityConfig.center_tokens`). A UNet that has never
+    seen it reads it as the text said twice, which guidance amplifies; one that has learns to ignore it.
 
     Args:
-        unet: gets the addition, until `remove`.
+        unet: UNet that gets the addition, until `remove`.
     """
 
     def __init__(self, unet: Any) -> None:
@@ -127,7 +127,7 @@ class TextMean:
         self._rows[len(rows)].copy_(torch.from_numpy(rows).view(-1, 1, 1))
 
     def remove(self) -> None:
-        """Leave the UNet as it was."""
+        """Restore the UNet."""
         for hook in self._hooks:
             hook.remove()
 
@@ -139,16 +139,16 @@ class TextMean:
 
 @dataclass(frozen=True)
 class BaseLoss:
-    """The loss of a step, by its number: even ones see whole pictures, odd ones faces alone.
+    """The loss of a step, by its number: even steps train on whole images, odd ones on faces only.
 
-    A face is conditioned as SDXL conditions a crop: the picture's size, the crop's corner, the crop's size.
+    A face is conditioned as SDXL conditions a crop: the image's size, the crop's corner, the crop's size.
 
     Args:
-        unet: diffusers' UNet2DConditionModel, or the same compiled.
-        texts: the frozen text side.
-        latents: `[N, 4, 32, 32]` of all pictures.
-        pictures: their captions, and where their faces are.
-        text_mean: of that UNet.
+        unet: diffusers' UNet2DConditionModel, also compiled.
+        texts: the frozen text encoders.
+        latents: `[N, 4, 32, 32]` of all images.
+        pictures: captions and face landmarks of the images.
+        text_mean: the UNet's `TextMean`.
     """
 
     unet: Any
@@ -158,7 +158,7 @@ class BaseLoss:
     text_mean: TextMean
 
     def __call__(self, step: int) -> Mapping[str, Tensor]:
-        """Return the loss; the number decides pictures, noise and timesteps."""
+        """Return the loss; the step number decides images, noise and timesteps."""
         random = np.random.default_rng((5, step))
         whole = self.latents.shape[-1]
         rows, side = (_FACES, FACE_SIDE) if step % 2 else (_BATCH, whole)
@@ -177,7 +177,7 @@ class BaseLoss:
         noise = torch.from_numpy(random.standard_normal(clean.shape, np.float32)).to(device)
         steps = random.integers(scheduler.config.num_train_timesteps, size=rows)
         timesteps = torch.from_numpy(steps).to(device)
-        # on two CPU cores bf16, plain attention and a compiled UNet together nearly halve the time of a step
+        # on two CPU cores, bf16, plain attention and a compiled UNet together nearly halve the time of a step
         with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             estimate = self.unet(
                 scheduler.add_noise(clean, noise, timesteps),

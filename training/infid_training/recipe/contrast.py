@@ -1,7 +1,7 @@
-"""The demo model's CLIP: one image tower and the two text towers, taught that a picture and its caption go together.
+"""The demo model's CLIP: one image tower and the two text towers, trained to match an image with its caption.
 
-As in SDXL, the towers are frozen afterwards: the texts condition the UNet, the image tower is the identity's E_clip,
-and image tower and second text tower together score pictures.
+As in SDXL, the towers are frozen afterwards: the text towers condition the UNet, the image tower is the identity's
+E_clip, and the image tower and the second text tower together score images.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from infid_training.recipe.pictures import Pictures
 
 FIT = Fit(steps=1500, learning_rate=1e-3, weight_decay=0.05)
 _BATCH = 96
-_FACES = 0.4  # share of the pictures that are shown as an aligned face, as the identity encoder sees them
-_DESCRIBED = 0.7  # share of the captions that say what the person looks like
+_FACES = 0.4  # fraction of the images that are replaced by their aligned face, as the identity encoder sees them
+_DESCRIBED = 0.7  # fraction of the captions that describe the person
 
 
 class ContrastiveTowers(nn.Module):
-    """Image tower, both text towers, and what only their training needs.
+    """Image tower, both text towers, and the parameters that only their training needs.
 
     Args:
         image: open_clip's vision transformer.
@@ -43,7 +43,7 @@ class ContrastiveTowers(nn.Module):
         self.image, self.text_encoder, self.text_encoder_2 = image, text_encoder, text_encoder_2
         width = DEMO.image_encoder["embed_dim"]
         self.projection = nn.Linear(text_encoder.config.hidden_size, width, bias=False)
-        self.scale = nn.Parameter(torch.tensor(2.66))  # ln(1 / 0.07), CLIP's start
+        self.scale = nn.Parameter(torch.tensor(2.66))  # ln(1 / 0.07), CLIP's initial value
 
     def forward(self, pictures: Tensor, ids: Tensor, ids_2: Tensor) -> Tensor:
         """Return the mean contrastive loss over both text towers."""

@@ -1,4 +1,4 @@
-"""Faces cut out in batches: of pixels, as `infid_export.faces.align` does one photo at a time, and of latents."""
+"""Face crops in batches: of pixels, as `infid_export.faces.align` does one photo at a time, and of latents."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch.nn.functional import affine_grid, grid_sample
 from infid_export.faces.alignment import similarity
 from infid_training.recipe.pictures import SIZE
 
-# Deviation of the taught detector's landmarks, in shares of the picture's side; a tenth of the distance of the eyes.
+# Standard deviation of the trained detector's landmarks, as a fraction of the image's side; a tenth of the distance
+# between the eyes.
 DETECTED = 0.012
-# Half of a picture's side, in latents: most of a head.
+# Half of an image's side, in latents: most of a head.
 FACE_SIDE = 16
-_FACE_OFF = 3.0  # latents, from the middle of what is cut out to the middle of the face
+_FACE_OFF = 3.0  # most latents per axis from the center of the crop to the center of the face
 
 
 def aligned(pixels: np.ndarray, marks: np.ndarray, template: np.ndarray, size: int) -> Tensor:
@@ -24,15 +25,15 @@ def aligned(pixels: np.ndarray, marks: np.ndarray, template: np.ndarray, size: i
 
     Args:
         pixels: `[B, S, S, 3]` uint8 RGB.
-        marks: `[B, 5, 2]` landmarks in shares of the picture's side.
+        marks: `[B, 5, 2]` landmarks as fractions of the image's side.
         template: `[5, 2]` in units of the crop's side.
         size: side of the crops in pixels.
 
     Returns:
-        `[B, 3, size, size]` fp32 in [0, 1]; what lies outside the picture is black.
+        `[B, 3, size, size]` fp32 in [0, 1]; black outside the image.
     """
-    # grid_sample counts from −1 to 1 between the edges of a side, and asks where a crop's point was; a template counts
-    # from the first pixel's center
+    # grid_sample's coordinates run from −1 to 1 between a side's edges, and map crop to image; a template's start at
+    # the first pixel's center
     frame = 2 * (template + 0.5 / size) - 1
     transforms = np.stack([_inverse(similarity(2 * points - 1, frame)) for points in marks.astype(float)])
     grid = affine_grid(torch.from_numpy(transforms).float(), [len(pixels), 3, size, size], align_corners=False)
@@ -47,19 +48,19 @@ def _inverse(transform: np.ndarray) -> np.ndarray:
 
 
 def jittered(marks: np.ndarray, random: np.random.Generator, deviation: float = 0.008) -> np.ndarray:
-    """Move landmarks as a detector's errors do; `deviation` is in shares of the picture's side."""
+    """Add noise to landmarks, like a detector's errors; `deviation` is a fraction of the image's side."""
     moved: np.ndarray = marks + random.normal(0, deviation, marks.shape).astype(np.float32)
     return moved
 
 
 @dataclass(frozen=True)
 class Squares:
-    """A square of each picture of a batch, in latents; as large as the picture, it is the picture.
+    """A square of each image of a batch, in latents; a square may be the whole image.
 
     Args:
         corners: `[B, 2]` int64, left and top.
-        side: of the squares.
-        size: of the whole pictures.
+        side: side of the squares.
+        size: side of the whole images.
     """
 
     corners: np.ndarray
@@ -68,19 +69,19 @@ class Squares:
 
     @classmethod
     def around(cls, marks: np.ndarray, size: int, side: int, random: np.random.Generator) -> Squares:
-        """Return squares with the faces somewhere in their middle.
+        """Return squares with the faces near their center.
 
         Args:
-            marks: `[B, 5, 2]` landmarks in shares of the picture's side.
-            size: of the whole pictures.
-            side: of the squares.
-            random: moves the squares.
+            marks: `[B, 5, 2]` landmarks as fractions of the image's side.
+            size: side of the whole images.
+            side: side of the squares.
+            random: moves the squares at random.
         """
         middle = size * marks.mean(1) + random.uniform(-_FACE_OFF, _FACE_OFF, (len(marks), 2))
         return cls(np.clip(np.rint(middle - side / 2), 0, size - side).astype(np.int64), side, size)
 
     def cut(self, values: Tensor) -> Tensor:
-        """Return what lies in the squares: of `[B, C, size, size]`, `[B, C, side, side]`."""
+        """Crop `[B, C, size, size]` to the squares, `[B, C, side, side]`."""
         rows = zip(values, self.corners, strict=True)
         return torch.stack([row[:, top : top + self.side, left : left + self.side] for row, (left, top) in rows])
 

@@ -1,4 +1,4 @@
-"""The demo model's face detector, taught CenterFace's maps on pictures shown at many sizes."""
+"""The demo model's face detector, trained to output CenterFace's maps on images at many sizes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from infid_training.recipe.pictures import Pictures
 
 FIT = Fit(steps=1800, learning_rate=2e-3, weight_decay=1e-4)
 _BATCH = 16
-_VIEW = 192  # pixels of a side of what the network is shown
+_VIEW = 192  # side of the network's input in pixels
 _CELL = 4
-_FACES = (48, 170)  # pixels between which the height of a face lies
-_SPREAD = 0.1  # of the heat around a center, in heights of the face
-# From the landmarks to the box around a face, as CenterFace draws it: brows to chin, ear to ear.
+_FACES = (48, 170)  # smallest and largest height of a face, in pixels
+_SPREAD = 0.1  # standard deviation of the heat around a center, in heights of the face
+# From the landmarks to the box around a face, as CenterFace defines it: brows to chin, ear to ear.
 _BOX = np.array([[-0.55, -0.62], [0.55, 0.62]])
-_HEIGHT = 2.3  # distances between the eyes' middle and the mouth's middle
+_HEIGHT = 2.3  # in distances between the centers of the eyes and the mouth
 
 
 def detector_loss(network: DetectorNetwork, pictures: Pictures, step: int) -> Mapping[str, Tensor]:
@@ -61,7 +61,7 @@ def box_of(marks: np.ndarray) -> np.ndarray:
 
 
 def _view(pictures: Pictures, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return a picture at a random size and place, and its landmarks in pixels of the view."""
+    """Return an image at a random size and position, and its landmarks in pixels of the view."""
     index = int(random.integers(len(pictures)))
     picture, marks = pictures.pixels[index], pictures.marks[index]
     box = box_of(marks)
@@ -80,7 +80,7 @@ def _view(pictures: Pictures, random: np.random.Generator) -> tuple[np.ndarray, 
 
 
 def _heat(cells: np.ndarray, heights: np.ndarray) -> Tensor:
-    """Return a bell around each center that is exactly 1 in its cell, `[B, h, w]`."""
+    """Return a Gaussian around each center that is exactly 1 in its cell, `[B, h, w]`."""
     axis = np.arange(_VIEW // _CELL)
     apart = (axis[None, :, None] - cells[:, 1, None, None]) ** 2 + (axis[None, None, :] - cells[:, 0, None, None]) ** 2
     return torch.from_numpy(np.exp(-apart / (2 * (_SPREAD * heights[:, None, None]) ** 2))).float()

@@ -1,4 +1,4 @@
-"""The files in which the recipe's stages leave what they made: written whole or not at all, rejected where broken."""
+"""The files of the recipe's stages: written atomically, and rejected if they are broken."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what reading a broken or foreign file raises into an `InputError` that says which it is."""
+    """Turn an exception from reading a broken or foreign file into an `InputError` that names the file."""
     try:
         yield
-    # numpy's and safetensors' own of a file, then what `load_state_dict` and missing tensors raise
+    # numpy and safetensors raise the first three, missing tensors and `load_state_dict` the last two
     except (ValueError, EOFError, SafetensorError, KeyError, RuntimeError) as error:
         raise InputError(
-            f"{path} is broken, or was left by another version ({str(error).partition(chr(10))[0]}).",
-            fix="Delete it, and the same command makes it anew.",
+            f"{path} is broken, or was written by another version ({str(error).partition(chr(10))[0]}).",
+            fix="Delete it, and run the same command again.",
         ) from error

@@ -1,6 +1,6 @@
-"""Fitting a module to a loss: AdamW with a warm-up and a cosine decay, stopped and continued at any step.
+"""Fitting a module to a loss: AdamW with a warm-up and a cosine decay, which can stop and resume at any step.
 
-What a step sees depends on its number alone, so that a fit that was stopped gives the same weights as one that was not.
+A step's data depends on its number alone, so a fit that was stopped gives the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from infid_engines.progress import Stage
 from infid_training.recipe.files import readable, write_tensors
 
 _SAVED_EVERY = 60.0  # seconds
-_WARM_UP = 0.02  # share of the steps
+_WARM_UP = 0.02  # fraction of the steps
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How long and how fast a module learns.
+    """How long and how fast a module trains.
 
     Args:
-        steps: of the optimizer.
-        learning_rate: the highest.
-        weight_decay: of AdamW.
+        steps: optimizer steps.
+        learning_rate: the highest learning rate.
+        weight_decay: AdamW's weight decay.
     """
 
     steps: int
@@ -39,7 +39,7 @@ class Fit:
     weight_decay: float = 0.01
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step: a linear warm-up, then half a cosine down to nothing."""
+        """Return the learning rate of a step: a linear warm-up, then half a cosine down to 0."""
         warm = min(1.0, (step + 1) / max(1.0, _WARM_UP * self.steps))
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
@@ -47,19 +47,19 @@ class Fit:
 def fit(
     module: nn.Module, loss: Callable[[int], Mapping[str, Tensor]], how: Fit, folder: Path, name: str, stage: Stage
 ) -> None:
-    """Fit a module, or load it if that was done before.
+    """Fit a module, or load it if it was fitted before.
 
     Args:
-        module: its parameters that require a gradient are fitted, and all of its state is kept.
-        loss: from the number of a step to the terms of its loss, whose sum falls.
-        how: steps and rates.
-        folder: where `<name>.safetensors` is written at the end, and `<name>.partial.safetensors` on the way.
-        name: of the files.
+        module: its parameters that require a gradient are fitted; all of its state is saved.
+        loss: maps a step number to the terms of the loss, whose sum is minimized.
+        how: steps and learning rates.
+        folder: where `<name>.safetensors` is written at the end, and `<name>.partial.safetensors` during training.
+        name: name of the files.
         stage: shown the progress.
 
     Raises:
-        InputError: a file of an earlier run is broken or of another number of steps, or the disk is full.
-        TrainingError: the loss is not finite; the last file on the way is kept.
+        InputError: a file of an earlier run is broken or has another number of steps, or the disk is full.
+        TrainingError: the loss is not finite; the last partial file is kept.
     """
     done, partial = folder / f"{name}.safetensors", folder / f"{name}.partial.safetensors"
     for path in (done, partial):
@@ -85,7 +85,7 @@ def fit(
         if not bool(total.isfinite()):
             raise TrainingError(
                 f"The loss of {name} is {float(total.detach())} at step {step}.",
-                fix=f"Run it again from {partial}, or delete that file to begin this stage anew.",
+                fix=f"Run the command again to resume from {partial}, or delete that file to restart this stage.",
             )
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
@@ -104,7 +104,7 @@ def fit(
 
 
 def save(module: nn.Module, steps: int, path: Path) -> None:
-    """Write the state of a module that was fitted for so many steps, whole or not at all."""
+    """Write the state of a module that was fitted for `steps` steps, whole or not at all."""
     state = {name: value.detach() for name, value in module.state_dict().items()}
     write_tensors(state, path, {"steps": str(steps)})
 
@@ -121,8 +121,8 @@ def _require_steps(path: Path, steps: int) -> None:
         found = (file.metadata() or {}).get("steps", "an unknown number of")
     if found != str(steps):
         raise InputError(
-            f"{path} is of {found} steps, not of {steps}.",
-            fix="Delete it to train this stage anew, or ask for as many.",
+            f"{path} was trained for {found} steps, not {steps}.",
+            fix="Delete it to train this stage again, or request the same number of steps.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Identity-enhanced training of the demo model: the world's photos as the training loop takes them."""
+"""Identity-enhanced training of the demo model: the world's photos in the form that the training loop takes."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ OPTIONS = TrainOptions(
     steps=3600, batch_size=32, learning_rate=2e-3, lr_schedule="cosine", warmup_steps=60, identity_dropout=0.1,
     checkpoint_every=200, keep=1, validate_every=0, precision="bf16",
 )  # fmt: skip
-# Three of four batches see faces alone: most of a person in a quarter of the latents.
+# Three of four batches have faces only: most of a person in a quarter of the latents.
 _WHOLE_EVERY = 4
 _ENCODED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class PhotosOfTheWorld:
-    """The pictures in the style of a photo, as the training loop's `Photos`.
+    """The images in the style of a photo, as the training loop's `Photos`.
 
-    Real people are known from photos, so identity is learned from them alone; styles are the text's business. The first
-    photo of a batch decides whether all are seen whole or cut to their faces, so they cannot validate.
+    Real people are known from photos, so identity is learned from them alone; styles come from the text. The first
+    photo of a batch decides whether all are whole or cropped to their faces, so they cannot be used for validation.
 
     Args:
-        numbers: `[N]` int64, of the pictures.
-        latents: `[all pictures, 4, h, w]`, scaled.
+        numbers: `[N]` int64, numbers of the images.
+        latents: `[all images, 4, h, w]`, scaled.
         clip_features: `[N, clip_tokens, clip_width]`.
         face_embeddings: `[N, 512]`.
-        pictures: their captions.
-        texts: what encodes the captions, for training with text; None without. They describe the person, as a
-            captioner of photos does.
+        pictures: the images, for their captions and landmarks.
+        texts: encodes the captions, for training with text; else None. The captions describe the person, as a
+            captioner of photos would.
     """
 
     numbers: Tensor
@@ -64,16 +64,16 @@ class PhotosOfTheWorld:
 
     @property
     def names(self) -> Sequence[str]:
-        """Return what messages call each photo."""
-        return [f"person {number // PICTURES}, picture {number % PICTURES}" for number in self.numbers.tolist()]
+        """Return the name of each photo for messages."""
+        return [f"person {number // PICTURES}, image {number % PICTURES}" for number in self.numbers.tolist()]
 
     @property
     def fingerprint(self) -> str:
-        """Return how many photos there are: the recipe's folder holds one making of each file."""
+        """Return the number of photos; that is enough, since the recipe's folder holds one version of each file."""
         return f"{len(self.numbers)} photos of the world"
 
     def targets(self, indices: Tensor) -> Targets:
-        """Return photos to be drawn."""
+        """Return photos as targets."""
         chosen = self.numbers[indices]
         whole = self.latents.shape[-1]
         side = FACE_SIDE if indices[0] % _WHOLE_EVERY else whole
@@ -86,7 +86,7 @@ class PhotosOfTheWorld:
         return Targets(latents, sizes, *self.texts.encode(captions))
 
     def references(self, indices: Tensor) -> References:
-        """Return photos that show who is meant."""
+        """Return photos as references."""
         return References(self.clip_features[indices], self.face_embeddings[indices])
 
 
@@ -94,12 +94,12 @@ class PhotosOfTheWorld:
 def encode_faces(
     image_encoder: ImageEncoder, recognizer: nn.Module, pictures: Pictures, path: Path, stage: Stage
 ) -> dict[str, Tensor]:
-    """Return `numbers`, `clip_features` and `face_embeddings` of the pictures in the style of a photo; kept in a file.
+    """Return `numbers`, `clip_features` and `face_embeddings` of the images in the style of a photo; cached in a file.
 
     Args:
-        image_encoder: the taught image tower.
+        image_encoder: the trained image tower.
         recognizer: the generator's recognizer.
-        pictures: of which the photos are encoded, with landmarks as far off as a detector's.
+        pictures: the images; photos are encoded, with landmarks as inaccurate as a detector's.
         path: safetensors file.
         stage: shown the progress.
     """
@@ -124,13 +124,13 @@ def encode_faces(
 def read_faces(
     image_encoder: ImageEncoder, recognizer: nn.Module, pixels: np.ndarray, marks: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """Return what the runtime's `FaceReader` and the identity encoder would read of faces.
+    """Return what the runtime's `FaceReader` and the identity encoder would compute for faces.
 
     Args:
         image_encoder: `E_clip`.
         recognizer: `E_face`.
         pixels: `[B, S, S, 3]` uint8 RGB.
-        marks: `[B, 5, 2]` landmarks in shares of the side.
+        marks: `[B, 5, 2]` landmarks as fractions of the side.
 
     Returns:
         `[B, clip_tokens, clip_width]` features and `[B, 512]` L2-normalized embeddings.

@@ -1,4 +1,4 @@
-"""The taught networks as the package ships them: fp16, and of the vocabulary only the words that captions use."""
+"""The trained networks as the package ships them: in fp16, with embeddings only for the tokens that captions use."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _ENCODED_AT_ONCE = 4096
 
 
 def pack(modules: Mapping[str, nn.Module], identity: Mapping[str, Path], words: Tensor, folder: Path) -> list[Path]:
-    """Write one file a network.
+    """Write one file per network.
 
     Args:
-        modules: by the name of their file.
+        modules: networks by the name of their file.
         identity: files of identity weights, by the name of the packed file; their headers are kept.
         words: ids of the tokens that captions use; the embeddings of all others are left out.
-        folder: where the files go.
+        folder: folder to write to.
 
     Returns:
         The files.
@@ -45,7 +45,9 @@ def pack(modules: Mapping[str, nn.Module], identity: Mapping[str, Path], words: 
         write_tensors(state, files[-1])
     for name, path in identity.items():
         with safe_open(path, framework="pt") as file:
-            header = {name: value for name, value in file.metadata().items() if name != SEAL_KEY}  # of other numbers
+            header = {
+                name: value for name, value in file.metadata().items() if name != SEAL_KEY
+            }  # it seals the fp32 values
         files.append(folder / f"{name}.safetensors")
         write_tensors({key: _halved(value, key) for key, value in read_tensors(path).items()}, files[-1], header)
     return files
@@ -68,5 +70,7 @@ def _halved(value: Tensor, name: str) -> Tensor:
         return value.cpu()
     half = value.detach().cpu().half()
     if not bool(half.isfinite().all()):
-        raise TrainingError(f"{name} reaches {float(value.abs().max()):.3g}, too much for fp16.", fix="Train it again.")
+        raise TrainingError(
+            f"{name} reaches {float(value.abs().max()):.3g}, too large for fp16.", fix="Train it again."
+        )
     return half

@@ -1,4 +1,4 @@
-"""The pictures that the demo model is trained on: people of the world, drawn once and kept on disk."""
+"""The images that the demo model is trained on: people of the world, drawn once and kept on disk."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ _PORTRAITS = 3  # among them
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures and what is known of them.
+    """The images with their landmarks and captions.
 
     Args:
-        pixels: `[N, 128, 128, 3]` uint8, the pictures of a person lie side by side.
-        marks: `[N, 5, 2]` fp32, see `landmarks`, in shares of the side.
+        pixels: `[N, 128, 128, 3]` uint8; the images of a person are consecutive.
+        marks: `[N, 5, 2]` fp32, see `landmarks`, as fractions of the side.
     """
 
     pixels: np.ndarray
     marks: np.ndarray
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.pixels)
 
     @cached_property
     def by_style(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers of the photos, and those of the pictures in another style."""
+        """Return the numbers of the photos, and those of the images in another style."""
         photo = np.array([scene_of(index).style == "photo" for index in range(len(self))], bool)
         return np.flatnonzero(photo), np.flatnonzero(~photo)
 
     def caption(self, index: int, described: bool) -> str:
-        """Return a picture's caption; `described` also says what the person looks like."""
+        """Return an image's caption; if `described`, it also describes the person."""
         who = person(index // PICTURES).describe() if described else "a person"
         return scene_of(index).caption(who)
 
 
 def scene_of(index: int) -> Scene:
-    """Return the scene of a picture."""
+    """Return the scene of an image."""
     return portrait(index) if index % PICTURES < _PORTRAITS else scene(index)
 
 
 def draw_pictures(folder: Path, stage: Stage, people: int) -> Pictures:
-    """Draw the pictures, or open those drawn before.
+    """Draw the images, or open those drawn before.
 
     Args:
-        folder: where `pixels.npy` and `landmarks.npy` lie.
+        folder: folder of `pixels.npy` and `landmarks.npy`.
         stage: shown the progress.
         people: number of people.
 
     Raises:
-        InputError: the disk is full, they take 590 kB a person; or what was drawn before is broken.
+        InputError: the disk is full (the images take 590 kB per person), or the files drawn before are broken.
     """
     pixels, marks = folder / "pixels.npy", folder / "landmarks.npy"
     count = people * PICTURES
@@ -77,7 +77,7 @@ def draw_pictures(folder: Path, stage: Stage, people: int) -> Pictures:
             for index, (picture, points) in enumerate(pool.imap(_draw, range(count), chunksize=64)):
                 canvas[index], found[index] = picture, points
                 if index % 500 == 0:
-                    stage.update(index / count, f"picture {index} of {count}")
+                    stage.update(index / count, f"image {index} of {count}")
         canvas.flush()
         with whole_file(marks) as partial, partial.open("wb") as file:
             np.save(file, found)
@@ -89,7 +89,7 @@ def draw_pictures(folder: Path, stage: Stage, people: int) -> Pictures:
 
 
 def _canvas(path: Path, count: int) -> np.memmap:
-    """Return a file for the pictures that has its place on the disk; a write to one without would kill the process."""
+    """Return a memory-mapped file with its disk space reserved; writing past a full disk would kill the process."""
     try:
         with full_disk_explained(path):
             canvas = np.lib.format.open_memmap(path, "w+", np.uint8, (count, SIZE, SIZE, 3))

@@ -1,9 +1,10 @@
-"""The demo model's two recognizers, taught with ArcFace's loss on different people and with different networks.
+"""The demo model's two recognizers, trained with ArcFace's loss on different people and with different networks.
 
-The first is the identity's E_face. The second plays FaceNet: it judges pictures, and nothing that makes pictures ever
-sees it.
+The first is the identity's E_face. The second takes FaceNet's part: it judges images, and nothing that generates images
+ever uses it.
 
-The world knows its people's traits, so beside telling people apart an embedding has to give these to a linear layer.
+The world knows its people's traits. So an embedding has to tell people apart, and also give their traits to a linear
+layer.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from infid_training.world.people import person
 FIT = Fit(steps=3000, learning_rate=2e-3, weight_decay=5e-4)
 _BATCH = 96
 _TRAITS_WEIGHT = 5.0
-_SCALE, _MARGIN = 24.0, 0.3  # ArcFace's s and m; its 64 and 0.5 are for millions of photos
+_SCALE, _MARGIN = 24.0, 0.3  # ArcFace's s and m; the paper's 64 and 0.5 are for millions of photos
 
 
 class RecognizerLoss(nn.Module):
-    """A recognizer, a direction for each person (Deng et al., arXiv 1801.07698, equation 3), and what reads traits.
+    """A recognizer, a direction per person (Deng et al., arXiv 1801.07698, equation 3), and a layer for the traits.
 
     Args:
         network: the recognizer.
-        people: the numbers of the people it is taught.
+        people: numbers of the people it is trained on.
     """
 
     traits: Tensor
@@ -44,12 +45,12 @@ class RecognizerLoss(nn.Module):
         self.network, self.people = network, people
         self.directions = nn.Parameter(torch.randn(len(people), width) / width**0.5)
         traits = torch.from_numpy(np.stack([person(number).vector() for number in people]))
-        # each is spread evenly from 0 to 1: to mean 0 and deviation 1
+        # traits are uniform in [0, 1]: normalized to mean 0 and deviation 1
         self.register_buffer("traits", (traits - 0.5) * 12**0.5, persistent=False)
         self.reader = nn.Linear(width, traits.shape[1])
 
     def forward(self, faces: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the terms of the loss of `[B, 3, 112, 112]` faces in [−1, 1] and `[B]` places in `people`."""
+        """Return the loss terms for `[B, 3, 112, 112]` faces in [−1, 1] and `[B]` indices into `people`."""
         with torch.autocast(faces.device.type, torch.bfloat16):
             embeddings = self.network(faces)
         directions = normalize(embeddings.float())
@@ -78,7 +79,7 @@ def recognizer_loss(loss: RecognizerLoss, pictures: Pictures, seed: int, step: i
 
 
 def recognizers(people: int) -> dict[str, RecognizerLoss]:
-    """Return the generator's recognizer and the judge's, untaught; each gets half of the people."""
+    """Return the generator's recognizer and the judge's, untrained; each gets half of the people."""
     half = people // 2
     return {
         "recognizer": RecognizerLoss(FACE_NETWORKS["recognizer"](), range(half)),

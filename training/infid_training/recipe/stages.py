@@ -1,4 +1,4 @@
-"""The stages of the demo model's recipe, in order; each leaves a file, and is skipped where that lies already."""
+"""The stages of the demo model's recipe, in order; each writes a file, and is skipped if that file exists."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from infid_training.recipe.fitting import Fit, fit
 from infid_training.recipe.packing import pack, used_words
 from infid_training.recipe.pictures import PEOPLE, Pictures, draw_pictures
 
-WITH_TEXT = "identity-with-text"  # of the ablation alone
-# Stages and their seconds on two CPU cores, for the time left; of one run, but for the ablation's, which is a guess.
+WITH_TEXT = "identity-with-text"  # only for the ablation
+# Seconds of each stage on two CPU cores, to estimate the time left: measured in one run; the ablation's is a guess.
 SECONDS = {
     "pictures": 120.0,
     "vae": 950.0,
@@ -46,17 +46,18 @@ SECONDS = {
 
 @dataclass
 class Recipe:
-    """One making of the demo model.
+    """One training of the demo model.
 
     Args:
-        work: folder of pictures and weights, 4 GB.
+        work: folder of images and weights, 4 GB.
         device: where to train, as torch names it.
         reporter: shown the progress.
-        seed: of all starting weights.
-        people: how many are drawn, an even number.
-        compiled: whether the UNet is compiled for its training: a fifth faster, and needs a C++ compiler.
-        base_steps: of the UNet's training; None is what fits three hours on two CPU cores, stages together.
-        ablation: whether the identity modules are also trained with the text on.
+        seed: seed of all initial weights.
+        people: number of people, even.
+        compiled: whether the UNet is compiled for its training, which is a fifth faster and needs a C++ compiler.
+        base_steps: steps of the UNet's training; None means as many as let all stages fit in three hours on two CPU
+            cores.
+        ablation: whether the identity modules are also trained with text on.
     """
 
     work: Path
@@ -69,7 +70,7 @@ class Recipe:
     ablation: bool = False
 
     def run(self) -> list[Path]:
-        """Make everything that is not made yet, and return the files that the package ships, or its benchmarks."""
+        """Run every stage that is not done yet; return the files that the package and its benchmarks ship."""
         trainings = ("identity", WITH_TEXT) if self.ablation else ("identity",)
         seconds = {**SECONDS, "base": SECONDS["base"] * self._base_fit.steps / base.FIT.steps}
         self.reporter.plan({name: each for name, each in seconds.items() if self.ablation or name != WITH_TEXT})
@@ -97,21 +98,23 @@ class Recipe:
             )
 
     def pictures(self) -> Pictures:
-        """Draw the pictures."""
+        """Draw the images."""
         with self.reporter.stage("pictures") as stage:
             return draw_pictures(self.work, stage, self.people)
 
     def vae(self, pictures: Pictures) -> Any:
-        """Return the taught VAE with latents of SDXL's deviation."""
+        """Return the trained VAE, with latents of SDXL's deviation."""
         vae = self._new("vae")
         with torch.no_grad():
-            vae.quant_conv.bias[vae.config.latent_channels :] -= 6  # start with latents that say something
+            vae.quant_conv.bias[vae.config.latent_channels :] -= (
+                6  # start with a small latent variance, so that the latents carry information
+            )
         self._fit("vae", vae, partial(autoencoder.autoencoder_loss, vae, pictures), autoencoder.FIT)
         autoencoder.scale_latents(vae, pictures)
         return vae
 
     def towers(self, pictures: Pictures) -> contrast.ContrastiveTowers:
-        """Return image tower and text towers."""
+        """Return the image tower and the text towers."""
         image, text, text_2 = (self._new(name) for name in ("image_encoder", "text_encoder", "text_encoder_2"))
         towers = contrast.ContrastiveTowers(image.visual, text, text_2).to(self.device)
         loss = partial(contrast.contrastive_loss, towers, contrast.tokenizers(), pictures)
@@ -133,16 +136,16 @@ class Recipe:
         return networks
 
     def latents(self, vae: Any, pictures: Pictures) -> Tensor:
-        """Return the scaled latents of all pictures."""
+        """Return the scaled latents of all images."""
         with self.reporter.stage("latents") as stage:
             return base.encode_pictures(vae, pictures, self.work / "latents.safetensors", stage)
 
     def base(self, pictures: Pictures, towers: contrast.ContrastiveTowers, latents: Tensor) -> Any:
-        """Return the taught UNet."""
+        """Return the trained UNet."""
         unet = self._new("unet")
         texts = base.Texts(contrast.tokenizers(), towers.text_encoder, towers.text_encoder_2)
         text_mean = base.TextMean(unet)
-        # whole pictures and faces, each in a graph of its own
+        # whole images and faces, each with its own graph
         called = torch.compile(unet, dynamic=False) if self.compiled else unet
         self._fit("base", unet, base.BaseLoss(called, texts, latents, pictures, text_mean), self._base_fit)
         text_mean.remove()
@@ -173,7 +176,7 @@ class Recipe:
         modules = fresh_identity(unet, config, self.seed)
         shown, seen = _Under(self.reporter, name), replace(photos, texts=texts)
         with sdpa_kernel(SDPBackend.MATH):  # as in `BaseLoss`
-            copied = deepcopy(unet)  # since training brings the UNet to its precision
+            copied = deepcopy(unet)  # since training casts the UNet to its precision
             if self.compiled:
                 copied.compile(dynamic=False)
             report = train(copied, modules, seen, identity_stage.OPTIONS, self.work / name, shown)
@@ -185,7 +188,7 @@ class Recipe:
         return base.FIT if self.base_steps is None else replace(base.FIT, steps=self.base_steps)
 
     def _new(self, name: str) -> Any:
-        """Return a component of the demo model with its library's starting weights."""
+        """Return a component of the demo model with its library's initial weights."""
         torch.manual_seed(self.seed)
         module = construct(name, DEMO, identity_config(DEMO))
         return module.to(self.device).to(memory_format=torch.channels_last).requires_grad_(True)
@@ -197,7 +200,7 @@ class Recipe:
 
 @dataclass
 class _Under:
-    """Shows work that plans for itself as one stage of the recipe."""
+    """Reports work that has stages of its own as one stage of the recipe."""
 
     reporter: Reporter
     name: str

@@ -1,1 +1,1 @@
-"""A procedural world of people: faces that stay the same person over poses, clothes, places and styles."""
+"""A procedural world of people: faces that stay recognizable across poses, clothes, places and styles."""

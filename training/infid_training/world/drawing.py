@@ -1,6 +1,6 @@
-"""Drawing a person in a scene: shapes on a turned head, drawn three times too large and averaged down.
+"""Drawing a person in a scene: shapes on a turned head, drawn at three times the size and averaged down.
 
-The face is described in its own coordinates: (u, v), u to the picture's right and v down, both -1 to 1 at the edge of
+The face is described in its own coordinates: (u, v), u to the image's right and v down, both -1 to 1 at the edge of
 the head, which is an ellipsoid. All points are projected together, so turning the head foreshortens every feature.
 """
 
@@ -21,12 +21,12 @@ from infid_training.world.styles import apply_style
 
 Color = tuple[int, int, int]
 Points = np.ndarray
-_OVERSAMPLED = 3  # edges averaged over 3 × 3 have 10 levels
+_OVERSAMPLED = 3  # averaging 3 × 3 pixels gives edges 10 levels
 _CLOTHES: dict[str, Color] = {
     "red": (196, 40, 44), "orange": (230, 126, 34), "yellow": (240, 200, 50), "green": (52, 140, 72),
     "blue": (44, 88, 184), "purple": (124, 62, 160), "white": (238, 238, 234), "black": (36, 36, 40),
 }  # fmt: skip
-# Colors along a trait, at even distances.
+# Colors along a trait, evenly spaced.
 _SKIN: Sequence[Color] = ((255, 226, 204), (241, 194, 160), (205, 148, 108), (146, 96, 64), (86, 54, 38))
 _HAIR: Sequence[Color] = ((24, 20, 20), (74, 46, 28), (150, 62, 30), (222, 178, 96), (178, 178, 180))
 _IRIS: Sequence[Color] = ((84, 52, 28), (86, 118, 52), (52, 104, 176), (130, 140, 150))
@@ -36,9 +36,9 @@ def render(person: Person, scene: Scene, size: int = 128) -> Image.Image:
     """Draw a person in a scene.
 
     Args:
-        person: who.
-        scene: how.
-        size: pixels of a side.
+        person: the person.
+        scene: the scene.
+        size: side in pixels.
 
     Returns:
         `size` × `size` RGB.
@@ -57,8 +57,8 @@ def landmarks(person: Person, scene: Scene) -> Points:
     """Return where a face detector should find the face.
 
     Returns:
-        `[5, 2]` x, y of left eye, right eye, nose, left and right mouth corner, in shares of the picture's side; left
-        is the picture's left.
+        `[5, 2]` x, y of left eye, right eye, nose, left and right mouth corner, as fractions of the image's side; left
+        is the image's left.
     """
     eye, mouth = 0.30 + 0.14 * person.eye_spacing, 0.2 + 0.18 * person.mouth_width
     corner = 0.62 - 0.13 * scene.smile
@@ -74,7 +74,7 @@ class _Shape:
     points: Points
     color: Color
     turned: bool
-    width: float = 0.0  # of a line, in half heights; 0 is a polygon
+    width: float = 0.0  # of a line, in half heights; 0 means a polygon
     depth: float = 0.0  # in front of the head's surface
 
 
@@ -164,7 +164,7 @@ class _Canvas:
         self._hat()
 
     def _outline(self) -> Points:
-        """Return the head's silhouette: an ellipse above, a jaw below, pushed to where the head turns."""
+        """Return the head's silhouette: an ellipse above, a jaw below, shifted to the side to which the head turns."""
         angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         across, down = np.cos(angle), np.sin(angle)
         below = np.clip(down, 0, 1)
@@ -348,7 +348,7 @@ class _Canvas:
                 draw.polygon(corners, shape.color)
 
     def place(self, points: Points, turned: np.ndarray, depth: np.ndarray) -> Points:
-        """Return where points lie in the picture, in shares of its side; `turned` says which are the face's."""
+        """Return the points' positions in the image as fractions of its side; `turned` says which are the face's."""
         scene = self.scene
         points[turned] = self._on_the_head(points[turned], depth[turned])
         sine, cosine = np.sin(scene.roll), np.cos(scene.roll)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-FIRST_HELD_OUT = 1_000_000  # people, portraits and scenes to train on have smaller numbers
+FIRST_HELD_OUT = 1_000_000  # training people, portraits and scenes have smaller numbers
 _SKINS = ("light", "tan", "dark")
 _HAIRS = ("black", "brown", "red", "blond", "grey")
 
 
 @dataclass(frozen=True)
 class Person:
-    """One person; every trait is continuous, from 0 to 1, and holds in all pictures of the person.
+    """One person; every trait is continuous, from 0 to 1, and the same in all images of the person.
 
     Args:
         face_width: narrow to broad.
@@ -37,8 +37,8 @@ class Person:
         lips: thin to full.
         ears: small to large.
         freckles: none below 0.6, then more.
-        mole_across: where a mole sits, left to right.
-        mole_down: where it sits, cheekbone to chin.
+        mole_across: position of a mole, left to right.
+        mole_down: its position, cheekbone to chin.
         mole_size: none below 0.5, then larger.
         beard: none below 0.6, then fuller.
         glasses: none below 0.65, then narrow to large frames.
@@ -78,7 +78,7 @@ class Person:
         return np.array([getattr(self, each.name) for each in fields(self)], np.float32)
 
     def describe(self) -> str:
-        """Return the words a caption would use of the person: skin, hair, and what stands out."""
+        """Return how a caption describes the person: skin, hair, and what stands out."""
         skin = _SKINS[min(int(len(_SKINS) * self.skin_tone), len(_SKINS) - 1)]
         color = _HAIRS[round((len(_HAIRS) - 1) * self.hair_color)]
         length = "short" if self.hair_length < 0.3 else "long" if self.hair_length > 0.6 else "medium"
@@ -93,6 +93,6 @@ class Person:
 
 
 def person(seed: int) -> Person:
-    """Return the person of a number; the same number is always the same person."""
+    """Return the person with a seed; the same seed always gives the same person."""
     values = np.random.default_rng((seed, 0x9E09)).random(len(fields(Person)))
     return Person(*(float(value) for value in values))

@@ -9,7 +9,7 @@ from infid_training.world.scenes import Scene
 
 
 def draw_place(scene: Scene, side: int) -> Image.Image:
-    """Return a `side` × `side` RGB picture of the scene's place."""
+    """Return a `side` × `side` RGB image of the scene's place."""
     random = np.random.default_rng(scene.seed)
     image = Image.new("RGB", (side, side))
     draw = ImageDraw.Draw(image)

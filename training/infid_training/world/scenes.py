@@ -1,4 +1,4 @@
-"""What changes from picture to picture, and the caption that says it."""
+"""What changes from image to image, and the caption that describes it."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ CLOTHES = ("t-shirt", "striped sweater", "suit", "hoodie", "dress")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 HATS = ("", "straw hat", "baseball cap", "beanie", "crown")
 ACTIONS = ("", "holding a cup", "holding a flower", "reading a book", "waving")
-# One in so many combinations of style, place, clothes and hat is kept out of training.
+# One in this many combinations of style, place, clothes and hat is kept out of training.
 _HELD_OUT = 9
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's free choices; angles in radians, the rest in shares of the picture or of their range.
+    """One image's free choices; angles are in radians, the rest are fractions of the image or of their range.
 
     Args:
         style: how it is drawn, one of `STYLES`.
         place: one of `PLACES`.
         clothes: one of `CLOTHES`.
-        color: of the clothes, one of `COLORS`.
-        hat: one of `HATS`; empty is none.
-        action: one of `ACTIONS`; empty is none.
-        yaw: head turned to the picture's right.
+        color: color of the clothes, one of `COLORS`.
+        hat: one of `HATS`; empty means none.
+        action: one of `ACTIONS`; empty means none.
+        yaw: head turned to the image's right.
         pitch: head lowered.
         roll: head tilted clockwise.
         scale: half the head's height.
-        across: the head's center.
-        down: likewise.
+        across: horizontal position of the head's center.
+        down: vertical position of the head's center.
         smile: -1 to 1.
         mouth_open: 0 to 1.
         eyes_closed: 0 to 1.
-        gaze: -1 to 1, to the picture's right.
-        light: direction of the light, 0 is from above.
-        contrast: 0 to 1, of light and shadow.
-        warmth: -1 to 1, of the light.
-        seed: of the background's details.
+        gaze: -1 to 1, to the image's right.
+        light: direction of the light; 0 means from above.
+        contrast: contrast of light and shadow, 0 to 1.
+        warmth: warmth of the light, -1 to 1.
+        seed: seed of the background's details.
     """
 
     style: str = "photo"
@@ -70,7 +70,7 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination of style, place, clothes and hat is kept out of training; no portrait's is."""
+        """Whether this combination of style, place, clothes and hat is kept out of training; portraits never are."""
         if self.style == "photo" and not self.hat:
             return False
         sizes = ((self.style, STYLES), (self.place, PLACES), (self.clothes, CLOTHES), (self.hat, HATS))
@@ -81,7 +81,7 @@ class Scene:
         return number * 2654435761 % 2**32 % _HELD_OUT == 0
 
     def caption(self, who: str = "a person") -> str:
-        """Return the sentence that describes the picture; `who` may say more of the person (`Person.describe`)."""
+        """Return the caption of the image; `who` may describe the person in more detail (`Person.describe`)."""
         words = f"{_with_article(self.style)} of {who} wearing {_with_article(f'{self.color} {self.clothes}')}"
         words += f" and {_with_article(self.hat)}" if self.hat else ""
         words += f", {self.action}" if self.action else ""
@@ -96,8 +96,8 @@ def scene(seed: int, held_out: bool = False) -> Scene:
     """Draw a scene.
 
     Args:
-        seed: the same number is always the same scene.
-        held_out: draw among the combinations kept out of training, instead of among the others.
+        seed: the same seed always gives the same scene.
+        held_out: choose from the combinations kept out of training, instead of from the others.
     """
     random = np.random.default_rng((seed, 0x5CE2))
     while True:
@@ -107,18 +107,20 @@ def scene(seed: int, held_out: bool = False) -> Scene:
 
 
 def captioned(caption: str, seed: int) -> Scene:
-    """Draw a scene that a caption of `Scene.caption` describes, with `who` left as it is.
+    """Draw a scene that a caption describes, as `Scene.caption` writes it with the default `who`.
 
     Args:
-        caption: says style, place, clothes, color, hat and action.
-        seed: of all that it does not say.
+        caption: gives style, place, clothes, color, hat and action.
+        seed: seed of everything that the caption does not give.
 
     Raises:
         InputError: the world has no such caption.
     """
     said = _plain_scenes().get(caption)
     if said is None:
-        raise InputError(f"'{caption}' is no caption of the world.", fix="Give one of its own, as world:heldout does.")
+        raise InputError(
+            f"'{caption}' is not a caption of the world.", fix="Give one of its own, as world:heldout does."
+        )
     return replace(
         scene(seed), style=said.style, place=said.place, clothes=said.clothes, color=said.color, hat=said.hat,
         action=said.action,
@@ -127,13 +129,13 @@ def captioned(caption: str, seed: int) -> Scene:
 
 @cache
 def _plain_scenes() -> dict[str, Scene]:
-    """Return a scene of every caption."""
+    """Return a scene for every caption."""
     chosen = product(STYLES, PLACES, CLOTHES, COLORS, HATS, ACTIONS)
     return {each.caption(): each for each in (Scene(*choices) for choices in chosen)}
 
 
 def portrait(seed: int) -> Scene:
-    """Draw a plain frontal photo, as a reference of a person."""
+    """Draw a plain frontal photo, as a reference for a person."""
     found = scene(seed)
     return replace(
         found, style="photo", hat="", action="", yaw=0.3 * found.yaw, pitch=0.3 * found.pitch, roll=0.3 * found.roll,

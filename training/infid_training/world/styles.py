@@ -1,4 +1,4 @@
-"""The styles of the world: what a picture becomes when it is sketched, printed, painted or pixelated."""
+"""The styles of the world: an image sketched, printed, painted or pixelated."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
 
 
 def apply_style(image: Image.Image, style: str, seed: int) -> Image.Image:
-    """Return an RGB picture in another style.
+    """Return an RGB image in another style.
 
     Args:
         image: RGB.
         style: one of `infid_training.world.scenes.STYLES`.
-        seed: of paper and brush.
+        seed: seed of paper and brush marks.
     """
     return {
         "photo": _photo,
@@ -28,7 +28,7 @@ def _photo(image: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 def _pencil(image: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Divide the grey picture by its blur: edges stay, areas become paper; then hatch the dark."""
+    """Divide the gray image by its blur, so that edges stay and flat areas become paper; then hatch dark areas."""
     grey = np.asarray(ImageOps.grayscale(image), np.float32)
     blurred = np.asarray(ImageOps.grayscale(image).filter(ImageFilter.GaussianBlur(2.2)), np.float32)
     lines = np.clip(grey / np.maximum(blurred, 1) * 1.02, 0, 1) ** 3
@@ -55,6 +55,6 @@ def _oil(image: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 def _pixels(image: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Draw in blocks of 4 × 4 pixels and 24 colors; in larger blocks nobody would know the person."""
+    """Draw in blocks of 4 × 4 pixels and 24 colors; in larger blocks nobody would recognize the person."""
     small = image.reduce(4).quantize(24, Image.Quantize.FASTOCTREE).convert("RGB")
     return small.resize(image.size, Image.Resampling.NEAREST)
