@@ -1,6 +1,6 @@
 """Attention operations of Infinite-ID: fused Triton kernels, each with its plain PyTorch reference.
 
-Each is imported when it is first asked for: `infid_kernels.targets` is read where there is no torch.
+Each is imported on first use, since `infid_kernels.targets` must be importable without torch.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for.
+    """Import a public name on first use.
 
     Raises:
         AttributeError: there is no such name.
-        ModuleNotFoundError: there is no torch.
+        ModuleNotFoundError: torch is not installed.
     """
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'infid_kernels' has no attribute '{name}'")

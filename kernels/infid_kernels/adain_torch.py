@@ -16,9 +16,9 @@ def mean_shift(x: Tensor, y: Tensor, strength: Tensor) -> Tensor:
     The means are taken in fp32: over 4096 tokens an fp16 sum would round away the difference.
 
     Args:
-        x: `[..., N, C]` features to move.
-        y: `[..., M, C]` features that give the target mean; M need not equal N.
-        strength: s, broadcastable to `[..., 1, 1]`; 1 is the paper's operation, 0 switches it off.
+        x: `[..., N, C]` features to shift.
+        y: `[..., M, C]` features that define the target mean; M need not equal N.
+        strength: s, broadcastable to `[..., 1, 1]`; 1 is the paper's operation, 0 turns it off.
 
     Returns:
         `[..., 1, C]` in the dtype of `x`.
@@ -28,11 +28,11 @@ def mean_shift(x: Tensor, y: Tensor, strength: Tensor) -> Tensor:
 
 
 def adain_mean(x: Tensor, y: Tensor, strength: Tensor) -> Tensor:
-    """Move the token mean of `x` toward that of `y`.
+    """Shift the token mean of `x` toward that of `y`.
 
     Args:
-        x: `[..., N, C]` features to move.
-        y: `[..., M, C]` features that give the target mean.
+        x: `[..., N, C]` features to shift.
+        y: `[..., M, C]` features that define the target mean.
         strength: s, broadcastable to `[..., 1, 1]`.
 
     Returns:
@@ -45,8 +45,8 @@ def adain(x: Tensor, y: Tensor, strength: Tensor, eps: float = 1e-5) -> Tensor:
     """Give `x` the token mean and standard deviation of `y` (the paper's ablation "standard AdaIN").
 
     Args:
-        x: `[..., N, C]` features to move.
-        y: `[..., M, C]` features that give mean and deviation.
+        x: `[..., N, C]` features to transform.
+        y: `[..., M, C]` features that define the target mean and deviation.
         strength: s, broadcastable to `[..., 1, 1]`; the result is x + s·(AdaIN(x, y) − x).
         eps: added to the variance of `x`.
 

@@ -1,4 +1,4 @@
-"""Checks of the arguments of the attention operations; every message says what was expected."""
+"""Argument checks of the attention operations; every message says what was expected."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_attention(q: Tensor, segments: Mapping[str, tuple[Tensor, Tensor]], ke
 
     Args:
         q: `[B, H, N, d]`.
-        segments: keys and values `[B, H, M, d]`, by the ending of their arguments' names (`"id"`, `"t"`).
+        segments: keys and values `[B, H, M, d]`, by the suffix of their argument names (`"id"`, `"t"`).
         kernel: the kernel to launch; unless Triton interprets it, q must be on a GPU.
 
     Raises:
@@ -64,7 +64,7 @@ def _check_first(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be float16 or bfloat16, got {tensor.dtype}")
     rows, heads = tensor.shape[:2]
     if rows * heads > _MAX_HEADS:
-        raise ValueError(f"{name} must have at most {_MAX_HEADS} heads in all its rows, got {rows} · {heads}")
+        raise ValueError(f"{name} must have at most {_MAX_HEADS} heads over all rows, got {rows} · {heads}")
 
 
 def _check_like(name: str, tensor: Tensor, length: int | str, first: Tensor, why: str, first_name: str = "q") -> None:
@@ -103,15 +103,15 @@ def per_row(name: str, value: float | Tensor, q: Tensor) -> Tensor:
     A tensor on a GPU is not checked, since reading it would synchronize; every other strength is.
 
     Args:
-        name: of the argument.
+        name: the argument's name.
         value: a number for all rows, also as a 0-dimensional tensor, or `[B]`.
-        q: `[B, H, N, d]` that gives rows and device.
+        q: `[B, H, N, d]`; gives the number of rows and the device.
 
     Raises:
         ValueError: it is not finite, or has another shape.
     """
     if isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu" and has_values(value):
-        value = float(value)  # as everywhere in PyTorch, it works with tensors on any device
+        value = float(value)  # as everywhere in PyTorch, a CPU scalar works with tensors on any device
     if not isinstance(value, Tensor):
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
@@ -129,9 +129,9 @@ def check_shift(name: str, shift: Tensor, q: Tensor) -> Tensor:
     """Return a shift that the caller computed, contiguous.
 
     Args:
-        name: of the argument.
+        name: the argument's name.
         shift: `[B, H, d]` fp32.
-        q: `[B, H, N, d]` that gives rows, heads, head size and device.
+        q: `[B, H, N, d]`; gives rows, heads, head size and device.
 
     Raises:
         TypeError: its dtype differs.
@@ -172,7 +172,7 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def launchable(kernel: Any, tensor: Tensor) -> Any:
-    """Return a kernel as PyTorch can trace it, if the tensor is being traced.
+    """Return a kernel, wrapped so that PyTorch can trace it if the tensor is being traced.
 
     Triton's interpreter cannot be traced. A launch on real memory calls Triton directly: PyTorch's wrapper would keep
     the tensors of the descriptors alive.

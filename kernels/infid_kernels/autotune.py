@@ -25,11 +25,11 @@ _DTYPE = torch.float16  # the dtype of SDXL's engines; bf16 has the same instruc
 
 @dataclass(frozen=True)
 class Level:
-    """A call that stands for all calls of its kind.
+    """A call that represents all calls of its kind.
 
     Args:
-        name: what progress and results call it.
-        call: what is measured.
+        name: name in progress and results.
+        call: the call that is measured.
         queries: smallest number of queries that the choice is for.
         even_n: whether the choice is for segments whose lengths `block_n` divides.
     """
@@ -79,8 +79,8 @@ class Tuned:
     """What was measured at one level.
 
     Args:
-        level: where.
-        trials: of all candidates.
+        level: the level.
+        trials: results of all candidates.
         entries: the choice, with its evidence. If that is a library, also our fastest kernel, for bundles and
             TensorRT, where no library can run.
     """
@@ -99,8 +99,8 @@ def tune(
     Args:
         level: what is measured.
         device: a CUDA device.
-        timer: times calls that take turns.
-        candidates: to measure.
+        timer: times calls in turn.
+        candidates: candidates to measure.
         progress: called before each candidate.
 
     Raises:
@@ -125,9 +125,9 @@ def measure(
     Args:
         level: what is measured.
         device: where the inputs are made.
-        timer: times calls that take turns.
-        sets: sets of inputs that take turns.
-        candidates: to measure.
+        timer: times calls in turn.
+        sets: number of sets of inputs, which are used in turn.
+        candidates: candidates to measure.
         progress: called before each candidate.
     """
     generator = torch.Generator(device)
@@ -159,14 +159,14 @@ def _trial(level: Level, candidate: Choice, inputs: Sequence[Inputs], expected: 
 
 
 def select(level: Level, trials: Sequence[Trial], architecture: str, machine: str) -> list[Entry]:
-    """Return the fastest correct candidate as an entry; of equals, the one that was measured first.
+    """Return the fastest correct candidate as an entry; in a tie, the one that was measured first.
 
     If that is a library, the fastest of our kernels follows as a second entry.
 
     Args:
         level: what was measured.
-        trials: of all candidates.
-        architecture: as `sm_90`.
+        trials: results of all candidates.
+        architecture: such as `sm_90`.
         machine: GPU and versions, for the evidence.
 
     Raises:

@@ -2,9 +2,9 @@
 
 The description holds everything that a launch needs, so that the CUDA driver API, TensorRT and C++ can launch a kernel
 without Triton and torch: the arguments in order, the shape of every pointer in symbols and numbers, the grid and every
-integer argument as expressions of those symbols, the numbers that symbols must be multiples of, block size, dynamic
-shared memory and alignment. The order is input pointers, int32, output pointers, which TensorRT's ahead-of-time plugins
-require. Triton appends pointers to scratch memory, which these kernels do not read; `with_parameters` removes them.
+integer argument as expressions of those symbols, the divisors of symbols, block size, dynamic shared memory and
+alignment. The order is input pointers, int32, output pointers, which TensorRT's ahead-of-time plugins require. Triton
+appends pointers to scratch memory, which these kernels do not read; `with_parameters` removes them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ROWS, _HEADS, _LENGTH, _IDENTITY, _TEXT = "rows", "heads", "queries", "identity
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """What is the same for a kernel on every target.
+    """The properties of a kernel that are the same on every target.
 
     Args:
         kernel: the Triton function.
@@ -145,7 +145,7 @@ def compile_gluon(
         Triton's compiled kernel: `asm` and `metadata`.
 
     Raises:
-        RuntimeError: this Triton has no Gluon as the kernel needs it.
+        RuntimeError: this Triton lacks the Gluon features that the kernel needs.
     """
     if mixed_attention_gluon.MISSING:
         raise RuntimeError(mixed_attention_gluon.MISSING)
@@ -189,7 +189,7 @@ def compile_kernel(
 
     Args:
         op: a name in `KERNELS`.
-        architecture: as `sm_90`.
+        architecture: such as `sm_90`.
         head_size: d.
         configuration: tile sizes, in plain form.
         dtype: of queries, keys and values: `float16` or `bfloat16`.

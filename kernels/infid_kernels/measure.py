@@ -133,7 +133,7 @@ class Call:
         return out
 
     def reference(self, inputs: Inputs) -> Tensor:
-        """Return the result as the formula is written, in float64, a few queries of one head at a time."""
+        """Return the result of the formula as written, in float64, a few queries of one head at a time."""
         result = torch.empty(inputs.q.shape, dtype=torch.float64, device=inputs.q.device)
         for row in range(self.rows):
             style, factor = inputs.style_strength[row].double(), inputs.identity_strength[row].double()
@@ -169,13 +169,13 @@ def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def relative_rms(found: Tensor, expected: Tensor) -> float:
-    """Return the RMS of the error over the RMS of what is expected; NaN if anything found is NaN."""
+    """Return the RMS of the error over the RMS of the expected values; NaN if any value is NaN."""
     return float((found.double() - expected).norm() / expected.norm())
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one call takes.
+    """The time of one call.
 
     Args:
         median: milliseconds.
@@ -199,19 +199,19 @@ def summarize(milliseconds: Sequence[float], captured: bool = True) -> Timing:
 
 
 def input_sets(bytes_per_set: int, device: torch.device) -> int:
-    """Return how many sets of inputs to take turns with, so that none is in the L2 cache when its turn comes again."""
+    """Return how many sets of inputs to cycle through, so that none is still in the L2 cache when it is used again."""
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     return 1 + math.ceil(2 * cache / bytes_per_set)
 
 
 def time_on_gpu(calls: Sequence[Callable[[], object]], samples: int = 50, capture: bool = True) -> Timing:
-    """Time calls that take turns, with CUDA events around replays of a graph that holds all of them.
+    """Time calls in turn, with CUDA events around replays of a graph that holds all of them.
 
     The graph excludes the gaps between launches: a launch takes the host longer than the smallest kernels run.
 
     Args:
         calls: the same work on different inputs, launched on the current stream.
-        samples: replays that are timed.
+        samples: number of replays that are timed.
         capture: whether to replay a CUDA graph; otherwise launches are timed one by one.
 
     Raises:

@@ -24,7 +24,7 @@ try:
 
     MISSING = ""
 except (ImportError, AttributeError) as error:  # Gluon is experimental: a later Triton may have moved or renamed it
-    MISSING = f"Triton {triton.__version__} has no Gluon for Hopper as the kernel needs it ({error})"
+    MISSING = f"Triton {triton.__version__} lacks the Gluon features for Hopper that the kernel needs ({error})"
 
 _HEAD_SIZES = (64, 128)  # rows of 128 bytes, the widest swizzle, without padding that would need masks
 CAPABILITY = (9, 0)  # no other GPU has wgmma
@@ -72,7 +72,7 @@ def rejection(operands: Operands, configuration: Configuration) -> str:
     """Return why this form cannot compute a call on any Hopper GPU; an empty string if it can.
 
     Args:
-        operands: with any number of queries: the last tile may load the next row's, and does not store them.
+        operands: with any number of queries; the last tile may load queries of the next row, but does not store them.
         configuration: tile sizes; its `block_n` must divide M and L.
     """
     c, q, lengths = configuration, operands.q, operands.lengths

@@ -1,4 +1,4 @@
-"""The tensors of one attention call as one value, and the strides that a kernel is given with them.
+"""The tensors of one attention call as one value, and the strides that are passed to a kernel with them.
 
 A launch on the host takes `Operands`. The kernels themselves take pointers first, then integers, then outputs, one by
 one: TensorRT's ahead-of-time plugins pass arguments in that order, so a pointer and its strides cannot be one argument.

@@ -1,4 +1,4 @@
-"""Both operations by the name of their implementation: `torch` or `triton`."""
+"""Both operations, by the name of their implementation: `torch` or `triton`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class AttentionOps:
     """One implementation of both operations.
 
     Args:
-        mixed_attention: of `(q, k_id, v_id, k_t, v_t, style_strength)`.
-        merged_cross_attention: of `(q, k_t, v_t, k_id, v_id, style_strength, identity_strength)`.
+        mixed_attention: takes `(q, k_id, v_id, k_t, v_t, style_strength)`.
+        merged_cross_attention: takes `(q, k_t, v_t, k_id, v_id, style_strength, identity_strength)`.
     """
 
     mixed_attention: Callable[..., Tensor]

@@ -21,7 +21,7 @@ SHARED_LIMIT: Mapping[str, int] = {
     "sm_100": 227 * 1024,
     "sm_120": 99 * 1024,
 }
-# The instruction that multiplies matrices.
+# The matrix multiplication instruction.
 MATRIX_INSTRUCTION: Mapping[str, str] = {
     "sm_80": "HMMA",
     "sm_86": "HMMA",
@@ -37,12 +37,12 @@ class MachineCode:
     """The disassembly and the resource report of a kernel.
 
     Args:
-        registers: per thread.
-        stack_bytes: per thread; more than 0 means spilled registers.
-        instructions: number of each, with its modifiers (`LDG.E.128`).
-        loop: the same, in the main loops alone: the innermost ones that multiply matrices or, where none does, that
-            load from global memory.
-        loop_code: the instructions of the main loops in their order, with operands (`LDG.E.128 R4, [R2.64]`).
+        registers: registers per thread.
+        stack_bytes: stack per thread; more than 0 means spilled registers.
+        instructions: count of each instruction, with its modifiers (`LDG.E.128`).
+        loop: the same in the main loops only: the innermost loops that multiply matrices or, if none does, that load
+            from global memory.
+        loop_code: the instructions of the main loops in order, with operands (`LDG.E.128 R4, [R2.64]`).
     """
 
     registers: int
@@ -52,7 +52,7 @@ class MachineCode:
     loop_code: Sequence[str] = ()
 
     def count(self, name: str) -> int:
-        """Return how often an instruction occurs, whatever its modifiers."""
+        """Return how often an instruction occurs, with any modifiers."""
         return sum(count for full, count in self.instructions.items() if full.split(".")[0] == name)
 
     @property
@@ -105,10 +105,10 @@ def read_machine_code(cubin: bytes) -> MachineCode:
 
 
 def _main_loops(code: Sequence[tuple[int, str, str]]) -> list[range]:
-    """Return the addresses of the innermost loops that multiply matrices or, where none does, that load.
+    """Return the addresses of the innermost loops that multiply matrices or, if none does, that load.
 
     A loop is the code between a backward branch and its target, if it does not contain the kernel's end: on sm_100,
-    code that waits for a barrier is placed after the end, and a branch back from there is no loop.
+    code that waits for a barrier is placed after the end, and a branch back from there is not a loop.
     """
     products = tuple(MATRIX_INSTRUCTION.values())
     multiplies = any(name.split(".")[0] in products for _, name, _ in code)

@@ -22,7 +22,7 @@ from infid_kernels.targets import ARCHITECTURES
 OPS = ("mixed_attention", "merged_cross_attention")
 TABLE = Path(__file__).with_name("configurations.json")
 _SCHEMA_VERSION = 2
-_LARGEST = 4096  # of a tile's sides, warps and stages
+_LARGEST = 4096  # limit of a tile's sides, warps and stages
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Configuration:
 
     @property
     def plain(self) -> Configuration:
-        """The same tiles in the plain form, whose arguments are pointers and integers alone.
+        """The same tiles in the plain form, whose arguments are only pointers and integers.
 
         The driver makes tensor descriptors at launch; launch descriptions and TensorRT's plugins cannot express that.
         """
@@ -77,7 +77,7 @@ class Library:
     library: str
 
     def divides(self, lengths: Sequence[int]) -> bool:
-        """Return whether the lengths are multiples of our kernel's largest block, as those that it is measured on."""
+        """Return whether the lengths are multiples of our kernel's largest block, like those that it is measured on."""
         return all(length % max(each.block_n for each in CANDIDATES) == 0 for length in lengths)
 
     def to_dict(self) -> dict[str, str]:
@@ -94,11 +94,11 @@ class Entry:
 
     Args:
         op: operation.
-        architecture: as `sm_90`.
+        architecture: such as `sm_90`.
         block_d: head size, rounded up to a power of two.
         queries: smallest number of queries that it applies to.
         even_n: whether it is for segments whose lengths `block_n` divides.
-        configuration: of our kernel, or a library instead.
+        configuration: configuration of our kernel, or a library.
         evidence: the measurement or the compiler report behind it.
     """
 
@@ -187,7 +187,7 @@ def choices(op: str, architecture: str, d: int, most: int | None = None) -> tupl
 def choose(
     op: str, device: torch.device, d: int, queries: int, lengths: Sequence[int], kernels_only: bool = False
 ) -> tuple[Choice, bool]:
-    """Return what an operation runs with; the answer to the same call changes only with `load`.
+    """Return the choice for an operation; the choice for the same call changes only with `load`.
 
     Args:
         op: one of `OPS`.
@@ -198,7 +198,7 @@ def choose(
         kernels_only: whether entries of libraries are skipped.
 
     Returns:
-        The choice, and whether it is one for segments whose lengths `block_n` divides.
+        The choice, and whether it is for segments whose lengths `block_n` divides.
 
     Raises:
         ValueError: the GPU is older than every architecture of the table.
@@ -218,7 +218,7 @@ def choose(
 def choose_kernel(
     op: str, device: torch.device, d: int, queries: int, lengths: Sequence[int]
 ) -> tuple[Configuration, bool]:
-    """Return what our kernel runs with, even if `choose` returns a library."""
+    """Return the configuration of our kernel, even if `choose` returns a library."""
     chosen, even_n = choose(op, device, d, queries, lengths, kernels_only=True)
     assert isinstance(chosen, Configuration)
     return chosen, even_n
@@ -235,7 +235,7 @@ def architecture_of(device: torch.device) -> str:
 
 
 def nearest(architecture: str) -> str:
-    """Return the newest architecture of the table that is not newer than the one asked for.
+    """Return the newest architecture of the table that is not newer than the given one.
 
     Raises:
         ValueError: there is none.
@@ -283,7 +283,7 @@ def measured() -> tuple[Entry, ...]:
 
 
 def load(path: Path) -> None:
-    """Use a file that `infid-export tune` wrote in this process from now on; its entries precede the table's.
+    """From now on in this process, use a file that `infid-export tune` wrote; its entries precede the table's.
 
     Raises:
         ValueError: the file is missing or has another format.
@@ -293,7 +293,7 @@ def load(path: Path) -> None:
 
 @contextmanager
 def loaded(path: Path | None) -> Iterator[None]:
-    """Use a file that `infid-export tune` wrote, or the table alone, within a `with` block.
+    """Use a file that `infid-export tune` wrote, or only the table, within a `with` block.
 
     Raises:
         ValueError: the file is missing or has another format.
@@ -330,10 +330,10 @@ def read(path: Path) -> tuple[Entry, ...]:
 
 
 def _check(entry: Entry) -> None:
-    """Reject an entry of no operation of ours, and numbers that are none.
+    """Reject an entry of an unknown operation, or with fields of the wrong type or range.
 
     Raises:
-        ValueError: names the entry.
+        ValueError: the message names the entry.
     """
     if entry.op not in OPS or entry.architecture not in ARCHITECTURES:
         raise ValueError(f"there is no {entry.op!r} for {entry.architecture!r}")
@@ -350,7 +350,7 @@ def _check(entry: Entry) -> None:
 
 
 def parse_choice(fields: Mapping[str, Any]) -> Choice:
-    """Return a choice from its fields, as `to_dict` or `asdict` gives them.
+    """Return a choice from its fields, as `to_dict` or `asdict` returns them.
 
     Raises:
         TypeError: a field is unknown.

@@ -31,7 +31,7 @@ def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "f
 
     Args:
         op: a name in `infid_kernels.compile.KERNELS`.
-        architecture: as `sm_90`.
+        architecture: such as `sm_90`.
         head_size: d.
         dtype: `float16` or `bfloat16`.
 
@@ -39,7 +39,7 @@ def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "f
         The variants, each once, in plain form.
 
     Raises:
-        RuntimeError: the table of configurations lacks the operation on this architecture.
+        RuntimeError: the tuning table lacks the operation on this architecture.
     """
     if op not in tuning.OPS:
         yield _chosen_for(compile_kernel(op, architecture, head_size, mean_shift.CONFIGURATION, dtype), [0])
@@ -100,7 +100,7 @@ def write_plugins(
 
     Args:
         path: the file.
-        architecture: as `sm_90`.
+        architecture: such as `sm_90`.
         head_sizes: d of the model's attention layers.
         on_progress: called with the fraction done.
     """

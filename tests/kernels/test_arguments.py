@@ -55,7 +55,7 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
     ),
     "too many heads": (
         lambda a: {name: x[:, :1, :1].expand(1, 65536, 1, 64) for name, x in a.items()}, ValueError,
-        "q must have at most 65535 heads in all its rows, got 1 · 65536",
+        "q must have at most 65535 heads over all rows, got 1 · 65536",
     ),
     "no text": (
         lambda a: a | {"k_t": a["k_t"][:, :, :0], "v_t": a["v_t"][:, :, :0]}, ValueError,

@@ -401,4 +401,4 @@ except RuntimeError as error:
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
-    assert "has no Gluon for Hopper as the kernel needs it" in found.stdout
+    assert "lacks the Gluon features for Hopper that the kernel needs" in found.stdout
