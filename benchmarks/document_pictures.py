@@ -6,7 +6,7 @@ Usage::
     python benchmarks/document_pictures.py sheet SHEET.png    # docs/images/contact-sheet.jpg, from `make demo`
 
 `make pictures` does both. The layers are those that import-linter enforces, each with the beginning of its docstring.
-The contact sheet is what `make demo` draws, as a JPEG, which is a quarter as large.
+The contact sheet is the one from `make demo`, as a JPEG, which is a quarter as large.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _without_torch(name: str) -> bool:
 
 
 def _purpose(name: str) -> str:
-    """Return what a module or a package is for: its docstring up to the first colon, semicolon or line end."""
+    """Return the purpose of a module or package: its docstring up to the first colon, semicolon or line end."""
     path = name.replace(".", "/")
     files = [ROOT / source / f"{path}{end}" for source in _SOURCES for end in ("/__init__.py", ".py")]
     file = next(each for each in files if each.is_file())
@@ -121,7 +121,7 @@ def _legend(y: int) -> list[str]:
 
 
 def draw_sheet(source: Path) -> None:
-    """Keep a contact sheet of `infid-export evaluate` as the documentation's picture.
+    """Save a contact sheet of `infid-export evaluate` as the documentation's image.
 
     Args:
         source: the sheet, a PNG.

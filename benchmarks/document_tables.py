@@ -9,8 +9,8 @@ Usage::
     python benchmarks/reliability.py
     python benchmarks/document_tables.py draw
 
-`keep` takes what the tables need of a build; the others write their results themselves. A table's place in a document
-is `<!-- table: NAME -->` … `<!-- end -->`; each table has exactly one place.
+`keep` stores what the tables need from a build; the other scripts write their results themselves. A table's place in a
+document is `<!-- table: NAME -->` … `<!-- end -->`; each table has exactly one place.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorr
 
 
 def keep(name: str, document: Path, machine: str) -> None:
-    """Keep what the tables need of a build's document, with what it was measured on.
+    """Store what the tables need from a build's document, with the machine and versions.
 
     Args:
-        name: of the result.
+        name: name of the result.
         document: JSON printed by `infid-export build --json`.
         machine: what it ran on, in words.
     """
@@ -54,7 +54,7 @@ def keep(name: str, document: Path, machine: str) -> None:
 
 
 def parity_table(results: dict[str, dict[str, Any]]) -> str:
-    """Return one row an output, with a pair of columns for each result."""
+    """Return one row per output, with a pair of columns for each result."""
     heads = [f"{name}, {size(result)}" for name, result in results.items()]
     lines = ["| graph | output | " + " | ".join(f"{head}: max | RMS" for head in heads) + " | verdict |"]
     lines.append("|---|---|" + "---|---|" * len(results) + "---|")
@@ -79,13 +79,13 @@ def parity_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def size(result: dict[str, Any]) -> str:
-    """Return the size at which the pictures were compared."""
+    """Return the size at which the images were compared."""
     height, width = result["parity"]["rows"][-1]["size"]
     return f"{width} × {height}"
 
 
 def engine_table(result: dict[str, Any]) -> str:
-    """Return one row a graph, with what its ONNX file and its engine cost, and a row a weights file."""
+    """Return one row per graph, with the cost of its ONNX file and its engine, and one row per weights file."""
     files = result["files"]
 
     def onnx(graph: str) -> str:
@@ -123,7 +123,7 @@ def documents() -> list[Path]:
 
 
 def tables() -> dict[str, str]:
-    """Return every table in Markdown by its name."""
+    """Return every table in Markdown, by name."""
     demo, full, variants, engines, tried = (
         json.loads((RESULTS / f"{name}.json").read_text())
         for name in ("demo-fp16", "random-sdxl-fp16", "ablation", "backends", "reliability")

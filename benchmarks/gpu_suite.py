@@ -1,4 +1,4 @@
-"""Everything that only a GPU can tell about speed, in two commands of at most ten minutes in all.
+"""Everything about speed that only a GPU can show, in two commands of at most 13 minutes in total.
 
 Usage::
 
@@ -8,13 +8,13 @@ Usage::
     PYTHONPATH=.:kernels:engines python benchmarks/gpu_suite.py --dry-run
     TRITON_INTERPRET=1 PYTHONPATH=.:kernels:engines python benchmarks/gpu_suite.py --model demo
 
-The first command measures what is worth most, and ends by itself before --limit-s. The second goes on in its file, on
-the same GPU, versions and source: what was skipped, then ahead-of-time packages, bf16, and compute-sanitizer. On a CPU,
-with Triton's interpreter, both parts run in one command on the demo model.
+The first command measures the most important items, and ends by itself before --limit-s. The second continues its file,
+on the same GPU, versions and source: what was skipped, then ahead-of-time packages, bf16, and compute-sanitizer. On a
+CPU, with Triton's interpreter, both parts run in one command on the demo model.
 
 An operation is timed only after its comparison with float64 passed. Results are written after every item, to
-`gpu-<name>-<date>.json`, and the entries of the kernels' table that they imply to `configurations-….json` beside it.
-benchmarks/README.md explains every item. Exit code 1: no GPU; an operation, a bundle or a check is wrong; the command
+`gpu-<name>-<date>.json`, and the resulting entries of the tuning table to `configurations-….json` beside it.
+benchmarks/README.md explains every item. Exit code 1: no GPU; an operation, a bundle or a check failed; or the command
 had to be stopped.
 """
 
@@ -42,28 +42,32 @@ from benchmarks.suite.bench import SDXL, WORKLOADS, Bench, Item
 from benchmarks.suite.runner import LAST_MOMENT, Suite
 from infid_kernels.tuning import architecture_of
 
-_RESTART = 30.0  # seconds without which a restart is not worth it
+_RESTART = 30.0  # seconds; with less time left, a restart is not worth it
 _RESTARTS = 5
-_STDERR = 2  # by its number, since sys.stderr need not be a file
-_IMPORTS = 10.0  # seconds kept for starting Python and importing torch, before the clock runs
+_STDERR = 2  # its file descriptor, since sys.stderr may not be a file
+_IMPORTS = 10.0  # seconds reserved for starting Python and importing torch, before the clock starts
 
 
 class UsageError(Exception):
-    """It cannot be measured here, or not with these arguments; the message says why, and what to do."""
+    """The suite cannot run here, or not with these arguments; the message says why, and what to do."""
 
 
 def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     """Return the command's arguments."""
-    parser = argparse.ArgumentParser(description="Measure kernels and model on this GPU.")
+    parser = argparse.ArgumentParser(description="Measure the kernels and the model on this GPU.")
     parser.add_argument("--model", choices=tuple(WORKLOADS), default=SDXL.name, help="demo is for Triton's interpreter")
-    parser.add_argument("--part", choices=tuple(report.PHASES), help="first; second with --resume; all on a CPU")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="results to go on with")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="benchmarks/results, or the folder of --resume")
-    parser.add_argument("--commit", metavar="SHA", help="recorded instead of asking git")
-    parser.add_argument("--limit-s", type=float, metavar="S", help="seconds for this command (585, second part 195)")
+    parser.add_argument("--part", choices=tuple(report.PHASES), help="(first; second with --resume; all on a CPU)")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="results file to continue")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of the results (benchmarks/results, or that of --resume)"
+    )
+    parser.add_argument("--commit", metavar="SHA", help="commit to record instead of asking git")
+    parser.add_argument("--limit-s", type=float, metavar="S", help="time limit in seconds (585, second part 195)")
     parser.add_argument("--quick", action="store_true", help="fewer samples and candidates")
-    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="items whose names begin so, and checks")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the inputs (a fresh one, recorded in the results)")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="NAME", help="run only checks and items whose names begin with NAME"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the inputs (a new one, which is recorded)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan of both commands; needs no GPU")
     options = parser.parse_args(given)
     if options.part is None and options.resume is not None:
@@ -72,10 +76,10 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def find_device(model: str) -> torch.device:
-    """Return what is measured on.
+    """Return the device to measure on.
 
     Raises:
-        UsageError: there is neither a GPU that the kernels run on nor Triton's interpreter for this model.
+        UsageError: there is neither a GPU that the kernels support nor, for the demo model, Triton's interpreter.
     """
     if triton.knobs.runtime.interpret:
         if model == SDXL.name:
@@ -85,8 +89,8 @@ def find_device(model: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UsageError(
-            "this measures on an NVIDIA GPU, and torch sees none; TRITON_INTERPRET=1 with --model demo runs every "
-            "section on a CPU, and --dry-run prints the plan."
+            "this needs an NVIDIA GPU, and torch finds none; TRITON_INTERPRET=1 with --model demo runs every section "
+            "on a CPU, and --dry-run prints the plan."
         )
     device = torch.device("cuda", torch.cuda.current_device())
     try:
@@ -97,10 +101,10 @@ def find_device(model: str) -> torch.device:
 
 
 def chosen(items: Sequence[Item], options: argparse.Namespace, before: dict[str, Any]) -> list[Item]:
-    """Return the items of a part, those of another part that were skipped, and the checks that were made.
+    """Return the items of a part, those of another part that were skipped, and the checks that already ran.
 
     Raises:
-        UsageError: --only names none.
+        UsageError: --only matches no item.
     """
     phases = report.PHASES[options.part]
     skipped = {name for name, item in before.items() if item["state"] == "skipped"}
@@ -116,10 +120,10 @@ def chosen(items: Sequence[Item], options: argparse.Namespace, before: dict[str,
 
 
 def go_on(options: argparse.Namespace, document: dict[str, Any]) -> Path:
-    """Take over the results that are to be continued, if any, and return where this run writes.
+    """Load the results to continue, if any, and return where this run writes.
 
     Raises:
-        UsageError: they cannot be read, or do not belong together with this run.
+        UsageError: they cannot be read, or cannot be continued by this run.
     """
     if options.resume is None:
         slug = re.sub(r"[^a-z0-9]+", "-", document["gpu"]["name"].lower()).strip("-")
@@ -130,7 +134,7 @@ def go_on(options: argparse.Namespace, document: dict[str, Any]) -> Path:
         before = json.loads(resumed.read_text())
         differing = machine.differences(before, document)
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{resumed} is no file that this command wrote ({error}).") from error
+        raise UsageError(f"{resumed} is not a file that this command wrote ({error}).") from error
     if differing:
         raise UsageError(f"{resumed} cannot be continued. {' '.join(differing)} Start without --resume.")
     document.update({name: before[name] for name in ("items", "restarts", "commands", "date") if name in before})
@@ -138,7 +142,7 @@ def go_on(options: argparse.Namespace, document: dict[str, Any]) -> Path:
 
 
 def finish(document: dict[str, Any], path: Path, architecture: str) -> None:
-    """Write the entries that the candidates imply, and print the table."""
+    """Write the table entries that follow from the candidates, and print the summary."""
     workload = WORKLOADS[document["model"]]
     origin = f"{document['gpu']['name']}, triton {document['triton']}"
     entries = candidates.entries(workload, report.results(document), architecture, origin)
@@ -155,7 +159,7 @@ def run(
     """Measure, and return the exit code.
 
     Raises:
-        UsageError: the arguments do not fit each other, or the results that are to be continued.
+        UsageError: the arguments do not fit each other, or the results to continue.
     """
     seed = torch.seed() % 2**31 if options.seed is None else options.seed
     bench = Bench(device, WORKLOADS[options.model], options.quick, seconds_left, seed)
@@ -194,7 +198,7 @@ def main(given: Sequence[str] | None = None, clock: Callable[[], float] = time.m
         device = find_device(options.model)
         options.part = options.part or ("all" if device.type == "cpu" else "first")
         seconds = (options.limit_s or report.LIMITS[options.part]) - _IMPORTS
-        # if no Python thread gets its turn any more, this ends the process all the same
+        # this ends the process even if no Python thread can run any more
         faulthandler.dump_traceback_later(max(seconds, 1.0), exit=True, file=_STDERR)
         return run(options, device, sys.argv[1:] if given is None else given, lambda: seconds - (clock() - started))
     except UsageError as error:

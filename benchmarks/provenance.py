@@ -1,4 +1,4 @@
-"""What a measurement was made on: every document in benchmarks/results says it in the same words."""
+"""The machine, versions and commit of a measurement, in the same form in every document in benchmarks/results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def measured_on(machine: str, packages: Sequence[str]) -> dict[str, Any]:
     """Return machine, Python, versions of packages, and commit.
 
     Args:
-        machine: what it ran on, in words; empty is what the system says of its processor.
+        machine: what it ran on, in words; if empty, the processor's name from the system.
         packages: names of distributions.
     """
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""How a script's result becomes a document in benchmarks/results, and a table on the screen."""
+"""Writes a script's result as a document in benchmarks/results, and prints it as a table."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def publish(
     """Run, write the document and print its table.
 
     Args:
-        run: makes the document.
+        run: returns the document.
         markdown: draws its table.
-        arguments: with the document's `name`.
-        results: folder that gets `<name>.json`.
+        arguments: the script's arguments, with the document's `name`.
+        results: folder to write `<name>.json` to.
 
     Returns:
-        The document; None if it could not be made, which has been said.
+        The document; None if it could not be made, in which case the error was printed.
     """
     output = Output()
     try:

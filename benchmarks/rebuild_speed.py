@@ -1,12 +1,12 @@
-"""What the commands that do nothing take: help, and a rebuild of which nothing has changed.
+"""The time of the commands that do nothing: help, and a rebuild after no change.
 
 Usage::
 
     python benchmarks/rebuild_speed.py [--rounds N] [--name rebuild-speed] [--machine WORDS]
 
-Each is a process of its own. Its median is compared with that of `python -c "import numpy, onnxruntime"`, in turns in
-one run, so that the ratio says something on a busy machine too. The rebuild is of the demo model on ONNX Runtime, in a
-temporary folder. The document goes to benchmarks/results/<name>.json; nothing in it is typed in.
+Each runs as its own process. Its median is compared with that of `python -c "import numpy, onnxruntime"`; the processes
+alternate in one run, so that the ratio is meaningful on a busy machine too. The rebuild is of the demo model on ONNX
+Runtime, in a temporary folder. The document goes to benchmarks/results/<name>.json; nothing in it is edited by hand.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _COMMAND = [sys.executable, "-m", "infid_export"]
 
 
 def seconds_of(command: list[str]) -> float:
-    """Run a process that must succeed; returns how long it took."""
+    """Run a process that must succeed, and return its time."""
     started = time.perf_counter()
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     return time.perf_counter() - started
 
 
 def measure(arguments: argparse.Namespace, _: Output) -> dict[str, Any]:
-    """Build once, time every command in turns, and return the document."""
+    """Build once, time the commands in alternation, and return the document."""
     with tempfile.TemporaryDirectory() as scratch:
         build = [*_COMMAND, "build", "--fp16", "--backend", "onnxruntime", "--quiet", "-o", str(Path(scratch) / "demo")]
         subprocess.run(build, stdout=subprocess.DEVNULL, check=True)
@@ -75,7 +75,7 @@ def main(words: list[str]) -> int:
     """Measure, write the document and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=_ROUNDS, metavar="N", help=f"({_ROUNDS})")
-    parser.add_argument("--name", default="rebuild-speed", help="of the document")
+    parser.add_argument("--name", default="rebuild-speed", help="name of the document")
     parser.add_argument("--machine", default="", help="what it runs on, in words")
     return 1 if publish(measure, sentence, parser.parse_args(words), RESULTS) is None else 0
 

@@ -1,4 +1,4 @@
-"""Run the long tests of reliability, and keep their figures in benchmarks/results/reliability.json.
+"""Run the long reliability tests, and store their figures in benchmarks/results/reliability.json.
 
 Usage::
 
@@ -6,8 +6,8 @@ Usage::
     python benchmarks/document_tables.py draw
 
 The tests marked `reliability` are the measurement: 13,000 damaged inputs, processes killed at random moments, a disk
-that is full at each write, and eight threads. Each records its figures; what is here collects them. After each section
-the document is written, so that an interrupted run keeps what it has.
+that is full at each write, and eight threads. Each test records its figures, and this script collects them. The
+document is written after each section, so that an interrupted run keeps its results.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run_section(path: str) -> dict[str, Any]:
     """Run the marked tests of a file or folder.
 
     Args:
-        path: from the repository's root.
+        path: path relative to the repository's root.
 
     Returns:
         Seconds, the number of tests that failed, and the figures of each test.

@@ -1,11 +1,11 @@
-"""How fast the world draws: pictures a second of one size, on all cores.
+"""How fast the world draws: images per second at one size, on all cores.
 
 Usage::
 
     python benchmarks/world_speed.py [--pictures N] [--size PX] [--name world-speed] [--machine WORDS]
 
-People and scenes are those that the demo model learns from, portraits among them. Starting the processes is not timed.
-The document goes to benchmarks/results/<name>.json; nothing in it is typed in.
+People and scenes are those that the demo model is trained on, including portraits. Starting the processes is not timed.
+The document goes to benchmarks/results/<name>.json; nothing in it is edited by hand.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ _CHUNK = 32
 
 
 def draw(size: int, index: int) -> int:
-    """Draw a picture of `size` pixels a side; returns how many bytes it has."""
+    """Draw an image with a side of `size` pixels, and return its size in bytes."""
     return len(render(person(index // PICTURES), scene_of(index), size).tobytes())
 
 
 def measure(arguments: argparse.Namespace, _: Output) -> dict[str, Any]:
-    """Draw pictures and return the document."""
+    """Draw images and return the document."""
     pictures, size = arguments.pictures, arguments.size
     processes = len(os.sched_getaffinity(0))
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        pool.map(partial(draw, size), range(processes * _CHUNK), chunksize=_CHUNK)  # imports, and what is made once
+        pool.map(
+            partial(draw, size), range(processes * _CHUNK), chunksize=_CHUNK
+        )  # imports, and everything that is computed once
         started = time.perf_counter()
         drawn = sum(pool.imap_unordered(partial(draw, size), range(pictures), chunksize=_CHUNK))
         seconds = time.perf_counter() - started
@@ -58,7 +60,7 @@ def measure(arguments: argparse.Namespace, _: Output) -> dict[str, Any]:
 def sentence(document: dict[str, Any]) -> str:
     """Return the result of a document."""
     return (
-        f"{document['pictures_per_second']:.0f} pictures of {document['size']} × {document['size']} a second in "
+        f"{document['pictures_per_second']:.0f} images of {document['size']} × {document['size']} per second in "
         f"{document['processes']} processes"
     )
 
@@ -67,8 +69,8 @@ def main(words: list[str]) -> int:
     """Measure, write the document and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=10_000, metavar="N", help="(10000)")
-    parser.add_argument("--size", type=int, default=SIZE, metavar="PX", help=f"of a side ({SIZE})")
-    parser.add_argument("--name", default="world-speed", help="of the document")
+    parser.add_argument("--size", type=int, default=SIZE, metavar="PX", help=f"side of an image ({SIZE})")
+    parser.add_argument("--name", default="world-speed", help="name of the document")
     parser.add_argument("--machine", default="", help="what it runs on, in words")
     return 1 if publish(measure, sentence, parser.parse_args(words), RESULTS) is None else 0
 

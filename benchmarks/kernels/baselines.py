@@ -1,7 +1,7 @@
-"""What the kernels are compared with: the same results from what PyTorch offers.
+"""What the kernels are compared with: the same operations in PyTorch.
 
-A baseline takes the same inputs as ours. `complete` baselines do all the work; the others get part of it ready-made and
-only show how fast their attention is by itself, so no speed-up is computed against them.
+A baseline takes the same inputs as our kernels. `complete` baselines do all the work. The others get part of it
+precomputed and only show how fast their attention is by itself, so no speedup is computed against them.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Baseline:
     """One way to compute an operation.
 
     Args:
-        name: readable.
+        name: readable name.
         op: operation.
-        prepare: takes inputs and the backend of torch.compile, and returns the call that is timed.
+        prepare: takes inputs and the backend of torch.compile, and returns the call to time.
         complete: whether the call does all the work.
         compiled: whether it is compiled, which takes seconds.
     """
@@ -52,7 +52,7 @@ def shifts(inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def concatenated(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Return keys and values `[B, H, M + L, d]` with the identity's shifted."""
+    """Return keys and values `[B, H, M + L, d]`, with those of the identity shifted."""
     shift_k, shift_v = (shift.to(inputs.q.dtype) for shift in shifts(inputs))
     keys = torch.cat([inputs.k_id + shift_k, inputs.k_t], 2)
     return keys, torch.cat([inputs.v_id + shift_v, inputs.v_t], 2)
@@ -73,7 +73,7 @@ def flex(inputs: Inputs) -> Tensor:
 
 
 def two_by(library: Library, inputs: Inputs) -> Tensor:
-    """Two attentions of a library merged by their log-sum-exp: the implementation that the table may choose."""
+    """Two attentions of a library merged by their log-sum-exp: an implementation that the tuning table may choose."""
     i, out = inputs, empty_output(inputs.q)
     parts = launch_mean_shift(*i.operands.segments, i.style_strength)
     launch_library(i.operands, parts, logit_scale(None, i.q.shape[-1]), out, library)
@@ -95,7 +95,7 @@ def merged(attend: Attention, inputs: Inputs) -> Tensor:
 
     Args:
         attend: returns an attention's output `[B, H, N, d]` and its log-sum-exp `[B, H, N]`.
-        inputs: of the call.
+        inputs: the call's inputs.
     """
     shift_k, shift_v = shifts(inputs)
     q, scale = inputs.q, logit_scale(None, inputs.q.shape[-1])

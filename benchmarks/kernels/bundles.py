@@ -23,22 +23,22 @@ from infid_kernels.compile import compile_kernel
 from infid_kernels.measure import LIMITS, Call, Inputs, relative_rms
 from infid_kernels.tuning import Configuration, architecture_of, choose_kernel
 
-_SHIFTS = {"mixed_attention": "mean_shift", "merged_cross_attention": "value_shift"}  # what goes in front
+_SHIFTS = {"mixed_attention": "mean_shift", "merged_cross_attention": "value_shift"}  # launched before the operation
 
 
 def parts(call: Call, device: torch.device) -> list[tuple[str, Configuration, bool]]:
-    """Return the kernels that a call in fp16 needs: name, tiles, and whether these divide all lengths."""
+    """Return the kernels that a call in fp16 needs: name, tiles, and whether the tiles divide all lengths."""
     configuration, even_n = choose_kernel(call.op, device, call.d, call.queries, call.lengths)
     return [(call.op, configuration.plain, even_n), (_SHIFTS[call.op], mean_shift.CONFIGURATION, False)]
 
 
 def bundle_of(call: Call, device: torch.device, folder: Path) -> KernelBundle:
-    """Compile what a call in fp16 needs, write it as a bundle, and read that.
+    """Compile the kernels that a call in fp16 needs, write them as a bundle, and load it.
 
     Args:
-        call: what is to be launched.
+        call: the call to launch.
         device: the GPU.
-        folder: where the bundle is written.
+        folder: folder to write the bundle to.
     """
     architecture = architecture_of(device)
     made = [compile_kernel(op, architecture, call.d, tiles, even_n=fits) for op, tiles, fits in parts(call, device)]
@@ -52,13 +52,13 @@ def launcher(
     """Return a function that computes into an output `[B, H, N, d]`, stored as `[B, N, H, d]`, and returns it.
 
     Args:
-        bundle: with the operation's kernels in fp16.
-        call: what is launched.
-        inputs: of this call.
+        bundle: bundle with the operation's kernels in fp16.
+        call: the call to launch.
+        inputs: the call's inputs.
         device: the GPU.
 
     Returns:
-        The function, and which kernels it launches.
+        The function, and the kernels that it launches.
     """
     major, minor = torch.cuda.get_device_capability(device)
     ops = (_SHIFTS[call.op], call.op)
@@ -83,7 +83,7 @@ def launcher(
 
 
 def measure_bundle(name: str, bench: Bench) -> Result:
-    """Compare a bundle's launch into a poisoned output with float64, then time it next to the operation of torch."""
+    """Compare a bundle's launch into a poisoned output with float64, then time it and the operation in torch."""
     if not bench.on_gpu:
         return {"unavailable": "bundles are launched through the CUDA driver"}
     call, dtype = bench.workload.calls[name], torch.float16
@@ -105,7 +105,7 @@ def measure_bundle(name: str, bench: Bench) -> Result:
 
 
 def items(workload: Workload) -> list[Item]:
-    """Return one item a call: its bundle, launched through the driver."""
+    """Return one item per call: its bundle, launched through the driver."""
     return [
         Item(f"bundle {name}", 2.0, partial(measure_bundle, name), call.op, call.d, decides=True)
         for name, call in workload.calls.items()

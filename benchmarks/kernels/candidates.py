@@ -1,7 +1,7 @@
-"""Every candidate of the kernels' table measured, one item for each level and form, and the entries that follow.
+"""Measures the candidates of the tuning table, one item per level and form, and returns the resulting entries.
 
-What is measured after them, the whole model above all, runs with the fastest, as it does for whoever ran
-`infid-export tune`; the operations are timed once before, with the table's choices.
+What is measured after them, above all the whole model, runs with the fastest candidates, as after `infid-export tune`.
+The operations are timed once before, with the table's choices.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from infid_kernels.tuning import Choice, Entry, choices, load, parse_choice, wri
 
 _FEW = 5  # candidates of a level that is not tried in full
 _QUICK = 3
-_SAMPLES = 20  # a candidate is compared with the others, not reported
+_SAMPLES = 20  # enough to compare candidates, whose times are not reported
 _ITEM_SECONDS, _CANDIDATE_SECONDS = 1.0, 0.8
 ADOPTED = "fastest candidates"
 
 
 def in_full(level: Level) -> bool:
-    """Return whether all candidates are tried: of mixed attention at whole lengths, where most of the time goes."""
+    """Return whether all candidates are tried: for mixed attention with full blocks, which takes most of the time."""
     return level.call.op == "mixed_attention" and level.even_n
 
 
 def worth_trying(level: Level, quick: bool, architecture: str) -> Sequence[Choice]:
-    """Return what may be tried at a level, the most promising first."""
-    # what is fastest at a whole length is tried at the odd one, and that is not known beforehand
+    """Return the candidates for a level, the most promising first."""
+    # the fastest candidates with full blocks are tried at the odd length, and they are not known beforehand
     most = _QUICK if quick else None if level.call.op == "mixed_attention" else _FEW
     return choices(level.call.op, architecture, level.call.d, most)
 
@@ -41,7 +41,7 @@ def worth_trying(level: Level, quick: bool, architecture: str) -> Sequence[Choic
 def items(workload: Workload, quick: bool, architecture: str) -> list[Item]:
     """Return one item for each form of a level that is tried in full, then one for each other level.
 
-    A form that nothing has launched before may bring the GPU down: then only its own item is lost.
+    A form that was never launched before may crash the GPU: then only its own item is lost.
     """
     found = []
     for level in workload.levels:
@@ -61,7 +61,7 @@ def _item(name: str, level: Level, count: int, measured: partial[Result]) -> Ite
 
 
 def by_form(tried: Sequence[Choice]) -> dict[str, list[Choice]]:
-    """Return candidates by what sets them apart beside their sizes."""
+    """Return candidates by form, which is everything except their sizes."""
     forms: dict[str, list[Choice]] = {}
     for each in tried:
         forms.setdefault(form_of(each), []).append(each)
@@ -75,7 +75,7 @@ def whole(level: Level, form: str, bench: Bench) -> Result:
 
 
 def few(level: Level, bench: Bench) -> Result:
-    """Check and time the few best candidates: the fastest of the same operation and size, or the most promising."""
+    """Check and time a few candidates: the fastest for the same operation and size, or the most promising."""
     like = [
         trial
         for other in bench.workload.levels
@@ -94,7 +94,7 @@ def _measured(level: Level, tried: Sequence[Choice], bench: Bench) -> Result:
 
 
 def timed(level: Level, results: Mapping[str, Result]) -> list[Trial]:
-    """Return the candidates of a level that were right and timed, from all its items."""
+    """Return the candidates of a level that were correct and timed, from all its items."""
     rows = [row for result in results.values() if result.get("level") == level.name for row in result["trials"]]
     return [
         Trial(**{**row, "configuration": parse_choice(row["configuration"]), "timing": Timing(**row["timing"])})
@@ -108,7 +108,7 @@ def _median(trial: Trial) -> float:
 
 
 def entries(workload: Workload, results: Mapping[str, Result], architecture: str, machine: str) -> list[Entry]:
-    """Return the entries of the table that the measurements imply; none of a level where nothing was right."""
+    """Return the table entries that follow from the measurements; none for a level without a correct candidate."""
     found = []
     for level in workload.levels:
         try:
@@ -129,7 +129,7 @@ def adopt(bench: Bench) -> Result:
 
 
 def adopt_again(bench: Bench) -> None:
-    """Use what an earlier process of this run adopted, if it came so far."""
+    """Use what an earlier process of this run adopted, if it got that far."""
     if ADOPTED in bench.results:
         adopt(bench)
 

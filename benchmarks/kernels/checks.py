@@ -1,4 +1,4 @@
-"""Whether the kernels are right on a GPU: against float64, against themselves, and under compute-sanitizer."""
+"""Checks that the kernels are correct on a GPU: against float64, against themselves, and under compute-sanitizer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from benchmarks.suite.bench import DTYPES, Bench, Item, Result, Workload, public
 from infid_kernels.measure import LIMITS, Call, Inputs, relative_rms
 from infid_kernels.tuning import OPS, Choice, architecture_of, choices, choose
 
-_SANITIZER_SECONDS = 22.0  # expected of one tool
-_SANITIZER_LIMIT = 60.0  # that one tool may take
+_SANITIZER_SECONDS = 22.0  # expected per tool
+_SANITIZER_LIMIT = 60.0  # maximum per tool
 _TOOLS = ("memcheck", "racecheck")
-_CHECK_SECONDS = {"float16": 0.5, "bfloat16": 0.25}  # of one comparison; the first ones also load libraries
-_PROGRAM = "benchmarks.kernels.checks"  # this module as a program: it launches what is watched
-_FOUND = 9  # the exit code by which it says that it found something
+_CHECK_SECONDS = {"float16": 0.5, "bfloat16": 0.25}  # per comparison; the first ones also load libraries
+_PROGRAM = "benchmarks.kernels.checks"  # this module as a program: launches the calls for the sanitizer
+_FOUND = 9  # the sanitizer's exit code if it found an error
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Check:
     """A call, and how its inputs are distributed.
 
     Args:
-        call: its shape.
+        call: the shape.
         content: `normal`, `large` logits, `ties` among the keys, or `means` 1e3 apart.
-        sliced: whether every tensor is a slice of a larger one, so that its tokens are three times as far apart.
+        sliced: whether every tensor is a slice of a larger one, so that its tokens have three times the stride.
     """
 
     call: Call
@@ -76,7 +76,7 @@ def check(wanted: Check, dtype: torch.dtype, bench: Bench) -> Result:
             "configuration": asdict(configuration), "even_n": even_n}  # fmt: skip
 
 
-# Beside the calls that are timed: tails in every segment, one token, no person, head sizes that are padded.
+# In addition to the calls that are timed: tails in every segment, one token, no person, head sizes that are padded.
 _ODD: Mapping[str, Mapping[str, Call]] = {
     "sdxl": {
         "mixed 3952 (832 × 1216)": Call("mixed_attention", 2, 10, 3952, 3952, 3952),
@@ -102,8 +102,8 @@ _CONTENTS = ("large", "ties", "means", "sliced")
 
 
 def checks(workload: Workload) -> dict[str, Check]:
-    """Return what is compared with float64, by name: the calls that are timed, odd ones, and unusual inputs."""
-    # at the smaller level every tile is whole and the pipeline is full
+    """Return the calls to compare with float64, by name: the timed ones, odd shapes, and unusual inputs."""
+    # at the smaller level, every tile and the pipeline are full
     smaller = [name for op in OPS for name in [*_of(workload, op)][-1:]]
     contents = {
         f"{name}, {content}": Check(workload.calls[name], "normal" if content == "sliced" else content,
@@ -118,7 +118,7 @@ def _of(workload: Workload, op: str) -> dict[str, Call]:
 
 
 def correctness(workload: Workload, kind: str, phase: int) -> list[Item]:
-    """Return the checks in one type; every operation's come before anything of it is timed."""
+    """Return the checks in one dtype; all checks of an operation come before it is timed."""
     seconds = _CHECK_SECONDS[kind]
     return [
         Item(
@@ -130,7 +130,7 @@ def correctness(workload: Workload, kind: str, phase: int) -> list[Item]:
 
 
 def race(bench: Bench) -> Result:
-    """Run the same inputs again and again; an operation without races gives the same bits."""
+    """Run the same inputs repeatedly; an operation without races gives the same bits."""
     differing, runs = {}, bench.workload.races
     for name, call in bench.workload.calls.items():
         inputs = call.inputs(torch.float16, bench.generator)
@@ -140,14 +140,14 @@ def race(bench: Bench) -> Result:
 
 
 def sanitize(tool: str, bench: Bench) -> Result:
-    """Run small calls under compute-sanitizer, in a process group of their own; what it finds fails the check."""
+    """Run small calls under compute-sanitizer, in their own process group; any error it finds fails the check."""
     if not bench.on_gpu:
-        return {"unavailable": "compute-sanitizer watches a GPU"}
+        return {"unavailable": "compute-sanitizer needs a GPU"}
     program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if program is None:
-        return {"unavailable": "compute-sanitizer is not on this machine"}
+        return {"unavailable": "compute-sanitizer is not installed on this machine"}
     command = [program, "--tool", tool, "--error-exitcode", str(_FOUND), sys.executable, "-m", _PROGRAM]
-    # without caching every tensor is an allocation of its own, so that a step over its end is seen
+    # without caching, every tensor is its own allocation, so that an access past its end is detected
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     ended = child.run(command, min(_SANITIZER_LIMIT, bench.seconds_left() - child.RESERVE), environment)
     reported = {"exit_code": ended.code, "seconds": ended.seconds, "output": ended.output}
@@ -162,15 +162,15 @@ def sanitized_calls(architecture: str) -> list[tuple[Call, Choice | None]]:
     """Return small calls for the sanitizer: full and partial blocks of both operations, and every form.
 
     Args:
-        architecture: whose candidates' forms are taken.
+        architecture: the architecture whose candidates' forms are used.
 
     Returns:
-        Calls, each with a choice or None for the public operation.
+        Calls, each with a choice, or None for the public operation.
     """
     lengths = ((128, 128, 128), (77, 261, 77))
     found: list[tuple[Call, Choice | None]] = [(Call(op, 1, 2, *each), None) for op in OPS for each in lengths]
     firsts = {(op, form_of(each)): each for op in OPS for each in reversed(choices(op, architecture, 64))}
-    # the Gluon form takes full blocks alone
+    # the Gluon form supports full blocks only
     wide = [
         (Call(op, 1, 2, 300, *((256, 128) if getattr(each, "gluon", False) else (261, 128))), each)
         for (op, _), each in firsts.items()
@@ -179,14 +179,14 @@ def sanitized_calls(architecture: str) -> list[tuple[Call, Choice | None]]:
 
 
 def form_of(choice: Choice) -> str:
-    """Return what sets a choice apart beside its sizes, in words."""
+    """Return the form of a choice, which is everything except its sizes, in words."""
     sizes = ("block_m", "block_n", "num_warps", "num_stages")
     chosen = {name: value for name, value in asdict(choice).items() if value and name not in sizes}
     return ", ".join(name if value is True else f"{name} {value}" for name, value in chosen.items()) or "plain"
 
 
 def sanitized() -> None:
-    """Launch what runs under compute-sanitizer."""
+    """Launch the calls for compute-sanitizer."""
     device = torch.device("cuda")
     generator = torch.Generator(device)
     for call, configuration in sanitized_calls(architecture_of(device)):
@@ -199,7 +199,7 @@ def sanitized() -> None:
 
 
 def sanitizers() -> list[Item]:
-    """Return what may show a fault that no comparison of results shows; it may hang, so it comes last."""
+    """Return the items that may find errors that no comparison of results finds; they may hang, so they come last."""
     return [
         Item(f"sanitizer {tool}", _SANITIZER_SECONDS, partial(sanitize, tool), decides=True, phase=2)
         for tool in _TOOLS

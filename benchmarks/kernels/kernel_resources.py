@@ -1,11 +1,11 @@
-"""Print what the kernels use and do on every architecture, read from their machine code: no GPU is needed.
+"""Print the resources and instructions of the kernels on every architecture, from their machine code; needs no GPU.
 
-One row for every entry of the tuning table, and for the mean shifts; with --forms, one for every candidate of mixed
-attention that is no plain form. Registers and spilled bytes per thread, shared memory per block, instructions that
-multiply matrices and the groups that they are issued in (WARPGROUP.ARRIVE: as many as products means that ptxas
-serialized them), those with which TMA fetches a block (UTMALDG), those of the unit for exponentials and divisions
-(MUFU), the instructions of the main loops, and their narrowest and widest global load, in bytes per thread. Run it
-without TRITON_INTERPRET.
+There is one row for every entry of the tuning table, and for the mean shifts; with --forms, one for every candidate of
+mixed attention in another form than the plain one. The columns are registers and spilled bytes per thread, shared
+memory per block, matrix instructions and the groups in which they are issued (WARPGROUP.ARRIVE: as many as products
+means that ptxas serialized them), TMA loads of a block (UTMALDG), instructions of the unit for exponentials and
+divisions (MUFU), instructions of the main loops, and their narrowest and widest global load, in bytes per thread. Run
+it without TRITON_INTERPRET.
 
 Usage::
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--head-size", nargs="+", type=int, choices=HEAD_SIZES, default=TUNED_HEAD_SIZES, metavar="N")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16")
     parser.add_argument("--op", nargs="+", choices=tuple(KERNELS), default=tuple(KERNELS), metavar="OP")
-    parser.add_argument("--forms", action="store_true", help="the candidates that are no plain forms")
+    parser.add_argument("--forms", action="store_true", help="the candidates in other forms than the plain one")
     jobs = min(_MOST_JOBS, len(os.sched_getaffinity(0)))
     parser.add_argument("--jobs", type=int, default=jobs, metavar="N", help=f"processes ({jobs} here)")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -1,8 +1,8 @@
-"""All kernels that the suite launches, compiled beforehand on all cores, into the cache where Triton finds them.
+"""Compiles all kernels that the suite launches beforehand, on all cores, into Triton's cache.
 
 A child process that never touches the GPU launches every call on tensors without memory, with Triton's launch replaced
-by its warm-up. What it compiles has the very key that the launch on the GPU will ask for, whatever the kernels look
-like. How many kernels were compiled later nevertheless, the suite counts at every item.
+by its warm-up. So what it compiles has exactly the key that the launch on the GPU looks up, whatever the kernels look
+like. The suite counts, for each item, the kernels that were compiled later nevertheless.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from infid_kernels.compile import compile_kernel
 from infid_kernels.measure import Call, Inputs
 from infid_kernels.tuning import Choice, Configuration, choose, parse_choice
 
-_SECONDS = {1: 15.0, 2: 8.0}  # expected: 0.5 s a kernel on one core, and one start of Python with torch
+_SECONDS = {1: 15.0, 2: 8.0}  # expected: 0.5 s per kernel on one core, and one start of Python with torch
 _LIMIT = 45.0
 Job = dict[str, Any]  # plain JSON: `call`, `configuration`, `fits`, `dtype`, and for a bundle `op`
 
 
 def jobs(bench: Bench, phase: int) -> list[Job]:
-    """Return what the items of a phase launch, each combination of a kernel and its specialization once.
+    """Return the kernels that the items of a phase launch, each combination of kernel and specialization once.
 
     Args:
-        bench: whose device's choices and candidates are taken.
-        phase: 1 is fp16, with one row too, as without guidance; 2 is bf16 and what runs under the sanitizer.
+        bench: its device decides choices and candidates.
+        phase: 1 is fp16, also with one row, as without guidance; 2 is bf16 and the sanitizer's calls.
     """
     workload = bench.workload
     checked = [each.call for each in checks.checks(workload).values()]
@@ -63,7 +63,7 @@ def jobs(bench: Bench, phase: int) -> list[Job]:
 
 
 def _takes(level: Level, choice: Choice) -> bool:
-    """Return whether a choice computes a level: full blocks need to divide it, and the Gluon form has no others."""
+    """Return whether a choice can compute a level: full blocks must divide it, and Gluon only has full blocks."""
     even_only = level.even_n or (isinstance(choice, Configuration) and choice.gluon)
     return not even_only or choice.divides(level.call.lengths)
 
@@ -78,7 +78,7 @@ def _job(call: Call, configuration: Choice, fits: bool | None, kind: str) -> Job
 
 
 def _specialization(job: Job) -> str:
-    """Return what Triton compiles anew for: it looks at integers only for being 1, or a multiple of 16."""
+    """Return the key of what Triton compiles: of an integer it only matters whether it is 1 or a multiple of 16."""
     call = job["call"]
     sizes = [call["rows"], call["heads"], call["queries"], call["identity"], call["text"], call["heads"] * call["d"]]
     kinds = [1 if size == 1 else 16 if size % 16 == 0 else 0 for size in sizes]
@@ -86,7 +86,7 @@ def _specialization(job: Job) -> str:
 
 
 def compiled(phase: int, bench: Bench) -> Result:
-    """Compile what the items of a phase launch, in a child process with one worker a core."""
+    """Compile what the items of a phase launch, in a child process with one worker per core."""
     if not bench.on_gpu:
         return {"unavailable": "Triton's interpreter compiles nothing"}
     offline = replace(bench, device=torch.device("cpu"))  # the child must not touch the GPU
@@ -103,13 +103,13 @@ def items(phase: int) -> list[Item]:
 
 
 def compile_all(bench: Bench, jobs: Sequence[Job], architecture: str, capability: Sequence[int]) -> Result:
-    """Compile jobs in processes that this one forks; it has not touched the GPU, and they do not.
+    """Compile jobs in forked processes; neither this process nor they touch the GPU.
 
     Args:
         bench: keeps the result so far.
-        jobs: what is compiled.
-        architecture: of the bundles.
-        capability: major and minor of the GPU.
+        jobs: what to compile.
+        architecture: architecture of the bundles.
+        capability: the GPU's compute capability, major and minor.
     """
     started, workers = time.monotonic(), len(os.sched_getaffinity(0))
     found: Result = {"jobs": len(jobs), "workers": workers, "compiled": 0, "in_cache": 0, "failed": []}
@@ -125,7 +125,7 @@ def compile_all(bench: Bench, jobs: Sequence[Job], architecture: str, capability
 
 
 class _Offline:
-    """What Triton asks of the driver to compile for a GPU that this process does not touch."""
+    """The part of the driver that Triton needs to compile for a GPU that this process does not touch."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
@@ -141,7 +141,7 @@ class _Offline:
 
 
 def launch_nothing(target: GPUTarget) -> None:
-    """Make every launch of a kernel compile it for a GPU instead, from now on in this process."""
+    """From now on in this process, make every launch of a kernel only compile it for a GPU."""
     launch = JITFunction.run
 
     def warm(kernel: Any, *arguments: Any, warmup: bool, **options: Any) -> Any:
@@ -153,7 +153,7 @@ def launch_nothing(target: GPUTarget) -> None:
 
 
 def _compile(architecture: str, job: Job) -> Result:
-    """Compile one job, and count what Triton compiled and what was in its cache already."""
+    """Compile one job, and count what Triton compiled and what was already in its cache."""
     counted: Result = {"compiled": 0, "in_cache": 0, "failed": []}
 
     def count(cache_hit: bool, **_: Any) -> None:
@@ -168,13 +168,13 @@ def _compile(architecture: str, job: Job) -> Result:
         else:
             with set_wrap_triton_enabled(False):  # PyTorch would trace the launch instead
                 call.launched(without_memory(call, DTYPES[job["dtype"]]), configuration, job["fits"])
-    except Exception as error:  # what does not compile is its item's result; here it is listed
+    except Exception as error:  # the item that launches this kernel reports the error; here it is listed
         counted["failed"].append(f"{call}, {configuration}: {type(error).__name__}: {error}"[:300])
     return counted
 
 
 def without_memory(call: Call, dtype: torch.dtype) -> Inputs:
-    """Return inputs of a call, laid out as the true ones, on the meta device."""
+    """Return inputs of a call on the meta device, with the layout of the real ones."""
     lengths = (call.queries, call.identity, call.identity, call.text, call.text)
     tokens = [
         torch.empty(call.rows, length, call.heads, call.d, dtype=dtype, device="meta").transpose(1, 2)
@@ -187,7 +187,7 @@ class Listener:
     """Counts the kernels that Triton compiles in this process.
 
     Attributes:
-        names: of those compiled since `taken` was called.
+        names: names of the kernels compiled since the last call of `taken`.
     """
 
     def __init__(self) -> None:
@@ -199,6 +199,6 @@ class Listener:
             self.names.append(str(src.name))
 
     def taken(self) -> list[str]:
-        """Return the names, and forget them."""
+        """Return the names, and clear them."""
         names, self.names = self.names, []
         return names

@@ -40,7 +40,7 @@ REGISTERS, SHARED, SHARED_OF_BLOCK = 65536, 228 * 1024, 1024
 
 @dataclass(frozen=True)
 class Gpu:
-    """The peak rates of a GPU, by its vendor.
+    """The vendor's peak rates of a GPU.
 
     Args:
         name: as in the tables.
@@ -49,7 +49,7 @@ class Gpu:
         terabytes: memory bandwidth, 10¹² bytes per second.
         sms: number of SMs.
         flops_per_clock: dense fp16 operations with fp32 accumulation per clock and SM.
-        source: of the rate and the bandwidth.
+        source: source of the rate and the bandwidth.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Gpu:
 
     @property
     def gigahertz(self) -> float:
-        """The clock rate that the vendor's peak rate is computed with."""
+        """The clock rate behind the vendor's peak rate."""
         return self.teraflops * 1e3 / (self.sms * self.flops_per_clock)
 
 
@@ -113,14 +113,14 @@ def limits(call: Call, gpu: Gpu) -> dict[str, float]:
 
 
 def waves(call: Call, block_m: int, places: int) -> tuple[int, int, float]:
-    """Return tiles, waves of as many tiles as the GPU runs at once, and the share of the waves that has work."""
+    """Return the tiles, the waves of `places` tiles at once, and the fraction of the waves that has work."""
     tiles = math.ceil(call.queries / block_m) * call.rows * call.heads
     needed = math.ceil(tiles / places)
     return tiles, needed, tiles / (needed * places)
 
 
 def padded(call: Call, block_n: int) -> float:
-    """Return the keys that are multiplied, with both segments rounded up to blocks, over those that there are."""
+    """Return the number of keys with both segments rounded up to full blocks, over their true number."""
     return sum(math.ceil(length / block_n) * block_n for length in call.lengths) / sum(call.lengths)
 
 
@@ -220,7 +220,7 @@ def even_table() -> str:
 
 
 def form_table() -> str:
-    """Return one row per form of mixed attention that is a candidate on Hopper: the compiler's report."""
+    """Return one row per candidate form of mixed attention on Hopper: the compiler's report."""
     head = ("form", "registers", "shared memory", "programs per SM", "products in groups", "instructions per 128 keys",
             "any length: registers", "programs per SM")  # fmt: skip
     found: dict[str, dict[bool, dict[str, Any]]] = {}
@@ -269,7 +269,7 @@ def _groups(row: Mapping[str, Any]) -> str:
 
 
 def at_once(num_warps: int, registers: int, shared_bytes: int) -> int:
-    """Return how many programs of a kernel a Hopper SM holds; registers are given out in eights per thread."""
+    """Return how many programs of a kernel a Hopper SM holds; registers are allocated in units of 8 per thread."""
     by_registers = REGISTERS // (math.ceil(registers / 8) * 8 * 32 * num_warps)
     return int(min(by_registers, SHARED // (shared_bytes + SHARED_OF_BLOCK)))
 

@@ -1,4 +1,4 @@
-"""The kernels by themselves: the card's ceilings, every call against its baselines, and the mean shift."""
+"""Speed of the kernels alone: the card's ceilings, every call against its baselines, and the mean shift."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from infid_kernels.tuning import Choice, Library, choose
 
 OURS, AGAIN = "infid_kernels", "infid_kernels again"  # the same version twice: their difference is the spread
 ALONE = "attention kernel alone"
-# Seconds that the compiled baselines of both calls of an operation are expected to take, and may take at most.
+# Expected and maximum seconds for the compiled baselines of both calls of an operation.
 _COMPILE_SECONDS = {"mixed_attention": 30.0, "merged_cross_attention": 12.0}
 _COMPILE_LIMIT = {op: 1.5 * seconds for op, seconds in _COMPILE_SECONDS.items()}
 
 
 def ceilings(bench: Bench) -> Result:
-    """Measure what the card can do: a large product in the network's type, and a copy counted as read and written."""
+    """Measure the card's limits: a large product in the network's dtype, and a copy, counted as read and written."""
     side, count, dtype = bench.workload.matrix, bench.workload.copy, bench.workload.network
     a, b = (torch.randn(side, side, device=bench.device).to(dtype) for _ in range(2))
     product = bench.time([lambda: a @ b])
@@ -42,7 +42,7 @@ def ceilings(bench: Bench) -> Result:
 
 
 def speed(name: str, kind: str, bench: Bench) -> Result:
-    """Time ours and every eager baseline on the same inputs; a baseline that cannot run is kept with its error."""
+    """Time our operation and every eager baseline on the same inputs; one that cannot run is kept as an error."""
     call, dtype = bench.workload.calls[name], DTYPES[kind]
     sets = [call.inputs(dtype, bench.generator) for _ in bench.sets(roofline.least_bytes(call))]
     expected = call.reference(sets[0])
@@ -65,7 +65,7 @@ def speed(name: str, kind: str, bench: Bench) -> Result:
 
 
 def tuned(name: str, bench: Bench) -> Result:
-    """Time ours with the fastest candidates, which were adopted before."""
+    """Time our operation with the fastest candidates, which were adopted before."""
     call, dtype = bench.workload.calls[name], torch.float16
     sets = [call.inputs(dtype, bench.generator) for _ in bench.sets(roofline.least_bytes(call))]
     chosen, _ = choose(call.op, bench.device, call.d, call.queries, call.lengths)
@@ -77,7 +77,7 @@ def tuned(name: str, bench: Bench) -> Result:
 
 
 def best_baseline(contenders: Mapping[str, Result]) -> str | None:
-    """Return the fastest of those that do all the work and are right."""
+    """Return the fastest baseline that does all the work and is correct."""
     complete = (
         name for name, row in contenders.items() if row.get("complete") and row["right"] and name not in (OURS, AGAIN)
     )
@@ -85,15 +85,15 @@ def best_baseline(contenders: Mapping[str, Result]) -> str | None:
 
 
 def resources(call: Call, configuration: Choice, even_n: bool, kind: str, bench: Bench) -> Result:
-    """Return what a form of the kernel uses, and how many tiles of it a Hopper SM holds at once."""
+    """Return the resources of a form of the kernel, and how many of its tiles a Hopper SM holds at once."""
     if isinstance(configuration, Library):
-        return {"unavailable": f"{configuration.library} is a library, whose kernels are its own"}
+        return {"unavailable": f"{configuration.library} is a library with its own kernels"}
     if not bench.on_gpu:
         return {"unavailable": "Triton's interpreter makes no machine code"}
     try:
         compiled = compile_code(call.op, bench.architecture, call.d, configuration, kind, even_n)
         registers = read_machine_code(compiled.asm["cubin"]).registers
-    except Exception as error:  # the times stand without it
+    except Exception as error:  # the times are valid without it
         return {"error": f"{type(error).__name__}: {error}"}
     shared = compiled.metadata.shared
     used = {"configuration": asdict(configuration), "registers": registers, "shared_bytes": shared}
@@ -103,12 +103,12 @@ def resources(call: Call, configuration: Choice, even_n: bool, kind: str, bench:
 
 
 def compiled_baselines(op: str, bench: Bench) -> Result:
-    """Time the compiled baselines of an operation, in a process that is stopped if they take too long to compile."""
+    """Time the compiled baselines of an operation, in a process that is stopped if compilation takes too long."""
     return child.measure_in_child(f"{__name__}:measure_compiled", bench, _COMPILE_LIMIT[op], op=op)
 
 
 def measure_compiled(bench: Bench, op: str) -> Result:
-    """Compile and time one baseline after the other, on the same inputs of a call, and keep each."""
+    """Compile and time one baseline after the other, on the same inputs of a call, and keep each result."""
     found: Result = {"compiler": bench.workload.compiler, "calls": {}}
     for name, call in bench.workload.calls.items():
         if call.op != op:
@@ -130,7 +130,7 @@ def _baseline(
     try:
         calls = [baseline.prepare(inputs, bench.workload.compiler) for inputs in sets]
         return _contender(call, bench, calls, expected, dtype) | {"complete": baseline.complete}
-    except Exception as error:  # whatever a library raises is its result here
+    except Exception as error:  # any error of a library is recorded as its result
         return {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -144,7 +144,7 @@ def _contender(
 
 
 def rated(call: Call, bench: Bench, timing: Timing) -> Result:
-    """Return a timing with its rate, and as shares of the ceilings measured in this run."""
+    """Return a timing with its rate, also as fractions of the ceilings measured in this run."""
     seconds = timing.median * 1e-3
     rate = roofline.flops(call) / seconds
     shares = {
@@ -218,13 +218,13 @@ def _projected(call: Call, weight: Tensor, own: Tensor, text: Tensor) -> tuple[T
 
 
 def items(workload: Workload, kind: str, phase: int, seconds: float) -> list[Item]:
-    """Return one item a call: ours and the eager baselines.
+    """Return one item per call: our operation and the eager baselines.
 
     Args:
-        workload: whose calls.
-        kind: type of the inputs.
-        phase: of the items.
-        seconds: expected of one.
+        workload: the workload whose calls are timed.
+        kind: dtype of the inputs.
+        phase: phase of the items.
+        seconds: expected seconds per item.
     """
     return [
         Item(f"speed {name} {kind}", seconds, partial(speed, name, kind), call.op, call.d, phase=phase)
@@ -233,7 +233,7 @@ def items(workload: Workload, kind: str, phase: int, seconds: float) -> list[Ite
 
 
 def mean_shifts(workload: Workload) -> list[Item]:
-    """Return one item a level: the mean shift in two ways."""
+    """Return one item per level: the mean shift in two ways."""
     return [
         Item(f"mean-shift {name}", 2.0, partial(mean_shift, name), call.op, call.d)
         for name, call in workload.calls.items() if call.op == "mixed_attention"
@@ -241,7 +241,7 @@ def mean_shifts(workload: Workload) -> list[Item]:
 
 
 def compiled() -> list[Item]:
-    """Return one item an operation: the compiled baselines of its calls."""
+    """Return one item per operation: the compiled baselines of its calls."""
     return [
         Item(f"compiled baselines {op}", seconds, partial(compiled_baselines, op), op)
         for op, seconds in _COMPILE_SECONDS.items()

@@ -1,10 +1,10 @@
-"""Write the kernels' table of configurations where no GPU is at hand: the candidate that compiles best.
+"""Write the kernels' tuning table without a GPU, from the candidates that compile best.
 
-A candidate must spill no register and fit the architecture's shared memory, and its report is written as the evidence.
-On Hopper its products must also not be serialized by ptxas, and of what is left the one with the fewest estimated
-clocks is taken (`estimate`), descriptors among them. Elsewhere it is the first plain candidate, merged cross-attention
-with the least padding of SDXL's keys first; other forms have to be measured first. A measurement, where there is one,
-is better evidence: `infid-export tune` makes it.
+A candidate must spill no register and fit into the architecture's shared memory; its compiler report is stored as the
+evidence. On Hopper, ptxas must also not have serialized its products, and of the remaining candidates, including those
+with descriptors, the one with the fewest estimated clocks is chosen (`estimate`). On other architectures it is the
+first plain candidate (for merged cross-attention in order of the least padding of SDXL's keys); other forms have to be
+measured first. A measurement by `infid-export tune` is better evidence.
 
 Usage::
 
@@ -28,7 +28,7 @@ from infid_kernels.targets import ARCHITECTURES, TUNED_HEAD_SIZES
 from infid_kernels.tuning import CANDIDATES, OPS, TABLE, Configuration, Entry, candidates, table, write
 
 _HOPPER = "sm_90"
-_ISSUED_PER_CLOCK = 4  # instructions of an SM, one per scheduler
+_ISSUED_PER_CLOCK = 4  # instructions per SM, one per scheduler
 _STAND_FOR = {"mixed_attention": SDXL_CALLS["mixed-1024"], "merged_cross_attention": SDXL_CALLS["merged-1024"]}
 
 
@@ -72,7 +72,7 @@ def _choose(op: str, architecture: str, d: int, even_n: bool) -> Entry:
 
 
 def _fewest_clocks(op: str, d: int, even_n: bool) -> Entry:
-    """Return the entry of the candidate with the fewest estimated clocks on Hopper; of equals, the first."""
+    """Return the entry of the candidate with the fewest estimated clocks on Hopper; the first one in a tie."""
     good: dict[Configuration, tuple[float, str]] = {}
     call = replace(_STAND_FOR[op], d=d)
     for candidate in candidates(op, _HOPPER):
@@ -89,17 +89,17 @@ def _fewest_clocks(op: str, d: int, even_n: bool) -> Entry:
 
 
 def estimate(call: Call, candidate: Configuration, code: MachineCode, programs: int) -> float:
-    """Return how many clocks of a Hopper SM a query takes, by the units' rates and the instructions of the main loops.
+    """Estimate the clocks of a Hopper SM per query, from the units' rates and the instructions of the main loops.
 
-    Products, exponentials and the issue of instructions each take their time. Within a program plain Triton does one
-    after the other; they overlap between the programs of an SM. So of `programs` the busiest unit counts in full, and
-    of the others what is left over. It orders candidates; it is no prediction.
+    Products, exponentials and instruction issue each take time. Within a program, plain Triton does one after the
+    other; between the programs of an SM they overlap. So the busiest unit counts in full, and the time of the others is
+    divided by `programs`. The estimate ranks candidates; it does not predict times.
 
     Args:
-        call: its lengths and head size.
+        call: gives lengths and head size.
         candidate: tile sizes.
-        code: of the kernel.
-        programs: how many an SM holds at once.
+        code: the kernel's machine code.
+        programs: number of programs that an SM holds at once.
     """
     blocks = sum(math.ceil(length / candidate.block_n) for length in call.lengths)
     logits = candidate.block_m * candidate.block_n * blocks
@@ -118,7 +118,7 @@ def _said(code: MachineCode, shared: int) -> str:
 
 
 def _padding(op: str, even_n: bool, candidate: Configuration) -> str:
-    """Return what padding speaks for a choice; only the lengths of merged cross-attention are always the same."""
+    """Return how padding supports a choice; only merged cross-attention always has the same lengths."""
     if op != "merged_cross_attention" or even_n:
         return ""
     call = SDXL_CALLS["merged-4096"]

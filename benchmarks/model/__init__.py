@@ -1,1 +1,1 @@
-"""The full-size model on a GPU: steps, whole images, compiled steps, diffusers' own pipeline and packages."""
+"""The full-size model on a GPU: steps, whole images, compiled steps, diffusers' pipeline and AOTInductor packages."""

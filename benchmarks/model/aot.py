@@ -1,7 +1,7 @@
-"""`identity_step` as an AOTInductor package with its weights outside, called from Python and from C++.
+"""`identity_step` as an AOTInductor package without its weights, called from Python and from C++.
 
-Several packages can so share one copy of the weights: whoever loads the package hands it tensors that stay the
-caller's. They need the strides they had when the package was compiled, so the files for C++ keep them.
+This way several packages can share one copy of the weights: the caller passes tensors to a package and keeps owning
+them. They need the strides they had when the package was compiled, so the files for C++ store the strides.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ GRAPH = "identity_step"
 _SECONDS = 110.0
 _PROGRAM = Path(__file__).with_name("run_package.cpp")
 _MEMORY_FOLDER = Path("/dev/shm")  # weights are written and read once: 5 GB through memory instead of a disk
-# Weights stay outside, those of up to eight values too, which would otherwise be written into the code. The code that
-# launches the kernels is 70 transformer blocks long: unoptimized it compiles in a fraction of the time. Whether its
-# launches keep the GPU waiting, the time of a CUDA graph beside the call's shows.
+# Weights stay outside, including those of up to eight values, which would otherwise be written into the code. The code
+# that launches the kernels is 70 transformer blocks long; without optimization it compiles in a fraction of the time.
+# Comparing the call's time with that of a CUDA graph shows whether its launches keep the GPU waiting.
 _CONFIGS = {
     "aot_inductor.package_constants_in_so": False,
     "aot_inductor.compile_wrapper_opt_level": "O0",
@@ -44,7 +44,7 @@ def package(bench: Bench, work: str, memory: str) -> Result:
     """Export, compile and package the step, then run it from Python and from C++. Runs in the child.
 
     Args:
-        bench: the child's.
+        bench: the child's bench.
         work: folder for the package and the program.
         memory: folder for the tensors that C++ reads.
     """
@@ -87,8 +87,8 @@ def _packaged(bench: Bench, module: torch.nn.Module, arguments: Mapping[str, Any
 
 
 def _loaded(path: str, module: torch.nn.Module) -> tuple[Any, dict[str, Tensor]]:
-    """Load a package on the module's own weights, without a copy of them."""
-    model = torch._inductor.aoti_load_package(path, run_single_threaded=True)  # otherwise no CUDA graph can hold it
+    """Load a package with the module's own weights, without copying them."""
+    model = torch._inductor.aoti_load_package(path, run_single_threaded=True)  # required for capture in a CUDA graph
     known = module.state_dict()
     weights = {name: known[name] for name in model.get_constant_fqns()}
     model.load_constants(weights, check_full_update=True, user_managed=True)
@@ -135,7 +135,7 @@ def _from_cpp(
 
 
 def flat(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return arguments with those of a list one by one, in the order in which a package takes them."""
+    """Return the arguments with lists flattened, in the order in which a package takes them."""
     found: dict[str, Tensor] = {}
     for name, each in arguments.items():
         if isinstance(each, Tensor):
@@ -146,7 +146,7 @@ def flat(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def write_tensors(stem: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as `run_package.cpp` reads them: their memory as it is, and an index with sizes and strides.
+    """Write tensors as `run_package.cpp` reads them: their raw memory, and an index with sizes and strides.
 
     Raises:
         ValueError: a tensor's memory has gaps.
@@ -170,24 +170,24 @@ def write_tensors(stem: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _dense(tensor: Tensor) -> bool:
-    """Return whether the elements lie side by side in memory, in any order of the axes."""
+    """Return whether the elements are contiguous in memory, in any order of the axes."""
     axes = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
     return all(stride == math.prod(size for _, size in axes[:i]) for i, (stride, _) in enumerate(axes))
 
 
 def packaged(held: Held, bench: Bench) -> Result:
-    """Measure the package in a child; its folders are this process's, which outlives it."""
+    """Measure the package in a child; this process owns the folders, since it outlives the child."""
     held.give_up()
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory(dir=_memory_folder()) as memory:
         return child.measure_in_child(f"{__name__}:package", bench, _SECONDS, work=work, memory=memory)
 
 
 def _memory_folder() -> str | None:
-    """Return the folder that lies in memory if the full-size weights fit into it twice."""
+    """Return the in-memory folder if the full-size weights fit into it twice."""
     fits = _MEMORY_FOLDER.is_dir() and shutil.disk_usage(_MEMORY_FOLDER).free > 12e9
     return str(_MEMORY_FOLDER) if fits else None
 
 
 def items(held: Held, op: str) -> list[Item]:
-    """Return what is measured of AOTInductor; arguments as in `compiled.items`."""
+    """Return the item that measures AOTInductor; arguments as for `compiled.items`."""
     return [Item(f"{GRAPH} AOTInductor package", _SECONDS, partial(packaged, held), op, phase=2)]

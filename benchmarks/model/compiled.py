@@ -1,9 +1,9 @@
-"""Steps under torch.compile, each in a process of its own that is killed at a limit.
+"""Steps under torch.compile, each in its own process that is killed at a time limit.
 
-Tracing a full-size UNet and generating its code keeps one core busy, for more than a minute, so all of them compile at
-the same time. They are timed one after the other, once none of them compiles any more: compilation uses the GPU too.
-What was compiled stays in PyTorch's and Triton's caches (`TORCHINDUCTOR_CACHE_DIR`, `TRITON_CACHE_DIR`; by default
-below /tmp and the home folder), so a second run on the same machine finds it.
+Tracing a full-size UNet and generating its code keeps one core busy for more than a minute, so all steps compile at the
+same time. They are timed one after the other, once none of them is compiling: compilation uses the GPU too. Compiled
+code stays in PyTorch's and Triton's caches (`TORCHINDUCTOR_CACHE_DIR`, `TRITON_CACHE_DIR`; by default below /tmp and
+the home folder), so a second run on the same machine finds it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from benchmarks.suite.bench import Bench, Item, Result
 from infid_kernels.measure import relative_rms
 
 _EXPECTED, _LIMIT = 150.0, 180.0  # seconds for all of them together
-_TIMING = 25.0  # seconds of them that are kept for timing: then those that have compiled wait no longer
+_TIMING = 25.0  # seconds of these reserved for timing: then steps that have compiled no longer wait for the others
 PIPELINE = "diffusers pipeline step compiled"
 NAMES = ("denoise_step compiled graph", "identity_step compiled graph", "text_step compiled graph", PIPELINE)
 
 
 @contextmanager
 def turn(folder: Path, name: str, names: Sequence[str], bench: Bench) -> Iterator[None]:
-    """Wait until nobody compiles any more, or little time is left, and then until nobody else is in its turn.
+    """Wait until no step is compiling, or little time is left, and then until no other step is being timed.
 
     Args:
-        folder: where each leaves a file when it has compiled or ended.
-        name: of the one that has compiled.
-        names: of all that take part.
-        bench: whose time is looked at.
+        folder: folder where each step creates a file once it has compiled or ended.
+        name: name of the step that has compiled.
+        names: names of all steps.
+        bench: says how much time is left.
     """
     (folder / name).touch()
     while any(not (folder / other).exists() for other in names) and bench.seconds_left() > _TIMING:
@@ -51,7 +51,7 @@ def turn(folder: Path, name: str, names: Sequence[str], bench: Bench) -> Iterato
 
 
 def compile_step(bench: Bench, name: str, names: Sequence[str], folder: str) -> Result:
-    """Compile a step, compare it with the call from Python, and time a CUDA graph of it. Runs in the child."""
+    """Compile a step, compare it with the eager step, and time it as a CUDA graph. Runs in the child."""
     with torch.no_grad():
         network = Network(bench, small=True)
         graph, ops = name.split()[0], network.best_ops
@@ -84,7 +84,7 @@ def compile_pipeline(bench: Bench, name: str, names: Sequence[str], folder: str)
 
 
 def _first_call(bench: Bench, call: Callable[[], Any]) -> tuple[Any, Result]:
-    """Return what the first call gives, how long it took, and what the compiler has to say of it."""
+    """Return the outputs of the first call, its time, and the compiler's counters."""
     from torch._dynamo.utils import counters
 
     started = time.monotonic()
@@ -96,19 +96,19 @@ def _first_call(bench: Bench, call: Callable[[], Any]) -> tuple[Any, Result]:
 
 
 def _limit(dtype: torch.dtype) -> float:
-    """Return the RMS error that the project allows a graph of this type."""
+    """Return the RMS error that the project allows for a graph of this dtype."""
     from infid_export.export.tolerances import tolerance
 
     return tolerance("fp32" if dtype == torch.float32 else "fp16").rms
 
 
 def compile_all(bench: Bench, names: Sequence[str], seconds: float = _LIMIT) -> dict[str, Result]:
-    """Compile and time several at once, each in its own process group.
+    """Compile several steps at once, each in its own process group, and time them.
 
     Args:
-        bench: of this process, whose networks have been given up.
-        names: of `NAMES`.
-        seconds: limit of all of them together.
+        bench: bench of this process, whose networks have been freed.
+        names: some of `NAMES`.
+        seconds: time limit for all of them together.
     """
 
     def one(name: str) -> Result:
@@ -116,7 +116,7 @@ def compile_all(bench: Bench, names: Sequence[str], seconds: float = _LIMIT) -> 
         try:
             return child.measure_in_child(function, bench, seconds, name=name, names=list(names), folder=folder)
         finally:
-            (Path(folder) / name).touch()  # whoever ended does not keep the others waiting
+            (Path(folder) / name).touch()  # so that the others do not wait for a step that has ended
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(names)) as threads:
         try:
@@ -127,21 +127,21 @@ def compile_all(bench: Bench, names: Sequence[str], seconds: float = _LIMIT) -> 
 
 
 def compiled(held: Held, bench: Bench, name: str) -> Result:
-    """Return the result of one; the first compiles them all, and whoever comes later finds his there."""
+    """Return the result of one step; the first item compiles all of them, and the later ones find their results."""
     if name == NAMES[0]:
         held.give_up()
         held.compiled = compile_all(bench, NAMES)
     if name not in held.compiled:
-        return {"skipped": f"it compiles at the same time as {NAMES[0]}, which did not run"}
+        return {"skipped": f"it is compiled together with {NAMES[0]}, which did not run"}
     return held.compiled[name]
 
 
 def items(held: Held, op: str) -> list[Item]:
-    """Return the compiled steps; the first item's time is that of all of them.
+    """Return the items of the compiled steps; the first one's time is that of all of them.
 
     Args:
-        held: what the items share.
-        op: the operation whose checks have to have passed.
+        held: the networks that the items share.
+        op: the operation whose checks must have passed.
     """
     return [
         Item(name, 1.0 if index else _EXPECTED, partial(compiled, held, name=name), op)

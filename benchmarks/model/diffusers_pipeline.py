@@ -1,6 +1,6 @@
-"""The step that users of diffusers have: `StableDiffusionXLPipeline` with its own attention processors and guidance.
+"""The step in diffusers' own pipeline: `StableDiffusionXLPipeline` with its own attention processors and guidance.
 
-It runs whole generations on given embeddings up to the latents, so what diffusers does around the UNet is in the time.
+It runs whole generations from given embeddings to latents, so the time includes what diffusers does around the UNet.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from benchmarks.model.network import Held, Network, alone
 from benchmarks.suite.bench import Bench, Item, Result
 from infid_kernels.measure import Timing
 
-_IMAGES = 3  # samples of a timing; each is all steps of an image
+_IMAGES = 3  # samples per timing; each is all steps of an image
 
 
 class Pipeline:
-    """diffusers' pipeline on a network's UNet, from embeddings to latents.
+    """diffusers' pipeline with a network's UNet, from embeddings to latents.
 
     Args:
         network: its UNet's attention processors are replaced by diffusers' own.
@@ -58,7 +58,7 @@ class Pipeline:
         return latents
 
     def timed(self, bench: Bench) -> Result:
-        """Return the time of a step, which is an image's over its number of steps, and whether it is finite."""
+        """Return the time per step, averaged over an image, and whether the latents are finite."""
         timing = bench.time_long(self, _IMAGES)
         a_step = {name: getattr(timing, name) / self.steps for name in ("median", "low", "high")}
         return {**asdict(replace(timing, **a_step)), "steps": self.steps, "finite": bool(self().isfinite().all())}
@@ -66,7 +66,7 @@ class Pipeline:
 
 @alone
 def eager(held: Held, bench: Bench) -> Result:
-    """Time the pipeline as it comes."""
+    """Time the pipeline as it is."""
     network = held.network(bench, small=True)
     result = Pipeline(network).timed(bench)
     return result | network.rated(_timing(result), "text_step")
@@ -77,5 +77,5 @@ def _timing(result: Result) -> Timing:
 
 
 def items(held: Held) -> list[Item]:
-    """Return what is measured of diffusers' own pipeline in this process; `compiled.py` has it compiled."""
+    """Return the item that times diffusers' own pipeline in this process; `compiled.py` times it compiled."""
     return [Item("diffusers pipeline step eager", 15, partial(eager, held))]

@@ -1,8 +1,8 @@
 """From noise to an image, as a server runs it: one graph replay per step, then the VAE decoder.
 
-Each replay takes the DDIM step and carries the latents over; before it, the next row of the coefficient table is copied
-in on the device and, from a template, the text features of that step. Steps with guidance are the product's modules;
-without guidance the product has none yet, so `ConditionalStep` predicts on the conditional rows alone (R = B).
+Each replay makes the DDIM step and updates the latents in place. Before it, the next row of the coefficient table is
+copied in on the device and, from a template, the text features of that step. Steps with guidance are the product's
+modules; the product has none without guidance yet, so `ConditionalStep` predicts on the conditional rows only (R = B).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from infid_export.model.config import IdentityConfig
 
 VAE_DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_IMAGES = 3  # samples of a timing
+_IMAGES = 3  # samples per timing
 _GRAPHS = {"joint": "denoise_step", "template": "identity_step", "text": "text_step"}
 
-# What has a row for each condition, unconditional ones first.
+# Inputs with a row per condition, unconditional rows first.
 _ROWS = ("prompt_embeds", "pooled_prompt_embeds", "time_ids", "identity_keys", "identity_values", "text_features")
 
 
 class ConditionalStep(nn.Module):
-    """A step without guidance: the conditional rows alone, which are B instead of 2B per stream.
+    """A step without guidance: only the conditional rows, B instead of 2B per stream.
 
     Args:
         unet: diffusers' UNet2DConditionModel; the two-stream processors are installed in it.
         config: the method variant.
-        ops: what computes the attention, see `install_processors`.
+        ops: implementation of the attention, see `install_processors`.
     """
 
     def __init__(self, unet: Any, config: IdentityConfig, ops: str) -> None:
@@ -62,10 +62,10 @@ class ConditionalStep(nn.Module):
         style_strength: Tensor | None = None,
         identity_strength: Tensor | None = None,
     ) -> list[Tensor]:
-        """Take one step; arguments as in `DenoiseStep` with R = B, a stream without latents is left out.
+        """Take one step; arguments as in `DenoiseStep` with R = B. A stream without latents is left out.
 
         Returns:
-            The next latents of each stream; of the text stream alone, its text features too.
+            The next latents of each stream; if only the text stream runs, its text features as well.
         """
         from infid_export.model.processors import Streams
 
@@ -93,11 +93,11 @@ class ConditionalStep(nn.Module):
 
 @dataclass
 class Loop:
-    """A step with the memory that its inputs have, in which it leaves the next latents.
+    """A step together with its input buffers, into which it writes the next latents.
 
     Args:
-        call: takes a step from the inputs' memory.
-        inputs: by name.
+        call: takes a step from the input buffers.
+        inputs: the input buffers by name.
     """
 
     call: Callable[[], Sequence[Tensor]]
@@ -105,11 +105,11 @@ class Loop:
 
     @property
     def latents(self) -> list[Tensor]:
-        """Latents of each stream, the one that becomes the image last."""
+        """Latents of each stream; the last ones become the image."""
         return [each for name, each in self.inputs.items() if name.endswith("_latents")]
 
     def advance(self) -> list[Tensor]:
-        """Take a step, put the next latents in the place of the latents, and return what else the step gave."""
+        """Take a step, overwrite the latents with the next ones, and return the step's other outputs."""
         outputs = self.call()
         for place, following in zip(self.latents, outputs, strict=False):
             place.copy_(following)
@@ -127,9 +127,9 @@ def loop(network: Network, kind: str, guidance: bool) -> Loop:
     """Return a loop over a step.
 
     Args:
-        network: the UNet's attention processors become this step's.
-        kind: `joint`, `template` (the identity stream alone) or `text` (the text stream alone).
-        guidance: whether the unconditional rows are there.
+        network: its UNet gets this step's attention processors.
+        kind: `joint`, `template` (identity stream only) or `text` (text stream only).
+        guidance: whether there are unconditional rows.
     """
     dtype, graph = network.dtype(network.best_ops), _GRAPHS[kind]
     inputs = network.arguments(graph, dtype)
@@ -150,7 +150,7 @@ def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _conditional(value: Any, samples: int) -> Any:
-    """Return the conditional rows, as memory of their own."""
+    """Return a copy of the conditional rows."""
     if isinstance(value, list):
         return [_conditional(each, samples) for each in value]
     return value[samples:].clone()
@@ -168,7 +168,7 @@ def template(network: Network, table: Tensor, guidance: bool) -> list[list[Tenso
 
 @alone
 def image(held: Held, bench: Bench, steps: int, guidance: bool, kind: str) -> Result:
-    """Time an image of B = 1: all steps, then the VAE in the type that is finite.
+    """Time an image of B = 1: all steps, then the VAE in a dtype in which it is finite.
 
     The final latents from a template are compared with those of the joint steps, if that item ran before.
     """
@@ -209,10 +209,10 @@ def image(held: Held, bench: Bench, steps: int, guidance: bool, kind: str) -> Re
 
 
 def decoder_dtype(network: Network, results: Mapping[str, Result]) -> str:
-    """Return the fastest type in which the VAE is finite.
+    """Return the fastest dtype in which the VAE is finite.
 
-    SDXL's trained VAE overflows in fp16, which its configuration says and random weights do not show; of the others,
-    what this run has measured decides.
+    SDXL's trained VAE overflows in fp16, which its configuration says and random weights do not show. For the other
+    dtypes, this run's measurements decide.
     """
     fit = [name for name in VAE_DTYPES if not (name == "fp16" and network.architecture.vae["force_upcast"])]
     return next((name for name in fit if results.get(f"vae_decoder {name} graph", {}).get("finite", True)), "fp32")
@@ -226,7 +226,7 @@ def _decoder(network: Network, dtype: torch.dtype) -> nn.Module:
 
 @alone
 def vae_decoder(held: Held, bench: Bench, dtype: str) -> Result:
-    """Time the VAE decoder, and see whether what it gives is finite."""
+    """Time the VAE decoder, and check whether its output is finite."""
     network = held.network(bench)
     module = _decoder(network, VAE_DTYPES[dtype])
     latents = network.arguments("text_step", network.dtype("torch"))["text_latents"]
@@ -236,12 +236,12 @@ def vae_decoder(held: Held, bench: Bench, dtype: str) -> Result:
 
 
 def items(held: Held, workload: Workload, op: str) -> list[Item]:
-    """Return what is measured of images.
+    """Return the items that measure images.
 
     Args:
-        held: what the items share.
-        workload: number of steps.
-        op: the operation whose checks have to have passed.
+        held: the networks that the items share.
+        workload: gives the numbers of steps.
+        op: the operation whose checks must have passed.
     """
     found = [Item(f"vae_decoder {name} graph", 4, partial(vae_decoder, held, dtype=name)) for name in VAE_DTYPES]
     for steps, guidance, seconds in ((workload.steps, True, 12), (workload.few_steps, False, 5)):

@@ -1,8 +1,8 @@
-"""The networks that the suite measures, made on the device, and what their steps are given.
+"""The networks that the suite measures, created on the device, and the arguments of their steps.
 
-Weights of `random-sdxl` are drawn on the device: drawing 2.6e9 numbers on one CPU core takes a minute. A `Held` keeps
-one UNet for all items, since two full-size ones are 10 GB; each step that is made from it installs its own attention
-processors in it, so only the step that was made last is right to call.
+Weights of `random-sdxl` are sampled on the device: sampling 2.6e9 numbers on one CPU core takes a minute. A `Held`
+keeps one UNet for all items, since two full-size ones are 10 GB. Each step made from it installs its own attention
+processors, so only the step that was made last may be called.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from infid_export.export.graphs.graph import Sizes
     from infid_export.model.architectures import Architecture
 
-SAMPLES = 20  # of a step: 20 × 50 ms
-_STEPS, _STEP = 30, 10  # inputs are those of step 10 of 30: neither noise nor picture
-# Away from 0 and 1, so that what ignores an input cannot pass for right.
+SAMPLES = 20  # per step: 20 × 50 ms
+_STEPS, _STEP = 30, 10  # inputs are those of step 10 of 30: neither noise nor image
+# Neither 0 nor 1, so that ignoring an input gives a wrong result.
 _GUIDANCE, _STYLE, _IDENTITY = 5.0, 0.75, 0.875
-# c_x and c_ε. A real step is nine tenths its own input, which would hide the network's error.
+# c_x and c_ε. A real step returns nine tenths of its input, which would hide the network's error.
 _COEFFICIENTS = (0.25, 1.0)
-# A UNet of three transformer blocks, for what takes long on a CPU: the demo model's takes the interpreter 3 s per step.
+# A UNet of three transformer blocks, for slow items on a CPU: the interpreter takes 3 s per step of the demo model's.
 _SMALL_UNET: Mapping[str, Any] = {
     "block_out_channels": [32, 64], "attention_head_dim": [1, 1], "transformer_layers_per_block": [1, 1],
     "layers_per_block": 1, "down_block_types": ["DownBlock2D", "DownBlock2D"],
@@ -44,8 +44,8 @@ class Network:
 
     Args:
         bench: device, workload and seed.
-        small: in the demo workload, random weights of the demo model's architecture with a UNet of three transformer
-            blocks instead. Makes no difference in another workload.
+        small: in the demo workload, use random weights and the demo model's architecture with a UNet of three
+            transformer blocks. Has no effect in another workload.
     """
 
     def __init__(self, bench: Bench, small: bool = False) -> None:
@@ -65,17 +65,17 @@ class Network:
         self._flops: dict[str, int] = {}
 
     def dtype(self, ops: str) -> torch.dtype:
-        """Return the type the UNet runs in with `torch` or `triton` attention operations.
+        """Return the dtype in which the UNet runs with `torch` or `triton` attention operations.
 
-        The kernels take 16-bit types alone, also where the workload's networks are fp32, and Triton's interpreter
-        takes the bits of bf16 for integers.
+        The kernels take 16-bit dtypes only, even where the workload's networks are fp32, and Triton's interpreter
+        treats the bits of bf16 as integers.
         """
         network = self.bench.workload.network
         return torch.float16 if ops == "triton" and network == torch.float32 else network
 
     @property
     def best_ops(self) -> str:
-        """The attention operations for what runs many steps: `triton`, or `torch` where Triton is interpreted."""
+        """The attention operations for items with many steps: `triton`, or `torch` where Triton is interpreted."""
         return "triton" if self.bench.on_gpu else "torch"
 
     def component(self, name: str, dtype: torch.dtype) -> nn.Module:
@@ -93,7 +93,7 @@ class Network:
         return nn.Module.to(module, memory_format=torch.channels_last) if self.bench.on_gpu else module
 
     def unet(self, dtype: torch.dtype) -> Any:
-        """Return the UNet, which is made once for each type."""
+        """Return the UNet, which is created once per dtype."""
         if dtype not in self._unets:
             self._unets[dtype] = self.component("unet", dtype)
         return self._unets[dtype]
@@ -105,10 +105,10 @@ class Network:
         return GRAPHS[graph].module({"unet": self.unet(self.dtype(ops))}, self.config, ops)
 
     def arguments(self, graph: str, dtype: torch.dtype) -> dict[str, Any]:
-        """Return a step's arguments on the device, in the order of its signature, the same ones every time.
+        """Return a step's arguments on the device, in the order of its signature, with the same values every time.
 
         The latents, embeddings, keys and values are normally distributed; text features are those that the text step
-        gives for the same arguments.
+        returns for the same arguments.
         """
         from infid_export.export.graphs import GRAPHS
 
@@ -132,7 +132,7 @@ class Network:
         if name in known:
             values = torch.tensor(known[name], dtype=shape.dtype, device=self.bench.device)
             return values.expand(shape.shape).clone()
-        # each has a seed of its own, so that two graphs' arguments of one name are the same
+        # each name has its own seed, so that two graphs get the same values for it
         generator = torch.Generator(self.bench.device).manual_seed(self.bench.seed + sum(name.encode()))
         return torch.randn(shape.shape, device=self.bench.device, generator=generator).to(shape.dtype)
 
@@ -147,7 +147,7 @@ class Network:
     def flops(self, graph: str) -> int:
         """Return a step's floating-point operations, counted by PyTorch: products, convolutions and attention.
 
-        A multiplication with its addition is two; attention of the identity rows has its twice as many keys in it.
+        A multiply-add counts as two; for the identity rows, attention counts twice as many keys.
         """
         if graph not in self._flops:
             self._flops[graph] = self._counted(graph)
@@ -172,7 +172,7 @@ class Network:
         return Sizes(self.architecture, self.config, identity_blocks(unet), 1, size, size)
 
     def rated(self, timing: Timing, graph: str) -> Result:
-        """Return a step's timing with its rate, and as a share of the matrix ceiling measured in this run."""
+        """Return a step's timing with its rate, also as a fraction of the matrix ceiling measured in this run."""
         flops = self.flops(graph)
         rate = flops / (timing.median * 1e-3)
         share = {"of_matrix_ceiling": rate / self.bench.ceilings["flops_per_second"]} if self.bench.ceilings else {}
@@ -180,7 +180,7 @@ class Network:
 
 
 def _drawn(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a parameter as `RandomSource` does: unit norms, zero biases, weights that keep activations near 1."""
+    """Sample a parameter as `RandomSource` does: unit norms, zero biases, weights that keep activations near 1."""
     found = torch.empty(like.shape, device=generator.device)
     if like.dim() < 2:
         return found.fill_(1.0 if name.endswith("weight") else 0.0)
@@ -188,7 +188,7 @@ def _drawn(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Held:
-    """What items have in common: the networks, until they are given up, and final latents to compare with."""
+    """What the items share: the networks, until they are freed, and final latents to compare with."""
 
     def __init__(self) -> None:
         self._networks: dict[bool, Network] = {}
@@ -196,14 +196,14 @@ class Held:
         self.compiled: dict[str, Result] = {}
 
     def network(self, bench: Bench, small: bool = False) -> Network:
-        """Return the network, made by the first item that asks for it; arguments as in `Network`."""
+        """Return the network, which the first item that needs it creates; arguments as for `Network`."""
         small = small and bench.workload.model == "demo"
         if small not in self._networks:
             self._networks[small] = Network(bench, small)
         return self._networks[small]
 
     def give_up(self) -> None:
-        """Let the networks go, so that their memory is free."""
+        """Free the networks' memory."""
         self._networks.clear()
 
 
@@ -211,7 +211,7 @@ Measure = Callable[[Held, Bench], Result]
 
 
 def alone(measure: Callable[..., Result]) -> Callable[..., Result]:
-    """Run an item's function without gradients, what the items before it left freed, and add its peak of memory."""
+    """Run an item's function without gradients, after freeing unused memory, and add its peak memory."""
 
     @wraps(measure)
     def run(held: Held, bench: Bench, **arguments: Any) -> Result:
@@ -227,10 +227,10 @@ def alone(measure: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def peak(bench: Bench) -> Result:
-    """Return the most memory that was allocated on a GPU since the item began."""
+    """Return the peak memory allocated on a GPU since the item began."""
     return {"peak_bytes": torch.cuda.max_memory_allocated(bench.device)} if bench.on_gpu else {}
 
 
 def latents_of(outputs: Any) -> list[Tensor]:
-    """Return what a step gives without the text features."""
+    """Return a step's outputs without the text features."""
     return [each for each in ([outputs] if isinstance(outputs, Tensor) else outputs) if each.dim() == 4]

@@ -1,10 +1,10 @@
-// Runs an AOTInductor package whose weights lie outside it, compares its outputs and times it. No Python.
+// Runs an AOTInductor package whose weights are stored outside it, compares its outputs and times it. No Python.
 //
 //   run_package PACKAGE WEIGHTS INPUTS OUTPUTS DEVICE SAMPLES
 //
 // WEIGHTS, INPUTS and OUTPUTS name pairs of files, as aot.py writes them: `<name>.index` has a line for each tensor
-// (name, type, offset in bytes, number of axes, sizes, strides), `<name>.bin` the memory of all of them. It prints one
-// JSON object; exit code 1 with a message on stderr if something fails.
+// (name, type, offset in bytes, number of axes, sizes, strides), `<name>.bin` holds the memory of all of them. The
+// program prints one JSON object; if something fails, the exit code is 1 and stderr has a message.
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
 #include <fcntl.h>
@@ -41,7 +41,7 @@ at::ScalarType type_of(const std::string& name) {
   return known.at(name);
 }
 
-// The mapping stays until the process ends: on a CPU the tensors are the file's pages.
+// The mapping stays until the process ends: on a CPU the tensors use the file's pages directly.
 char* mapped(const std::string& path) {
   const int file = open(path.c_str(), O_RDONLY);
   struct stat status {};
@@ -102,7 +102,7 @@ void run(char** arguments) {
   auto outputs = package.run(inputs);
   wait_for(device);
   const double first_ms = milliseconds(started);
-  if (outputs.size() != expected.size()) throw std::runtime_error("the package has another number of outputs");
+  if (outputs.size() != expected.size()) throw std::runtime_error("the package has a different number of outputs");
 
   std::printf("{\"constants\": %zu, \"read_ms\": %.3f, \"load_ms\": %.3f, \"first_ms\": %.3f, \"relative_rms\": [",
               constants.size(), read_ms, load_ms, first_ms);

@@ -1,7 +1,7 @@
 """The full-size model on a GPU: every step eager and as a CUDA graph, images, compiled steps, packages.
 
-`items` lists what `gpu_suite.py` measures beside the kernels, the most wanted first. What is compared: a step with
-the kernels against the same step in PyTorch, both against fp32; a step with a person against a plain step of SDXL.
+`items` lists what `gpu_suite.py` measures besides the kernels, the most important first. It compares a step with the
+kernels and the same step in PyTorch, both against fp32, and a step with a person against a plain SDXL step.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from benchmarks.suite.bench import Bench, Item, Result, Workload
 from infid_kernels.measure import relative_rms
 
 OPS = ("torch", "triton")
-# How many times as far from fp32 the step with the kernels may be as the step in PyTorch. All else is the same in both,
-# and the kernels round less often: they keep no rounded copy of the shifted keys and values. In the demo model, in fp16
-# against float64, six seeds gave 0.97 to 1.02; a fault of half the rounding's size (sqrt(1.15² - 1)) so shows.
+# Limit of the error against fp32 of the step with the kernels, relative to that of the step in PyTorch. All else is the
+# same in both, and the kernels round less often: they store no rounded copy of the shifted keys and values. In the demo
+# model, in fp16 against float64, six seeds gave 0.97 to 1.02; so an error of half the rounding's size is detected
+# (sqrt(1.15² - 1)).
 MOST_RATIO = 1.15
 PLAIN = "text_step torch graph"
-# What a step with a person costs, against a plain step of SDXL (with guidance) in the same run.
+# The cost of a step with a person, relative to a plain SDXL step (with guidance) in the same run.
 PRICES = {
     "from a template": "identity_step triton graph",
     "joint": "denoise_step triton graph",
@@ -36,9 +37,9 @@ PRICES = {
 
 @alone
 def parity(held: Held, bench: Bench) -> Result:
-    """Compare one step with the kernels and one in PyTorch with the same step in a wider type, on the same weights.
+    """Compare a step with the kernels and one in PyTorch with the same step in a wider dtype, on the same weights.
 
-    The guided noise estimates are compared, in which guidance has magnified every error.
+    The guided noise estimates are compared, in which guidance magnifies every error.
     """
     network = held.network(bench)
     arguments = network.arguments("denoise_step", network.dtype("triton"))
@@ -80,7 +81,7 @@ def _exact(network: Network, arguments: dict[str, Any], wide: torch.dtype) -> Se
 
 @contextlib.contextmanager
 def whole_fp32() -> Iterator[None]:
-    """Keep TF32 out of convolutions, where PyTorch allows it by default; products use it only on request."""
+    """Turn TF32 off for convolutions, where PyTorch allows it by default; products use it only on request."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -91,7 +92,7 @@ def whole_fp32() -> Iterator[None]:
 
 @alone
 def step(held: Held, bench: Bench, graph: str, ops: str, captured: bool) -> Result:
-    """Time a step, called from Python or as a CUDA graph; a graph's outputs are compared with the call's."""
+    """Time a step, called from Python or as a CUDA graph; a graph's outputs are compared with the eager step's."""
     network = held.network(bench, small=True)
     arguments = network.arguments(graph, network.dtype(ops))
     call = partial(network.step(graph, ops), **arguments)
@@ -105,7 +106,7 @@ def step(held: Held, bench: Bench, graph: str, ops: str, captured: bool) -> Resu
 
 
 def price(held: Held, bench: Bench) -> Result:
-    """Return how many times as long a step with a person takes as a plain step of SDXL, by this run's medians."""
+    """Return the time of a step with a person over that of a plain SDXL step, from this run's medians."""
     medians = {name: result["median"] for name, result in bench.results.items() if "median" in result}
     if PLAIN not in medians:
         return {"unavailable": f"it is measured against {PLAIN}, which has no result"}
@@ -115,7 +116,7 @@ def price(held: Held, bench: Bench) -> Result:
 
 
 def items(workload: Workload) -> list[Item]:
-    """Return what is measured of the full-size model, the most wanted first, with seconds on an H100."""
+    """Return the items of the full-size model, the most important first, with seconds on an H100."""
     held = Held()
     kernels = "mixed_attention"
 

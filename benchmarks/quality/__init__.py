@@ -1,1 +1,1 @@
-"""Whether pictures stay as good: the paper's ablations, and the scores that exported engines keep."""
+"""Image quality: the paper's ablations, and whether exported engines keep the scores."""

@@ -4,9 +4,9 @@ Usage::
 
     python benchmarks/quality/ablation_scores.py --identity-with-text FILE [--name ablation] [--work DIR]
 
-`--identity-with-text` has the identity weights that were trained with the text on; without it, the rows that need them
-are left out, and it says so. Every variant's pictures and scores are kept in the work folder, and an interrupted run
-goes on there. The table goes to benchmarks/results/<name>.json; nothing in it is typed in.
+`--identity-with-text` gives the identity weights that were trained with text on; without it, the rows that need them
+are left out, with a note. Every variant's images and scores are kept in the work folder, where an interrupted run
+resumes. The table goes to benchmarks/results/<name>.json; nothing in it is edited by hand.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
 
 
 def require_trained(path: Path, with_text: bool) -> None:
-    """Reject identity weights of the other training.
+    """Reject identity weights that were not trained this way.
 
     Raises:
-        InputError: they were trained the other way, or are no identity weights.
+        InputError: they were trained the other way, or are not identity weights.
     """
     if read_config(path).trained_with_text != with_text:
         words = ("without", "with") if with_text else ("with", "without")
@@ -129,7 +129,7 @@ def main(words: list[str]) -> int:
     """Run, write the document and print the table."""
     parser = parser_of(__doc__, "ablation")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--identity", type=Path, help="identity weights; default: the model's own")
+    parser.add_argument("--identity", type=Path, help="identity weights (the model's own)")
     parser.add_argument("--identity-with-text", type=Path)
     parser.add_argument("--stylized", type=int)
     parser.add_argument("--seeds", type=int, default=1)

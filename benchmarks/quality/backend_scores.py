@@ -1,12 +1,13 @@
-"""Whether exported engines keep the scores: PyTorch fp32 against ONNX Runtime in fp32 and fp16, on the same pictures.
+"""Whether exported engines keep the scores: PyTorch fp32 against ONNX Runtime in fp32 and fp16, on the same images.
 
 Usage::
 
     python benchmarks/quality/backend_scores.py [--name backends] [--work DIR] [--machine WORDS]
 
-The engines are built into the work folder. Every backend's pictures and scores are kept there, and an interrupted run
-goes on there; the reference's are those of ablation_scores.py where that has run. The document goes to
-benchmarks/results/<name>.json; nothing in it is typed in. Exit code 1 if a backend loses more than 0.5 % of a score.
+The engines are built into the work folder. Every backend's images and scores are kept there, and an interrupted run
+resumes there. The reference's are those of ablation_scores.py, if it ran before. The document goes to
+benchmarks/results/<name>.json; nothing in it is edited by hand. Exit code 1 if a backend loses more than 0.5 % of a
+score.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """Return one row a backend, with its scores, what it loses of each, and the verdict."""
+    """Return one row per backend, with its scores, the loss in each, and the verdict."""
     lines = [f"| backend | {' | '.join(f'{name} | lost' for name in METRICS.values())} | verdict |"]
     lines.append("|---|" + "---|---|" * len(METRICS) + "---|")
     for name, each in document["backends"].items():

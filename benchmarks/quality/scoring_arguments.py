@@ -1,4 +1,4 @@
-"""The arguments of scripts that score pictures."""
+"""The arguments of scripts that score images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from infid_export.evaluation.set_sources import WORLD
 
 
 def parser_of(description: str | None, name: str) -> argparse.ArgumentParser:
-    """Return a parser of what every such script takes.
+    """Return a parser of the arguments that all these scripts share.
 
     Args:
-        description: of the script.
-        name: of its document, unless another one is given.
+        description: the script's description.
+        name: default name of its document.
     """
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--references", default=WORLD)

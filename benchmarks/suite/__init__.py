@@ -1,1 +1,1 @@
-"""How `gpu_suite.py` runs: its items, the device and its clock, children, results, goals and what is printed."""
+"""How `gpu_suite.py` runs: its items, the device and its clock, child processes, results, goals and output."""

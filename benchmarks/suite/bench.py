@@ -1,4 +1,4 @@
-"""What everything that `gpu_suite.py` measures shares: the workload, the device with its clock, and what an item is."""
+"""Shared by everything that `gpu_suite.py` measures: the workload, the device with its clock, and the item."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from infid_kernels.tuning import architecture_of
 
 Result = dict[str, Any]
 DTYPES: Mapping[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-_WARM_CALLS = 3  # before a long call is timed; fewer if one of them takes more than _WARM_SECONDS
+_WARM_CALLS = 3  # before a long call is timed; fewer once they have taken more than _WARM_SECONDS
 _WARM_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured, and how large.
+    """What is measured, and its size.
 
     Args:
         name: as `--model` takes it.
@@ -33,14 +33,14 @@ class Workload:
         steps: steps of a full image.
         few_steps: steps of an image of a few-step model, without guidance.
         calls: the attention calls of the UNet that are timed.
-        levels: where candidates are compared; the first ones are those whose every candidate is tried.
-        network: type of the network's weights and activations.
+        levels: where candidates are compared; at the first levels every candidate is tried.
+        network: dtype of the network's weights and activations.
         matrix: side of the product that measures the matrix ceiling.
         copy: bytes of the copy that measures the memory ceiling.
         races: runs on the same inputs that must give the same bits.
-        samples: of one timing.
+        samples: samples of one timing.
         compiler: backend of torch.compile.
-        patience: seconds that an item has at least before it is stopped as one that hangs.
+        patience: minimum seconds before an item is stopped as hanging.
     """
 
     name: str
@@ -63,8 +63,8 @@ SDXL = Workload(
     name="sdxl", model="random-sdxl", size=1024, steps=30, few_steps=4, calls=SDXL_CALLS, levels=LEVELS,
     network=torch.float16, matrix=8192, copy=2**30, races=50, samples=50, compiler="inductor",
 )  # fmt: skip
-# The demo model's attention at 64 pixels, half its own size, and one row, since the interpreter takes 0.8 s for two
-# rows of 256 tokens: 64 tokens with 1 head and 16 with 2; an identity has 50 tokens of the image and 4 of the face.
+# The demo model's attention at 64 pixels, half its usual size, with one row, since the interpreter takes 0.8 s for two
+# rows of 256 tokens: 64 tokens with 1 head and 16 with 2. An identity has 50 tokens of the image and 4 of the face.
 _DEMO_CALLS: Mapping[str, Call] = {
     "mixed-64": Call("mixed_attention", 1, 1, 64, 64, 64),
     "mixed-16": Call("mixed_attention", 1, 2, 16, 16, 16),
@@ -79,24 +79,24 @@ DEMO = Workload(
         Level("merged cross-attention, 64 queries", _DEMO_CALLS["merged-64"], 0, False),
     ),
     network=torch.float32, matrix=256, copy=2**20, races=2, samples=2, compiler="aot_eager",
-    patience=600.0,  # on a CPU, which other work may share
+    patience=600.0,  # on a CPU that may be shared with other work
 )  # fmt: skip
 WORKLOADS: Mapping[str, Workload] = {workload.name: workload for workload in (SDXL, DEMO)}
 
 
 @dataclass
 class Bench:
-    """The device, and what has been found out so far.
+    """The device, and the results so far.
 
     Args:
         device: a CUDA device, or the CPU with Triton's interpreter.
         workload: what is measured on it.
         quick: fewer samples and candidates.
-        seconds_left: returns how long there is.
-        seed: of all inputs.
+        seconds_left: returns the remaining seconds.
+        seed: seed of all inputs.
         ceilings: FLOP/s of a matrix product and bytes/s of a copy, once they are measured.
-        results: what earlier items returned, by their names.
-        keep: called with what an item has found so far; if its process is stopped, that is its result.
+        results: results of earlier items, by name.
+        keep: called with an item's partial result; if its process is stopped, that is its result.
     """
 
     device: torch.device
@@ -123,14 +123,14 @@ class Bench:
         return architecture_of(self.device) if self.on_gpu else "sm_90"
 
     def time(self, calls: Sequence[Callable[[], object]], samples: int | None = None) -> Timing:
-        """Time short calls that take turns.
+        """Time short calls in turn.
 
         On a GPU they are captured in a CUDA graph; calls that cannot be captured are timed by plain launches, and the
-        timing's `captured` says so. On a CPU each sample is all calls once.
+        timing's `captured` says so. On a CPU, a sample runs all calls once.
 
         Args:
             calls: the same work on different inputs.
-            samples: how many; the workload's if None.
+            samples: number of samples; the workload's if None.
         """
         count = samples or (10 if self.quick and self.on_gpu else self.workload.samples)
         if not self.on_gpu:
@@ -138,15 +138,15 @@ class Bench:
         try:
             return time_on_gpu(calls, count)
         except RuntimeError:
-            torch.cuda.synchronize()  # a fault of the kernel itself comes up here again
+            torch.cuda.synchronize()  # an error in the kernel itself is raised again here
             return time_on_gpu(calls, count, capture=False)
 
     def time_long(self, call: Callable[[], object], samples: int = 10) -> Timing:
-        """Time a call that takes a millisecond or more; each sample is one call, gaps between its launches included.
+        """Time a call that takes a millisecond or more; a sample is one call, including gaps between its launches.
 
         Args:
             call: launches on the current stream; may replay a CUDA graph.
-            samples: how many, at least 2.
+            samples: number of samples, at least 2.
         """
         self._warm_up(call)
         if not self.on_gpu:
@@ -168,7 +168,7 @@ class Bench:
                 return
 
     def graphed(self, call: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
-        """Capture a call in a CUDA graph; a CPU has none, and the call is its own replay.
+        """Capture a call in a CUDA graph; on a CPU the replay is the call itself.
 
         Args:
             call: reads and writes the same memory every time.
@@ -201,7 +201,7 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def sets(self, bytes_per_set: int) -> range:
-        """Return one number for each set of inputs that it takes to read none from the L2 cache."""
+        """Return a range with one index per set of inputs; enough sets that none is read from the L2 cache."""
         return range(input_sets(bytes_per_set, self.device) if self.on_gpu else 1)
 
 
@@ -217,21 +217,21 @@ def _time_on_cpu(call: Callable[[], object], samples: int, calls: int) -> Timing
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to measure.
+    """One measurement or check.
 
-    Its result is a dictionary for JSON. `passed` in it says whether a check held; `unavailable` says in a sentence why
-    this machine cannot do it; `skipped` why it was not tried; `error` why it failed.
+    Its result is a dictionary for JSON. In it, `passed` says whether a check passed; `unavailable` says in a sentence
+    why this machine cannot run it, `skipped` why it was not tried, and `error` why it failed.
 
     Args:
-        name: in the results, and for --only.
-        seconds: expected; the item is skipped if there is less time.
+        name: name in the results and for --only.
+        seconds: expected time; the item is skipped if less is left.
         measure: returns the result.
         op: if this operation's checks did not pass at this head size, the item is skipped.
         d: head size.
-        always: whether --only cannot leave it out.
+        always: whether the item runs whatever --only says.
         decides: whether the exit code depends on it.
         phase: 1 for the first command, 2 for the second.
-        check: whether it is what shows that `op` is right.
+        check: whether it shows that `op` is correct.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""Work that may hang or overrun, in a process group of its own that ends at a limit or with its parent.
+"""Work that may hang or overrun, in its own process group that is killed at a time limit or with its parent.
 
-`torch.compile`, ahead-of-time compilation and compute-sanitizer run here. What the child has found so far is in a file,
+`torch.compile`, ahead-of-time compilation and compute-sanitizer run here. The child keeps its results so far in a file,
 so that stopping it loses only what it had not finished.
 """
 
@@ -27,8 +27,8 @@ from benchmarks.suite.json_files import plain, write
 from infid_kernels import tuning
 
 _LINES = 20  # last lines of a child's output that are kept
-RESERVE = 5.0  # seconds that are left for the results after a child was stopped
-_groups: set[int] = set()  # process groups that run now
+RESERVE = 5.0  # seconds reserved for the results after a child is stopped
+_groups: set[int] = set()  # running process groups
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Ended:
     Args:
         code: its exit code; None if it was stopped.
         output: the last lines of its output.
-        seconds: how long it ran.
+        seconds: its running time.
     """
 
     code: int | None
@@ -51,8 +51,8 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
 
     Args:
         command: program and arguments.
-        seconds: limit.
-        environment: added to this process's.
+        seconds: time limit.
+        environment: variables added to this process's.
     """
     started = time.monotonic()
     with tempfile.TemporaryFile("w+", errors="replace") as output:  # a pipe could be held open by a grandchild
@@ -64,7 +64,7 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = child.wait(max(seconds, 0.0))
         finally:
-            _kill(child.pid)  # what the child started and left behind, too
+            _kill(child.pid)  # also processes that the child started and left behind
             child.wait()
             _groups.discard(child.pid)
         output.seek(0)
@@ -73,7 +73,7 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
 
 
 def kill_all() -> None:
-    """Kill what still runs; for a process that ends without unwinding."""
+    """Kill all running process groups; for a process that ends without unwinding."""
     for group in tuple(_groups):
         _kill(group)
 
@@ -84,17 +84,17 @@ def _kill(group: int) -> None:
 
 
 def measure_in_child(function: str, bench: Bench, seconds: float, /, **arguments: Any) -> Result:
-    """Return what a function measures in a Python process of its own.
+    """Run a function that measures in its own Python process, and return its result.
 
     Args:
-        function: as `module:name`; it is called with a bench of the child's own and the arguments, and returns a
-            result. It may call `bench.keep` with what it has so far.
-        bench: whose device, workload, seed, ceilings and results the child's is made with.
-        seconds: limit; on a CPU at least the workload's patience; less if less is left.
+        function: as `module:name`; it is called with the child's own bench and the arguments, and returns a result. It
+            may call `bench.keep` with a partial result.
+        bench: its device, workload, seed, ceilings and results are passed on to the child's bench.
+        seconds: time limit; on a CPU at least the workload's patience; less if less is left.
         arguments: plain JSON.
 
     Returns:
-        The result, or what was kept of it, with `error` if the child failed or was stopped.
+        The result, or the last partial one, with `error` if the child failed or was stopped.
     """
     limit = seconds if bench.on_gpu else max(seconds, bench.workload.patience)
     limit = min(limit, bench.seconds_left() - RESERVE)

@@ -1,4 +1,4 @@
-"""What the project promises of its speed, as data: each goal with its floor, and what came of it."""
+"""The project's speed goals as data: each with its floor, and whether it was met."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from benchmarks.suite.bench import SDXL, Result
 Found = tuple[float, str]  # a value, and what it was measured with
 Results = Mapping[str, Result]
 
-# One row of SDXL's UNet at 1024 × 1024 (design of the network: 2.567 B parameters), and what mixed attention adds to an
+# One row of SDXL's UNet at 1024 × 1024 (from the architecture: 2.567 B parameters), and what mixed attention adds to an
 # identity row: as many keys again, in 10 layers of 10 heads × 4096 tokens and 60 of 20 heads × 1024. 10¹² operations.
 ROW = 6.76
 MIXED_ROW = 2 * 2 * 64 * (10 * 10 * 4096**2 + 60 * 20 * 1024**2) / 1e12
-# What a large matrix product of the library reaches on an H100 or H200, of the 989 TFLOP/s of the datasheet.
+# What the library's large matrix product reaches on an H100 or H200, out of the datasheet's 989 TFLOP/s.
 MATRIX_TERAFLOPS = 790.0
 
 
@@ -25,7 +25,7 @@ def step_floor(text_rows: int, identity_rows: int) -> float:
     """Return the milliseconds of a step if all of it ran as fast as a large matrix product.
 
     Args:
-        text_rows: rows of the text stream that are computed; none from a template.
+        text_rows: rows of the text stream that are computed; 0 from a template.
         identity_rows: rows of the identity stream.
     """
     return ((text_rows + identity_rows) * ROW + identity_rows * MIXED_ROW) / MATRIX_TERAFLOPS * 1e3
@@ -33,15 +33,15 @@ def step_floor(text_rows: int, identity_rows: int) -> float:
 
 @dataclass(frozen=True)
 class Goal:
-    """What is to be reached on an H100; an H200 has the same chip and the same goals.
+    """A goal on an H100; an H200 has the same chip and the same goals.
 
     Args:
-        what: in words.
-        wanted: the value.
-        unit: of the value.
-        floor: the value that nothing can exceed; None if there is none.
+        what: what is measured, in words.
+        wanted: the value to reach.
+        unit: unit of the value.
+        floor: the value that nothing can beat; None if there is none.
         found: returns the value and what it was measured with, or None if it was not measured.
-        more: whether more is better.
+        more: whether a higher value is better.
     """
 
     what: str
@@ -65,7 +65,7 @@ def median(result: Result) -> float | None:
 
 
 def fastest(*names: str) -> Callable[[Results], Found | None]:
-    """Return a goal's value: the shortest median of several items that do the same."""
+    """Return a goal's value: the shortest median of several items that do the same work."""
 
     def found(results: Results) -> Found | None:
         times = [(time, name) for name in names if (time := median(results.get(name, {}))) is not None]
@@ -75,7 +75,7 @@ def fastest(*names: str) -> Callable[[Results], Found | None]:
 
 
 def ratio(*pairs: tuple[str, str]) -> Callable[[Results], Found | None]:
-    """Return a goal's value: the smallest ratio of two medians, each pair made in the same way."""
+    """Return a goal's value: the smallest ratio of two medians; both items of a pair are run in the same way."""
 
     def found(results: Results) -> Found | None:
         ratios = []
@@ -89,7 +89,7 @@ def ratio(*pairs: tuple[str, str]) -> Callable[[Results], Found | None]:
 
 
 def _ours(results: Results, name: str) -> tuple[float, float, str] | None:
-    """Return milliseconds and TFLOP/s of our fastest in fp16, with the table's choice or the tuned one, and which."""
+    """Return milliseconds and TFLOP/s of our fastest item in fp16, with the table's choice or the tuned one."""
     items = (f"speed {name} float16", f"tuned {name} float16")
     rows = {item: results.get(item, {}).get("contenders", {}).get(OURS, {}) for item in items}
     return min(
@@ -99,7 +99,7 @@ def _ours(results: Results, name: str) -> tuple[float, float, str] | None:
 
 
 def rate(name: str) -> Callable[[Results], Found | None]:
-    """Return a goal's value: TFLOP/s of ours."""
+    """Return a goal's value: our TFLOP/s."""
 
     def found(results: Results) -> Found | None:
         ours = _ours(results, name)
@@ -109,7 +109,7 @@ def rate(name: str) -> Callable[[Results], Found | None]:
 
 
 def against_baselines(name: str) -> Callable[[Results], Found | None]:
-    """Return a goal's value: how many times faster than the best baseline that does all the work, compiled or not."""
+    """Return a goal's value: the speedup over the best baseline that does all the work, compiled or not."""
 
     def found(results: Results) -> Found | None:
         rows = dict(results.get(f"speed {name} float16", {}).get("contenders", {}))
@@ -122,7 +122,7 @@ def against_baselines(name: str) -> Callable[[Results], Found | None]:
 
 
 def _attention_floor(name: str) -> float:
-    """Return the TFLOP/s that no version exceeds on an H100: the slowest of its units decides."""
+    """Return the TFLOP/s that no version can exceed on an H100: its slowest unit decides."""
     call = SDXL.calls[name]
     return roofline.flops(call) / max(roofline.limits(call, roofline.GPUS[0]).values()) / 1e6
 
@@ -146,10 +146,10 @@ GOALS: Sequence[Goal] = (
 
 
 def verdicts(results: Results) -> list[str]:
-    """Return one line a goal: met or missed, the value with what it was measured with, and the floor.
+    """Return one line per goal: met or missed, the value and what it was measured with, and the floor.
 
     Args:
-        results: what the items returned, by their names.
+        results: results of the items, by name.
     """
     lines = []
     for goal in GOALS:
@@ -166,7 +166,7 @@ def verdicts(results: Results) -> list[str]:
 
 
 def limits(results: Results, card: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how the tiles of mixed attention fill the chip, and what its units need beside what was measured."""
+    """Yield how the tiles of mixed attention fill the chip, and the measured time beside what each unit needs."""
     known = next((gpu for gpu in roofline.GPUS if gpu.mark in card["name"]), None)
     for name, call in SDXL.calls.items():
         result = results.get(f"speed {name} float16", {})

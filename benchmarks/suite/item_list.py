@@ -1,4 +1,4 @@
-"""What `gpu_suite.py` measures, in order of worth: the list of items, each a name, its seconds, and its measurement.
+"""What `gpu_suite.py` measures, most important first: the list of items, each with its name, seconds and measurement.
 
 The first command runs the items of phase 1, the second those of phase 2.
 """
@@ -16,12 +16,12 @@ _SPEED_SECONDS = {"float16": 10.0, "bfloat16": 3.0}
 
 
 def items(workload: Workload, quick: bool, architecture: str = "sm_90") -> list[Item]:
-    """Return everything that is measured, in order of worth.
+    """Return everything that is measured, the most important first.
 
     Args:
         workload: what is measured.
         quick: fewer candidates.
-        architecture: whose candidates are tried; sm_90 has the most.
+        architecture: the architecture whose candidates are tried; sm_90 has the most.
     """
     model = steps.items(workload)
     return [

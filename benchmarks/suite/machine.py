@@ -1,4 +1,4 @@
-"""What the numbers depend on: card, driver, versions and source, and whether two results belong together."""
+"""What the numbers depend on: card, driver, versions and source, and whether two results can be combined."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.provenance import RESULTS, ROOT
 from benchmarks.suite.bench import Bench, Result
 
 _SOURCES = ("benchmarks", "kernels", "engines/infid_engines", "infid_export")  # what is measured, and what measures
-_LOAD_SECONDS = 1.5  # of work while the clocks are read; starting nvidia-smi may take one
+_LOAD_SECONDS = 1.5  # of work while the clocks are read; starting nvidia-smi may take 1 s
 _READINGS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw", "power.limit")
 
 
@@ -24,8 +24,8 @@ def describe(device: torch.device, commit: str | None) -> dict[str, Any]:
     """Return what the numbers depend on.
 
     Args:
-        device: what is measured on.
-        commit: recorded if given, as where there is no repository; else git is asked.
+        device: the device to measure on.
+        commit: recorded if given, for use without a repository; otherwise git is asked.
     """
     return {
         "gpu": _card(device) if device.type == "cuda" else _processor(),
@@ -72,7 +72,7 @@ def _output(*command: str) -> str | None:
 
 
 def sources() -> str:
-    """Return a hash of the source files that decide what is measured; it stands where there is no repository."""
+    """Return a hash of the source files that decide what is measured; it needs no repository."""
     digest = hashlib.sha256()
     for folder in _SOURCES:
         for path in sorted((ROOT / folder).rglob("*")):
@@ -82,31 +82,31 @@ def sources() -> str:
 
 
 def clocks(bench: Bench) -> Result:
-    """Read clocks, temperature and power while the card works; the driver is asked, nothing is set."""
+    """Read clocks, temperature and power from the driver while the card is busy; nothing is set."""
     if not bench.on_gpu:
-        return {"unavailable": "there is no GPU whose clocks could be read"}
+        return {"unavailable": "there is no GPU to read clocks from"}
     a = torch.randn(8192, 8192, device=bench.device).half()
     each = bench.time_long(lambda: a @ a, samples=5).median * 1e-3
     for _ in range(int(_LOAD_SECONDS / each)):
-        a @ a  # launched only: the driver is asked while it runs
+        a @ a  # only launched: the driver is asked while it runs
     readings = _query(bench.device, _READINGS)
     bench.synchronize()
     return readings or {"unavailable": "nvidia-smi did not answer"}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what keeps results from being continued, one sentence each; empty if they belong together.
+    """Return why results cannot be continued, one sentence per reason; empty if they can.
 
     Args:
-        before: the document that is to be continued.
-        now: that of this run.
+        before: the document to continue.
+        now: the document of this run.
     """
     was, card = before["gpu"], now["gpu"]
     found = []
     if was.get("uuid") != card.get("uuid"):
         found.append(
             f"It was measured on {was['name']} ({was.get('uuid')}), and this is {card['name']} ({card.get('uuid')}): "
-            "times of two cards do not belong together."
+            "times of two cards cannot be mixed."
         )
     names = {
         "model": "model", "torch": "torch", "triton": "triton", "cuda": "CUDA", "commit": "commit",

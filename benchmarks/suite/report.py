@@ -1,4 +1,4 @@
-"""What `gpu_suite.py` prints: the plan of both commands beforehand, and the table with the goals at the end."""
+"""What `gpu_suite.py` prints: the plan of both commands with --dry-run, and the table with the goals at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PHASES = {"first": (1,), "second": (2,), "all": (1, 2)}
 
 
 def plan(items: Sequence[Item]) -> list[str]:
-    """Return what both commands would run, with the expected seconds, and the work and the floor of every call."""
+    """Return what both commands would run, with the expected seconds, and the work and floor of every call."""
     lines = []
     for phase, part in ((1, "first"), (2, "second")):
         lines += [f"{part} command, at most {LIMITS[part]:.0f} s", f"{'s':>6} {'until':>6}  item"]
@@ -27,7 +27,7 @@ def plan(items: Sequence[Item]) -> list[str]:
             if item.phase == phase:
                 until += item.seconds
                 lines.append(f"{item.seconds:6.1f} {until:6.0f}  {item.name}")
-        lines += [f"{until:.0f} s in all", ""]
+        lines += [f"{until:.0f} s in total", ""]
     lines += [f"{'call':12} {'GFLOP':>8} {'MB':>6}  floor, µs: {', '.join(gpu.name for gpu in roofline.GPUS)}"]
     for name, call in SDXL.calls.items():
         floors = [f"{max(roofline.limits(call, gpu).values()):.1f}" for gpu in roofline.GPUS]
@@ -38,7 +38,7 @@ def plan(items: Sequence[Item]) -> list[str]:
 
 
 def results(document: Mapping[str, Any]) -> dict[str, Result]:
-    """Return what the items found, without those that were found wrong."""
+    """Return the results of the items, without those of failed ones."""
     return {
         name: item["result"] for name, item in document["items"].items()
         if "result" in item and item["state"] != "FAILED"
@@ -46,10 +46,10 @@ def results(document: Mapping[str, Any]) -> dict[str, Result]:
 
 
 def summary(document: Mapping[str, Any], entries: Sequence[Entry]) -> list[str]:
-    """Return the table of the calls, the entries that the candidates imply, and what came of the goals."""
+    """Return the table of the calls, the table entries from the candidates, and the verdicts on the goals."""
     lines = [*_table(document), *_troubles(document)]
     if entries:
-        lines += ["", "entries that the candidates imply"]
+        lines += ["", "tuning table entries from the candidates"]
         lines += [f"  {each.op}, {each.queries} queries or more, {'full' if each.even_n else 'partial'} blocks: "
                   f"{label(each.configuration)}; {each.evidence}" for each in entries]  # fmt: skip
     if document["model"] == SDXL.name:
@@ -88,7 +88,7 @@ def _row(what: str, item: Mapping[str, Any]) -> list[str]:
 
 
 def _troubles(document: Mapping[str, Any]) -> list[str]:
-    """Return what did not go as planned: failed and broken items, restarts, kernels compiled late."""
+    """Return what did not go as planned: failed items and errors, restarts, kernels compiled late."""
     found = [
         f"{item['state']}: {name}" + (f": {item['why']}" if "why" in item else "")
         for name, item in document["items"].items() if item["state"] in ("FAILED", "error")
@@ -96,5 +96,5 @@ def _troubles(document: Mapping[str, Any]) -> list[str]:
     found += [f"restarted after {each['item']}: {each['why']}" for each in document.get("restarts", [])]
     late = sum(len(item.get("kernels_compiled", [])) for item in document["items"].values())
     if late:
-        found.append(f"{late} kernels were compiled by items, not beforehand")
+        found.append(f"{late} kernels were compiled during items, not beforehand")
     return [line[:200] for line in found]

@@ -1,4 +1,4 @@
-"""Runs items one after the other, writes down what came of each, and survives one that hangs or loses the GPU."""
+"""Runs items one after the other, records each outcome, and survives an item that hangs or loses the GPU."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from benchmarks.suite import child, report
 from benchmarks.suite.bench import Bench, Item, Result
 from benchmarks.suite.json_files import write
 
-SLACK = 5.0  # seconds kept for writing and the table
-LAST_MOMENT = 2.0  # before the limit, when the command ends whatever it is doing
-_PATIENCE = 3.0  # times its expected seconds, and at least the workload's patience, after which an item is stopped
+SLACK = 5.0  # seconds reserved for writing the results and printing the table
+LAST_MOMENT = 2.0  # seconds before the limit at which the command ends, whatever it is doing
+_PATIENCE = 3.0  # an item is stopped after this many times its expected seconds, or the workload's patience if longer
 
 
 class Suite:
-    """Runs items one after the other, and writes down what came of each.
+    """Runs items one after the other, and records each outcome.
 
-    A kernel may never end, or leave the GPU unusable to this process. The first is noticed by the clock, the second
-    after the item; in both cases the item is written down as an error, and `restart` starts this program anew.
+    A kernel may never end, or leave the GPU unusable for this process. The first is detected by a timer, the second
+    after the item; in both cases the item is recorded as an error, and `restart` restarts this program.
 
     Args:
         bench: the device.
-        path: where the document is written, whole, after every item.
-        document: what is written; the items in it that have a result are not run again.
-        restart: called when this process cannot go on.
-        quiet: no line an item.
+        path: where the document is written atomically after every item.
+        document: the results; items in it that have an outcome other than `skipped` are not run again.
+        restart: called when this process cannot continue.
+        quiet: print no line per item.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Suite:
         candidates.adopt_again(bench)
         self.failed: set[tuple[str | None, int]] = set()
         self.sound = True
-        self._lock = threading.Lock()  # whoever holds it writes the document
+        self._lock = threading.Lock()  # its holder writes the document
         self._running: Item | None = None
         self._kept: Result = {}
 
@@ -59,7 +59,7 @@ class Suite:
         """Run items in order.
 
         Returns:
-            Whether everything that was checked is right, now or in what is continued.
+            Whether every check passed, in this run and in the results it continues.
         """
         triton.knobs.compilation.listener = self.listener
         try:
@@ -71,7 +71,7 @@ class Suite:
 
     def _judge(self, item: Item, outcome: dict[str, Any]) -> None:
         if item.check and outcome["state"] != "passed":
-            self.failed.add((item.op, item.d))  # one that was not checked is not timed either
+            self.failed.add((item.op, item.d))  # an operation that was not checked is not timed either
             self.sound = self.sound and outcome["state"] == "unavailable"
         if item.decides and (outcome["state"] == "FAILED" or outcome.get("raised")):
             self.sound = False
@@ -114,13 +114,16 @@ class Suite:
     def _outcome(self, item: Item) -> dict[str, Any]:
         left = self.bench.seconds_left() - SLACK
         if (item.op, item.d) in self.failed and not item.check:
-            why = f"{item.op} with heads of {item.d} is not known to be right: its checks did not all pass"
+            why = f"{item.op} with head size {item.d} is not known to be correct: not all of its checks passed"
             return {"state": "skipped", "why": why}
         if item.seconds > left:
-            return {"state": "skipped", "why": f"it takes about {item.seconds:.0f} s, {max(left, 0):.0f} s are left"}
+            return {
+                "state": "skipped",
+                "why": f"it takes about {item.seconds:.0f} s, and {max(left, 0):.0f} s are left",
+            }
         try:
             result = item.measure(self.bench)
-        except Exception as error:  # one item must not take the others' results with it
+        except Exception as error:  # one item's error must not lose the others' results
             kept = {"result": self._kept} if self._kept else {}
             return {"state": "error", "why": f"{type(error).__name__}: {error}", "raised": True, **kept}
         if "skipped" in result:
@@ -138,7 +141,7 @@ class Suite:
             if self._running is not item:
                 return
             seconds = time.monotonic() - started
-            why = f"it was stopped after {seconds:.0f} s, {item.seconds:.0f} s were expected"
+            why = f"it was stopped after {seconds:.0f} s; {item.seconds:.0f} s were expected"
             kept = {"result": self._kept} if self._kept else {}
             self._write_down(item, {"state": "error", "why": why, "raised": True, **kept}, started)
             self._give_up(item, why)
@@ -146,10 +149,10 @@ class Suite:
     def _clean_up(self, item: Item) -> None:
         gc.collect()
         try:
-            self.bench.synchronize()  # a fault of a kernel comes up here, also where an item noted it as its result
+            self.bench.synchronize()  # a kernel's error is raised here, even if an item recorded it as its result
             torch.cuda.empty_cache()
-        except RuntimeError as error:  # whatever this process asks of the GPU now fails
-            self._give_up(item, f"the GPU is lost to this process: {error}".splitlines()[0])
+        except RuntimeError as error:  # every further use of the GPU by this process fails
+            self._give_up(item, f"this process has lost the GPU: {error}".splitlines()[0])
 
     def _give_up(self, item: Item, why: str) -> None:
         self.document.setdefault("restarts", []).append({"item": item.name, "why": why})

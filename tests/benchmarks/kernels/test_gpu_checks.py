@@ -99,7 +99,7 @@ def test_the_sanitizer_has_a_limit_of_its_own(
 
 def test_without_the_sanitizer_that_is_recorded(sanitized: FakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks.shutil, "which", lambda *_, **__: None)
-    expected = {"unavailable": "compute-sanitizer is not on this machine"}
+    expected = {"unavailable": "compute-sanitizer is not installed on this machine"}
     assert checks.sanitize("memcheck", sanitized) == expected
 
 

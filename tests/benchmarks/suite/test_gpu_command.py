@@ -59,7 +59,7 @@ def test_a_dry_run_prints_the_plan_of_both_commands(capsys: pytest.CaptureFixtur
         assert f"  {item.name}\n" in printed
     for phase in (1, 2):
         total = sum(item.seconds for item in item_list.items(SDXL, quick=False) if item.phase == phase)
-        assert f"{total:.0f} s in all" in printed
+        assert f"{total:.0f} s in total" in printed
     assert "mixed-4096     171.80   62.9  173.6, 173.6, 474.5, 1039.9" in printed
     assert all(baseline.name in printed for baseline in BASELINES)
     assert "denoise_step: goal ≤ 48 ms, floor 36.1" in printed
@@ -125,7 +125,9 @@ def test_the_whole_run(
     if right:
         assert "two flash by log-sum-exp: NotImplementedError" in printed
     else:
-        assert "mixed-4096 float16       skipped: mixed_attention with heads of 64 is not known to be right" in printed
+        assert (
+            "mixed-4096 float16       skipped: mixed_attention with head size 64 is not known to be correct" in printed
+        )
         assert "FAILED: correct mixed-4096 float16" in printed
 
 

@@ -44,7 +44,7 @@ def test_an_operation_that_failed_is_not_timed_and_the_other_is(suite: Suite, mo
     items = json.loads(suite.path.read_text())["items"]
     assert items["correct mixed-4096 float16"]["state"] == "FAILED"
     assert items["correct mixed-4096 float16"]["result"]["relative_rms"] == "nan"  # JSON has no NaN
-    assert items["a"]["why"].startswith("mixed_attention with heads of 64 is not known to be right")
+    assert items["a"]["why"].startswith("mixed_attention with head size 64 is not known to be correct")
     assert items["b"]["state"] == "measured"
     assert "correct mixed-4096 float16" not in suite.bench.results
 
@@ -108,7 +108,7 @@ def test_what_was_skipped_is_measured_when_resumed(suite: Suite) -> None:
 
 def test_what_does_not_fit_is_skipped_with_the_reason(suite: Suite) -> None:
     assert suite.run([timed("long", seconds=200.0), timed("short")])
-    assert suite.document["items"]["long"]["why"] == "it takes about 200 s, 95 s are left"
+    assert suite.document["items"]["long"]["why"] == "it takes about 200 s, and 95 s are left"
     assert suite.document["items"]["short"]["state"] == "measured"
 
 
@@ -155,7 +155,7 @@ def test_a_gpu_that_is_lost_starts_the_program_anew(
     assert restarts == [True]
     (restart,) = json.loads(suite.path.read_text())["restarts"]
     assert restart["item"] == "rejected"
-    assert restart["why"] == "the GPU is lost to this process: CUDA error: an illegal memory access was encountered"
+    assert restart["why"] == "this process has lost the GPU: CUDA error: an illegal memory access was encountered"
 
 
 def test_kernels_compiled_by_an_item_are_counted(suite: Suite) -> None:
