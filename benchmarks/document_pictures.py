@@ -1,4 +1,4 @@
-"""Make the pictures of README.md and docs/.
+"""Make the images of README.md and docs/.
 
 Usage::
 

@@ -56,7 +56,9 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(description="Measure the kernels and the model on this GPU.")
     parser.add_argument("--model", choices=tuple(WORKLOADS), default=SDXL.name, help="demo is for Triton's interpreter")
-    parser.add_argument("--part", choices=tuple(report.PHASES), help="(first; second with --resume; all on a CPU)")
+    parser.add_argument(
+        "--part", choices=tuple(report.PHASES), help="items to run (first; second with --resume; all on a CPU)"
+    )
     parser.add_argument("--resume", type=Path, metavar="FILE", help="results file to continue")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the results (benchmarks/results, or that of --resume)"

@@ -2,7 +2,7 @@
 
 The same O = softmax(Q K̂ᵀ/√d) V̂ as `mixed_attention`, in FlashAttention-3's order within a warpgroup (Shah et al.,
 arXiv 2407.08608, section 3.2): S(i) = Q K(i)ᵀ is issued before P(i−1) V(i−1), and the softmax of block i waits for the
-first of the two products alone. Plain Triton cannot express this: it waits for both (triton 3.6 to 3.9).
+first of the two products only. Plain Triton cannot express this: it waits for both (triton 3.6 to 3.9).
 
 One loop runs over both segments, the identity's blocks first. In those, q·δ_k/√d is added to the logits. That costs
 nothing per logit: it moves the maximum of a row and cancels in the exponentials. `id_sum` is the identity's part of
@@ -30,7 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-# triton 3.6 has the old names alone, 3.9 the new ones
+# triton 3.6 has only the old names, 3.9 only the new ones
 async_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 cta_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 

@@ -1,4 +1,4 @@
-"""Who must stay on one side of the split: people who share an image, and people whose names are the same name.
+"""Who must stay on one side of the split: people who share an image, and people whose names differ only in spelling.
 
 An image is compared as 16 × 16 gray values, with their mean subtracted and normalized to length 1, so that size, file
 format and brightness hardly matter. Its mirror image is compared too. Measured: copies of 240 drawn portraits (scaled

@@ -175,7 +175,7 @@ def prepare(
             seconds=time.monotonic() - started,
         )
         written = json.dumps(asdict(report), indent=1, ensure_ascii=False)
-        # a reason may name the folder of people, whose name may not be UTF-8; the escapes written for it are valid JSON
+        # a reason may contain the folder's name, which may not be UTF-8; the escapes written for it are valid JSON
         (partial / REPORT).write_text(written, encoding="utf-8", errors="backslashreplace")
     return report
 

@@ -1,4 +1,4 @@
-"""People of the world: the traits that make a face the same face in every picture."""
+"""People of the world: the traits that make a face the same face in every image."""
 
 from __future__ import annotations
 
