@@ -97,7 +97,7 @@ def tune(
     """Measure all candidates at one level on a GPU.
 
     Args:
-        level: what is measured.
+        level: the level to measure.
         device: a CUDA device.
         timer: times calls in turn.
         candidates: candidates to measure.
@@ -123,7 +123,7 @@ def measure(
     """Check and time every candidate on the same fresh inputs.
 
     Args:
-        level: what is measured.
+        level: the level to measure.
         device: where the inputs are made.
         timer: times calls in turn.
         sets: number of sets of inputs, which are used in turn.
@@ -164,7 +164,7 @@ def select(level: Level, trials: Sequence[Trial], architecture: str, machine: st
     If that is a library, the fastest of our kernels follows as a second entry.
 
     Args:
-        level: what was measured.
+        level: the level that was measured.
         trials: results of all candidates.
         architecture: such as `sm_90`.
         machine: GPU and versions, for the evidence.

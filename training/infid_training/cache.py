@@ -55,7 +55,7 @@ def fill_cache(
         cache: folder to write to.
         source: the model.
         stage: shown the progress.
-        device: to compute on.
+        device: device to compute on.
         rank: index of this process; each makes its share of the files.
         ranks: number of processes.
 

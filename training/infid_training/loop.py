@@ -135,7 +135,7 @@ def train(
     Args:
         unet: diffusers' SDXL UNet. It is moved to the device and cast to the precision; its weights are not trained.
         identity: initial weights, trained in place. Their configuration says whether text is on.
-        photos: to train on; with text on they must hold prompt embeddings.
+        photos: training photos; with text on, they must hold prompt embeddings.
         options: see `TrainOptions`.
         run_folder: gets checkpoints, `log.jsonl`, `samples/` and at the end `identity.safetensors`. With several
             machines, they must share it.

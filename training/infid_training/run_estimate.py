@@ -50,9 +50,9 @@ class RunEstimate:
         parameters: number of trained parameters.
         frozen_parameters: number of parameters of the UNet.
         memory: bytes by purpose.
-        flops_per_photo: of one forward pass.
-        flops_per_step: per GPU, forward and backward.
-        seconds: of the whole run at the assumed speed.
+        flops_per_photo: operations of one forward pass.
+        flops_per_step: operations per GPU, forward and backward.
+        seconds: time of the whole run at the assumed speed.
         checkpoint_bytes: size of one checkpoint on disk.
         cache_bytes_per_photo: size of the frozen networks' outputs on disk.
     """

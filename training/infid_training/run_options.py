@@ -39,10 +39,10 @@ class TrainOptions:
         identity_dropout: fraction of the references whose encoder features are set to zero. Guidance subtracts the
             model's estimate for zero features (`uncond_identity`), so training must include them. The paper does not
             say how many; the default is IP-Adapter's (Ye et al., arXiv 2308.06721, section 4.1).
-        precision: of the networks; the trained weights and the optimizer are always fp32.
+        precision: dtype of the networks; the trained weights and the optimizer are always fp32.
         gradient_checkpointing: recompute activations in the backward pass instead of storing them.
         optimizer: `adamw`, or bitsandbytes' `adamw8bit`.
-        seed: of pairs, noise, timesteps and the initial weights.
+        seed: seed of pairs, noise, timesteps and the initial weights.
         single_photo: whether a person with one photo is rejected, or that photo is both reference and target.
         checkpoint_every: steps between checkpoints.
         keep: number of checkpoints to keep.

@@ -70,7 +70,7 @@ class Stepper:
         accelerator: device and processes.
         unet: see `train`.
         identity: see `train`.
-        photos: to train on.
+        photos: training photos.
         options: see `TrainOptions`.
         validation: other people's photos; None or empty if there are none.
 

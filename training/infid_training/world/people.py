@@ -42,7 +42,7 @@ class Person:
         mole_size: none below 0.5, then larger.
         beard: none below 0.6, then fuller.
         glasses: none below 0.65, then narrow to large frames.
-        frame_color: of the glasses: dark to bright.
+        frame_color: color of the glasses' frame, dark to bright.
     """
 
     face_width: float
