@@ -59,7 +59,8 @@ def open_base(
     folder = checkpoint_folder(model)
     if stored is None:
         stored = IdentityConfig(cross_attention_dim=read_checkpoint(folder).parts["unet"]["cross_attention_dim"])
-    # the source does not read the identity file: it is given the configuration, and `initial_identity` the weights
+    # the source never reads the identity file: the configuration is passed in, and the weights come from
+    # `initial_identity`
     return CheckpointSource(folder, Path(initial), image_encoder, chosen(stored))
 
 

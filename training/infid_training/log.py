@@ -38,7 +38,7 @@ class RunLog:
 
         Args:
             step: steps made so far.
-            values: what was measured; values that are not finite are written as null, since JSON has no others.
+            values: what was measured; values that are not finite are written as null, since JSON cannot hold them.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with full_disk_explained(self._path), self._path.open("a") as file:

@@ -108,7 +108,7 @@ class TextMean:
     """Adds the mean of the text's values to the cross-attention of chosen rows, while a UNet trains.
 
     AdaIN-mean adds it for a person whose tokens have zero mean (`IdentityConfig.center_tokens`). A UNet that has never
-    seen it reads it as the text said twice, which guidance amplifies; one that has learns to ignore it.
+    seen it reads it as the text said twice, which guidance amplifies; one that has seen it ignores it.
 
     Args:
         unet: UNet that gets the addition, until `remove`.

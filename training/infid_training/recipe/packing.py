@@ -45,9 +45,8 @@ def pack(modules: Mapping[str, nn.Module], identity: Mapping[str, Path], words: 
         write_tensors(state, files[-1])
     for name, path in identity.items():
         with safe_open(path, framework="pt") as file:
-            header = {
-                name: value for name, value in file.metadata().items() if name != SEAL_KEY
-            }  # it seals the fp32 values
+            # without the seal, which is of the fp32 values
+            header = {name: value for name, value in file.metadata().items() if name != SEAL_KEY}
         files.append(folder / f"{name}.safetensors")
         write_tensors({key: _halved(value, key) for key, value in read_tensors(path).items()}, files[-1], header)
     return files

@@ -106,9 +106,8 @@ class Recipe:
         """Return the trained VAE, with latents of SDXL's deviation."""
         vae = self._new("vae")
         with torch.no_grad():
-            vae.quant_conv.bias[vae.config.latent_channels :] -= (
-                6  # start with a small latent variance, so that the latents carry information
-            )
+            # start with a small latent variance, so that the latents carry information
+            vae.quant_conv.bias[vae.config.latent_channels :] -= 6
         self._fit("vae", vae, partial(autoencoder.autoencoder_loss, vae, pictures), autoencoder.FIT)
         autoencoder.scale_latents(vae, pictures)
         return vae
