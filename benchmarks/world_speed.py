@@ -39,9 +39,7 @@ def measure(arguments: argparse.Namespace, _: Output) -> dict[str, Any]:
     pictures, size = arguments.pictures, arguments.size
     processes = len(os.sched_getaffinity(0))
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        pool.map(
-            partial(draw, size), range(processes * _CHUNK), chunksize=_CHUNK
-        )  # imports, and everything that is computed once
+        pool.map(partial(draw, size), range(processes * _CHUNK), chunksize=_CHUNK)  # imports and caches
         started = time.perf_counter()
         drawn = sum(pool.imap_unordered(partial(draw, size), range(pictures), chunksize=_CHUNK))
         seconds = time.perf_counter() - started
