@@ -243,7 +243,7 @@ def test_full_memory_says_what_needs_less(tmp_path: Path, monkeypatch: pytest.Mo
         )
 
     monkeypatch.setattr(Stepper, "loss_of", full)
-    with pytest.raises(TrainingError, match=r"^CUDA out of memory. Tried to allocate 2.00 MiB. Give") as error:
+    with pytest.raises(TrainingError, match=r"^CUDA out of memory. Tried to allocate 2.00 MiB. Run") as error:
         small_run(tmp_path)
     for flag in ("--batch-size", "--gradient-checkpointing", "--accumulation"):
         assert flag in error.value.fix

@@ -285,7 +285,7 @@ def test_who_is_held_out_is_a_matter_of_name_and_seed_alone() -> None:
         (lambda folder: None, "There is no folder"),
         (lambda folder: folder.mkdir(), "has no people"),
         (lambda folder: (folder / "anna").mkdir(parents=True), "has no people"),
-        (lambda folder: write_photo(folder / "0.png", 0), "has no people: .* 0.png: lies beside"),
+        (lambda folder: write_photo(folder / "0.png", 0), "has no people: .* 0.png: not in a person"),
         (lambda folder: write_photo(folder / "anna/0.png", 0, faces=0), "No photo .* anna/0.png: No face"),
     ],
 )
