@@ -390,7 +390,7 @@ from infid_kernels import mixed_attention_gluon as form
 from infid_kernels.operands import Operands
 from infid_kernels.tuning import GLUON_CANDIDATES
 operands = Operands(*[__import__("torch").zeros(1, 1, 128, 64)] * 5)
-assert "has no Gluon" in form.rejection(operands, GLUON_CANDIDATES[64][0])
+assert "lacks the Gluon features" in form.rejection(operands, GLUON_CANDIDATES[64][0])
 try:
     infid_kernels.compile.compile_gluon("sm_90", 64, GLUON_CANDIDATES[64][0])
 except RuntimeError as error:

@@ -66,7 +66,7 @@ def test_a_dry_run_prints_the_plan_of_both_commands(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-@pytest.mark.parametrize(("interpret", "words"), [(False, "torch sees none"), (True, "add --model demo")])
+@pytest.mark.parametrize(("interpret", "words"), [(False, "torch finds none"), (True, "add --model demo")])
 def test_without_a_gpu_it_is_one_sentence(
     interpret: bool, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
