@@ -16,4 +16,4 @@ def test_the_document_says_what_was_drawn_how_fast(
     found = json.loads((tmp_path / "world-speed.json").read_text())
     assert {"kind": "world speed", "machine": "words", "pictures": 20, "size": 64}.items() <= found.items()
     assert found["pictures_per_second"] == 20 / found["seconds"]
-    assert f"{found['pictures_per_second']:.0f} pictures of 64 × 64 a second" in capsys.readouterr().out
+    assert f"{found['pictures_per_second']:.0f} images of 64 × 64 per second" in capsys.readouterr().out
