@@ -39,11 +39,11 @@ def similarity(source: Array, target: Array) -> Array:
         `[2, 3]`, rotation and scale, then translation; never a reflection.
     """
     mean_source, mean_target = source.mean(0), target.mean(0)
-    centerd_source, centerd_target = source - mean_source, target - mean_target
-    u, singular, vt = np.linalg.svd(centerd_target.T @ centerd_source)
+    centered_source, centered_target = source - mean_source, target - mean_target
+    u, singular, vt = np.linalg.svd(centered_target.T @ centered_source)
     sign = np.array([1.0, np.sign(np.linalg.det(u @ vt))])
     rotation = u @ np.diag(sign) @ vt
-    scale = (singular * sign).sum() / (centerd_source**2).sum()
+    scale = (singular * sign).sum() / (centered_source**2).sum()
     return np.column_stack([scale * rotation, mean_target - scale * rotation @ mean_source])
 
 

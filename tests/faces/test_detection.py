@@ -241,7 +241,8 @@ def test_of_several_packs_one_has_to_be_named(tmp_path: Path) -> None:
     for name in ("antelopev2", "buffalo_l"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "det.onnx").touch()
-    with pytest.raises(InputError, match=r"contains 2 InsightFace model packs: .*antelopev2, .*buffalo_l\. Give one of"):
+    packs = r"contains 2 InsightFace model packs: .*antelopev2, .*buffalo_l\. Give one of"
+    with pytest.raises(InputError, match=packs):
         InsightFaceDetector(tmp_path)
     (tmp_path / "det.onnx").touch()
     assert find_pack(tmp_path) == tmp_path  # the files in the folder itself are the pack

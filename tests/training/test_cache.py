@@ -208,7 +208,7 @@ def test_fresh_weights_are_the_texts_projections(base: ModelSource, tmp_path: Pa
     assert torch.equal(stored.face_mapper.proj[0].weight, one.face_mapper.proj[0].weight)
 
 
-def test_tokens_are_centerd_where_asked_for_or_stored(base: ModelSource, tmp_path: Path) -> None:
+def test_tokens_are_centered_where_asked_for_or_stored(base: ModelSource, tmp_path: Path) -> None:
     assert not open_base("random-sdxl").config.center_tokens
     assert open_base("random-sdxl", center_tokens=True).config.center_tokens
     assert open_base("demo").config.center_tokens  # its own weights' configuration

@@ -264,7 +264,7 @@ def test_where_the_face_is() -> None:
     torch.testing.assert_close(right[..., 4:], area[..., :-4])
 
 
-def test_the_texts_mean_is_what_adain_mean_adds_beside_centerd_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_texts_mean_is_what_adain_mean_adds_beside_centered_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "_BATCH", 2)
     unet = new("unet").eval()
     attention = unet.mid_block.attentions[0].transformer_blocks[0].attn2

@@ -7,6 +7,7 @@ can tell what another one was given.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from infid_engines.errors import InputError
 from infid_training.photo_folders import Photos, single_photo_people
+
+Array = np.ndarray[Any, Any]
 
 # First word of the seed of each kind of batch, so that no two share random numbers.
 _ORDER, _BATCH, _VALIDATION = 1, 2, 3
@@ -124,13 +127,13 @@ class BatchSampler:
         pairs = zip(batch.references.tolist(), batch.targets.tolist(), strict=True)
         return [f"{names[reference]} -> {names[target]}" for reference, target in pairs]
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def _permutation(self, epoch: int) -> Array:
         if epoch != self._epoch:
             random = np.random.default_rng((_ORDER, self._seed, epoch))
             self._epoch, self._order = epoch, random.permutation(len(self._sorted))
         return self._order
 
-    def _sampled(self, targets: np.ndarray, random: np.random.Generator) -> Batch:
+    def _sampled(self, targets: Array, random: np.random.Generator) -> Batch:
         counts = self._count[targets]
         # 1 to count − 1 places further among the person's photos, wrapping around; 0 if there is only one
         shift = random.integers(1, np.maximum(counts, 2)) * (counts > 1)

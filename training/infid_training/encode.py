@@ -14,6 +14,8 @@ from infid_engines.errors import InputError
 from infid_export.model.sources import ModelSource
 from infid_training.shards import PreparedPhoto
 
+Array = np.ndarray[Any, Any]
+
 # The dtype in which large outputs are cached. fp16 rounds to 5e-4 of a value; latents, as the targets, stay fp32.
 _KEPT = torch.float16
 
@@ -67,7 +69,7 @@ class PhotoEncoders:
                 )
         return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
 
-    def _pixels(self, pictures: Sequence[np.ndarray]) -> Tensor:
+    def _pixels(self, pictures: Sequence[Array]) -> Tensor:
         """Return `[B, 3, H, W]` fp32 in [0, 1]."""
         return torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2).float() / 255
 

@@ -20,6 +20,8 @@ from infid_export.model.sources import ModelSource
 from infid_training.cache import ShardedPhotos
 from infid_training.shards import ShardIndex, read_shard
 
+Array = np.ndarray[Any, Any]
+
 PROMPTS = ("a photo of a person", "a pencil sketch of a person", "an oil painting of a person, at the beach")
 _PEOPLE = 4
 _GAP = 4  # pixels
@@ -35,7 +37,7 @@ class FixedPerson:
     """
 
     index: int
-    face: np.ndarray
+    face: Array
 
 
 class SampleGrid:
@@ -148,6 +150,6 @@ class _TrainedSource:
         return self._source.tokenizer_fingerprint()
 
 
-def _with_gaps(pictures: Sequence[Image.Image]) -> Iterator[np.ndarray]:
+def _with_gaps(pictures: Sequence[Image.Image]) -> Iterator[Array]:
     for picture in pictures:
         yield np.pad(np.asarray(picture), ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)

@@ -17,6 +17,8 @@ from torch.nn.functional import l1_loss, mse_loss
 from infid_training.recipe.fitting import Fit
 from infid_training.recipe.pictures import SIZE, Pictures
 
+Array = np.ndarray[Any, Any]
+
 FIT = Fit(steps=5000, learning_rate=2e-3, weight_decay=0.0)
 _BATCH = 8
 _CROP = 64  # pixels
@@ -54,7 +56,7 @@ def autoencoder_loss(vae: Any, pictures: Pictures, step: int) -> Mapping[str, Te
     }
 
 
-def _crop(pictures: Pictures, random: np.random.Generator, at_face: bool) -> np.ndarray:
+def _crop(pictures: Pictures, random: np.random.Generator, at_face: bool) -> Array:
     index = int(random.integers(len(pictures)))
     corner = random.integers(0, SIZE - _CROP + 1, 2)
     if at_face:
@@ -64,14 +66,14 @@ def _crop(pictures: Pictures, random: np.random.Generator, at_face: bool) -> np.
     return pictures.pixels[index, top : top + _CROP, left : left + _CROP]
 
 
-def to_signal(pixels: np.ndarray) -> Tensor:
+def to_signal(pixels: Array) -> Tensor:
     """Turn `[B, H, W, 3]` uint8 into the `[B, 3, H, W]` fp32 in [−1, 1] that networks take."""
     signal = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
     return signal.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
-def encode(vae: Any, pixels: np.ndarray) -> Tensor:
+def encode(vae: Any, pixels: Array) -> Tensor:
     """Return the means of the latents of `[B, H, W, 3]` uint8 images, `[B, 4, H / 4, W / 4]`, unscaled."""
     means: Tensor = vae.encode(to_signal(pixels).to(vae.device)).latent_dist.mean
     return means

@@ -28,6 +28,8 @@ from infid_training.recipe.files import read_tensors, write_tensors
 from infid_training.recipe.fitting import Fit
 from infid_training.recipe.pictures import Pictures
 
+Array = np.ndarray[Any, Any]
+
 FIT = Fit(steps=3600, learning_rate=1e-3, weight_decay=0.01)
 _BATCH = 32
 # Every other step trains on faces only, cropped from the latents: three times as many in the time of one step.
@@ -89,7 +91,7 @@ def encode_pictures(vae: Any, pictures: Pictures, path: Path, stage: Stage) -> T
     return read_tensors(path)["latents"]
 
 
-def face_area(marks: np.ndarray, size: int) -> Tensor:
+def face_area(marks: Array, size: int) -> Tensor:
     """Return a mask of the faces, `[B, 1, size, size]`: 1 around the landmarks, falling smoothly to 0.
 
     Args:
@@ -122,7 +124,7 @@ class TextMean:
             if path.endswith(".attn2")
         ]
 
-    def choose(self, rows: np.ndarray) -> None:
+    def choose(self, rows: Array) -> None:
         """Set which rows of the next batch get it, `[B]` bool; B is one of the recipe's two."""
         self._rows[len(rows)].copy_(torch.from_numpy(rows).view(-1, 1, 1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch.nn.functional import affine_grid, grid_sample
 from infid_export.faces.alignment import similarity
 from infid_training.recipe.pictures import SIZE
 
+Array = np.ndarray[Any, Any]
+
 # Standard deviation of the trained detector's landmarks, as a fraction of the image's side; a tenth of the distance
 # between the eyes.
 DETECTED = 0.012
@@ -20,7 +23,7 @@ FACE_SIDE = 16
 _FACE_OFF = 3.0  # most latents per axis from the center of the crop to the center of the face
 
 
-def aligned(pixels: np.ndarray, marks: np.ndarray, template: np.ndarray, size: int) -> Tensor:
+def aligned(pixels: Array, marks: Array, template: Array, size: int) -> Tensor:
     """Warp the faces of a batch to a frame.
 
     Args:
@@ -41,16 +44,16 @@ def aligned(pixels: np.ndarray, marks: np.ndarray, template: np.ndarray, size: i
     return grid_sample(signal, grid, align_corners=False)
 
 
-def _inverse(transform: np.ndarray) -> np.ndarray:
+def _inverse(transform: Array) -> Array:
     """Return the inverse of a `[2, 3]` transform."""
     turned = np.linalg.inv(transform[:, :2])
     return np.column_stack([turned, -turned @ transform[:, 2]])
 
 
-def jittered(marks: np.ndarray, random: np.random.Generator, deviation: float = 0.008) -> np.ndarray:
+def jittered(marks: Array, random: np.random.Generator, deviation: float = 0.008) -> Array:
     """Add noise to landmarks, like a detector's errors; `deviation` is a fraction of the image's side."""
-    moved: np.ndarray = marks + random.normal(0, deviation, marks.shape).astype(np.float32)
-    return moved
+    noise: Array = np.asarray(random.normal(0, deviation, marks.shape), np.float32)
+    return marks + noise
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,12 @@ class Squares:
         size: side of the whole images.
     """
 
-    corners: np.ndarray
+    corners: Array
     side: int
     size: int
 
     @classmethod
-    def around(cls, marks: np.ndarray, size: int, side: int, random: np.random.Generator) -> Squares:
+    def around(cls, marks: Array, size: int, side: int, random: np.random.Generator) -> Squares:
         """Return squares with the faces near their center.
 
         Args:

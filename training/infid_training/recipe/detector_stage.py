@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch.nn.functional import l1_loss
 from infid_export.model.face_networks import DetectorNetwork
 from infid_training.recipe.fitting import Fit
 from infid_training.recipe.pictures import Pictures
+
+Array = np.ndarray[Any, Any]
 
 FIT = Fit(steps=1800, learning_rate=2e-3, weight_decay=1e-4)
 _BATCH = 16
@@ -52,15 +55,15 @@ def detector_loss(network: DetectorNetwork, pictures: Pictures, step: int) -> Ma
     return {"heat": _focal(maps[:, 0], heat), **terms}
 
 
-def box_of(marks: np.ndarray) -> np.ndarray:
+def box_of(marks: Array) -> Array:
     """Return the box `[2, 2]` (left, top), (right, bottom) around a face's landmarks `[5, 2]`, in their unit."""
     eyes, mouth = marks[:2].mean(0), marks[3:].mean(0)
     height = _HEIGHT * float(np.linalg.norm(mouth - eyes))
-    box: np.ndarray = (eyes + mouth) / 2 + _BOX * height
+    box: Array = (eyes + mouth) / 2 + _BOX * height
     return box
 
 
-def _view(pictures: Pictures, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _view(pictures: Pictures, random: np.random.Generator) -> tuple[Array, Array]:
     """Return an image at a random size and position, and its landmarks in pixels of the view."""
     index = int(random.integers(len(pictures)))
     picture, marks = pictures.pixels[index], pictures.marks[index]
@@ -79,7 +82,7 @@ def _view(pictures: Pictures, random: np.random.Generator) -> tuple[np.ndarray, 
     return np.asarray(view), marks * side - corner
 
 
-def _heat(cells: np.ndarray, heights: np.ndarray) -> Tensor:
+def _heat(cells: Array, heights: Array) -> Tensor:
     """Return a Gaussian around each center that is exactly 1 in its cell, `[B, h, w]`."""
     axis = np.arange(_VIEW // _CELL)
     apart = (axis[None, :, None] - cells[:, 1, None, None]) ** 2 + (axis[None, None, :] - cells[:, 0, None, None]) ** 2

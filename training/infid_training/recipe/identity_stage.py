@@ -24,6 +24,8 @@ from infid_training.recipe.files import read_tensors, write_tensors
 from infid_training.recipe.pictures import PICTURES, Pictures
 from infid_training.run_options import TrainOptions
 
+Array = np.ndarray[Any, Any]
+
 OPTIONS = TrainOptions(
     steps=3600, batch_size=32, learning_rate=2e-3, lr_schedule="cosine", warmup_steps=60, identity_dropout=0.1,
     checkpoint_every=200, keep=1, validate_every=0, precision="bf16",
@@ -122,7 +124,7 @@ def encode_faces(
 
 
 def read_faces(
-    image_encoder: ImageEncoder, recognizer: nn.Module, pixels: np.ndarray, marks: np.ndarray
+    image_encoder: ImageEncoder, recognizer: nn.Module, pixels: Array, marks: Array
 ) -> tuple[Tensor, Tensor]:
     """Return what the runtime's `FaceReader` and the identity encoder would compute for faces.
 

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from infid_training.recipe.files import readable
 from infid_training.world.drawing import landmarks, render
 from infid_training.world.people import person
 from infid_training.world.scenes import Scene, portrait, scene
+
+Array = np.ndarray[Any, Any]
 
 SIZE = 128
 PEOPLE = 6000
@@ -33,15 +36,15 @@ class Pictures:
         marks: `[N, 5, 2]` fp32, see `landmarks`, as fractions of the side.
     """
 
-    pixels: np.ndarray
-    marks: np.ndarray
+    pixels: Array
+    marks: Array
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.pixels)
 
     @cached_property
-    def by_style(self) -> tuple[np.ndarray, np.ndarray]:
+    def by_style(self) -> tuple[Array, Array]:
         """Return the numbers of the photos, and those of the images in another style."""
         photo = np.array([scene_of(index).style == "photo" for index in range(len(self))], bool)
         return np.flatnonzero(photo), np.flatnonzero(~photo)
@@ -101,6 +104,6 @@ def _canvas(path: Path, count: int) -> np.memmap:
     return canvas
 
 
-def _draw(index: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw(index: int) -> tuple[Array, Array]:
     who, where = person(index // PICTURES), scene_of(index)
     return np.asarray(render(who, where, SIZE)), landmarks(who, where).astype(np.float32)

@@ -10,6 +10,7 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -19,8 +20,10 @@ from infid_training.world.places import draw_place
 from infid_training.world.scenes import Scene
 from infid_training.world.styles import apply_style
 
+Array = np.ndarray[Any, Any]
+
 Color = tuple[int, int, int]
-Points = np.ndarray
+Points = Array
 _OVERSAMPLED = 3  # averaging 3 × 3 pixels gives edges 10 levels
 _CLOTHES: dict[str, Color] = {
     "red": (196, 40, 44), "orange": (230, 126, 34), "yellow": (240, 200, 50), "green": (52, 140, 72),
@@ -347,7 +350,7 @@ class _Canvas:
             else:
                 draw.polygon(corners, shape.color)
 
-    def place(self, points: Points, turned: np.ndarray, depth: np.ndarray) -> Points:
+    def place(self, points: Points, turned: Array, depth: Array) -> Points:
         """Return the points' positions in the image as fractions of its side; `turned` says which are the face's."""
         scene = self.scene
         points[turned] = self._on_the_head(points[turned], depth[turned])
@@ -357,7 +360,7 @@ class _Canvas:
         placed: Points = tilted + below[:, None] * (points - tilted)
         return placed * scene.scale + (scene.across, scene.down)
 
-    def _on_the_head(self, face: Points, depth: np.ndarray) -> Points:
+    def _on_the_head(self, face: Points, depth: Array) -> Points:
         """Turn points of the face's surface by yaw and pitch, and project them."""
         u, v = face[:, 0], face[:, 1]
         z = np.sqrt(np.clip(1 - 0.75 * u**2 - 0.6 * v**2, 0.02, 1)) * 0.9 + depth
@@ -378,7 +381,7 @@ def _light(image: Image.Image, scene: Scene) -> Image.Image:
 
 
 @cache
-def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
+def _grid(side: int) -> tuple[Array, Array]:
     axis = np.linspace(-1, 1, side, dtype=np.float32)
     return axis[None, :], axis[:, None]
 
@@ -408,7 +411,7 @@ def _rounded(across: float, down: float, wide: float, high: float, corners: int 
 
 
 @cache
-def _circle(corners: int) -> tuple[np.ndarray, np.ndarray]:
+def _circle(corners: int) -> tuple[Array, Array]:
     angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     return np.cos(angle), np.sin(angle)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+
+Array = np.ndarray[Any, Any]
 
 FIRST_HELD_OUT = 1_000_000  # training people, portraits and scenes have smaller numbers
 _SKINS = ("light", "tan", "dark")
@@ -73,7 +76,7 @@ class Person:
     glasses: float
     frame_color: float
 
-    def vector(self) -> np.ndarray:
+    def vector(self) -> Array:
         """Return the traits as `[27]` fp32."""
         return np.array([getattr(self, each.name) for each in fields(self)], np.float32)
 
