@@ -92,7 +92,8 @@ class BatchSampler:
         self._start = np.empty(len(people), np.int64)
         self._count = np.empty(len(people), np.int64)
         self._start[self._sorted], self._count[self._sorted] = start[inverse], count[inverse]
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._epoch = -1
+        self._order: Array = np.empty(0, np.int64)
 
     def batch(self, step: int, rank: int = 0, part: int = 0) -> Batch:
         """Return the batch of a process.

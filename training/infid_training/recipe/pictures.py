@@ -91,11 +91,11 @@ def draw_pictures(folder: Path, stage: Stage, people: int) -> Pictures:
     return Pictures(*loaded)
 
 
-def _canvas(path: Path, count: int) -> np.memmap:
+def _canvas(path: Path, count: int) -> np.memmap[Any, Any]:
     """Return a memory-mapped file with its disk space reserved; writing past a full disk would kill the process."""
     try:
         with full_disk_explained(path):
-            canvas = np.lib.format.open_memmap(path, "w+", np.uint8, (count, SIZE, SIZE, 3))
+            canvas: np.memmap[Any, Any] = np.lib.format.open_memmap(path, "w+", np.uint8, (count, SIZE, SIZE, 3))
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except InputError:
