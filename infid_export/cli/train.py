@@ -83,7 +83,9 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--identity-dropout", type=float, default=0.05, metavar="X",
                        help="share of references that are dropped, for guidance (0.05)")  # fmt: skip
-    group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(fp32)")
+    group.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision of the networks (fp32)"
+    )
     group.add_argument("--gradient-checkpointing", action="store_true", help="use less memory, and a third more time")
     group.add_argument("--optimizer", choices=("adamw", "adamw8bit"), default="adamw", help="(adamw)")
     group.add_argument("--train-seed", dest="seed", type=int, default=0, metavar="N",

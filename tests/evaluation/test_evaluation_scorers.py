@@ -194,7 +194,7 @@ def test_what_gives_no_embedding_and_choices_that_do_not_exist_are_rejected(tmp_
     info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 8, 8]) for name in ("face", "embedding")]
     graph = helper.make_graph([node], "same", info[:1], info[1:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
-    with pytest.raises(InputError, match=r"gives \[1, 3, 8, 8\], not \[N, D\]"):
+    with pytest.raises(InputError, match=r"returns \[1, 3, 8, 8\], not \[N, D\]"):
         face_scorer(tmp_path, path)
     with pytest.raises(InputError, match="no scale 'log'"):
         face_scorer(tmp_path, scale="log")

@@ -35,7 +35,7 @@ def changed(landmarks: np.ndarray) -> Face:
 MARKS = ARCFACE_TEMPLATE * 100
 CENTER = MARKS.mean(0)
 CANNOT_BE: dict[str, tuple[Face, str]] = {
-    "score": (face(MIN_SCORE - 0.01), "score is 0.59, at least 0.60"),
+    "score": (face(MIN_SCORE - 0.01), "score is 0.59, but at least 0.60"),
     "no-score": (face(float("nan")), "not finite"),
     "no-place": (changed(MARKS * np.nan), "not finite"),
     "upside-down": (changed(2 * CENTER - MARKS), "mouth is not below its eyes"),

@@ -34,7 +34,7 @@ def test_another_width_is_accepted_if_the_identity_modules_want_it(tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 128}, r"gives \[\[1, 128\]\], not \[N, 512\]"),
+        ({"width": 128}, r"returns \[\[1, 128\]\], not \[N, 512\]"),
         ({"side": 224}, r"224, 224.*not \[N, 3, 112, 112\]"),
         ({"batch": 4}, r"\[4, 3, 112, 112\].*not \[N, 3, 112, 112\]"),
         ({"dtype": np.float16}, r"float16.*not \[N, 3, 112, 112\] in fp32"),
@@ -52,7 +52,7 @@ def test_missing_broken_and_other_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(InputError, match="not a usable ONNX model"):
         ArcFaceRecognizer(tmp_path / "text.onnx")
-    with pytest.raises(InputError, match="gives"):
+    with pytest.raises(InputError, match="returns"):
         ArcFaceRecognizer(write_scrfd(tmp_path / "det.onnx").rename(tmp_path / "other.onnx"), 10)
 
 

@@ -80,7 +80,7 @@ def test_what_is_not_known_is_noted(source: RandomSource, trained: EncoderRecord
     assert notes(replace(trained, detector="drawn")).endswith("on faces that drawn found, not centerface")
     tag = replace(trained, image_encoder="tag ViT-H-14 laion", image_encoder_name="open_clip's laion")
     assert notes(tag).endswith(
-        "with the image encoder open_clip's laion; that the demo model's is the same is not checked"
+        "with the image encoder open_clip's laion; whether the demo model's is the same is not checked"
     )
 
 

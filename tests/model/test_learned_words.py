@@ -112,7 +112,10 @@ def test_a_grown_checkpoint_is_carried_over(parts, grown, tmp_path):
 
 @pytest.mark.parametrize(
     ("with_words", "rows", "numbers"),
-    [(False, 2, "49410 word embeddings, but its tokenizer_2 49408"), (True, 0, "49408 word embeddings.* 49413 words")],
+    [
+        (False, 2, "49410 word embeddings, but its tokenizer_2 has 49408"),
+        (True, 0, "49408 word embeddings.* 49413 words"),
+    ],
 )
 def test_words_in_one_of_them_alone_are_rejected(parts, grown, tmp_path, with_words, rows, numbers):
     base = checkpoint(parts, tmp_path / "base", grown if with_words else None, FIRST + rows)
