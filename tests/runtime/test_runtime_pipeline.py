@@ -301,7 +301,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "noise-ragged": ({"noise": [[1], [1, 2]]}, "noise cannot be read as an array"),
     "noise-object": ({"noise": object()}, "noise must be finite numbers"),
     "callback": ({"callback": 3}, "The callback must be a function, not 3"),
-    "cancel": ({"cancel": True}, "cancel must have is_set, which True has not"),
+    "cancel": ({"cancel": True}, "cancel must have is_set, which True lacks"),
     "reporter": ({"reporter": print}, "The reporter must have plan, stage, note"),
     "person-none": ({"person": None}, "must be a Person, not NoneType"),
     "output-type": ({"output_type": "jpg"}, "no output type 'jpg'"),
