@@ -12,7 +12,7 @@ from infid_engines import registry
 from infid_engines.errors import BuildError, ParityError
 from infid_export.cli import flags, main
 
-LIGHT = ("infid_export", "infid_engines", "rich")  # rich draws what is printed
+LIGHT = ("infid_export", "infid_engines", "infid_kernels", "rich")  # rich draws what is printed
 
 
 @pytest.mark.parametrize(
