@@ -72,7 +72,7 @@ def parity_table(results: dict[str, dict[str, Any]]) -> str:
             verdict = "PASSED" if image["passed"] else "FAILED"
             lines += [
                 "",
-                f"{name}: {image['steps']}-step picture, engines in fp16 against the fp32 reference: "
+                f"{name}: {image['steps']}-step image, engines in fp16 against the fp32 reference: "
                 f"PSNR {image['psnr_db']:.1f} dB, {verdict} (at least {image['threshold_db']:.0f}).",
             ]
     return "\n".join(lines)

@@ -73,7 +73,7 @@ def build_engines(folder: Path, graphs: tuple[str, ...]) -> None:
     )
     for row in report.parity.rows:
         print(f"{'PASSED' if row.passed else 'FAILED'} {row.graph}.{row.output}: RMS error {row.rms_error:.1e}")
-    print(f"{report.folder}: {len(report.made)} made, {len(report.kept)} kept")
+    print(f"{report.folder}: {len(report.made)} built, {len(report.kept)} reused")
 
 
 def main() -> None:
