@@ -137,7 +137,7 @@ def test_a_tuning_file_decides_the_tiles(tmp_path: Path, monkeypatch: pytest.Mon
     [
         (None, r"tuning\.json contains no kernel configurations \(.*No such file"),
         ("[]", r"tuning\.json contains no kernel configurations"),
-        ('{"schema_version": 2, "entries": []}', "no effect: .*json was measured on nothing, and .* for sm_90"),
+        ('{"schema_version": 2, "entries": []}', "no effect: .*json was measured on nothing, but .* for sm_90"),
     ],
 )
 def test_a_tuning_file_without_effect_is_rejected(

@@ -160,7 +160,7 @@ def test_a_node_means_what_its_kernel_computes(tmp_path: Path) -> None:
         ({"precision": "fp32"}, "The Triton kernels compute in fp16"),
         ({"adain": "standard"}, "support only the method itself"),
         ({"self_attention": "mutual"}, "support only the method itself"),
-        ({"graphs": ("vae_decoder",)}, "concerns denoise_step and identity_step"),
+        ({"graphs": ("vae_decoder",)}, "applies to denoise_step and identity_step"),
     ],
 )
 def test_what_the_kernels_do_not_do_is_rejected_before_anything_is_made(

@@ -395,7 +395,7 @@ def test_non_finite_values_are_an_error_and_never_a_picture(tmp_path: Path, tiny
 def test_non_finite_latents_are_an_error_too(tmp_path: Path, tiny_person: Person) -> None:
     with (
         Pipeline.load(write_folder(tmp_path / "engines", poison="denoise_step")) as pipe,
-        pytest.raises(EngineFolderError, match=r"gave latents with \d+ non-finite values"),
+        pytest.raises(EngineFolderError, match=r"returned latents with \d+ non-finite values"),
     ):
         pipe.generate("a", tiny_person, seed=1, steps=1, output_type="latents")
 
@@ -438,7 +438,7 @@ def test_a_long_prompt_warns_with_what_is_left_out(tiny_pipe: Pipeline, tiny_per
 def test_what_either_encoder_leaves_out_is_told(tiny_pipe: Pipeline, tiny_person: Person) -> None:
     reporter = Recorder()
     tiny_pipe.generate("a cat" + "!" * 80 + " at night", tiny_person, seed=1, steps=1, reporter=reporter)
-    (told,) = (note for note in reporter.notes if "left out" in note)
+    (told,) = (note for note in reporter.notes if "dropped there" in note)
     assert 'second text encoder, where each "!" counts as one' in told
     assert told.endswith("! at night")
 
