@@ -29,7 +29,7 @@ class Pipeline:
         from diffusers import DDIMScheduler, StableDiffusionXLPipeline
         from diffusers.models.attention_processor import AttnProcessor2_0
 
-        from infid_export.scheduler import SDXL_SCHEDULER
+        from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 
         self.steps = network.bench.workload.steps
         dtype = network.dtype("torch")

@@ -29,9 +29,7 @@ SAMPLES = 20  # per step: 20 × 50 ms
 _STEPS, _STEP = 30, 10  # inputs are those of step 10 of 30: neither noise nor image
 # Neither 0 nor 1, so that ignoring an input gives a wrong result.
 _GUIDANCE, _STYLE, _IDENTITY = 5.0, 0.75, 0.875
-# c_x and c_ε. A real step returns nine tenths of its input, which would hide the network's error.
-_COEFFICIENTS = (0.25, 1.0)
-# A UNet of three transformer blocks, for slow items on a CPU: the interpreter takes 3 s per step of the demo model's.
+# A UNet of three transformer blocks, for what takes long on a CPU: the demo model's takes the interpreter 3 s per step.
 _SMALL_UNET: Mapping[str, Any] = {
     "block_out_channels": [32, 64], "attention_head_dim": [1, 1], "transformer_layers_per_block": [1, 1],
     "layers_per_block": 1, "down_block_types": ["DownBlock2D", "DownBlock2D"],
@@ -61,7 +59,7 @@ class Network:
             self.architecture = replace(self.architecture, unet={**self.architecture.unet, **_SMALL_UNET})
             self.name, self._draws = "random weights, three transformer blocks", True
         self._unets: dict[torch.dtype, nn.Module] = {}
-        self._features: dict[torch.dtype, list[Tensor]] = {}
+        self._features: dict[tuple[torch.dtype, bool], list[Tensor]] = {}
         self._flops: dict[str, int] = {}
 
     def dtype(self, ops: str) -> torch.dtype:
@@ -104,28 +102,30 @@ class Network:
 
         return GRAPHS[graph].module({"unet": self.unet(self.dtype(ops))}, self.config, ops)
 
-    def arguments(self, graph: str, dtype: torch.dtype) -> dict[str, Any]:
-        """Return a step's arguments on the device, in the order of its signature, with the same values every time.
+    def arguments(self, graph: str, dtype: torch.dtype, guidance: bool = True) -> dict[str, Any]:
+        """Return a step's arguments on the device, in the order of its signature, the same ones every time.
 
         The latents, embeddings, keys and values are normally distributed; text features are those that the text step
         returns for the same arguments.
         """
         from infid_export.export.graphs import GRAPHS
 
-        shapes = GRAPHS[graph].arguments(self._sizes(self.unet(dtype)), dtype)
+        shapes = GRAPHS[graph].arguments(self._sizes(self.unet(dtype), guidance), dtype)
         found: dict[str, Any] = {
             name: self._argument(name, each) for name, each in shapes.items() if type(each) is Tensor
         }
         if graph == "identity_step":
-            found["text_features"] = [each.clone() for each in self._text_features(dtype)]
+            found["text_features"] = [each.clone() for each in self._text_features(dtype, guidance)]
         return found
 
     def _argument(self, name: str, shape: Tensor) -> Tensor:
-        from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
+        from infid_export.export.graphs.step_parts import COEFFICIENTS
+        from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
+        from infid_export.sampling.samplers import sampler_table
 
         size = self.bench.workload.size
         known: Mapping[str, Any] = {
-            "timestep": ddim_table(SDXL_SCHEDULER, _STEPS)[_STEP, :1].tolist(), "ddim_coefficients": _COEFFICIENTS,
+            "timestep": [float(sampler_table(SDXL_SCHEDULER, _STEPS).timesteps[_STEP])], "coefficients": COEFFICIENTS,
             "guidance": _GUIDANCE, "style_strength": _STYLE, "identity_strength": _IDENTITY,
             "time_ids": [size, size, 0, 0, size, size],
         }  # fmt: skip
@@ -136,13 +136,13 @@ class Network:
         generator = torch.Generator(self.bench.device).manual_seed(self.bench.seed + sum(name.encode()))
         return torch.randn(shape.shape, device=self.bench.device, generator=generator).to(shape.dtype)
 
-    def _text_features(self, dtype: torch.dtype) -> list[Tensor]:
+    def _text_features(self, dtype: torch.dtype, guidance: bool) -> list[Tensor]:
         from infid_export.export.graphs.text_step import TEXT_STEP
 
-        if dtype not in self._features:
+        if (dtype, guidance) not in self._features:
             step = TEXT_STEP.module({"unet": self.unet(dtype)}, self.config)
-            _, *self._features[dtype] = step(**self.arguments("text_step", dtype))
-        return self._features[dtype]
+            _, _, *self._features[dtype, guidance] = step(**self.arguments("text_step", dtype, guidance))
+        return self._features[dtype, guidance]
 
     def flops(self, graph: str) -> int:
         """Return a step's floating-point operations, counted by PyTorch: products, convolutions and attention.
@@ -164,12 +164,12 @@ class Network:
             module(**shapes)
         return int(counter.get_total_flops())
 
-    def _sizes(self, unet: nn.Module) -> Sizes:
+    def _sizes(self, unet: nn.Module, guidance: bool = True) -> Sizes:
         from infid_export.export.graphs.graph import Sizes
         from infid_export.model.processors import identity_blocks
 
         size = self.bench.workload.size
-        return Sizes(self.architecture, self.config, identity_blocks(unet), 1, size, size)
+        return Sizes(self.architecture, self.config, identity_blocks(unet), 1, size, size, guidance=guidance)
 
     def rated(self, timing: Timing, graph: str) -> Result:
         """Return a step's timing with its rate, also as a fraction of the matrix ceiling measured in this run."""

@@ -47,7 +47,7 @@ def parity(held: Held, bench: Bench) -> Result:
     wide = torch.float32 if bench.on_gpu else torch.float64
     exact = _exact(network, arguments, wide)
     streams = {}
-    for index, stream in enumerate(("text", "identity")):
+    for index, stream in ((0, "text"), (2, "identity")):  # their next latents among the outputs
         errors = {ops: relative_rms(found[ops][index], exact[index].double()) for ops in OPS}
         between = relative_rms(found["triton"][index], found["torch"][index].double())
         limit = MOST_RATIO * errors["torch"]

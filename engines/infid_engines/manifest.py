@@ -13,7 +13,7 @@ from infid_engines.atomic_files import whole_file
 from infid_engines.documents import read_json, record, require_plain, sealed, unsealed
 from infid_engines.errors import EngineFolderError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 _REBUILD = "Build the folder again with its original `infid-export build` command."
 

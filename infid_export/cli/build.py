@@ -50,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     precision.add_argument("--precision", choices=("fp16", "fp32"), help="precision of the networks (fp32)")
     add_size(graphs)
     graphs.add_argument("--batch", type=int, default=1, metavar="N", help="images per call (1)")
+    graphs.add_argument(
+        "--no-guidance", dest="guidance", action="store_false",
+        help="steps without unconditional rows: half the work, for few-step models",
+    )  # fmt: skip
     graphs.add_argument("--people", type=int, default=1, metavar="N", help="people per image (1)")
     for name in ("height", "width", "batch"):
         graphs.add_argument(

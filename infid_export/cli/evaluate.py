@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from infid_export.evaluation.sets import EvaluationSet
 
 _WORLD = "world:heldout"
-_SETTINGS = ("steps", "guidance", "style_strength", "plain_style_strength", "identity_strength")
+_SETTINGS = (
+    "steps", "sampler", "spacing", "guidance", "style_strength", "plain_style_strength", "identity_strength",
+)  # fmt: skip
 _SECONDS = 3.0  # per image of the demo model on two cores; only fractions of it are shown
 EXAMPLES = (
     "infid-export evaluate infid-engines -o scores",

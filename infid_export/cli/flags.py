@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infid_engines.registry import BACKENDS
+from infid_export.sampling import SAMPLERS, SPACINGS
 
 # Not "engines": a clone of the repository has source code there.
 ENGINES = Path("infid-engines")
@@ -65,8 +66,15 @@ def add_size(parser: argparse._ActionsContainer) -> None:
 
 def add_sampling(parser: argparse._ActionsContainer) -> None:
     """Add the sampling settings."""
-    parser.add_argument("--steps", type=int, metavar="N", help="DDIM steps (the folder's)")
-    parser.add_argument("--guidance", type=float, metavar="G", help="classifier-free guidance scale (the folder's)")
+    parser.add_argument("--steps", type=int, metavar="N", help="number of steps (the folder's)")
+    parser.add_argument("--sampler", choices=SAMPLERS, metavar="NAME", help=f"{', '.join(SAMPLERS)} (the folder's)")
+    parser.add_argument(
+        "--spacing", choices=SPACINGS, metavar="NAME", help=f"of the timesteps: {', '.join(SPACINGS)} (the folder's)"
+    )
+    parser.add_argument(
+        "--guidance", type=float, metavar="G",
+        help="classifier-free guidance scale; 1 is the prompt alone, diffusers' 0 of few-step models (the folder's)",
+    )  # fmt: skip
     parser.add_argument(
         "--style-strength", type=float, metavar="S",
         help="AdaIN-mean: 1 is the paper's, for styles; 0 is off and keeps more of the person (the folder's)",

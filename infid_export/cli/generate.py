@@ -80,6 +80,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                 guidance=arguments.guidance,
                 style_strength=arguments.style_strength,
                 identity_strength=arguments.identity_strength,
+                sampler=arguments.sampler,
+                spacing=arguments.spacing,
                 reporter=reporter,
             )
     _save(images, paths)

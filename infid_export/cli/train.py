@@ -102,7 +102,7 @@ def _add_watching(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--sample-prompt", action="append", metavar="TEXT", help="prompt of the sample images; repeatable"
     )
-    group.add_argument("--sample-steps", type=int, metavar="N", help="DDIM steps (the model's default)")
+    group.add_argument("--sample-steps", type=int, metavar="N", help="steps per image (the model's default)")
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
 from infid_engines.errors import InputError
@@ -18,7 +19,7 @@ from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.model.architectures import Sampling
 from infid_export.model.encoder_match import differences, encoders_of, trained_with
 from infid_export.model.sources import COMPONENTS, ModelSource, open_source
-from infid_export.runtime.pipeline import Pipeline, seeded_noise
+from infid_export.runtime.pipeline import Pipeline
 
 _REFERENCE_BATCH = 4  # prompts per call in PyTorch: on two cores, more are not faster and take more memory
 
@@ -38,7 +39,7 @@ class Generator(Protocol):
     def generate(
         self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylized: bool
     ) -> list[Image.Image]:
-        """Return one image per prompt, each from the noise of its own seed (`seeded_noise`).
+        """Return one image per prompt, each from the noise of its own seed, `numpy.random.default_rng(seed)`.
 
         Args:
             person: result of `enroll`.
@@ -71,6 +72,8 @@ class PromptSampling:
         """Return a model's sampling settings, replaced by the given settings that are not None."""
         given = {name: value for name, value in (settings or {}).items() if value is not None}
         plain = given.pop("plain_style_strength", 0.0)
+        if "sampler" in given:
+            given = {"spacing": None, **given}  # the model's own spacing is its own sampler's
         return cls(replace(own, **given), plain)
 
     def of(self, stylized: bool) -> Sampling:
@@ -163,7 +166,6 @@ class ReferenceGenerator:
         if identity is not None:
             weights["identity"] = sha256_file(identity)
         self._size = source.architecture.size
-        self._latents = source.architecture.latents(self._size, self._size)
         self._described = {
             "kind": "pytorch",
             "backend": "torch",
@@ -182,15 +184,13 @@ class ReferenceGenerator:
         self, person: Any, prompts: Sequence[str], noise_seeds: Sequence[int], stylized: bool
     ) -> list[Image.Image]:
         """Return one image per prompt."""
-        import torch
-
         images: list[Image.Image] = self._pipe(
             list(prompts),
             person,
             height=self._size,
             width=self._size,
             **self._settings.of(stylized).arguments(),
-            latents=torch.from_numpy(seeded_noise(noise_seeds, self._latents)),
+            generator=[np.random.default_rng(seed) for seed in noise_seeds],
         ).images
         return images
 

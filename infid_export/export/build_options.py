@@ -31,6 +31,7 @@ class BuildOptions:
         height: image height in pixels; None is the model's default. Likewise `width`.
         batch: images per call.
         people: people (token slots) per image.
+        guidance: whether steps have unconditional rows too, for classifier-free guidance; half the work without.
         height_range: smallest, usual and largest height of dynamic engines; likewise for width and batch.
         backends: `auto`, or names of backends to build engines for.
         targets: GPU architectures such as `sm_89`, for the backends that need one.
@@ -60,6 +61,7 @@ class BuildOptions:
     width: int | None = None
     batch: int = 1
     people: int = 1
+    guidance: bool = True
     height_range: Range | None = None
     width_range: Range | None = None
     batch_range: Range | None = None

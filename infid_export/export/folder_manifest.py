@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from infid_export.export.build_options import BuildOptions
 from infid_export.export.plan import EngineItem, Plan
 from infid_export.faces.detection import INSIGHTFACE_LICENSE
 from infid_export.model.sources import BUILT_IN
-from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
+from infid_export.sampling.samplers import sampler_table
 
 
 def graph_records(plan: Plan, folder: Path, files: Mapping[str, FileRecord]) -> dict[str, GraphRecord]:
@@ -54,11 +54,14 @@ def parity_engines(graphs: Mapping[str, GraphRecord], files: Mapping[str, FileRe
 
 def sampling_facts(plan: Plan) -> dict[str, dict[str, Any]]:
     """Return the sampling parts of the manifest: `scheduler` and `defaults`."""
-    sampling = plan.source.architecture.sampling
-    table = [[float(value) for value in row] for row in ddim_table(SDXL_SCHEDULER, sampling.steps)]
+    sampling, source = plan.source.architecture.sampling, plan.source
+    if not plan.options.guidance:
+        sampling = replace(sampling, guidance=1.0)
+    table = sampler_table(source.scheduler, sampling.steps, sampling.sampler, sampling.spacing)
+    rows = [[float(value) for value in row] for row in table.rows]
     return {
-        "scheduler": {**SDXL_SCHEDULER, "steps": sampling.steps, "table": table},
-        "defaults": {**asdict(sampling), "negative_prompt": None if plan.source.zero_negative else ""},
+        "scheduler": {**source.scheduler, "table": rows, "initial_scale": table.initial_scale},
+        "defaults": {**asdict(sampling), "negative_prompt": None if source.zero_negative else ""},
     }
 
 

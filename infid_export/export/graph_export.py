@@ -41,8 +41,10 @@ class GraphExporter:
     def sizes(self, extents: tuple[int, int, int] | None = None) -> Sizes:
         """Return the sizes of the build's graphs, or with the given batch, height and width."""
         batch, height, width = extents or self.options.extents()
-        source = self.source
-        return Sizes(source.architecture, source.config, self.blocks, batch, height, width, self.options.people)
+        source, options = self.source, self.options
+        return Sizes(
+            source.architecture, source.config, self.blocks, batch, height, width, options.people, options.guidance
+        )
 
     def write(self, form: GraphForm, precision: str, path: Path, size: tuple[int, int] | None = None) -> None:
         """Export a graph to ONNX. Its weights are references into the weights files next to it.

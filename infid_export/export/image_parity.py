@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from infid_engines.manifest import Manifest
 from infid_engines.progress import Stage
@@ -16,7 +16,7 @@ from infid_export.export.parity_case import NEGATIVE_PROMPT, PROMPT, SEED, parit
 from infid_export.export.plan import Plan
 from infid_export.export.tolerances import PSNR_DB
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
-from infid_export.runtime.pipeline import Pipeline, seeded_noise
+from infid_export.runtime.pipeline import Pipeline
 
 
 def compare_image(plan: Plan, folder: Path, manifest: Manifest, steps: int, stage: Stage) -> ImageParity:
@@ -31,7 +31,6 @@ def compare_image(plan: Plan, folder: Path, manifest: Manifest, steps: int, stag
     """
     architecture = plan.source.architecture
     face = parity_face(architecture.image_encoder["image_size"], plan.source.config.face_width)
-    noise = seeded_noise([SEED], architecture.latents(plan.height, plan.width))
     threshold = PSNR_DB[manifest.precision]
     with Pipeline.load(folder, backend=PARITY_BACKEND) as runtime:
         person = runtime.encode(face)
@@ -40,7 +39,7 @@ def compare_image(plan: Plan, folder: Path, manifest: Manifest, steps: int, stag
             person,
             negative_prompt=NEGATIVE_PROMPT,
             steps=steps,
-            noise=noise,
+            seed=SEED,
             callback=lambda index, *_: stage.update((index + 1) / steps / 2, f"engine step {index + 1}"),
             output_type="np",
         )
@@ -57,8 +56,8 @@ def compare_image(plan: Plan, folder: Path, manifest: Manifest, steps: int, stag
         negative_prompt=NEGATIVE_PROMPT,
         height=plan.height,
         width=plan.width,
-        **replace(architecture.sampling, steps=steps).arguments(),
-        latents=torch.from_numpy(noise),
+        **replace(architecture.sampling, steps=steps, guidance=manifest.defaults["guidance"]).arguments(),
+        generator=np.random.default_rng(SEED),
         callback_on_step_end=advance,
         output_type="np",
     ).images

@@ -18,6 +18,7 @@ Array = np.ndarray[Any, Any]
 PROMPT = "a portrait photo of a person in the rain, oil painting"
 NEGATIVE_PROMPT = "blurry"
 SEED = 20240319
+_NOISES = 6  # batches of noise that a graph can ask for
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class ParityCase:
 
     @cached_property
     def _noise(self) -> Array:
-        return seeded_noise([SEED + row for row in range(3 * self.sizes.batch)], self.sizes.latents.extents[1:])
+        return seeded_noise([SEED + row for row in range(_NOISES * self.sizes.batch)], self.sizes.latents.extents[1:])
 
     def noise(self, index: int) -> Array:
-        """Return one of three batches of noise, `[B, 4, h, w]` fp32."""
+        """Return one of six batches of noise, `[B, 4, h, w]` fp32."""
         batch = self.sizes.batch
         return self._noise[index * batch : (index + 1) * batch]
 
@@ -48,10 +49,10 @@ class ParityCase:
         return np.full(self.sizes.batch, value, np.float32)
 
     def token_ids(self, tokenizer: int) -> Array:
-        """Return `[2B, 77]` int32 ids of the negative prompt and the prompt, from one of the model's two tokenizers."""
+        """Return `[R, 77]` int32 ids of the negative prompt and the prompt, from one of the model's two tokenizers."""
         from tokenizers import Tokenizer
 
-        texts = [NEGATIVE_PROMPT] * self.sizes.batch + [PROMPT] * self.sizes.batch
+        texts = ([NEGATIVE_PROMPT] * self.sizes.batch + [PROMPT] * self.sizes.batch)[-self.sizes.rows :]
         encoded = Tokenizer.from_str(self.source.tokenizers()[tokenizer]).encode_batch(texts)
         return np.array([item.ids for item in encoded], np.int32)
 

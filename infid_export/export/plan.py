@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,8 @@ class Plan:
     def image_key(self) -> str:
         """Return the key of the whole-image comparison."""
         graphs = {form.name: self.parity_key(form) for form in self.graphs}
-        return canonical_key({"graphs": graphs, "code": code_hash("image", type(self.source))})
+        sampling = {"scheduler": dict(self.source.scheduler), "usual": asdict(self.source.architecture.sampling)}
+        return canonical_key({"graphs": graphs, **sampling, "code": code_hash("image", type(self.source))})
 
 
 def make_plan(options: BuildOptions) -> Plan:
@@ -285,6 +286,8 @@ def _graph_fields(form: GraphForm, options: BuildOptions, source: ModelSource) -
         fields |= {"height_range": options.height_range, "width_range": options.width_range}
     if "batch" in graph.depends_on:
         fields |= {"batch_range": options.batch_range}
+    if "guidance" in graph.depends_on:
+        fields |= {"guidance": options.guidance}
     if "people" in graph.depends_on:
         fields |= {"people": options.people}
     if "method" in graph.depends_on:

@@ -13,16 +13,20 @@ class Sampling:
     """The sampling settings.
 
     Args:
-        steps: DDIM steps.
+        steps: number of steps.
         guidance: classifier-free guidance scale.
         style_strength: s of AdaIN-mean.
         identity_strength: λ.
+        sampler: one of `infid_export.sampling.SAMPLERS`.
+        spacing: of the sampler's timesteps; None for few-step samplers.
     """
 
     steps: int = 30
     guidance: float = 5.0
     style_strength: float = 1.0
     identity_strength: float = 1.0
+    sampler: str = "ddim"
+    spacing: str | None = "leading"
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments for `InfiniteIDPipeline`, with diffusers' names."""
@@ -31,6 +35,8 @@ class Sampling:
             "guidance_scale": self.guidance,
             "style_strength": self.style_strength,
             "identity_strength": self.identity_strength,
+            "sampler": self.sampler,
+            "spacing": self.spacing,
         }
 
 

@@ -20,10 +20,10 @@ from infid_export.model.checkpoint_kind import (
     check_unet,
     check_vae,
     check_widths,
-    sampler_note,
 )
 from infid_export.model.config import IdentityConfig
 from infid_export.model.tokenizers import read_vocabulary
+from infid_export.sampling.scheduler_config import ModelSampling, read_scheduler
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _CHECKS = {
@@ -45,11 +45,13 @@ class Checkpoint:
 
     Args:
         parts: configurations of the UNet, the VAE and the text encoders.
+        sampling: its noise schedule, and the sampler it asks for.
         zero_negative: whether a missing negative prompt means zero embeddings.
         notes: what was chosen if the checkpoint leaves a choice, and why.
     """
 
     parts: Mapping[str, dict[str, Any]]
+    sampling: ModelSampling
     zero_negative: bool
     notes: tuple[str, ...]
 
@@ -77,14 +79,15 @@ def read_checkpoint(folder: Path, given: Mapping[str, Any] | None = None) -> Che
     for name, config in parts.items():
         _CHECKS[name](config, f"The given {name}" if name in own else f"{folder}/{name}/config.json")
     check_widths(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], str(folder))
-    notes = [sampler_note(schedule)]
+    sampling = read_scheduler(schedule, None if "scheduler" in own else index["scheduler"][1])
+    notes = [sampling.note]
     if not {"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"} & own.keys():
         notes.append(_check_vocabularies(folder, parts))
     for name in NETWORKS:
         if name not in own and (variant := weight_files(folder / name).variant) is not None:
             notes.append(f"{name} weights: the variant {variant}, since there are no plain ones")
     zeros = bool(index.get("force_zeros_for_empty_prompt", True))
-    return Checkpoint(parts, zeros, tuple(note for note in notes if note))
+    return Checkpoint(parts, sampling, zeros, tuple(note for note in notes if note))
 
 
 def _check_vocabularies(folder: Path, parts: Mapping[str, Mapping[str, Any]]) -> str:

@@ -3,8 +3,7 @@
 - `needed`: fields for which our own code (latents, time ids, noise schedule, two-stream attention, decoding) assumes
   SDXL's value. An absent field has the library's default, not SDXL's.
 - `applied`: fields that diffusers and transformers apply when they build the network, or that our own code reads.
-- `unused`: fields that have no effect on a result, or that only configure the sampler, which is DDIM here for every
-  model.
+- `unused`: fields that have no effect on a result, or that only configure the sampler.
 
 A field in no group is unknown, and may change the image.
 """
@@ -15,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from infid_export.scheduler import SDXL_SCHEDULER
+from infid_export.sampling import PREDICTIONS
+from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,11 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
 }
 
-# Schedulers of diffusers for models that predict the noise of the betas' schedule, like DDIM, each with its own
-# defaults for absent fields. Schedulers for few-step models (LCM, TCD), flow matching and EDM belong to other models.
+# Schedulers of diffusers that sample a model trained with the noise schedule of their betas, each with its defaults
+# where they differ from those below. Those of flow matching and of EDM belong to other models.
 _CLIPS = {"clip_sample": True}
 _STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}
+_DISTILLED = {**_STABLE_DIFFUSION, "beta_schedule": "scaled_linear"}
 SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
     "DDIMScheduler": _CLIPS,
     "DDIMParallelScheduler": _CLIPS,
@@ -182,9 +183,11 @@ SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
     "HeunDiscreteScheduler": _STABLE_DIFFUSION,
     "KDPM2AncestralDiscreteScheduler": _STABLE_DIFFUSION,
     "KDPM2DiscreteScheduler": _STABLE_DIFFUSION,
+    "LCMScheduler": _DISTILLED,
     "LMSDiscreteScheduler": {},
     "PNDMScheduler": {},
     "SASolverScheduler": {},
+    "TCDScheduler": _DISTILLED,
     "UniPCMultistepScheduler": {},
 }
 _TRAINED = "the model was trained with another noise schedule"
@@ -195,8 +198,7 @@ SCHEDULE = Fields(
         "beta_end": Needed((SDXL_SCHEDULER["beta_end"],), 0.02, _TRAINED),
         "beta_schedule": Needed((SDXL_SCHEDULER["beta_schedule"],), "linear", _TRAINED),
         "trained_betas": Needed((None,), None, _TRAINED),
-        "rescale_betas_zero_snr": Needed((False,), False, _TRAINED),
-        "prediction_type": Needed(("epsilon",), "epsilon", "the model does not predict the noise"),
+        "prediction_type": Needed(PREDICTIONS, "epsilon", "the model predicts something else"),
         "predict_epsilon": Needed((True,), True, "the model does not predict the noise"),
         "variance_type": Needed(
             (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"), None,
@@ -211,14 +213,16 @@ SCHEDULE = Fields(
         "clip_sample": Needed((False,), False, "SDXL's latents exceed the range that it clips to"),
         "thresholding": Needed((False,), False, "which does not work with latents"),
     },
-    applied=frozenset(),
+    applied=frozenset({
+        "timestep_spacing", "rescale_betas_zero_snr", "steps_offset", "set_alpha_to_one", "use_karras_sigmas",
+        "original_inference_steps",
+    }),
     unused=frozenset({
-        # configuration of the sampler: here DDIM, with SDXL's spacing
-        "timestep_spacing", "steps_offset", "set_alpha_to_one", "skip_prk_steps", "interpolation_type",
-        "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "solver_order",
-        "algorithm_type", "solver_type", "lower_order_final", "euler_at_final", "final_sigmas_type",
-        "lambda_min_clipped", "predict_x0", "disable_corrector", "solver_p", "noise_sampler_seed", "predictor_order",
-        "corrector_order", "tau_func", "original_inference_steps", "timestep_scaling",
+        # settings of samplers: `read_scheduler` says which are not applied
+        "skip_prk_steps", "interpolation_type", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas",
+        "solver_order", "algorithm_type", "solver_type", "lower_order_final", "euler_at_final",
+        "final_sigmas_type", "lambda_min_clipped", "predict_x0", "disable_corrector", "solver_p",
+        "noise_sampler_seed", "predictor_order", "corrector_order", "tau_func", "timestep_scaling",
         # options of features that are off above
         "clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio", "flow_shift", "time_shift_type",
     }),

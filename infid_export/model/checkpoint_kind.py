@@ -22,7 +22,6 @@ from infid_export.model.checkpoint_fields import (
     VAE,
     Fields,
 )
-from infid_export.scheduler import SDXL_SCHEDULER
 
 Config = Mapping[str, Any]
 _SDXL = "Use SDXL base or a fine-tune of it, in diffusers' format."
@@ -60,7 +59,7 @@ def check_model_index(config: Config, where: str, replaced: Collection[str] = ()
 
 
 def check_scheduler(config: Config, where: str, name: str | None = None) -> None:
-    """Check that a model was trained with SDXL's noise schedule to predict the noise.
+    """Check that a model was trained with SDXL's noise schedule, or with that schedule at zero terminal SNR.
 
     Args:
         config: configuration of the scheduler that the model was saved with.
@@ -73,23 +72,10 @@ def check_scheduler(config: Config, where: str, name: str | None = None) -> None
     kind = name or config.get("_class_name")
     if not isinstance(kind, str) or kind not in SCHEDULERS:
         raise InputError(
-            f"{where} is of {_shown(kind)}, which does not sample models like SDXL (but flow matching, EDM or few-step "
-            "models).",
-            fix="Use a checkpoint that was trained with SDXL's noise schedule to predict the noise.",
+            f"{where} is of {_shown(kind)}, which does not sample models like SDXL (but flow matching or EDM).",
+            fix="Use a checkpoint that was trained with SDXL's noise schedule.",
         )
     _check_fields({**SCHEDULERS[kind], **config}, SCHEDULE, where)
-
-
-def sampler_note(config: Config) -> str:
-    """Return a note that the checkpoint's sampler is replaced; empty if it is used."""
-    name = str(config.get("_class_name"))
-    spacing = config.get("timestep_spacing", SDXL_SCHEDULER["timestep_spacing"])
-    if name in ("DDIMScheduler", "DDIMParallelScheduler") and spacing == SDXL_SCHEDULER["timestep_spacing"]:
-        return ""
-    return (
-        f"sampler: DDIM with {SDXL_SCHEDULER['timestep_spacing']} timestep spacing, instead of the checkpoint's "
-        f"{name} with {spacing} spacing"
-    )
 
 
 def check_unet(config: Config, where: str) -> None:

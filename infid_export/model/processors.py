@@ -24,7 +24,7 @@ from infid_kernels import OPS, AttentionOps, adain, adain_mean
 class Streams:
     """The inputs of the attention layers for one UNet call.
 
-    R = 2B: unconditional rows, then conditional rows.
+    A stream has R rows: 2B with guidance (unconditional, then conditional), else B.
 
     Args:
         text: whether the batch has text rows (they come first).
@@ -35,6 +35,8 @@ class Streams:
         text_features: per block path, `[R, N, C]`, the input of `attn1` in the text rows. They are collected if the
             batch has text rows, and read if it has only identity rows. Identity rows without features are the training
             mode: plain self-attention and no text cross-attention.
+        people: number of samples that share each row of the prompt and the text features, if these are those of one
+            template; None if each sample has its own.
     """
 
     text: bool
@@ -43,6 +45,13 @@ class Streams:
     style_strength: Tensor | None = None
     identity_strength: Tensor | None = None
     text_features: dict[str, Tensor] = field(default_factory=dict)
+    people: int | None = None
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """Repeat each row of a template for all people: `[u, c]` becomes `[u, u, …, c, c, …]`."""
+        if self.people is None:
+            return rows
+        return rows.unsqueeze(1).expand(-1, self.people, *rows.shape[1:]).flatten(0, 1)
 
     @property
     def identity(self) -> bool:
@@ -93,7 +102,7 @@ class SelfAttentionProcessor:
             outputs.append(scaled_dot_product_attention(q_t, k_t, v_t))
         elif self.path in streams.text_features:
             features = streams.text_features[self.path]
-            k_t, v_t = _heads(attn, attn.to_k(features)), _heads(attn, attn.to_v(features))
+            k_t, v_t = (_heads(attn, streams.spread(project(features))) for project in (attn.to_k, attn.to_v))
         if streams.identity:
             assert q_id is not None and k_id is not None and v_id is not None
             if k_t is None or v_t is None or self.config.self_attention == "plain":
@@ -145,8 +154,8 @@ class CrossAttentionProcessor:
         q_t, q_id = streams.split(_heads(attn, attn.to_q(hidden_states)))
         k_t = v_t = None
         if encoder_hidden_states is not None:
-            k_t = _heads(attn, attn.to_k(encoder_hidden_states))
-            v_t = _heads(attn, attn.to_v(encoder_hidden_states))
+            k_t = _heads(attn, streams.spread(attn.to_k(encoder_hidden_states)))
+            v_t = _heads(attn, streams.spread(attn.to_v(encoder_hidden_states)))
         outputs = []
         if q_t is not None:
             assert k_t is not None and v_t is not None

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionXLPipeline,
+    TCDScheduler,
+)
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
@@ -25,13 +34,21 @@ from infid_export.model.identity import IdentityModules
 from infid_export.model.loading import load_network
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import ModelSource
-from infid_export.model.step import DenoiseStep, IdentityInputs, PromptInputs
-from infid_export.scheduler import SDXL_SCHEDULER
+from infid_export.model.step import DenoiseStep, IdentityInputs, PromptInputs, SamplerInputs, StreamInputs
+from infid_export.sampling import KARRAS
+from infid_export.sampling.samplers import SamplerTable, sampler_table
+from infid_export.sampling.scheduler_config import read_scheduler
 
-# The settings of DDIM sampling, whatever sampler a checkpoint names. The noise schedule remains the checkpoint's.
-_SAMPLING = {
-    name: SDXL_SCHEDULER[name] for name in ("timestep_spacing", "steps_offset", "set_alpha_to_one", "clip_sample")
+_SCHEDULERS: Mapping[str, Any] = {
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+    "euler_a": EulerAncestralDiscreteScheduler,
+    "lcm": LCMScheduler,
+    "tcd": TCDScheduler,
 }
+_Generator = np.random.Generator | torch.Generator
+Generators = _Generator | Sequence[_Generator] | None
 _PARTS = (*NETWORKS, "scheduler", "tokenizer", "tokenizer_2")
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -112,7 +129,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             tokenizer=tokenizers[0],
             tokenizer_2=tokenizers[1],
             unet=source.load("unet", dtype),
-            scheduler=DDIMScheduler(**SDXL_SCHEDULER),
+            scheduler=_scheduler(source),
             force_zeros_for_empty_prompt=source.zero_negative,
             add_watermarker=False,
         )
@@ -126,7 +143,6 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         self._identity_modules = identity.to(self.device)
         self._identity_image_encoder = image_encoder
         self._step = DenoiseStep(self.unet, identity.config, ops)
-        self.scheduler = DDIMScheduler.from_config(self.scheduler.config, **_SAMPLING)
         return self
 
     @property
@@ -181,7 +197,9 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         guidance_scale: float = 5.0,
         style_strength: float = 1.0,
         identity_strength: float = 1.0,
-        generator: np.random.Generator | torch.Generator | None = None,
+        sampler: str | None = None,
+        spacing: str | None = None,
+        generator: Generators = None,
         latents: Tensor | None = None,
         text_latents: Tensor | None = None,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
@@ -195,11 +213,15 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             negative_prompt: what to avoid; None is what the checkpoint was trained with, zero embeddings for SDXL.
             height: pixels; None is the model's default.
             width: likewise.
-            num_inference_steps: DDIM steps.
-            guidance_scale: scale of each stream's classifier-free guidance.
+            num_inference_steps: number of steps.
+            guidance_scale: g of each stream's classifier-free guidance u + g·(c − u). 1 is the conditional prediction
+                alone, at half the cost; this is what diffusers means by 0 for few-step models.
             style_strength: s of AdaIN.
             identity_strength: λ.
-            generator: source of the initial noise.
+            sampler: one of `infid_export.sampling.SAMPLERS`; None is that of the pipeline's `scheduler`.
+            spacing: of the sampler's timesteps, one of `SPACINGS`; None is that of the pipeline's `scheduler`.
+            generator: source of the initial noise, and of the noise that a stochastic sampler adds; one, or one per
+                prompt.
             latents: `[B, 4, h, w]` initial noise, instead of a generator.
             text_latents: likewise for the text stream; None uses the same noise.
             callback_on_step_end: diffusers' callback; it gets a copy of the latents, and may return new ones.
@@ -218,7 +240,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             text_of("The negative prompt", negative_prompt, "Give one string, which goes with every prompt.")
         batch, device = len(prompts), self._execution_device
         height, width = self._pixels("height", height), self._pixels("width", width)
-        self._check_steps(num_inference_steps)
+        table = self._table(sampler, spacing, num_inference_steps)
         fix = "The paper uses a guidance of 5 and strengths of 1."
         guidance_scale = finite_number("guidance_scale", guidance_scale, fix)
         style_strength = finite_number("style_strength", style_strength, fix)
@@ -238,29 +260,37 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         shape = (batch, 4, height // self.vae_scale_factor, width // self.vae_scale_factor)
         for name, given in (("latents", latents), ("text_latents", text_latents)):
             _check_latents(name, given, shape)
-        current = (_noise(shape, generator) if latents is None else latents).to(device, torch.float32)
-        text = (current if text_latents is None else text_latents).to(device, torch.float32)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        current, text = current * self.scheduler.init_noise_sigma, text * self.scheduler.init_noise_sigma
-        time_ids = torch.tensor(
-            [[height, width, 0, 0, height, width]] * (2 * batch), dtype=torch.float32, device=device
+        draw = _noise(shape, generator)
+        start = (draw() if latents is None else latents).to(device, torch.float32)
+        text_start = start if text_latents is None else text_latents.to(device, torch.float32)
+        # without guidance the unconditional rows would have no effect
+        copies = 1 if guidance_scale == 1 else 2
+        prompt_inputs = PromptInputs(
+            torch.cat([uncond, cond][-copies:]),
+            torch.cat([pooled_uncond, pooled][-copies:]),
+            torch.tensor([[height, width, 0, 0, height, width]] * (copies * batch), dtype=torch.float32, device=device),
         )
-        keys, values = (tensor.repeat_interleave(batch, 0).to(device, self.unet.dtype) for tensor in identity)
+        keys, values = (tensor[-copies:].repeat_interleave(batch, 0).to(device, self.unet.dtype) for tensor in identity)
         strengths = [torch.full((batch,), value, device=device) for value in (style_strength, identity_strength)]
-        prompt_inputs = PromptInputs(torch.cat([uncond, cond]), torch.cat([pooled_uncond, pooled]), time_ids)
         identity_inputs = IdentityInputs(keys, values, *strengths)
-        with self.progress_bar(total=num_inference_steps) as progress:
-            for index, timestep in enumerate(self.scheduler.timesteps):
-                noise = self._step.predict_noise(
-                    (text, current), timestep[None].float(), prompt_inputs, identity_inputs
-                )
-                guided = [u + guidance_scale * (c - u) for u, c in (stream.chunk(2) for stream in noise)]
-                text = self.scheduler.step(guided[0], timestep, text).prev_sample
-                current = self.scheduler.step(guided[1], timestep, current).prev_sample
+        guidance = None if copies == 1 else torch.full((batch,), guidance_scale, device=device)
+        zeros = torch.zeros_like(start)
+        streams = [StreamInputs(each * table.initial_scale, zeros, zeros) for each in (text_start, start)]
+        rows = torch.from_numpy(table.rows).to(device)
+        with self.progress_bar(total=len(table)) as progress:
+            for index, row in enumerate(rows):
+                if table.stochastic:
+                    fresh = [draw().to(device, torch.float32)]
+                    fresh += fresh if text_latents is None else [draw().to(device, torch.float32)]
+                    streams = [stream._replace(noise=noise) for stream, noise in zip(streams, fresh[::-1], strict=True)]
+                sampler_inputs = SamplerInputs(row[:1], row[1:], guidance)
+                streams = self._step.advance(streams, sampler_inputs, prompt_inputs, identity_inputs)
                 if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, index, timestep, {"latents": current.clone()}) or {}
-                    current = changed.get("latents", current)
+                    current = streams[1].latents
+                    changed = callback_on_step_end(self, index, row[0], {"latents": current.clone()}) or {}
+                    streams[1] = streams[1]._replace(latents=changed.get("latents", current))
                 progress.update()
+        text, current = (stream.latents for stream in streams)
         if output_type == "latent":
             return InfiniteIDOutput(current, text)
         images = self._decode(current)
@@ -276,11 +306,12 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             raise InputError(f"{name} must be a multiple of {self.vae_scale_factor}, not {pixels}.", fix=fix)
         return pixels
 
-    def _check_steps(self, steps: int) -> None:
-        config = self.scheduler.config
-        most = config.num_train_timesteps - config.steps_offset  # the first timestep must be one that was trained
-        if whole_number("num_inference_steps", steps, "30 is usual.", least=1) > most:
-            raise InputError(f"num_inference_steps must be at most {most}, not {steps}.", fix="30 is usual.")
+    def _table(self, sampler: str | None, spacing: str | None, steps: int) -> SamplerTable:
+        """Return the table of the asked-for sampler; of the pipeline's scheduler where nothing is asked for."""
+        own = read_scheduler(self.scheduler.config, type(self.scheduler).__name__)
+        if sampler is None:
+            sampler, spacing = own.sampler, own.spacing if spacing is None else spacing
+        return sampler_table(own.schedule, steps, sampler, spacing)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Decode to `[B, 3, 8h, 8w]` fp32. A VAE with `force_upcast` decodes in fp32, as in diffusers."""
@@ -340,13 +371,28 @@ def _dtype(options: Mapping[str, Any], name: str) -> torch.dtype:
     return asked if isinstance(asked, torch.dtype) else torch.float32
 
 
-def _noise(shape: tuple[int, ...], generator: np.random.Generator | torch.Generator | None) -> Tensor:
-    if not isinstance(generator, np.random.Generator | torch.Generator | type(None)):
-        raise InputError(
-            f"generator must be a numpy or torch generator, not {shown(generator)}.",
-            fix="Give numpy.random.default_rng(0).",
-        )
+def _scheduler(source: ModelSource) -> Any:
+    """Return diffusers' scheduler that samples as a model does by default."""
+    sampling = source.architecture.sampling
+    spaced = {"use_karras_sigmas": True} if sampling.spacing == KARRAS else {}
+    return _SCHEDULERS[sampling.sampler].from_config({**source.scheduler, **spaced})
+
+
+def _noise(shape: tuple[int, ...], generator: Generators) -> Callable[[], Tensor]:
+    """Return a function that draws standard normal noise; of several generators, one image is drawn from each."""
+    several = generator if isinstance(generator, Sequence) else None
+    for each in several if several is not None else [generator]:
+        if not isinstance(each, np.random.Generator | torch.Generator | type(None)):
+            raise InputError(
+                f"generator must be a numpy or torch generator, not {shown(each)}.",
+                fix="Give numpy.random.default_rng(0), or a list with one per prompt.",
+            )
+    if several is not None:
+        if len(several) != shape[0]:
+            raise InputError(f"{len(several)} generators do not fit {shape[0]} prompt(s).", fix="Give one per prompt.")
+        draws = [_noise((1, *shape[1:]), each) for each in several]
+        return lambda: torch.cat([draw() for draw in draws])
     if isinstance(generator, torch.Generator):
-        return torch.randn(shape, generator=generator, device=generator.device)
-    source = generator or np.random.default_rng()
-    return torch.from_numpy(source.standard_normal(shape, dtype=np.float32))
+        return partial(torch.randn, shape, generator=generator, device=generator.device)
+    source = generator if isinstance(generator, np.random.Generator) else np.random.default_rng()
+    return lambda: torch.from_numpy(source.standard_normal(shape, dtype=np.float32))

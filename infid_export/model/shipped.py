@@ -16,6 +16,7 @@ from infid_engines.manifest import sha256_file
 from infid_export.model.architectures import DEMO
 from infid_export.model.config import read_config
 from infid_export.model.tokenizers import sdxl_tokenizers
+from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ class ShippedSource:
     name = "demo"
     architecture = DEMO
     zero_negative = True
+    scheduler = SDXL_SCHEDULER
     notes: tuple[str, ...] = ()
 
     def __init__(self, choices: Mapping[str, str | None] | None = None, identity: Path | None = None) -> None:

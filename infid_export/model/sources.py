@@ -10,17 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from infid_engines.errors import InputError
 from infid_engines.hashes import remembered_sha256
-from infid_export.model.architectures import DEMO, SDXL, Architecture, identity_config
+from infid_export.model.architectures import DEMO, SDXL, Architecture, Sampling, identity_config
 from infid_export.model.checkpoint import check_identity, image_encoder_config, read_checkpoint
 from infid_export.model.checkpoint_files import checkpoint_folder, image_encoder_file, local_folder, weight_files
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.shipped import ShippedSource
+from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
+from infid_export.sampling.scheduler_config import ModelSampling
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +40,7 @@ class ModelSource(Protocol):
     architecture: Architecture
     config: IdentityConfig
     zero_negative: bool  # whether a missing negative prompt means zero embeddings, not those of an empty text
+    scheduler: Mapping[str, Any]  # the noise schedule it was trained with, fields as in `SDXL_SCHEDULER`
     notes: tuple[str, ...]  # what was chosen if the model leaves a choice, and why
 
     def fingerprint(self, component: str) -> str:
@@ -71,6 +75,7 @@ class RandomSource:
     """
 
     notes: tuple[str, ...] = ()
+    scheduler = SDXL_SCHEDULER
 
     def __init__(self, name: str, seed: int = 0, config: IdentityConfig | None = None) -> None:
         self.name = name
@@ -150,7 +155,9 @@ class CheckpointSource:
             checkpoint.parts["text_encoder"],
             checkpoint.parts["text_encoder_2"],
             vision,
+            _sampling(checkpoint.sampling),
         )
+        self.scheduler = checkpoint.sampling.schedule
         check_identity(self.config, vision, self.architecture.unet["cross_attention_dim"], self.name)
         self._image_encoder_file = image_encoder_file(image_encoder)
 
@@ -217,6 +224,12 @@ class CheckpointSource:
         files = sorted(file for name in ("tokenizer", "tokenizer_2") for file in (self.folder / name).glob("*.*"))
         facts = (f"{file.name}{remembered_sha256(file)}" for file in files if file.is_file())
         return hashlib.sha256("".join(facts).encode()).hexdigest()
+
+
+def _sampling(asked: ModelSampling) -> Sampling:
+    """Return the defaults for a checkpoint; a few-step model needs few steps and no guidance."""
+    usual = Sampling(sampler=asked.sampler, spacing=asked.spacing)
+    return replace(usual, steps=4, guidance=1.0) if asked.distilled else usual
 
 
 def open_source(

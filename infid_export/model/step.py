@@ -1,8 +1,8 @@
-"""One denoising step as a module: UNet, classifier-free guidance and the DDIM update of each stream.
+"""One denoising step as a module: UNet, classifier-free guidance and the sampler's update of each stream.
 
 These modules are exported, and the reference pipeline runs them too. The parameters of `forward` are the inputs of the
-ONNX graph, with the same names. DDIM with η = 0 (Song et al.,
-arXiv 2010.02502, equation 12) is linear in the latents and the noise estimate: x' = c_x·x + c_ε·ε.
+ONNX graph, one by one and with the same names. The update is a row of a sampler's table, see
+`infid_export.sampling.samplers`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,36 @@ from infid_export.model.config import IdentityConfig
 from infid_export.model.processors import Streams, identity_blocks, install_processors, text_feature_paths
 
 
+class StreamInputs(NamedTuple):
+    """The state of a stream of B samples, and fresh noise.
+
+    Args:
+        latents: `[B, 4, h, w]` fp32, x.
+        denoised: `[B, 4, h, w]` fp32, d: the data prediction of the last step, zeros before the first.
+        noise: `[B, 4, h, w]` fp32, n: standard normal noise; zeros for a sampler that adds none.
+    """
+
+    latents: Tensor
+    denoised: Tensor
+    noise: Tensor
+
+
+class SamplerInputs(NamedTuple):
+    """A row of a sampler's table, and the guidance.
+
+    Args:
+        timestep: `[1]` fp32.
+        coefficients: `[7]` fp32: c_in, c_x, c_e, c_d, c_n, k_x, k_e.
+        guidance: `[B]` fp32; None where there are no unconditional rows.
+    """
+
+    timestep: Tensor
+    coefficients: Tensor
+    guidance: Tensor | None
+
+
 class PromptInputs(NamedTuple):
-    """The UNet's inputs from a prompt, with R = 2B rows: unconditional, then conditional.
+    """What the UNet gets of the prompts: R rows, first those of the negative prompt if there is guidance.
 
     Args:
         embeds: `[R, 77, D]`.
@@ -32,10 +60,10 @@ class PromptInputs(NamedTuple):
 
 
 class IdentityInputs(NamedTuple):
-    """The identity stream's inputs from a person, and their strengths; R = 2B.
+    """What the identity stream gets of the person, and how strongly.
 
     Args:
-        keys: `[R, T, S]`, all blocks concatenated.
+        keys: `[R, T, S]` of all blocks.
         values: `[R, T, S]`, likewise.
         style_strength: `[B]` fp32, s.
         identity_strength: `[B]` fp32, λ.
@@ -48,7 +76,9 @@ class IdentityInputs(NamedTuple):
 
 
 class _Step(nn.Module):
-    """What the three steps share: the UNet call and the update of one stream.
+    """The common part of the three steps: the UNet call and the update of a stream.
+
+    A stream has R rows: 2B with guidance (unconditional, then conditional), else B.
 
     Args:
         unet: diffusers' UNet2DConditionModel; the two-stream processors are installed in it.
@@ -63,62 +93,69 @@ class _Step(nn.Module):
         self.config = config
         self.feature_paths = text_feature_paths(identity_blocks(unet))
 
-    def _noise(
-        self, latents: Sequence[Tensor], timestep: Tensor, prompt: PromptInputs, streams: Streams
+    def _predict(
+        self, inputs: Sequence[StreamInputs], sampler: SamplerInputs, prompt: PromptInputs, streams: Streams
     ) -> list[Tensor]:
-        """Return the noise estimate of each stream's latents, `[2B, 4, h, w]` in fp32 each."""
-        rows = torch.cat([copy for stream in latents for copy in (stream, stream)])
-        copies = len(latents)
-        noise = self.unet(
+        """Return the guided prediction e of each stream, `[B, 4, h, w]` fp32."""
+        copies = 1 if sampler.guidance is None else 2
+        rows = torch.cat([stream.latents for stream in inputs for _ in range(copies)]) * sampler.coefficients[0]
+        predicted = self.unet(
             rows.to(self.unet.dtype),
-            timestep,
+            sampler.timestep,
             prompt.embeds,
             # fp32: diffusers' time projection is fp32, and a concatenation of two types is not valid ONNX
             added_cond_kwargs={
-                "text_embeds": prompt.pooled_embeds.float().repeat(copies, 1),
-                "time_ids": prompt.time_ids.repeat(copies, 1),
+                "text_embeds": streams.spread(prompt.pooled_embeds.float()).repeat(len(inputs), 1),
+                "time_ids": streams.spread(prompt.time_ids).repeat(len(inputs), 1),
             },
             cross_attention_kwargs={"streams": streams},
             return_dict=False,
-        )[0]
-        noise = noise.float()
-        rows_per_stream = prompt.embeds.shape[0]
-        return [noise[i * rows_per_stream : (i + 1) * rows_per_stream] for i in range(copies)]
+        )[0].float()
+        # slices, not chunk(): ONNX has no plain counterpart of a list of tensors
+        count = copies * inputs[0].latents.shape[0]
+        return [_guided(predicted[i * count : (i + 1) * count], sampler.guidance) for i in range(len(inputs))]
 
-    def _streams(self, text: bool, identity: IdentityInputs) -> Streams:
-        """Spread the per-sample strengths over unconditional and conditional rows."""
-        strength = identity.identity_strength
-        uncond = strength if self.config.uncond_identity == "zeros" else torch.zeros_like(strength)
+    def _streams(self, sampler: SamplerInputs, identity: IdentityInputs, **facts: Any) -> Streams:
+        """Spread the per-sample strengths over the rows; the method variant decides on the unconditional ones."""
+        style, strength = identity.style_strength, identity.identity_strength
+        if sampler.guidance is not None:
+            uncond = strength if self.config.uncond_identity == "zeros" else torch.zeros_like(strength)
+            style, strength = style.repeat(2), torch.cat([uncond, strength])
         return Streams(
-            text=text,
-            identity_keys=identity.keys,
-            identity_values=identity.values,
-            style_strength=identity.style_strength.repeat(2),
-            identity_strength=torch.cat([uncond, strength]),
-        )
+            identity_keys=identity.keys, identity_values=identity.values,
+            style_strength=style, identity_strength=strength, **facts,
+        )  # fmt: skip
 
 
-def _update(latents: Tensor, noise: Tensor, guidance: Tensor, coefficients: Tensor) -> Tensor:
-    """Guide a `[2B, ...]` noise estimate and take the DDIM step from `[B, 4, h, w]` latents."""
-    samples = latents.shape[0]
-    uncond, cond = noise[:samples], noise[samples:]
-    guided = uncond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
-    return coefficients[0] * latents + coefficients[1] * guided
+def _guided(predicted: Tensor, guidance: Tensor | None) -> Tensor:
+    """Combine `[2B, ...]` predictions to u + g·(c − u); without guidance there are B of c alone."""
+    if guidance is None:
+        return predicted
+    samples = guidance.shape[0]
+    uncond, cond = predicted[:samples], predicted[samples:]
+    return uncond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
+
+
+def _advance(stream: StreamInputs, predicted: Tensor, sampler: SamplerInputs) -> StreamInputs:
+    """Return the latents c_x·x + c_e·e + c_d·d + c_n·n and the data prediction k_x·x + k_e·e."""
+    x, d, n = stream
+    _, c_x, c_e, c_d, c_n, k_x, k_e = (sampler.coefficients[i] for i in range(7))
+    return StreamInputs(c_x * x + c_e * predicted + c_d * d + c_n * n, k_x * x + k_e * predicted, n)
 
 
 class DenoiseStep(_Step):
-    """Both streams in one UNet batch.
-
-    Shapes: B samples, R = 2B rows (unconditional, then conditional).
-    """
+    """Both streams in one UNet batch."""
 
     def forward(
         self,
         text_latents: Tensor,
+        text_denoised: Tensor,
+        text_noise: Tensor,
         identity_latents: Tensor,
+        identity_denoised: Tensor,
+        identity_noise: Tensor,
         timestep: Tensor,
-        ddim_coefficients: Tensor,
-        guidance: Tensor,
+        coefficients: Tensor,
         prompt_embeds: Tensor,
         pooled_prompt_embeds: Tensor,
         time_ids: Tensor,
@@ -126,49 +163,48 @@ class DenoiseStep(_Step):
         identity_values: Tensor,
         style_strength: Tensor,
         identity_strength: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+        guidance: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Take one step.
 
         Args:
-            text_latents: `[B, 4, h, w]` fp32.
-            identity_latents: `[B, 4, h, w]` fp32.
-            timestep: `[1]` fp32.
-            ddim_coefficients: `[2]` fp32, c_x and c_ε.
-            guidance: `[B]` fp32.
-            prompt_embeds: `[R, 77, D]`.
-            pooled_prompt_embeds: `[R, P]`.
-            time_ids: `[R, 6]` fp32.
-            identity_keys: `[R, T, S]`.
-            identity_values: `[R, T, S]`.
-            style_strength: `[B]` fp32, s.
-            identity_strength: `[B]` fp32, λ.
+            text_latents: of the text stream, see `StreamInputs`.
+            text_denoised: likewise.
+            text_noise: likewise.
+            identity_latents: of the identity stream, see `StreamInputs`.
+            identity_denoised: likewise.
+            identity_noise: likewise.
+            timestep: see `SamplerInputs`.
+            coefficients: likewise.
+            prompt_embeds: see `PromptInputs`.
+            pooled_prompt_embeds: likewise.
+            time_ids: likewise.
+            identity_keys: see `IdentityInputs`.
+            identity_values: likewise.
+            style_strength: likewise.
+            identity_strength: likewise.
+            guidance: see `SamplerInputs`.
 
         Returns:
-            Both streams' next latents, `[B, 4, h, w]` fp32.
+            Next latents and data prediction of the text stream, then of the identity stream, `[B, 4, h, w]` fp32.
         """
-        text_noise, identity_noise = self.predict_noise(
-            (text_latents, identity_latents),
-            timestep,
+        text, identity = self.advance(
+            [
+                StreamInputs(text_latents, text_denoised, text_noise),
+                StreamInputs(identity_latents, identity_denoised, identity_noise),
+            ],
+            SamplerInputs(timestep, coefficients, guidance),
             PromptInputs(prompt_embeds, pooled_prompt_embeds, time_ids),
             IdentityInputs(identity_keys, identity_values, style_strength, identity_strength),
         )
-        return (
-            _update(text_latents, text_noise, guidance, ddim_coefficients),
-            _update(identity_latents, identity_noise, guidance, ddim_coefficients),
-        )
+        return text.latents, text.denoised, identity.latents, identity.denoised
 
-    def predict_noise(
-        self, latents: Sequence[Tensor], timestep: Tensor, prompt: PromptInputs, identity: IdentityInputs
-    ) -> list[Tensor]:
-        """Return the noise estimates of the text and the identity stream, `[R, 4, h, w]` fp32 each.
-
-        Args:
-            latents: of the text stream and the identity stream, `[B, 4, h, w]` fp32 each.
-            timestep: `[1]` fp32.
-            prompt: inputs of both streams.
-            identity: inputs of the identity stream.
-        """
-        return self._noise(latents, timestep, prompt, self._streams(True, identity))
+    def advance(
+        self, streams: Sequence[StreamInputs], sampler: SamplerInputs, prompt: PromptInputs, identity: IdentityInputs
+    ) -> list[StreamInputs]:
+        """Take one step of the text and the identity stream, and return their next state; the noise is kept."""
+        predicted = self._predict(streams, sampler, prompt, self._streams(sampler, identity, text=True))
+        return [_advance(stream, each, sampler) for stream, each in zip(streams, predicted, strict=True)]
 
 
 class TextStep(_Step):
@@ -177,34 +213,39 @@ class TextStep(_Step):
     def forward(
         self,
         text_latents: Tensor,
+        text_denoised: Tensor,
+        text_noise: Tensor,
         timestep: Tensor,
-        ddim_coefficients: Tensor,
-        guidance: Tensor,
+        coefficients: Tensor,
         prompt_embeds: Tensor,
         pooled_prompt_embeds: Tensor,
         time_ids: Tensor,
+        guidance: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Take one step of the text stream; arguments as in `DenoiseStep`.
 
         Returns:
-            The next latents, then one `[R, N, C]` per transformer block.
+            The next latents and the data prediction, then one `[R, N, C]` per transformer block.
         """
-        streams = Streams(text=True)
+        stream = StreamInputs(text_latents, text_denoised, text_noise)
+        sampler, streams = SamplerInputs(timestep, coefficients, guidance), Streams(text=True)
         prompt = PromptInputs(prompt_embeds, pooled_prompt_embeds, time_ids)
-        (noise,) = self._noise([text_latents], timestep, prompt, streams)
+        (predicted,) = self._predict((stream,), sampler, prompt, streams)
+        following = _advance(stream, predicted, sampler)
         features = [streams.text_features[path] for path in self.feature_paths]
-        return _update(text_latents, noise, guidance, ddim_coefficients), *features
+        return following.latents, following.denoised, *features
 
 
 class IdentityStep(_Step):
-    """The identity stream alone, on the text features of the same step."""
+    """The identity stream alone, on the text features of the same step of one template, which B people share."""
 
     def forward(
         self,
         identity_latents: Tensor,
+        identity_denoised: Tensor,
+        identity_noise: Tensor,
         timestep: Tensor,
-        ddim_coefficients: Tensor,
-        guidance: Tensor,
+        coefficients: Tensor,
         prompt_embeds: Tensor,
         pooled_prompt_embeds: Tensor,
         time_ids: Tensor,
@@ -213,11 +254,36 @@ class IdentityStep(_Step):
         style_strength: Tensor,
         identity_strength: Tensor,
         text_features: list[Tensor],
-    ) -> Tensor:
-        """Take one step of the identity stream; arguments as in `DenoiseStep` and `TextStep`."""
+        guidance: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Take one step of the identity stream; arguments as in `DenoiseStep`, but for one prompt.
+
+        Args:
+            identity_latents: `[B, 4, h, w]`, one sample per person; likewise the other inputs of stream and people.
+            identity_denoised: as in `DenoiseStep`.
+            identity_noise: as in `DenoiseStep`.
+            timestep: as in `DenoiseStep`.
+            coefficients: as in `DenoiseStep`.
+            prompt_embeds: of one prompt, R = 2 with guidance, else 1.
+            pooled_prompt_embeds: likewise.
+            time_ids: likewise.
+            identity_keys: as in `DenoiseStep`.
+            identity_values: as in `DenoiseStep`.
+            style_strength: as in `DenoiseStep`.
+            identity_strength: as in `DenoiseStep`.
+            text_features: of `TextStep`, for one prompt.
+            guidance: as in `DenoiseStep`.
+
+        Returns:
+            The next latents and the data prediction.
+        """
+        stream = StreamInputs(identity_latents, identity_denoised, identity_noise)
+        sampler = SamplerInputs(timestep, coefficients, guidance)
         identity = IdentityInputs(identity_keys, identity_values, style_strength, identity_strength)
-        streams = self._streams(False, identity)
-        streams.text_features = dict(zip(self.feature_paths, text_features, strict=True))
+        features = dict(zip(self.feature_paths, text_features, strict=True))
+        people = identity_latents.shape[0]
+        streams = self._streams(sampler, identity, text=False, text_features=features, people=people)
         prompt = PromptInputs(prompt_embeds, pooled_prompt_embeds, time_ids)
-        (noise,) = self._noise([identity_latents], timestep, prompt, streams)
-        return _update(identity_latents, noise, guidance, ddim_coefficients)
+        (predicted,) = self._predict((stream,), sampler, prompt, streams)
+        following = _advance(stream, predicted, sampler)
+        return following.latents, following.denoised

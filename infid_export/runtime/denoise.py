@@ -12,18 +12,19 @@ from infid_engines.backends import Engine
 from infid_engines.errors import CancelledError, EngineFolderError, InputError
 from infid_engines.manifest import Manifest
 from infid_engines.validation import finite_number, shown, whole_number
+from infid_export.sampling.samplers import SamplerTable
 
 Array = np.ndarray[Any, Any]
 OnStep = Callable[[int, float, Callable[[], Array]], None]
-_CARRY = {"text_latents": "next_text_latents", "identity_latents": "next_identity_latents"}
+_STATE = ("latents", "denoised")  # that a step hands to the next one, for each stream
 
 
 def denoise(
     engine: Engine,
     fixed: Mapping[str, Array],
-    text_noise: Array,
-    noise: Array,
-    table: Array,
+    start: Mapping[str, Array],
+    table: SamplerTable,
+    fresh: Callable[[], Mapping[str, Array]],
     *,
     on_step: OnStep,
     cancel: threading.Event | None,
@@ -31,12 +32,12 @@ def denoise(
     """Run all steps of one batch.
 
     Args:
-        engine: the engine of the graph `denoise_step`.
+        engine: of a step graph with an identity stream.
         fixed: the inputs that do not change between steps: text inputs, identity keys and values, guidance, strengths.
-        text_noise: `[B, 4, h, w]` float32, the text stream's initial noise.
-        noise: `[B, 4, h, w]` float32, the identity stream's initial noise.
-        table: `[steps, 3]`, see `ddim_table`.
-        on_step: called after each step with its index, its timestep and a function that returns the latents.
+        start: by stream, `[B, 4, h, w]` float32 standard normal noise that it starts from.
+        table: the sampler's.
+        fresh: returns noise like `start` for a step; called if the sampler is stochastic.
+        on_step: called after each step with its index, its timestep and a function that reads the latents.
         cancel: checked before each step and after the last.
 
     Returns:
@@ -44,18 +45,24 @@ def denoise(
 
     Raises:
         CancelledError: `cancel` was set.
-        EngineFolderError: the latents contain non-finite values.
+        EngineFolderError: the latents have non-finite values.
     """
     reject_cancelled(cancel)
-    loop = engine.loop(fixed, _CARRY, {"text_latents": text_noise, "identity_latents": noise})
+    carry = {f"{stream}_{name}": f"next_{stream}_{name}" for stream in start for name in _STATE}
+    zeros = {stream: np.zeros_like(noise) for stream, noise in start.items()}
+    first = {f"{stream}_latents": noise * np.float32(table.initial_scale) for stream, noise in start.items()}
+    first |= {f"{stream}_denoised": zeros[stream] for stream in start}
+    constant = {} if table.stochastic else {f"{stream}_noise": zeros[stream] for stream in start}
+    loop = engine.loop({**fixed, **constant}, carry, first)
     try:
-        for index, row in enumerate(table):
+        for index, row in enumerate(table.rows):
             reject_cancelled(cancel)
-            loop.step({"timestep": row[:1], "ddim_coefficients": row[1:]})
+            noise = {f"{stream}_noise": each for stream, each in fresh().items()} if table.stochastic else {}
+            loop.step({"timestep": row[:1], "coefficients": row[1:], **noise})
             on_step(index, float(row[0]), lambda: loop.read("identity_latents"))
         reject_cancelled(cancel)
         latents = loop.read("identity_latents")
-    finally:  # a cancelled or failed generation must not hold GPU memory until garbage collection
+    finally:  # a cancelled or failed generation must not hold the GPU's memory until it is collected
         loop.close()
     reject_non_finite(latents, "latents")
     return latents
@@ -119,34 +126,60 @@ def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Array:
     return np.stack([np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in seeds])
 
 
-def initial_noise(name: str, given: Any, seed: Any, count: int, shape: tuple[int, int, int]) -> Array:
-    """Return a stream's initial noise.
+class Noise:
+    """Standard normal noise for n images, from one generator per seed.
 
     Args:
-        name: name of the argument, for the messages: `noise` or `text_noise`.
-        given: `[n, 4, h, w]` noise from the caller, or None.
-        seed: one seed, or one per image. A single seed for several images counts up. None picks a random one.
-        count: number of images n.
-        shape: shape of one image's latents.
+        first: `[n, 4, h, w]` float32, the noise that a stream starts from.
+        generators: for the noise of stochastic samplers; None if the caller gave the first noise.
+    """
+
+    def __init__(self, first: Array, generators: Sequence[np.random.Generator] | None) -> None:
+        self.first, self._generators = first, generators
+
+    def fresh(self, rows: Sequence[int]) -> Array:
+        """Return the next noise of images; a row that occurs twice is the same image."""
+        assert self._generators is not None
+        drawn = {
+            row: self._generators[row].standard_normal(self.first.shape[1:], dtype=np.float32)
+            for row in dict.fromkeys(rows)
+        }
+        return np.stack([drawn[row] for row in rows])
+
+
+def open_noise(name: str, given: Any, seed: Any, shape: tuple[int, int, int, int], stochastic: bool) -> Noise:
+    """Return the noise of a stream.
+
+    Args:
+        name: of the argument, for the messages: `noise` or `text_noise`.
+        given: `[n, 4, h, w]` initial noise from the caller, or None.
+        seed: one seed, or one per image; one seed for several images counts up. None draws one.
+        shape: `[n, 4, h, w]`.
+        stochastic: whether the sampler adds noise at each step.
 
     Raises:
         InputError: the noise or the seeds do not fit.
     """
     if given is None:
-        return seeded_noise(_seeds(seed, count), shape)
+        generators = [np.random.default_rng(each) for each in _seeds(seed, shape[0])]
+        return Noise(np.stack([each.standard_normal(shape[1:], dtype=np.float32) for each in generators]), generators)
     if seed is not None:
         raise InputError(f"Both a seed and {name} were given.", fix="Give one of them.")
+    if stochastic:
+        raise InputError(
+            f"The sampler draws noise at every step, so {name} does not decide the image.", fix="Give a seed instead."
+        )
     try:
         values = np.asarray(given)
-    except Exception as error:  # an object that is no array may raise anything
+    except Exception as error:  # what objects raise that become no array is theirs to choose
         raise InputError(f"{name} cannot be read as an array ({error}).", fix="Give a numpy array.") from error
-    if values.shape != (count, *shape) or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+    if values.shape != shape or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
         raise InputError(
-            f"{name} must be finite numbers {[count, *shape]}, not {values.dtype} {list(values.shape)}"
-            f"{' with non-finite values' if values.shape == (count, *shape) else ''}.",
-            fix="Sample it from a standard normal distribution.",
+            f"{name} must be finite numbers {list(shape)}, not {values.dtype} {list(values.shape)}"
+            f"{' with non-finite values' if values.shape == shape else ''}.",
+            fix="Draw it from a standard normal distribution.",
         )
-    return values.astype(np.float32)
+    return Noise(values.astype(np.float32), None)
 
 
 def _seeds(seed: Any, count: int) -> list[int]:

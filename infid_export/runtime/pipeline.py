@@ -24,7 +24,7 @@ from infid_export.runtime.denoise import (
     batches,
     denoise,
     image_size,
-    initial_noise,
+    open_noise,
     reject_cancelled,
     reject_non_finite,
     scalar,
@@ -35,7 +35,7 @@ from infid_export.runtime.enrollment import open_face_reader
 from infid_export.runtime.person import Person, mix
 from infid_export.runtime.requirements import GENERATE, require_usable
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
-from infid_export.scheduler import ddim_table
+from infid_export.sampling.samplers import SamplerTable, sampler_table
 
 __all__ = ["Pipeline", "seeded_noise"]
 
@@ -202,6 +202,8 @@ class Pipeline:
         guidance: float | None = None,
         style_strength: float | None = None,
         identity_strength: float | None = None,
+        sampler: str | None = None,
+        spacing: str | None = None,
         noise: Array | None = None,
         text_noise: Array | None = None,
         callback: Callback | None = None,
@@ -216,16 +218,22 @@ class Pipeline:
                 note to the reporter.
             person: the person that the images show; enrolled with the same model.
             negative_prompt: what to avoid; None is the folder's default, zero embeddings for SDXL.
-            seed: seed of the initial noise, for `numpy.random.default_rng(seed)`; one, or one per prompt. A single
-                seed for several prompts counts up. None picks a random one.
+            seed: seed of the initial noise, for `numpy.random.default_rng(seed)`, and of the noise that a stochastic
+                sampler adds; one, or one per prompt. A single seed for several prompts counts up. None picks a
+                random one.
             text_seed: likewise for the text stream alone; None uses the same noise.
             height: pixels; None is the folder's default. Other values need a folder built with `--height-range`.
             width: likewise, with `--width-range`.
-            steps: DDIM steps. This and the next three default to the folder's values.
-            guidance: classifier-free guidance scale.
+            steps: number of steps. This and the next three default to the folder's values.
+            guidance: g of classifier-free guidance u + g·(c − u). 1 is the conditional prediction alone, which is what
+                diffusers means by 0 for few-step models; 0 is the negative prompt alone. Engines that were built
+                without guidance take 1 only.
             style_strength: s of AdaIN-mean; 1 is the paper's value, 0 turns it off.
             identity_strength: λ; 1 is the paper's value.
-            noise: `[n, 4, h, w]` initial noise instead of a seed.
+            sampler: one of `infid_export.sampling.SAMPLERS`; None is the folder's.
+            spacing: spacing of the sampler's timesteps, one of `SPACINGS`; None is the folder's. `lcm` and `tcd` have
+                none.
+            noise: `[n, 4, h, w]` initial noise instead of a seed; not for a stochastic sampler.
             text_noise: likewise for the text stream alone.
             callback: called after each step with its index, the timestep and a copy of the batch's identity latents
                 `[B, 4, h, w]`; writing to the copy has no effect. Prompts beyond the engines' batch size run in
@@ -256,13 +264,16 @@ class Pipeline:
         defaults, manifest, count = self.manifest.defaults, self.manifest, len(prompts)
         strengths = {"guidance": guidance, "style_strength": style_strength, "identity_strength": identity_strength}
         scalars = {key: scalar(key, value, float(defaults[key])) for key, value in strengths.items()}
-        table = ddim_table(manifest.scheduler, defaults["steps"] if steps is None else steps)
+        table = self._table(sampler, spacing, steps)
         pixels = image_size(manifest, height, width)
         factor = manifest.vae_scale_factor
-        shape = (4, pixels[0] // factor, pixels[1] // factor)
-        start = initial_noise("noise", noise, seed, count, shape)
+        shape = (count, 4, pixels[0] // factor, pixels[1] // factor)
+        own = open_noise("noise", noise, seed, shape, table.stochastic)
         apart = text_noise is not None or text_seed is not None
-        text_start = initial_noise("text_noise", text_noise, text_seed, count, shape) if apart else start
+        streams = {
+            "text": open_noise("text_noise", text_noise, text_seed, shape, table.stochastic) if apart else own,
+            "identity": own,
+        }
         fixed = self._identity_inputs(person, scalars)
         negative = defaults["negative_prompt"] if negative_prompt is None else negative_prompt
         self._tell_dropped([*prompts, negative or ""], reporter)
@@ -284,14 +295,18 @@ class Pipeline:
                         if callback is not None:
                             callback(index, timestep, read().copy())
 
+                    def fresh(batch: list[int] = batch) -> dict[str, Array]:
+                        drawn = {each: each.fresh(batch) for each in dict.fromkeys(streams.values())}
+                        return {stream: drawn[each] for stream, each in streams.items()}
+
                     texts = self._text_inputs(negative, [prompts[row] for row in batch], pixels)
                     finished.append(
                         denoise(
                             self._engines["denoise_step"],
                             {**fixed, **texts},
-                            text_start[batch],
-                            start[batch],
+                            {stream: each.first[batch] for stream, each in streams.items()},
                             table,
+                            fresh,
                             on_step=on_step,
                             cancel=cancel,
                         )
@@ -341,22 +356,40 @@ class Pipeline:
                 fix="Enroll the photo again with `infid-export enroll`.",
             )
         batch, fitted = self.manifest.batch, person.fit(self.manifest.people, self.manifest.identity_tokens)
+        copies = 2 if self._guided else 1  # row 0 of a person is unconditional
+        if not self._guided and scalars.pop("guidance") != 1:
+            raise InputError(
+                "These engines were built without guidance: they take a guidance of 1 only.",
+                fix="Leave the guidance out, or build the folder again without --no-guidance.",
+            )
         return {
-            "identity_keys": np.repeat(fitted.identity_keys, batch, axis=0),
-            "identity_values": np.repeat(fitted.identity_values, batch, axis=0),
+            "identity_keys": np.repeat(fitted.identity_keys[-copies:], batch, axis=0),
+            "identity_values": np.repeat(fitted.identity_values[-copies:], batch, axis=0),
             **{name: np.full(batch, value, dtype=np.float32) for name, value in scalars.items()},
         }
 
+    @property
+    def _guided(self) -> bool:
+        """Whether the steps have unconditional rows."""
+        return any(spec.name == "guidance" for spec in self.manifest.graph("denoise_step").inputs)
+
+    def _table(self, sampler: str | None, spacing: str | None, steps: int | None) -> SamplerTable:
+        """Return the table of the asked-for sampler, or of the folder's."""
+        defaults = self.manifest.defaults
+        if sampler is None:
+            sampler, spacing = defaults["sampler"], defaults["spacing"] if spacing is None else spacing
+        return sampler_table(self.manifest.scheduler, defaults["steps"] if steps is None else steps, sampler, spacing)
+
     def _text_inputs(self, negative: str | None, prompts: list[str], pixels: tuple[int, int]) -> dict[str, Array]:
         """Return the text inputs of a step: rows of the negative prompt (zeros for None), then of the prompts."""
-        texts = [negative or ""] * len(prompts) + prompts
+        texts = [negative or ""] * len(prompts) + prompts if self._guided else prompts
         first, second = self._tokenizer.encode(texts)
         one = self._engines["text_encoder"].run({"input_ids": first})
         two = self._engines["text_encoder_2"].run({"input_ids": second})
         height, width = pixels
         embeds = np.concatenate([one["hidden_states"], two["hidden_states"]], axis=-1)
         # zeros instead of an empty text: SDXL was trained with them, and diffusers does the same
-        keep = np.repeat(np.array([negative is not None, True], embeds.dtype), len(prompts))
+        keep = np.repeat(np.array([negative is not None, True], embeds.dtype), len(prompts))[-len(texts) :]
         return {
             "prompt_embeds": embeds * keep[:, None, None],
             "pooled_prompt_embeds": two["pooled"] * keep[:, None],

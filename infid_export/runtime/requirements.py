@@ -8,7 +8,7 @@ from typing import Any
 from infid_engines.documents import record
 from infid_engines.errors import EngineFolderError
 from infid_engines.manifest import Manifest
-from infid_export.scheduler import ddim_table
+from infid_export.sampling.samplers import sampler_table
 
 GENERATE = ("text_encoder", "text_encoder_2", "denoise_step")  # the graphs that generate latents
 IMAGE_GRAPHS = ("identity_encoder", *GENERATE, "vae_decoder")  # the graphs from a photo to an image
@@ -22,6 +22,8 @@ class _Defaults:
     style_strength: float
     identity_strength: float
     negative_prompt: str | None
+    sampler: str
+    spacing: str | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def require_usable(manifest: Manifest) -> None:
             raise ValueError(f"scheduler.num_train_timesteps is {schedule.num_train_timesteps}")
         if not 0 < schedule.beta_start <= schedule.beta_end < 1 or schedule.steps_offset not in (0, 1):
             raise ValueError("scheduler has impossible betas, or a steps_offset other than 0 or 1")
-        ddim_table(manifest.scheduler, 1)
+        usual = manifest.defaults
+        sampler_table(manifest.scheduler, usual["steps"], usual["sampler"], usual["spacing"])
         if "denoise_step" in manifest.graphs:
             latents = [spec for spec in manifest.graphs["denoise_step"].inputs if spec.name == "identity_latents"]
             if len(latents) != 1 or len(latents[0].shape) != 4:

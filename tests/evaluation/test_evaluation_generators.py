@@ -68,6 +68,7 @@ def test_engines_make_what_the_pipeline_makes(tmp_path: Path, stylized: bool) ->
         described = generator.describe()
     assert described["settings"] == {
         "steps": 3, "guidance": 5.0, "style_strength": 0.5, "identity_strength": 1.0, "plain_style_strength": 0.0,
+        "sampler": "ddim", "spacing": "leading",
     }  # fmt: skip
     assert (described["backend"], described["precision"]) == ("onnxruntime", "fp32")
     assert described["model"]["id"] == tiny_engines.MODEL

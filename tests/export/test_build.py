@@ -32,7 +32,8 @@ from infid_export.export.plan import make_plan
 from infid_export.export.vae_range import write_vae_range
 from infid_export.export.weights import WeightsLayout
 from infid_export.runtime.pipeline import Pipeline
-from infid_export.scheduler import SDXL_SCHEDULER
+from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
+from infid_export.sampling.samplers import SamplerTable
 
 SMALL = ("vae_decoder",)
 
@@ -79,7 +80,7 @@ def test_graphs_are_what_a_strongly_typed_builder_wants(demo_folder):
 
 def test_strengths_guidance_and_coefficients_are_inputs(demo_folder):
     names = {spec.name for spec in read_graph(demo_folder / "onnx" / "denoise_step.onnx").inputs}
-    assert {"style_strength", "identity_strength", "guidance", "ddim_coefficients", "timestep"} <= names
+    assert {"style_strength", "identity_strength", "guidance", "coefficients", "timestep"} <= names
 
 
 def test_step_graphs_share_one_weights_file(demo_build):
@@ -161,12 +162,13 @@ def test_a_seed_of_random_weights_is_rejected_where_weights_are_trained(tmp_path
 def test_another_schedule_is_written_into_the_manifest(small_folder, monkeypatch):
     folder_manifest = "infid_export.export.folder_manifest"
     other = {**SDXL_SCHEDULER, "beta_end": 0.013}
-    monkeypatch.setattr(f"{folder_manifest}.SDXL_SCHEDULER", other)
-    monkeypatch.setattr(f"{folder_manifest}.ddim_table", lambda *_: np.zeros((30, 3), np.float32))
+    monkeypatch.setattr("infid_export.model.shipped.ShippedSource.scheduler", other)
+    table = SamplerTable(np.zeros((30, 8), np.float32), 1.0)
+    monkeypatch.setattr(f"{folder_manifest}.sampler_table", lambda *_: table)
     assert build(small(small_folder)).made == {}
     stored = Manifest.load(small_folder).scheduler
     assert stored["beta_end"] == 0.013
-    assert stored["table"] == [[0.0] * 3] * 30
+    assert stored["table"] == [[0.0] * 8] * 30
 
 
 def test_a_missing_or_cut_file_is_made_again(small_folder):
@@ -240,13 +242,13 @@ def test_a_killed_build_goes_on_with_what_it_had_made(tmp_path):
     arguments += ["--recognizer", recognizer, "--allow-other-encoders", "--detector", "centerface"]
     command = [sys.executable, "-m", "infid_export", *arguments, "--backend", "onnxruntime", "--quiet", "--json"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None and not (staging / "onnx/vae.safetensors").exists():
+        while process.poll() is None and not (staging / "onnx/vae_decoder.onnx").exists():  # made after the weights
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not folder.exists()
     report = build(small(folder))
-    assert report.made and "onnx/vae.safetensors" not in report.made
+    assert "onnx/vae.safetensors" not in report.made
     assert not staging.exists()
 
 
@@ -370,14 +372,18 @@ def test_parity_at_another_size_uses_the_same_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "choices", [{"cross_adain": "output", "adain": "standard"}, {"self_attention": "mutual"}], ids=str
+    ("guidance", "choices"),
+    [(True, {"cross_adain": "output", "adain": "standard"}), (False, {"self_attention": "mutual"})],
+    ids=str,
 )
-def test_variants_of_the_method_export_for_many_people_and_pass(tmp_path, choices):
-    options = replace(small(tmp_path / "engines"), graphs=("denoise_step",), batch=2, people=2, height=64, width=96)
+def test_variants_of_the_method_export_for_many_people_and_pass(tmp_path, guidance, choices):
+    options = small(tmp_path / "engines", graphs=("denoise_step",), batch=2, people=2, width=96, guidance=guidance)
     report = build(replace(options, **choices))
     shapes = {spec.name: spec.shape for spec in report.manifest.graphs["denoise_step"].inputs}
     assert shapes["identity_latents"] == (2, 4, 16, 24)
-    assert shapes["identity_keys"][:2] == (4, 2 * 54)
+    assert shapes["identity_keys"][:2] == (4 if guidance else 2, 2 * 54)
+    assert ("guidance" in shapes) == guidance
+    assert report.manifest.defaults["guidance"] == (3.0 if guidance else 1.0)
     assert report.parity.passed
     assert report.manifest.model["config"].items() >= choices.items()
 

@@ -69,22 +69,25 @@ EDITS = {
         "infid_kernels.ops", "TORCH = AttentionOps(mixed_attention_reference", "TORCH = AttentionOps(mixed_attention",
         ATTENTION,
     ),
-    "the update of a step": ("infid_export.model.step", "guided = uncond +", "guided = uncond -", ATTENTION),
+    "the update of a step": ("infid_export.model.step", "return uncond + ", "return uncond - ", ATTENTION),
     "a graph": (
         "infid_export.export.graphs.vae_decoder", '{"latents": sizes.latents}', '{"z": sizes.latents}',
         {"graph vae_decoder", "parity vae_decoder"},
     ),
     "a graph's parity inputs": (
-        "infid_export.export.graphs.text_step", "case.noise(0)", "case.noise(1)",
+        "infid_export.export.graphs.text_step", 'stream_values("text", one)', 'stream_values("identity", one)',
         of("parity", ("text_step", "identity_step")),
     ),
     "the schedule": (
-        "infid_export.scheduler", '"beta_end": 0.012', '"beta_end": 0.013',
+        "infid_export.sampling.noise_schedule", '"beta_end": 0.012', '"beta_end": 0.013',
         of("parity", STEPS) | {"image", "checkpoint's weights"},
     ),
     "noise": (
         "infid_export.runtime.denoise", "default_rng(seed).standard_normal(", "default_rng(seed).normal(",
-        of("parity", GRAPHS) | {"vae_range", "image"},
+        of("parity", GRAPHS) | {"vae_range"},
+    ),
+    "the noise of an image": (
+        "infid_export.runtime.denoise", "each.standard_normal(shape[1:]", "each.normal(shape[1:]", {"image"},
     ),
     "the weights' layout": (
         "infid_export.export.weights", "text += b\" \" * (-(len(text) + 8) % 64)",

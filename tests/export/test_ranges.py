@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from infid_engines.manifest import Manifest
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import build, verify
 from infid_export.export.parity_case import parity_face
+from infid_export.model.architectures import DEMO
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.model.sources import open_source
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
 
-GRAPHS = ("text_encoder", "text_encoder_2", "identity_encoder", "denoise_step", "vae_decoder")
+GRAPHS = (
+    "text_encoder", "text_encoder_2", "identity_encoder", "denoise_step", "text_step", "identity_step", "vae_decoder",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def ranged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         graphs=GRAPHS,
         height_range=(64, 96, 128),
         width_range=(64, 64, 128),
-        batch_range=(1, 1, 2),
+        batch_range=(1, 2, 2),
         **quick_faces(folder.parent),
     )
     report = build(options)
@@ -38,24 +42,31 @@ def ranged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def reference() -> InfiniteIDPipeline:
+    pipe = InfiniteIDPipeline.from_source(open_source("demo"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def test_ranges_are_in_the_manifest(ranged):
     manifest = Manifest.load(ranged)
     step = {spec.name: spec.shape for spec in manifest.graphs["denoise_step"].inputs}
-    assert step["identity_latents"] == ([1, 1, 2], 4, [16, 24, 32], [16, 16, 32])
-    assert step["identity_keys"][:2] == ([2, 2, 4], 54)
+    assert step["identity_latents"] == ([1, 2, 2], 4, [16, 24, 32], [16, 16, 32])
+    assert step["identity_keys"][:2] == ([2, 4, 4], 54)
     assert step["timestep"] == (1,)
-    assert manifest.graphs["vae_decoder"].outputs[0].shape == ([1, 1, 2], 3, [64, 96, 128], [64, 64, 128])
-    assert (manifest.height, manifest.width, manifest.batch) == (96, 64, 1)
+    assert manifest.graphs["vae_decoder"].outputs[0].shape == ([1, 2, 2], 3, [64, 96, 128], [64, 64, 128])
+    assert (manifest.height, manifest.width, manifest.batch) == (96, 64, 2)
+    shared = {spec.name: spec.shape for spec in manifest.graphs["identity_step"].inputs}
+    assert shared["identity_latents"] == step["identity_latents"]
+    assert shared["prompt_embeds"][0] == 2  # one template for all people
 
 
-def test_a_ranged_engine_gives_what_the_reference_gives(ranged):
+def test_a_ranged_engine_gives_what_the_reference_gives(ranged, reference):
     """The size is neither the usual one nor square."""
     face, noise = parity_face(224, 512), seeded_noise([1], (4, 32, 16))
     with Pipeline.load(ranged) as pipe:
         found = pipe.generate("a cat", pipe.encode(face), steps=2, height=128, width=64, noise=noise, output_type="np")
-    source = open_source("demo")
-    reference = InfiniteIDPipeline.from_source(source)
-    reference.set_progress_bar_config(disable=True)
     expected = reference(
         "a cat",
         reference.encode_identity(face),
@@ -63,10 +74,51 @@ def test_a_ranged_engine_gives_what_the_reference_gives(ranged):
         width=64,
         latents=torch.from_numpy(noise),
         output_type="np",
-        **replace(source.architecture.sampling, steps=2).arguments(),
+        **replace(DEMO.sampling, steps=2).arguments(),
     ).images
     assert found.shape == expected.shape == (1, 128, 64, 3)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+SAMPLED = [
+    ("ddim", "trailing", 4), ("euler", "leading", 4), ("euler", "karras", 30), ("dpmpp_2m", "linspace", 4),
+    ("dpmpp_2m", "karras", 4), ("euler_a", "leading", 4), ("lcm", None, 4), ("tcd", None, 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sampler", "spacing", "steps"), SAMPLED)
+def test_every_sampler_gives_what_the_reference_gives(
+    ranged: Path, reference: InfiniteIDPipeline, sampler: str, spacing: str | None, steps: int
+) -> None:
+    face = parity_face(224, 512)
+    settings = {"sampler": sampler, "spacing": spacing, "height": 64, "width": 64}
+    with Pipeline.load(ranged) as pipe:
+        found = pipe.generate(
+            "a cat", pipe.encode(face), steps=steps, guidance=2.0, seed=1, output_type="latents", **settings
+        )
+    expected = reference(
+        "a cat",
+        reference.encode_identity(face),
+        num_inference_steps=steps,
+        guidance_scale=2.0,
+        generator=np.random.default_rng(1),
+        output_type="latent",
+        **settings,
+    ).images.numpy()
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-5
+
+
+@pytest.mark.parametrize(("sampler", "spacing"), [("ddim", None), ("dpmpp_2m", "karras"), ("euler_a", None)])
+def test_people_of_a_template_are_those_of_joint_steps(ranged: Path, sampler: str, spacing: str | None) -> None:
+    settings: dict[str, Any] = {"sampler": sampler, "spacing": spacing, "height": 128, "width": 64, "steps": 4}
+    with Pipeline.load(ranged) as pipe:
+        one = pipe.encode(parity_face(224, 512))
+        two = replace(one, identity_values=-one.identity_values)
+        template = pipe.template("a cat", seed=1, **settings)
+        found = pipe.generate(template, [one, two, one], output_type="latents")  # a whole batch, and half of one
+        for index, person in enumerate((one, two, one)):
+            joint = pipe.generate("a cat", person, seed=1, output_type="latents", **settings)[0]
+            assert np.linalg.norm(found[index] - joint) / np.linalg.norm(joint) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def step() -> Callable[[Inputs], np.ndarray]:
 
     def run(values: Inputs) -> np.ndarray:
         with torch.no_grad():
-            return module(**{name: torch.from_numpy(array) for name, array in values.items()})[1].numpy()
+            return module(**{name: torch.from_numpy(array) for name, array in values.items()})[2].numpy()
 
     return run
 

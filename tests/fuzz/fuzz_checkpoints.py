@@ -16,7 +16,7 @@ from infid_export.model.checkpoint import read_checkpoint
 from infid_export.model.components import build_component
 from infid_export.model.config import IdentityConfig
 from infid_export.model.loading import explained
-from infid_export.scheduler import SDXL_SCHEDULER
+from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 
 
 def configurations(folder: Path) -> Attempt:

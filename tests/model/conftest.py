@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import RandomSource
-from infid_export.scheduler import SDXL_SCHEDULER
+from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 
 ENCODER = "infid-test-vit"
 

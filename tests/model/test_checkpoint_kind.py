@@ -15,7 +15,7 @@ from infid_engines.errors import InputError
 from infid_export.model import checkpoint_fields, checkpoint_kind
 from infid_export.model.architectures import DEMO, SDXL
 from infid_export.model.checkpoint_fields import SCHEDULE, SCHEDULERS, TEXT_ENCODER, UNET, VAE
-from infid_export.scheduler import SDXL_SCHEDULER
+from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 
 # As in stabilityai/stable-diffusion-xl-base-1.0: with fields of schedulers other than its own.
 SCHEDULER = {
@@ -83,13 +83,10 @@ def test_what_the_libraries_write_is_accepted(written):
 OTHER = [
     ("scheduler", "_class_name", "FlowMatchEulerDiscreteScheduler"),
     ("scheduler", "_class_name", "EDMDPMSolverMultistepScheduler"),
-    ("scheduler", "_class_name", "LCMScheduler"),
     ("scheduler", "_class_name", "MyScheduler"),
     ("scheduler", "_class_name", None),
     ("scheduler", "_class_name", ["EulerDiscreteScheduler"]),
-    ("scheduler", "prediction_type", "v_prediction"),
-    ("scheduler", "prediction_type", "sample"),
-    ("scheduler", "rescale_betas_zero_snr", True),
+    ("scheduler", "prediction_type", "flow_prediction"),
     ("scheduler", "beta_end", 0.02),
     ("scheduler", "beta_start", "0.00085"),
     ("scheduler", "beta_schedule", "linear"),
@@ -201,7 +198,7 @@ def test_the_defaults_of_each_scheduler_are_diffusers_own(name):
     if "kwargs" in parameters:
         pytest.skip(f"diffusers' {name} needs a package that is not installed")
     own = {key: parameter.default for key, parameter in parameters.items() if key != "self"}
-    known = {*SCHEDULE.needed, *SCHEDULE.unused}
+    known = {*SCHEDULE.needed, *SCHEDULE.applied, *SCHEDULE.unused}
     assert set(own) <= known
     for field, needed in SCHEDULE.needed.items():
         if field in own and field != "variance_type":  # any of the fixed fields will do
@@ -247,10 +244,3 @@ def test_parts_of_different_models_are_rejected(unet, field):
     checkpoint_kind.check_widths(SDXL.unet, SDXL.text_encoder, SDXL.text_encoder_2, "x")
     with pytest.raises(InputError, match=field):
         checkpoint_kind.check_widths({**SDXL.unet, **unet}, SDXL.text_encoder, SDXL.text_encoder_2, "x")
-
-
-def test_a_replaced_sampler_is_noted():
-    assert "EulerDiscreteScheduler" in checkpoint_kind.sampler_note(SCHEDULER)
-    assert checkpoint_kind.sampler_note({**SCHEDULER, "_class_name": "DDIMScheduler"}) == ""
-    trailing = {**SCHEDULER, "_class_name": "DDIMScheduler", "timestep_spacing": "trailing"}
-    assert "trailing" in checkpoint_kind.sampler_note(trailing)

@@ -104,7 +104,7 @@ def checkpoint(parts: dict[str, Path], folder: Path, grown: Path | None, rows: i
 
 def test_a_grown_checkpoint_is_carried_over(parts, grown, tmp_path):
     base = checkpoint(parts, tmp_path / "base", grown, FIRST + len(WORDS))
-    assert read_checkpoint(base).notes == ()
+    assert not any("learned" in note for note in read_checkpoint(base).notes)
     config = json.loads((base / "text_encoder_2/config.json").read_text())
     (base / "text_encoder_2/config.json").write_text(json.dumps({**config, "eos_token_id": 2}))
     assert "eos_token_id = 2" in " ".join(read_checkpoint(base).notes)

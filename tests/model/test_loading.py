@@ -20,6 +20,7 @@ from torch import Tensor
 
 from infid_engines.errors import InputError
 from infid_export.export.weights import WeightsLayout
+from infid_export.model.architectures import Sampling
 from infid_export.model.checkpoint import read_checkpoint
 from infid_export.model.identity import IdentityModules
 from infid_export.model.loading import load_image_encoder, load_network
@@ -328,7 +329,8 @@ def test_an_identity_configuration_that_is_none_is_named(parts, tmp_path, text):
 # One example of each kind of file; `test_checkpoint_kind` has every field.
 KINDS = [
     ("scheduler/scheduler_config.json", "_class_name", "FlowMatchEulerDiscreteScheduler"),
-    ("scheduler/scheduler_config.json", "prediction_type", "v_prediction"),
+    ("scheduler/scheduler_config.json", "prediction_type", "flow_prediction"),
+    ("scheduler/scheduler_config.json", "timestep_spacing", "quadratic"),
     ("unet/config.json", "time_cond_proj_dim", 256),
     ("unet/config.json", "sample_size", None),
     ("vae/config.json", "latents_mean", [0.0, 0.0, 0.0, 0.0]),
@@ -366,11 +368,29 @@ def test_the_reference_pipeline_takes_a_part_in_place_of_the_checkpoints(parts, 
         InfiniteIDPipeline.from_pretrained(base, identity=parts["identity"], vae=vae)
 
 
-def test_a_checkpoint_of_the_libraries_has_no_notes_but_its_sampler(parts, base):
-    assert read_checkpoint(base).notes == ()
+def test_the_only_note_of_a_checkpoint_of_the_libraries_is_its_sampler(parts, base):
+    assert read_checkpoint(base).notes == ("sampler: ddim with leading spacing, as the checkpoint's DDIMScheduler",)
     set_json(base / "model_index.json", scheduler=["diffusers", "EulerDiscreteScheduler"])
-    set_json(base / "scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler")
-    assert ["EulerDiscreteScheduler" in note for note in read_checkpoint(base).notes] == [True]
+    set_json(base / "scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler", use_karras_sigmas=True)
+    assert read_checkpoint(base).notes == (
+        "sampler: euler with karras spacing, as the checkpoint's EulerDiscreteScheduler",
+    )
+    assert opened(parts, base).architecture.sampling == Sampling(sampler="euler", spacing="karras")
+
+
+def test_a_few_step_model_needs_few_steps_and_no_guidance(parts, base):
+    set_json(base / "model_index.json", scheduler=["diffusers", "LCMScheduler"])
+    set_json(base / "scheduler/scheduler_config.json", _class_name="LCMScheduler", original_inference_steps=40)
+    source = opened(parts, base)
+    assert source.architecture.sampling == Sampling(steps=4, guidance=1.0, sampler="lcm", spacing=None)
+    assert source.scheduler["original_inference_steps"] == 40
+
+
+def test_training_rejects_a_model_that_does_not_predict_the_noise(parts, base):
+    set_json(base / "scheduler/scheduler_config.json", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert opened(parts, base).scheduler["rescale_betas_zero_snr"] is True
+    with pytest.raises(InputError, match=r"training needs a model that predicts the noise"):
+        open_base(str(base), image_encoder=str(parts["encoder"]), initial=str(parts["identity"]))
 
 
 def test_a_fresh_run_takes_the_width_of_the_checkpoint(parts, base):

@@ -14,12 +14,13 @@ from tiny_engines import BATCH, DEPTH_T, LATENT, MODEL, PROJECT_K, SIDE, TOKENS,
 
 from infid_engines.errors import CancelledError, EngineFolderError, InputError
 from infid_engines.progress import Stage
-from infid_export.runtime.denoise import denoise
+from infid_export.runtime.denoise import Noise, denoise
 from infid_export.runtime.engine_set import EngineSet
 from infid_export.runtime.person import Person, stack
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
 from infid_export.runtime.tokenizer import PromptTokenizer
-from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
+from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
+from infid_export.sampling.samplers import sampler_table
 
 Array = np.ndarray
 
@@ -63,8 +64,15 @@ def mirror(
     guidance: float = 5.0,
     style: float = 1.0,
     identity: float = 1.0,
+    sampler: str = "ddim",
+    spacing: str | None = None,
+    seed: int = 0,
 ) -> Array:
-    """Compute the same as the tiny engines, image by image, in float64; returns the identity latents."""
+    """What the tiny engines compute, image by image, in float64; returns the identity latents.
+
+    A stochastic sampler's noise is the second and later of the generators of seeds that count up from `seed`.
+    """
+    table = sampler_table(SDXL_SCHEDULER, steps, sampler, spacing)
     ids = PromptTokenizer(folder)
     results = []
     for row, prompt in enumerate(prompts):
@@ -75,14 +83,21 @@ def mirror(
         faces = style * keys + identity * values
         x = noise[row].astype(np.float64)
         text_x = (noise if text_noise is None else text_noise)[row].astype(np.float64)
-        for timestep, c_x, c_noise in ddim_table(SDXL_SCHEDULER, steps).astype(np.float64):
+        x, text_x, d, text_d = x * table.initial_scale, text_x * table.initial_scale, 0 * x, 0 * x
+        generator = np.random.default_rng(seed + row)
+        generator.standard_normal(x.shape, dtype=np.float32)
+        for timestep, c_in, c_x, c_e, c_d, c_n, k_x, k_e in table.rows.astype(np.float64):
+            fresh = generator.standard_normal(x.shape, dtype=np.float32)
             time = (np.mean([SIDE, SIDE, 0, 0, SIDE, SIDE]) + timestep) / 1000
             text = np.concatenate([one, two], -1).mean((1, 2)) + pooled + time
             eps_t = text[0] + guidance * (text[1] - text[0])
             eps_i = eps_t + faces[0] + guidance * (faces[1] - faces[0])
-            new = c_x * x + c_noise * (0.5 * x + 0.1 * text_x + eps_i)
-            text_x = c_x * text_x + c_noise * (0.5 * text_x + eps_t)
-            x = new
+            e, text_e = c_in * (0.5 * x + 0.1 * text_x) + eps_i, c_in * 0.5 * text_x + eps_t
+            x, d = c_x * x + c_e * e + c_d * d + c_n * fresh, k_x * x + k_e * e
+            text_x, text_d = (
+                c_x * text_x + c_e * text_e + c_d * text_d + c_n * fresh,
+                k_x * text_x + k_e * text_e,
+            )
         results.append(x)
     return np.stack(results)
 
@@ -100,6 +115,70 @@ def test_latents_are_those_of_the_mirror_for_any_number_of_prompts(
     found = tiny_pipe.generate(prompts, tiny_person, noise=noise, output_type="latents")
     assert found.shape == (count, 4, LATENT, LATENT)
     np.testing.assert_allclose(found, mirror(tiny_folder, prompts, tiny_person, noise), atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "spacing"),
+    [
+        ("euler", None),
+        ("euler", "karras"),
+        ("dpmpp_2m", "trailing"),
+        ("euler_a", "linspace"),
+        ("lcm", None),
+        ("tcd", None),
+    ],
+)
+def test_every_sampler_runs_on_the_same_engines(
+    tiny_pipe: Pipeline, tiny_folder: Path, tiny_person: Person, sampler: str, spacing: str | None
+) -> None:
+    settings: dict[str, Any] = {"sampler": sampler, "spacing": spacing, "steps": 4, "seed": 3}
+    prompts = ["a cat", "a dog", "a bird"]  # two batches, the second one filled up
+    found = tiny_pipe.generate(prompts, tiny_person, output_type="latents", **settings)
+    expected = mirror(tiny_folder, prompts, tiny_person, noise_of(3, 3), **settings)
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def test_engines_without_guidance_give_the_prediction_of_the_prompt_alone(
+    tiny_folder: Path, tiny_person: Person, tmp_path: Path
+) -> None:
+    with Pipeline.load(write_folder(tmp_path / "engines", guidance=False)) as pipe:
+        noise = noise_of(3)
+        prompts = ["a cat", "a dog", "a bird"]
+        for guidance in (None, 1.0):
+            found = pipe.generate(prompts, tiny_person, noise=noise, guidance=guidance, output_type="latents")
+            expected = mirror(tiny_folder, prompts, tiny_person, noise, guidance=1.0)
+            np.testing.assert_allclose(found, expected, atol=2e-4, rtol=2e-4)
+        with pytest.raises(InputError, match="built without guidance") as caught:
+            pipe.generate("a cat", tiny_person, guidance=5.0)
+    assert "--no-guidance" in caught.value.fix
+
+
+def test_a_stochastic_sampler_needs_a_seed(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    with pytest.raises(InputError, match="draws noise at every step") as caught:
+        tiny_pipe.generate("a", tiny_person, sampler="lcm", steps=4, noise=noise_of(1))
+    assert caught.value.fix == "Give a seed instead."
+    apart = [
+        tiny_pipe.generate("a", tiny_person, sampler="lcm", steps=4, seed=1, text_seed=seed, output_type="latents")
+        for seed in (1, 1, 2)
+    ]
+    np.testing.assert_array_equal(apart[0], apart[1])
+    assert np.abs(apart[2] - apart[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "heun"}, "There is no sampler 'heun'"),
+        ({"sampler": "lcm", "spacing": "karras"}, "lcm does not support the spacing 'karras'"),
+        ({"sampler": "lcm", "steps": 51}, "from 1 to 50, not 51"),
+        ({"spacing": "quadratic"}, "ddim does not support the spacing 'quadratic'"),
+    ],
+)
+def test_what_a_sampler_does_not_support_is_one_sentence(
+    tiny_pipe: Pipeline, tiny_person: Person, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        tiny_pipe.generate("a", tiny_person, seed=1, **settings)
 
 
 def test_every_argument_reaches_the_engine(tiny_pipe: Pipeline, tiny_folder: Path, tiny_person: Person) -> None:
@@ -168,9 +247,9 @@ def test_callback_sees_each_step_and_the_last_latents(tiny_pipe: Pipeline, tiny_
     final = tiny_pipe.generate(
         ["a", "b", "c"], tiny_person, seed=1, output_type="latents", callback=lambda *values: seen.append(values)
     )
-    table = ddim_table(SDXL_SCHEDULER, 5)
+    table = sampler_table(SDXL_SCHEDULER, 5)
     assert [index for index, _, _ in seen] == [*range(5), *range(5)]
-    assert [timestep for _, timestep, _ in seen] == [*table[:, 0], *table[:, 0]]
+    assert [timestep for _, timestep, _ in seen] == [*table.timesteps, *table.timesteps]
     assert all(latents.shape == (BATCH, 4, LATENT, LATENT) for _, _, latents in seen)
     np.testing.assert_array_equal(seen[4][2], final[:2])
     np.testing.assert_array_equal(seen[9][2][0], final[2])
@@ -420,7 +499,7 @@ def test_the_loop_is_closed_however_it_ends(end: str) -> None:
     expected = {"cancelled": CancelledError, "failed": RuntimeError, "not-finite": EngineFolderError}
     with pytest.raises(expected[end]) if end in expected else nullcontext():
         denoise(
-            engine, {}, GOOD_NOISE, GOOD_NOISE, np.zeros((2, 3), np.float32),
+            engine, {}, {"identity": Noise(GOOD_NOISE, None)}, [0], sampler_table(SDXL_SCHEDULER, 2), lambda index: {},
             on_step=lambda *_: cancel.set() if end == "cancelled" else None, cancel=cancel,
         )  # fmt: skip
     assert loop.closed == 1

@@ -21,7 +21,7 @@ from infid_engines.manifest import (
     sha256_file,
 )
 from infid_export.model.tokenizers import clip_tokenizer_json
-from infid_export.scheduler import SDXL_SCHEDULER
+from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 
 BATCH, PEOPLE, TOKENS, SIDE = 2, 2, 3, 64  # images per call, slots, tokens per person, pixels
 LATENT = SIDE // 8
@@ -80,8 +80,8 @@ class Graph:
         )
 
 
-def _text_encoder(path: Path, vector: np.ndarray, pooled: bool) -> GraphRecord:
-    rows, depth = 2 * BATCH, len(vector)
+def _text_encoder(path: Path, vector: np.ndarray, pooled: bool, guidance: bool) -> GraphRecord:
+    rows, depth = (2 if guidance else 1) * BATCH, len(vector)
     graph = Graph(path.stem, {"input_ids": ("int32", (rows, 77))})
     scaled = graph("Div", graph("Cast", "input_ids", to=FLOAT), graph.constant(49407))
     column = graph("Unsqueeze", scaled, graph.constant([2], np.int64))
@@ -113,18 +113,21 @@ def _identity_encoder(path: Path) -> GraphRecord:
     return graph.save(path, {"identity_tokens": (2, TOKENS, DEPTH_T), "identity_keys": wide, "identity_values": wide})
 
 
-def _denoise_step(path: Path, poison: bool) -> GraphRecord:
-    rows, latents = 2 * BATCH, (BATCH, 4, LATENT, LATENT)
+def _denoise_step(path: Path, poison: bool, guidance: bool) -> GraphRecord:
+    rows, latents = (2 if guidance else 1) * BATCH, (BATCH, 4, LATENT, LATENT)
     wide = ("float32", (rows, PEOPLE * TOKENS, DEPTH_K))
     per_image = ("float32", (BATCH,))
     graph = Graph(
         path.stem,
         {
-            "text_latents": ("float32", latents),
-            "identity_latents": ("float32", latents),
+            **{
+                f"{stream}_{part}": ("float32", latents)
+                for stream in ("text", "identity")
+                for part in ("latents", "denoised", "noise")
+            },
             "timestep": ("float32", (1,)),
-            "ddim_coefficients": ("float32", (2,)),
-            "guidance": per_image,
+            "coefficients": ("float32", (7,)),
+            **({"guidance": per_image} if guidance else {}),
             "prompt_embeds": ("float32", (rows, 77, DEPTH_1 + DEPTH_2)),
             "pooled_prompt_embeds": ("float32", (rows, DEPTH_2)),
             "time_ids": ("float32", (rows, 6)),
@@ -144,6 +147,8 @@ def _denoise_step(path: Path, poison: bool) -> GraphRecord:
 
     def guided(name: str) -> str:
         """Uncond + guidance · (cond − uncond), `[B]`."""
+        if not guidance:
+            return name
         uncond, cond = rows_of(name, 0), rows_of(name, BATCH)
         return graph("Add", uncond, graph("Mul", "guidance", graph("Sub", cond, uncond)))
 
@@ -154,22 +159,31 @@ def _denoise_step(path: Path, poison: bool) -> GraphRecord:
     time = graph("Mul", graph("Add", mean("time_ids", [1]), "timestep"), thousandth)
     text = graph("Add", graph("Add", mean("prompt_embeds", [1, 2]), mean("pooled_prompt_embeds", [1])), time)
     text_noise = guided(text)
-    keys = graph("Mul", mean("identity_keys", [1, 2]), graph("Concat", "style_strength", "style_strength", axis=0))
-    double = graph("Concat", "identity_strength", "identity_strength", axis=0)
-    values = graph("Mul", mean("identity_values", [1, 2]), double)
+    style, strength = (
+        graph("Concat", *[name] * (2 if guidance else 1), axis=0) for name in ("style_strength", "identity_strength")
+    )
+    keys = graph("Mul", mean("identity_keys", [1, 2]), style)
+    values = graph("Mul", mean("identity_values", [1, 2]), strength)
     identity_noise = graph("Add", text_noise, guided(graph("Add", keys, values)))
     half, tenth = graph.constant(0.5), graph.constant(0.1)
-    c_x, c_noise = graph("Split", "ddim_coefficients", name="c_x", axis=0), "c_noise"
-    graph.nodes[-1].output.append("c_noise")
-    text_eps = graph("Add", graph("Mul", "text_latents", half), column(text_noise))
-    plain = graph("Add", graph("Mul", "identity_latents", half), graph("Mul", "text_latents", tenth))
+    c_in = graph("Split", "coefficients", name="c_in", axis=0)
+    factors = ["c_x", "c_e", "c_d", "c_n", "k_x", "k_e"]
+    graph.nodes[-1].output.extend(factors)
+    seen = {stream: graph("Mul", f"{stream}_latents", c_in) for stream in ("text", "identity")}
+    text_eps = graph("Add", graph("Mul", seen["text"], half), column(text_noise))
+    plain = graph("Add", graph("Mul", seen["identity"], half), graph("Mul", seen["text"], tenth))
     identity_eps = graph("Add", plain, column(identity_noise))
     if poison:
         identity_eps = graph("Log", graph("Sub", identity_eps, graph.constant(1e6)))
-    for stream, noise in (("text", text_eps), ("identity", identity_eps)):
-        kept = graph("Mul", f"{stream}_latents", c_x)
-        graph("Add", kept, graph("Mul", noise, c_noise), name=f"next_{stream}_latents")
-    return graph.save(path, {"next_text_latents": latents, "next_identity_latents": latents})
+    for stream, predicted in (("text", text_eps), ("identity", identity_eps)):
+        terms = {"latents": f"{stream}_latents", "e": predicted, "denoised": f"{stream}_denoised",
+                 "noise": f"{stream}_noise"}  # fmt: skip
+        parts = [graph("Mul", *pair) for pair in zip(terms.values(), factors[:4], strict=True)]
+        graph("Sum", *parts, name=f"next_{stream}_latents")
+        parts = [graph("Mul", f"{stream}_latents", "k_x"), graph("Mul", predicted, "k_e")]
+        graph("Sum", *parts, name=f"next_{stream}_denoised")
+    names = [f"next_{stream}_{part}" for stream in ("text", "identity") for part in ("latents", "denoised")]
+    return graph.save(path, dict.fromkeys(names, latents))
 
 
 def _vae_decoder(path: Path, poison: bool) -> GraphRecord:
@@ -183,20 +197,21 @@ def _vae_decoder(path: Path, poison: bool) -> GraphRecord:
     return graph.save(path, {"image": (BATCH, 3, SIDE, SIDE)})
 
 
-def write_folder(folder: Path, poison: str = "", **changes: Any) -> Path:
+def write_folder(folder: Path, poison: str = "", guidance: bool = True, **changes: Any) -> Path:
     """Write a complete engine folder.
 
     Args:
         folder: where to write it.
         poison: a graph that returns NaN.
+        guidance: whether the step has unconditional rows.
         changes: fields of the manifest to change.
     """
     onnx_folder = folder / "onnx"
     graphs = {
-        "text_encoder": _text_encoder(onnx_folder / "text_encoder.onnx", VEC_1, pooled=False),
-        "text_encoder_2": _text_encoder(onnx_folder / "text_encoder_2.onnx", VEC_2, pooled=True),
+        "text_encoder": _text_encoder(onnx_folder / "text_encoder.onnx", VEC_1, pooled=False, guidance=guidance),
+        "text_encoder_2": _text_encoder(onnx_folder / "text_encoder_2.onnx", VEC_2, pooled=True, guidance=guidance),
         "identity_encoder": _identity_encoder(onnx_folder / "identity_encoder.onnx"),
-        "denoise_step": _denoise_step(onnx_folder / "denoise_step.onnx", poison == "denoise_step"),
+        "denoise_step": _denoise_step(onnx_folder / "denoise_step.onnx", poison == "denoise_step", guidance),
         "vae_decoder": _vae_decoder(onnx_folder / "vae_decoder.onnx", poison == "vae_decoder"),
     }
     for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
@@ -230,10 +245,12 @@ def write_folder(folder: Path, poison: str = "", **changes: Any) -> Path:
         "scheduler": dict(SDXL_SCHEDULER),
         "defaults": {
             "steps": 5,
-            "guidance": 5.0,
+            "guidance": 5.0 if guidance else 1.0,
             "style_strength": 1.0,
             "identity_strength": 1.0,
             "negative_prompt": "ugly",
+            "sampler": "ddim",
+            "spacing": "leading",
         },
         "faces": {
             "detector": "centerface",

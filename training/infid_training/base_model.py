@@ -61,7 +61,20 @@ def open_base(
         stored = IdentityConfig(cross_attention_dim=read_checkpoint(folder).parts["unet"]["cross_attention_dim"])
     # the source never reads the identity file: the configuration is passed in, and the weights come from
     # `initial_identity`
-    return CheckpointSource(folder, Path(initial), image_encoder, chosen(stored))
+    source = CheckpointSource(folder, Path(initial), image_encoder, chosen(stored))
+    _check_loss(source)
+    return source
+
+
+def _check_loss(source: ModelSource) -> None:
+    """Reject a model that the loss ‖ε − ε_θ‖² is not defined on."""
+    prediction = source.scheduler["prediction_type"]
+    if prediction != "epsilon":
+        raise InputError(
+            f"The checkpoint {source.name} has prediction_type = {prediction!r}; training needs a model that predicts "
+            "the noise (epsilon).",
+            fix="Train on SDXL base or a fine-tune of it; its identity weights can be tried on other models.",
+        )
 
 
 def encoder_fingerprint(source: ModelSource) -> str:

@@ -45,7 +45,7 @@ class RunRequest:
         cache: folder for the frozen networks' outputs; None means `cache` in the shards folder.
         resume: see `train`.
         sample_prompts: prompts of the sample images; empty means the built-in ones.
-        sample_steps: DDIM steps; None means the model's default.
+        sample_steps: steps per image; None means the model's default.
     """
 
     shards: Path

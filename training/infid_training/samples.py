@@ -49,7 +49,7 @@ class SampleGrid:
         photos: the split that the people belong to.
         people: see `fixed_people`.
         prompts: prompts of the images.
-        steps: DDIM steps; None means the model's default.
+        steps: steps per image; None means the model's default.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class _TrainedSource:
 
     def __init__(self, source: ModelSource, unet: Any, identity: IdentityModules) -> None:
         self.name, self.architecture, self.config = source.name, source.architecture, identity.config
-        self.zero_negative, self.notes = source.zero_negative, source.notes
+        self.zero_negative, self.notes, self.scheduler = source.zero_negative, source.notes, source.scheduler
         self._own = {
             "unet": unet,
             "identity": deepcopy(identity).eval().requires_grad_(False),

@@ -19,7 +19,7 @@ from infid_export.model.components import cast_module
 from infid_export.model.config import IdentityConfig
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import install_processors
-from infid_export.scheduler import SDXL_SCHEDULER
+from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 from infid_training.batches import Batch, BatchSampler
 from infid_training.loss import identity_loss
 from infid_training.optimizers import learning_rate, make_optimizer, optimizer_class

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 
 from infid_export.export.graphs.graph import Dependence, Graph, Kernels, Sizes, Tensors
 from infid_export.export.graphs.identity_encoder import IDENTITY_ENCODER
-from infid_export.export.graphs.step_parts import UNET, common_inputs, common_values, identity_inputs, identity_values
+from infid_export.export.graphs.step_parts import (
+    UNET,
+    common_inputs,
+    common_values,
+    guidance_input,
+    guidance_value,
+    identity_inputs,
+    identity_values,
+    stream_inputs,
+    stream_outputs,
+    stream_values,
+)
 from infid_export.export.graphs.text_encoders import TEXT_ENCODER, TEXT_ENCODER_2
 
 if TYPE_CHECKING:
@@ -23,7 +34,7 @@ class DenoiseStepGraph(Graph):
 
     name = "denoise_step"
     components = UNET
-    depends_on: frozenset[Dependence] = frozenset({"batch", "size", "people", "method"})
+    depends_on: frozenset[Dependence] = frozenset({"batch", "guidance", "size", "people", "method"})
     kernels: tuple[Kernels, ...] = ("native", "triton")
     upstream: tuple[Graph, ...] = (TEXT_ENCODER, TEXT_ENCODER_2, IDENTITY_ENCODER)
 
@@ -34,18 +45,18 @@ class DenoiseStepGraph(Graph):
         return DenoiseStep(parts["unet"], config, ops)
 
     def inputs(self, sizes: Sizes) -> Tensors:
-        """Return both streams' latents, the prompt and the person."""
-        latents = {"text_latents": sizes.latents, "identity_latents": sizes.latents}
-        return {**latents, **common_inputs(sizes), **identity_inputs(sizes)}
+        """Return both streams' state and noise, the sampler's row, the prompts and the people."""
+        streams = {**stream_inputs("text", sizes), **stream_inputs("identity", sizes)}
+        return {**streams, **common_inputs(sizes), **identity_inputs(sizes), **guidance_input(sizes)}
 
     def outputs(self, sizes: Sizes) -> Tensors:
-        """Return both streams' next latents."""
-        return {"next_text_latents": sizes.latents, "next_identity_latents": sizes.latents}
+        """Return both streams' next state."""
+        return {**stream_outputs("text", sizes), **stream_outputs("identity", sizes)}
 
     def parity_inputs(self, case: ParityCase) -> Values:
         """Return different noise for each stream, so that swapped streams show."""
-        latents = {"text_latents": case.noise(0), "identity_latents": case.noise(1)}
-        return {**latents, **common_values(case), **identity_values(case)}
+        streams = {**stream_values("text", case), **stream_values("identity", case)}
+        return {**streams, **common_values(case), **identity_values(case), **guidance_value(case)}
 
 
 DENOISE_STEP = DenoiseStepGraph()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PROMPT_TOKENS = 77
 
-Dependence = Literal["batch", "size", "people", "method"]
+Dependence = Literal["batch", "guidance", "size", "people", "method"]
 Kernels = Literal["native", "triton"]
 Value = TypeVar("Value")
 
@@ -50,6 +50,7 @@ class Sizes:
         height: pixels.
         width: pixels.
         people: number of slots for people.
+        guidance: whether each stream has unconditional rows too.
     """
 
     architecture: Architecture
@@ -59,11 +60,22 @@ class Sizes:
     height: int
     width: int
     people: int = 1
+    guidance: bool = True
+
+    @property
+    def copies(self) -> int:
+        """Rows of one sample in a stream: unconditional and conditional, or conditional alone."""
+        return 2 if self.guidance else 1
 
     @property
     def rows(self) -> int:
-        """R, rows of one stream: unconditional, then conditional."""
-        return 2 * self.batch
+        """R, rows of one stream: unconditional ones, if there is guidance, then conditional ones."""
+        return self.copies * self.batch
+
+    @property
+    def single(self) -> Sizes:
+        """The sizes of one sample."""
+        return replace(self, batch=1)
 
     @property
     def latents(self) -> TensorShape:

@@ -11,8 +11,14 @@ from infid_export.export.graphs.step_parts import (
     UNET,
     common_inputs,
     common_values,
+    first_sample,
+    guidance_input,
+    guidance_value,
     identity_inputs,
     identity_values,
+    stream_inputs,
+    stream_outputs,
+    stream_values,
     text_features,
 )
 from infid_export.export.graphs.text_encoders import TEXT_ENCODER, TEXT_ENCODER_2
@@ -27,12 +33,12 @@ if TYPE_CHECKING:
 
 
 class IdentityStepGraph(Graph):
-    """The identity stream alone."""
+    """The identity stream alone: one template, and as many people as the batch holds."""
 
     name = "identity_step"
     components = UNET
-    depends_on: frozenset[Dependence] = frozenset({"batch", "size", "people", "method"})
-    by_default = False  # nothing runs it yet
+    depends_on: frozenset[Dependence] = frozenset({"batch", "guidance", "size", "people", "method"})
+    by_default = False  # for templates, and as large as denoise_step
     kernels: tuple[Kernels, ...] = ("native", "triton")
     upstream: tuple[Graph, ...] = (TEXT_ENCODER, TEXT_ENCODER_2, IDENTITY_ENCODER, TEXT_STEP)
 
@@ -43,21 +49,21 @@ class IdentityStepGraph(Graph):
         return IdentityStep(parts["unet"], config, ops)
 
     def inputs(self, sizes: Sizes) -> Tensors:
-        """Return the identity stream's latents, the prompt, the person and the text features."""
-        latents = {"identity_latents": sizes.latents}
-        features = {"text_features": text_features(sizes)}
-        return {**latents, **common_inputs(sizes), **identity_inputs(sizes), **features}
+        """Return the identity stream's state and noise, the sampler's row, prompt, people and text features."""
+        one = sizes.single
+        stream = {**stream_inputs("identity", sizes), **common_inputs(one), **identity_inputs(sizes)}
+        return {**stream, "text_features": text_features(one), **guidance_input(sizes)}
 
     def outputs(self, sizes: Sizes) -> Tensors:
-        """Return the next latents."""
-        return {"next_identity_latents": sizes.latents}
+        """Return the next state."""
+        return stream_outputs("identity", sizes)
 
     def parity_inputs(self, case: ParityCase) -> Values:
         """Return the noise of `denoise_step`'s identity stream, and the features of the text step."""
         step = case.outputs[TEXT_STEP.name]
-        features = {path: step[f"text_features.{path}"] for path in text_features(case.sizes)}
-        latents = {"identity_latents": case.noise(1)}
-        return {**latents, **common_values(case), **identity_values(case), "text_features": features}
+        features = {path: step[f"text_features.{path}"] for path in text_features(case.sizes.single)}
+        stream = {**stream_values("identity", case), **common_values(first_sample(case)), **identity_values(case)}
+        return {**stream, "text_features": features, **guidance_value(case)}
 
 
 IDENTITY_STEP = IdentityStepGraph()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 from infid_export.export.graphs.graph import PROMPT_TOKENS, Sizes, TensorShape
 from infid_export.export.graphs.identity_encoder import IDENTITY_ENCODER
@@ -13,25 +14,40 @@ if TYPE_CHECKING:
     from infid_export.export.parity_case import Array, ParityCase
 
 UNET: Mapping[str, str] = {"unet.": "unet"}
+Stream = Literal["text", "identity"]
 _STEPS, _STEP = 30, 10  # step 10 of 30 is compared: neither noise nor image
 # Away from 0 and 1, so that a graph that ignores an input cannot pass.
 _GUIDANCE, _STYLE, _IDENTITY = 5.0, 0.75, 0.875
-# c_x and c_ε of the compared update. Nine tenths of a real step's output is its own input (1.11 and -0.12 at step 10 of
-# 30), which would hide network errors ten times as large.
-_COEFFICIENTS = (0.25, 1.0)
+# c_in, c_x, c_e, c_d, c_n, k_x and k_e of the compared update. Nine tenths of a real step's output is its own input
+# (c_x = 1.11 and c_e = -0.12 at step 10 of 30), which would hide network errors ten times as large.
+COEFFICIENTS = (0.875, 0.25, 1.0, 0.125, 0.0625, 0.5, -0.75)
+
+
+def stream_inputs(stream: Stream, sizes: Sizes) -> dict[str, TensorShape]:
+    """Return the state of a stream and its fresh noise."""
+    return {f"{stream}_{name}": sizes.latents for name in ("latents", "denoised", "noise")}
+
+
+def stream_outputs(stream: Stream, sizes: Sizes) -> dict[str, TensorShape]:
+    """Return the next state of a stream."""
+    return {f"next_{stream}_{name}": sizes.latents for name in ("latents", "denoised")}
 
 
 def common_inputs(sizes: Sizes) -> dict[str, TensorShape]:
-    """Return the inputs of every step besides its streams' latents."""
+    """Return the inputs of every step besides its streams' and the guidance."""
     rows, architecture = sizes.rows, sizes.architecture
     return {
         "timestep": TensorShape((1,)),
-        "ddim_coefficients": TensorShape((2,)),
-        "guidance": TensorShape((sizes.batch,)),
+        "coefficients": TensorShape((len(COEFFICIENTS),)),
         "prompt_embeds": TensorShape((rows, PROMPT_TOKENS, architecture.unet["cross_attention_dim"]), "network"),
         "pooled_prompt_embeds": TensorShape((rows, architecture.text_encoder_2["projection_dim"]), "network"),
         "time_ids": TensorShape((rows, 6)),
     }
+
+
+def guidance_input(sizes: Sizes) -> dict[str, TensorShape]:
+    """Return the guidance of each sample; nothing in a folder without guidance."""
+    return {"guidance": TensorShape((sizes.batch,))} if sizes.guidance else {}
 
 
 def identity_inputs(sizes: Sizes) -> dict[str, TensorShape]:
@@ -55,22 +71,44 @@ def text_features(sizes: Sizes) -> dict[str, TensorShape]:
     }
 
 
+def first_sample(case: ParityCase) -> ParityCase:
+    """Return the case of one sample with the first prompt."""
+    texts = {
+        name: {output: rows[:: case.sizes.batch] for output, rows in case.outputs[name].items()}
+        for name in (TEXT_ENCODER.name, TEXT_ENCODER_2.name)
+    }
+    return replace(case, sizes=case.sizes.single, outputs={**case.outputs, **texts})
+
+
+def stream_values(stream: Stream, case: ParityCase) -> dict[str, Array]:
+    """Return values for `stream_inputs`: noise that differs between the streams and between the inputs of one."""
+    first = {"text": 0, "identity": 1}[stream]
+    return {
+        f"{stream}_{name}": case.noise(first + 2 * index) for index, name in enumerate(("latents", "denoised", "noise"))
+    }
+
+
 def common_values(case: ParityCase) -> dict[str, Array]:
     """Return values for `common_inputs`: a step in the middle, on the embeddings of the fixed prompts."""
     import numpy as np
 
-    from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
+    from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
+    from infid_export.sampling.samplers import sampler_table
 
     first, second = case.outputs[TEXT_ENCODER.name], case.outputs[TEXT_ENCODER_2.name]
     height, width = case.sizes.height, case.sizes.width
     return {
-        "timestep": ddim_table(SDXL_SCHEDULER, _STEPS)[_STEP, :1],
-        "ddim_coefficients": np.array(_COEFFICIENTS, np.float32),
-        "guidance": case.filled(_GUIDANCE),
+        "timestep": sampler_table(SDXL_SCHEDULER, _STEPS).timesteps[_STEP : _STEP + 1],
+        "coefficients": np.array(COEFFICIENTS, np.float32),
         "prompt_embeds": np.concatenate([first["hidden_states"], second["hidden_states"]], -1),
         "pooled_prompt_embeds": second["pooled"],
         "time_ids": np.tile(np.array([height, width, 0, 0, height, width], np.float32), (case.sizes.rows, 1)),
     }
+
+
+def guidance_value(case: ParityCase) -> dict[str, Array]:
+    """Return values for `guidance_input`."""
+    return {"guidance": case.filled(_GUIDANCE)} if case.sizes.guidance else {}
 
 
 def identity_values(case: ParityCase) -> dict[str, Array]:
@@ -79,7 +117,8 @@ def identity_values(case: ParityCase) -> dict[str, Array]:
 
     person, sizes = case.outputs[IDENTITY_ENCODER.name], case.sizes
     stacked = {
-        name: np.tile(np.repeat(person[name], sizes.batch, axis=0), (1, sizes.people, 1))
+        # row 0 is unconditional
+        name: np.tile(np.repeat(person[name][-sizes.copies :], sizes.batch, axis=0), (1, sizes.people, 1))
         for name in ("identity_keys", "identity_values")
     }
     return {**stacked, "style_strength": case.filled(_STYLE), "identity_strength": case.filled(_IDENTITY)}

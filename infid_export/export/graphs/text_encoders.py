@@ -20,7 +20,7 @@ class TextEncoder(Graph):
 
     name = "text_encoder"
     components: Mapping[str, str] = {"encoder.": "text_encoder"}
-    depends_on: frozenset[Dependence] = frozenset({"batch"})
+    depends_on: frozenset[Dependence] = frozenset({"batch", "guidance"})
     tokenizer = 0  # the first of the model's two
 
     def module(self, parts: Mapping[str, nn.Module], config: IdentityConfig, ops: str = "torch") -> nn.Module:

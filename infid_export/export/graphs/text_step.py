@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from infid_export.export.graphs.graph import Dependence, Graph, Sizes, Tensors
-from infid_export.export.graphs.step_parts import UNET, common_inputs, common_values, text_features
+from infid_export.export.graphs.step_parts import (
+    UNET,
+    common_inputs,
+    common_values,
+    first_sample,
+    guidance_input,
+    guidance_value,
+    stream_inputs,
+    stream_outputs,
+    stream_values,
+    text_features,
+)
 from infid_export.export.graphs.text_encoders import TEXT_ENCODER, TEXT_ENCODER_2
 
 if TYPE_CHECKING:
@@ -18,12 +29,12 @@ if TYPE_CHECKING:
 
 
 class TextStepGraph(Graph):
-    """The text stream alone."""
+    """The text stream alone, of one sample: a template is made of one prompt."""
 
     name = "text_step"
     components = UNET
-    depends_on: frozenset[Dependence] = frozenset({"batch", "size"})
-    by_default = False  # nothing runs it yet
+    depends_on: frozenset[Dependence] = frozenset({"guidance", "size"})
+    by_default = False  # for templates, and as large as denoise_step
     upstream: tuple[Graph, ...] = (TEXT_ENCODER, TEXT_ENCODER_2)
 
     def module(self, parts: Mapping[str, nn.Module], config: IdentityConfig, ops: str = "torch") -> nn.Module:
@@ -33,16 +44,18 @@ class TextStepGraph(Graph):
         return TextStep(parts["unet"], config, ops)
 
     def inputs(self, sizes: Sizes) -> Tensors:
-        """Return the text stream's latents and the prompt."""
-        return {"text_latents": sizes.latents, **common_inputs(sizes)}
+        """Return the text stream's state and noise, the sampler's row and the prompt."""
+        one = sizes.single
+        return {**stream_inputs("text", one), **common_inputs(one), **guidance_input(one)}
 
     def outputs(self, sizes: Sizes) -> Tensors:
-        """Return the next latents and the text features."""
-        return {"next_text_latents": sizes.latents, "text_features": text_features(sizes)}
+        """Return the next state and the text features."""
+        return {**stream_outputs("text", sizes.single), "text_features": text_features(sizes.single)}
 
     def parity_inputs(self, case: ParityCase) -> Values:
         """Return the noise of `denoise_step`'s text stream."""
-        return {"text_latents": case.noise(0), **common_values(case)}
+        one = first_sample(case)
+        return {**stream_values("text", one), **common_values(one), **guidance_value(one)}
 
 
 TEXT_STEP = TextStepGraph()

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from benchmarks.model import diffusers_pipeline, images, steps
 from benchmarks.model.diffusers_pipeline import Pipeline
-from benchmarks.model.images import ConditionalStep
 from benchmarks.model.network import Held, Network
 from benchmarks.suite.bench import DEMO, SDXL, Bench, Result
-from infid_export.scheduler import SDXL_SCHEDULER, ddim_table
+from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
+from infid_export.sampling.samplers import sampler_table
 from infid_kernels import OPS, AttentionOps, ops
 from infid_kernels.measure import Timing, relative_rms
 
@@ -153,20 +153,6 @@ def test_an_image_that_is_not_finite_says_so(bench: Bench, held: Held, monkeypat
     assert not image(held, bench, "joint", True)["finite"]
 
 
-def test_a_step_of_the_conditional_rows_is_the_guided_step_at_guidance_1(bench: Bench) -> None:
-    network = Network(bench, small=True)
-    arguments = network.arguments("denoise_step", torch.float32)
-    arguments["guidance"].fill_(1.0)
-    with torch.no_grad():
-        expected = network.step("denoise_step", "torch")(**arguments)
-        conditional = ConditionalStep(network.unet(torch.float32), network.config, "torch")
-        del arguments["guidance"]
-        rows = {name: each[1:] if name in images._ROWS else each for name, each in arguments.items()}
-        found = conditional(**rows)
-    for each, wanted in zip(found, expected, strict=True):
-        assert relative_rms(each, wanted.double()) < 1e-5
-
-
 @pytest.mark.parametrize(
     ("overflows", "results", "expected"),
     [
@@ -199,7 +185,7 @@ def test_diffusers_own_pipeline_takes_the_same_steps(bench: Bench, held: Held) -
     with torch.no_grad():
         text = images.loop(network, "text", True)
         text.latents[0].copy_(network.arguments("text_step", torch.float32)["text_latents"])
-        for row in torch.from_numpy(ddim_table(SDXL_SCHEDULER, DEMO.steps)):
+        for row in torch.from_numpy(sampler_table(SDXL_SCHEDULER, DEMO.steps).rows):
             text.at(row, ())
             text.advance()
     assert relative_rms(text.latents[0], found.double()) < 1e-4

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
 
 from infid_engines.progress import Stage
-from infid_export.scheduler import SDXL_SCHEDULER
+from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 from infid_training.recipe.autoencoder import encode
 from infid_training.recipe.contrast import token_ids
 from infid_training.recipe.crops import FACE_SIDE, Squares
