@@ -1,8 +1,8 @@
 """infid-export: identity-preserving SDXL (Infinite-ID) from PyTorch to engines.
 
-`__all__` lists the public names. `Pipeline`, `Person`, `mix` and `stack` are the runtime; `InfiniteIDPipeline` is the
-PyTorch reference and needs the extra `export`. Each is imported on first access: `import infid_export`
-imports neither numpy nor torch.
+`__all__` lists the public names. `Pipeline`, `Person`, `Template`, `mix` and `stack` are the runtime;
+`InfiniteIDPipeline` is the PyTorch reference and needs the extra `export`. Each is imported on first access: `import
+infid_export` imports neither numpy nor torch.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from infid_export.runtime.person import mix as mix
     from infid_export.runtime.person import stack as stack
     from infid_export.runtime.pipeline import Pipeline as Pipeline
+    from infid_export.runtime.template import Template as Template
 
 __version__ = "0.1.0"
-__all__ = ["InfiniteIDPipeline", "Person", "Pipeline", "__version__", "mix", "stack"]
+__all__ = ["InfiniteIDPipeline", "Person", "Pipeline", "Template", "__version__", "mix", "stack"]
 
 _MODULE_OF = {
     "InfiniteIDPipeline": "infid_export.model.reference_pipeline",
     "Person": "infid_export.runtime.person",
     "Pipeline": "infid_export.runtime.pipeline",
+    "Template": "infid_export.runtime.template",
     "mix": "infid_export.runtime.person",
     "stack": "infid_export.runtime.person",
 }

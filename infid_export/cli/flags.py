@@ -58,6 +58,13 @@ def add_folder(parser: argparse.ArgumentParser, name: str, what: str) -> None:
     parser.add_argument(name, type=Path, nargs="?", default=ENGINES, metavar=name.upper(), help=f"{what} ({ENGINES})")
 
 
+def add_seed(parser: argparse._ActionsContainer) -> None:
+    """Add the seed of the noise."""
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="seed of the noise; several images count up (0, or the template's)"
+    )
+
+
 def add_size(parser: argparse._ActionsContainer) -> None:
     """Add the size of the image."""
     for name in ("height", "width"):
@@ -65,7 +72,19 @@ def add_size(parser: argparse._ActionsContainer) -> None:
 
 
 def add_sampling(parser: argparse._ActionsContainer) -> None:
-    """Add the sampling settings."""
+    """Add the sampling settings and the strengths."""
+    add_sampler(parser)
+    parser.add_argument(
+        "--style-strength", type=float, metavar="S",
+        help="AdaIN-mean: 1 is the paper's, for styles; 0 is off and keeps more of the person (the folder's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--identity-strength", type=float, metavar="L", help="strength of the identity: 1 is the paper's (the folder's)"
+    )
+
+
+def add_sampler(parser: argparse._ActionsContainer) -> None:
+    """Add the sampling settings of both streams."""
     parser.add_argument("--steps", type=int, metavar="N", help="number of steps (the folder's)")
     parser.add_argument("--sampler", choices=SAMPLERS, metavar="NAME", help=f"{', '.join(SAMPLERS)} (the folder's)")
     parser.add_argument(
@@ -75,13 +94,6 @@ def add_sampling(parser: argparse._ActionsContainer) -> None:
         "--guidance", type=float, metavar="G",
         help="classifier-free guidance scale; 1 is the prompt alone, diffusers' 0 of few-step models (the folder's)",
     )  # fmt: skip
-    parser.add_argument(
-        "--style-strength", type=float, metavar="S",
-        help="AdaIN-mean: 1 is the paper's, for styles; 0 is off and keeps more of the person (the folder's)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--identity-strength", type=float, metavar="L", help="strength of the identity: 1 is the paper's (the folder's)"
-    )
 
 
 def add_model(model: argparse._ActionsContainer) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "build": "build an engine folder from a model, and check its parity",
     "generate": "generate images of a person",
+    "template": "run the text stream of a prompt once, for any number of people",
     "enroll": "turn photos of a person into a person file",
     "evaluate": "score how well images match the person and the prompt",
     "prepare": "turn a folder of people's photos into shards for training",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,17 @@ from infid_export.sampling.samplers import SamplerTable
 
 Array = np.ndarray[Any, Any]
 OnStep = Callable[[int, float, Callable[[], Array]], None]
+FEATURES = "text_features."  # begins the names of the features' inputs and outputs
 _STATE = ("latents", "denoised")  # that a step hands to the next one, for each stream
 
 
 def denoise(
     engine: Engine,
     fixed: Mapping[str, Array],
-    start: Mapping[str, Array],
+    streams: Mapping[str, Noise],
+    batch: Sequence[int],
     table: SamplerTable,
-    fresh: Callable[[], Mapping[str, Array]],
+    varying: Callable[[int], Mapping[str, Array]],
     *,
     on_step: OnStep,
     cancel: threading.Event | None,
@@ -34,9 +36,10 @@ def denoise(
     Args:
         engine: of a step graph with an identity stream.
         fixed: the inputs that do not change between steps: text inputs, identity keys and values, guidance, strengths.
-        start: by stream, `[B, 4, h, w]` float32 standard normal noise that it starts from.
+        streams: by stream, the noise of all images.
+        batch: the images of this batch.
         table: the sampler's.
-        fresh: returns noise like `start` for a step; called if the sampler is stochastic.
+        varying: returns further inputs of a step.
         on_step: called after each step with its index, its timestep and a function that reads the latents.
         cancel: checked before each step and after the last.
 
@@ -48,17 +51,12 @@ def denoise(
         EngineFolderError: the latents have non-finite values.
     """
     reject_cancelled(cancel)
-    carry = {f"{stream}_{name}": f"next_{stream}_{name}" for stream in start for name in _STATE}
-    zeros = {stream: np.zeros_like(noise) for stream, noise in start.items()}
-    first = {f"{stream}_latents": noise * np.float32(table.initial_scale) for stream, noise in start.items()}
-    first |= {f"{stream}_denoised": zeros[stream] for stream in start}
-    constant = {} if table.stochastic else {f"{stream}_noise": zeros[stream] for stream in start}
-    loop = engine.loop({**fixed, **constant}, carry, first)
+    state, constant = initial_state(streams, batch, table)
+    loop = engine.loop({**fixed, **constant}, _carried(streams), state)
     try:
         for index, row in enumerate(table.rows):
             reject_cancelled(cancel)
-            noise = {f"{stream}_noise": each for stream, each in fresh().items()} if table.stochastic else {}
-            loop.step({"timestep": row[:1], "coefficients": row[1:], **noise})
+            loop.step({**step_inputs(row), **fresh_noise(streams, batch, table), **varying(index)})
             on_step(index, float(row[0]), lambda: loop.read("identity_latents"))
         reject_cancelled(cancel)
         latents = loop.read("identity_latents")
@@ -66,6 +64,83 @@ def denoise(
         loop.close()
     reject_non_finite(latents, "latents")
     return latents
+
+
+def text_stream(
+    engine: Engine,
+    fixed: Mapping[str, Array],
+    noise: Noise,
+    table: SamplerTable,
+    *,
+    on_step: Callable[[int], None],
+    cancel: threading.Event | None,
+) -> tuple[dict[str, Array], Array]:
+    """Run the text stream of one prompt, and keep the features of every step.
+
+    Args:
+        engine: of the graph `text_step`.
+        fixed: the inputs that do not change between steps.
+        noise: of one image.
+        table: the sampler's.
+        on_step: called after each step with its index.
+        cancel: as in `denoise`.
+
+    Returns:
+        By path of the transformer block, `[steps, R, N, C]`, and the last latents `[1, 4, h, w]`.
+
+    Raises:
+        CancelledError: `cancel` was set.
+        EngineFolderError: the latents have non-finite values.
+    """
+    streams = {"text": noise}
+    state, constant = initial_state(streams, [0], table)
+    features: dict[str, Array] = {}
+    for index, row in enumerate(table.rows):
+        reject_cancelled(cancel)
+        outputs = engine.run({**fixed, **constant, **state, **step_inputs(row), **fresh_noise(streams, [0], table)})
+        state = {name: outputs[source] for name, source in _carried(streams).items()}
+        for name, values in outputs.items():
+            if name.startswith(FEATURES):
+                path = name.removeprefix(FEATURES)
+                kept = features.setdefault(path, np.empty((len(table), *values.shape), values.dtype))
+                kept[index] = values
+        on_step(index)
+    reject_cancelled(cancel)
+    reject_non_finite(state["text_latents"], "latents")
+    return features, state["text_latents"]
+
+
+def _carried(streams: Iterable[str]) -> dict[str, str]:
+    """Return the output that becomes each input of the next step."""
+    return {f"{stream}_{name}": f"next_{stream}_{name}" for stream in streams for name in _STATE}
+
+
+def initial_state(
+    streams: Mapping[str, Noise], batch: Sequence[int], table: SamplerTable
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return the first state of the streams, and the noise inputs of a sampler that adds no noise: zeros."""
+    state, constant = {}, {}
+    for stream, noise in streams.items():
+        first = noise.first[list(batch)]
+        zeros = np.zeros_like(first)
+        state[f"{stream}_latents"] = first * np.float32(table.initial_scale)
+        state[f"{stream}_denoised"] = zeros
+        if not table.stochastic:
+            constant[f"{stream}_noise"] = zeros
+    return state, constant
+
+
+def step_inputs(row: Array) -> dict[str, Array]:
+    """Return the sampler's inputs of a step."""
+    return {"timestep": row[:1], "coefficients": row[1:]}
+
+
+def fresh_noise(streams: Mapping[str, Noise], batch: Sequence[int], table: SamplerTable) -> dict[str, Array]:
+    """Return the fresh noise of a step; streams with the same noise get the same."""
+    if not table.stochastic:
+        return {}
+    drawn = {noise: noise.fresh(batch) for noise in dict.fromkeys(streams.values())}
+    return {f"{stream}_noise": drawn[noise] for stream, noise in streams.items()}
 
 
 def image_size(manifest: Manifest, height: int | None, width: int | None) -> tuple[int, int]:
@@ -182,10 +257,15 @@ def open_noise(name: str, given: Any, seed: Any, shape: tuple[int, int, int, int
     return Noise(values.astype(np.float32), None)
 
 
+def random_seed() -> int:
+    """Return a seed from the operating system's entropy."""
+    return int(np.random.SeedSequence().generate_state(1)[0])
+
+
 def _seeds(seed: Any, count: int) -> list[int]:
     fix = "Give one non-negative integer, or one per prompt."
     if seed is None:
-        seed = int(np.random.SeedSequence().generate_state(1)[0])
+        seed = random_seed()
     if isinstance(seed, list | tuple):
         found = [whole_number("A seed", value, fix) for value in seed]
     else:

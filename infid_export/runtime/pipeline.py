@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,33 +16,31 @@ from infid_engines.errors import EngineFolderError, InputError
 from infid_engines.manifest import Manifest, stored_engines
 from infid_engines.progress import Reporter, SilentReporter
 from infid_engines.registry import get_backend
-from infid_engines.validation import path_of, require_callable, require_methods, shown, text_of, texts_of, whole_number
+from infid_engines.validation import path_of, require_methods, shown, text_of, texts_of, whole_number
 from infid_export.faces.photos import Photo
 from infid_export.faces.reader import FaceInputs, FaceReader
+from infid_export.runtime.conditioning import check_guidance, fitted_person, has_guidance, identity_inputs, text_inputs
 from infid_export.runtime.denoise import (
-    batches,
-    denoise,
     image_size,
     open_noise,
-    reject_cancelled,
+    random_seed,
     reject_non_finite,
     scalar,
     seeded_noise,
+    text_stream,
 )
 from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_target
 from infid_export.runtime.enrollment import open_face_reader
+from infid_export.runtime.job import REPORTER, Callback, Job, JobRunner, Watch, pil_images
 from infid_export.runtime.person import Person, mix
 from infid_export.runtime.requirements import GENERATE, require_usable
+from infid_export.runtime.template import Template, TemplateSettings, check_template, text_model_id
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
 from infid_export.sampling.samplers import SamplerTable, sampler_table
 
 __all__ = ["Pipeline", "seeded_noise"]
 
 Array = np.ndarray[Any, Any]
-Callback = Callable[[int, float, Array], None]
-_REPORTER = ("plan", "stage", "note")
-_LOOKS_EVERY = 0.05  # seconds between two checks of `cancel` while another generation runs
-_READ_SPEED = 5e8  # bytes per second, to estimate the loading time; hashing alone runs at about 1e9
 
 
 class Pipeline:
@@ -69,6 +66,7 @@ class Pipeline:
         self._engines = engines
         self._faces: FaceReader | None = None
         self._lock = threading.RLock()
+        self._runner = JobRunner(manifest, engines, self._lock)
         for name in FILES:
             engines.verify(name)
         self._tokenizer = PromptTokenizer(folder)
@@ -95,7 +93,7 @@ class Pipeline:
         path = path_of("The engine folder", folder, "Give a folder that `infid-export build` wrote.")
         text_of("The backend", backend, "Give its name, or auto.")
         text_of("The device", device, "Give auto, cpu or cuda.")
-        require_methods("The reporter", reporter, _REPORTER, "Leave it out.")
+        require_methods("The reporter", reporter, REPORTER, "Leave it out.")
         manifest = Manifest.load(path)
         require_usable(manifest)
         if backend == "auto":
@@ -190,8 +188,8 @@ class Pipeline:
 
     def generate(
         self,
-        prompt: str | Sequence[str],
-        person: Person,
+        prompt: str | Sequence[str] | Template,
+        person: Person | Sequence[Person],
         *,
         negative_prompt: str | None = None,
         seed: int | Sequence[int] | None = None,
@@ -211,16 +209,17 @@ class Pipeline:
         reporter: Reporter | None = None,
         output_type: Literal["pil", "np", "latents"] = "pil",
     ) -> Any:
-        """Generate one image per prompt.
+        """Generate one image per prompt, or one image per person from a template.
 
         Args:
             prompt: one or several. Each text encoder reads 77 tokens; the rest is dropped, with a warning or a
-                note to the reporter.
-            person: the person that the images show; enrolled with the same model.
+                note to the reporter. Or a `Template`: then only the identity stream runs, and what the template decides
+                cannot be given here: negative prompt, text seed and noise, size, steps, guidance and sampler.
+            person: the person that the images show; enrolled with the same model. Several people for a template.
             negative_prompt: what to avoid; None is the folder's default, zero embeddings for SDXL.
             seed: seed of the initial noise, for `numpy.random.default_rng(seed)`, and of the noise that a stochastic
                 sampler adds; one, or one per prompt. A single seed for several prompts counts up. None picks a
-                random one.
+                random one; with a template, its own seed for everybody.
             text_seed: likewise for the text stream alone; None uses the same noise.
             height: pixels; None is the folder's default. Other values need a folder built with `--height-range`.
             width: likewise, with `--width-range`.
@@ -251,150 +250,189 @@ class Pipeline:
             CancelledError: `cancel` was set.
             EngineFolderError: the folder is damaged, or its engines return non-finite values.
         """
-        prompts = texts_of("A prompt", prompt, "Give a string, or a list of strings.")
-        if not prompts:
-            raise InputError("No prompt was given.", fix="Give at least one.")
-        if negative_prompt is not None:
-            text_of("The negative prompt", negative_prompt, "Give one string, which goes with every prompt.")
         if not isinstance(output_type, str) or output_type not in ("pil", "np", "latents"):
             raise InputError(f"There is no output type {shown(output_type)}.", fix="Use pil, np or latents.")
-        require_callable("The callback", callback, "Give a function of index, timestep and latents.")
-        require_methods("cancel", cancel, ("is_set",), "Give a threading.Event.")
-        require_methods("The reporter", reporter, _REPORTER, "Leave it out.")
-        defaults, manifest, count = self.manifest.defaults, self.manifest, len(prompts)
-        strengths = {"guidance": guidance, "style_strength": style_strength, "identity_strength": identity_strength}
-        scalars = {key: scalar(key, value, float(defaults[key])) for key, value in strengths.items()}
+        strengths = self._strengths(style_strength=style_strength, identity_strength=identity_strength)
+        watch = Watch(callback, cancel, reporter)
+        watch.check()
+        if isinstance(prompt, Template):
+            given = {
+                "negative_prompt": negative_prompt, "text_seed": text_seed, "text_noise": text_noise, "height": height,
+                "width": width, "steps": steps, "guidance": guidance, "sampler": sampler, "spacing": spacing,
+            }  # fmt: skip
+            for name in (name for name, value in given.items() if value is not None):
+                raise InputError(f"The template decides {name}.", fix="Leave it out, or make another template.")
+            job = self._template_job(prompt, person, strengths, noise, seed)
+            return self._runner.run(job, watch, output_type)
+        prompts, negative = self._texts(prompt, negative_prompt, reporter)
         table = self._table(sampler, spacing, steps)
-        pixels = image_size(manifest, height, width)
-        factor = manifest.vae_scale_factor
-        shape = (count, 4, pixels[0] // factor, pixels[1] // factor)
+        guide = self._guidance(guidance)
+        pixels = image_size(self.manifest, height, width)
+        shape = (len(prompts), *self._latents(pixels))
         own = open_noise("noise", noise, seed, shape, table.stochastic)
         apart = text_noise is not None or text_seed is not None
         streams = {
             "text": open_noise("text_noise", text_noise, text_seed, shape, table.stochastic) if apart else own,
             "identity": own,
         }
-        fixed = self._identity_inputs(person, scalars)
-        negative = defaults["negative_prompt"] if negative_prompt is None else negative_prompt
-        self._tell_dropped([*prompts, negative or ""], reporter)
-        rows = batches(count, manifest.batch)
-        report = reporter or SilentReporter()
-        graphs = GENERATE if output_type == "latents" else (*GENERATE, "vae_decoder")
-        with self._turn(cancel):
-            loading = {"loading": self._engines.unread_bytes(graphs) / _READ_SPEED}
-            decoding = {"decoding": float(len(rows))} if output_type != "latents" else {}
-            report.plan({**loading, "denoising": float(len(table) * len(rows)), **decoding})
-            self._engines.prepare(graphs, report, lambda: reject_cancelled(cancel))
-            finished = []
-            with report.stage("denoising") as stage:
-                for number, batch in enumerate(rows):
+        fitted = fitted_person(self.manifest, person)
 
-                    def on_step(index: int, timestep: float, read: Callable[[], Array], number: int = number) -> None:
-                        done = number * len(table) + index + 1
-                        stage.update(done / (len(table) * len(rows)), f"step {index + 1}")
-                        if callback is not None:
-                            callback(index, timestep, read().copy())
+        def fixed(batch: list[int]) -> dict[str, Array]:
+            texts = [prompts[row] for row in batch]
+            return {
+                **text_inputs(self._engines, self._tokenizer, texts, negative, self._guided, pixels),
+                **identity_inputs([fitted] * len(batch), strengths, self._guided),
+                **self._guidance_input(guide, len(batch)),
+            }
 
-                    def fresh(batch: list[int] = batch) -> dict[str, Array]:
-                        drawn = {each: each.fresh(batch) for each in dict.fromkeys(streams.values())}
-                        return {stream: drawn[each] for stream, each in streams.items()}
+        return self._runner.run(Job("denoise_step", GENERATE, table, streams, fixed), watch, output_type)
 
-                    texts = self._text_inputs(negative, [prompts[row] for row in batch], pixels)
-                    finished.append(
-                        denoise(
-                            self._engines["denoise_step"],
-                            {**fixed, **texts},
-                            {stream: each.first[batch] for stream, each in streams.items()},
-                            table,
-                            fresh,
-                            on_step=on_step,
-                            cancel=cancel,
-                        )
-                    )
-            if output_type == "latents":
-                return np.concatenate(finished)[:count]
-            images = self._decode(finished, report)[:count]
-        if output_type == "np":
-            return images
-        return [Image.fromarray((image * 255).round().clip(0, 255).astype(np.uint8)) for image in images]
+    def template(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str | None = None,
+        seed: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        spacing: str | None = None,
+        cancel: threading.Event | None = None,
+        reporter: Reporter | None = None,
+    ) -> Template:
+        """Run the text stream of a prompt once, for any number of people.
 
-    @contextmanager
-    def _turn(self, cancel: threading.Event | None) -> Iterator[None]:
-        """Hold the engines while the block runs.
+        `generate(template, person)` gives the image of `generate(prompt, person)` with the same seed and settings.
+
+        Args:
+            prompt: the prompt; other arguments as in `generate`.
+            negative_prompt: likewise.
+            seed: likewise.
+            height: likewise.
+            width: likewise.
+            steps: likewise.
+            guidance: likewise.
+            sampler: likewise.
+            spacing: likewise.
+            cancel: likewise.
+            reporter: likewise.
 
         Raises:
-            CancelledError: `cancel` was set before this thread got its turn.
+            InputError: an argument does not fit.
+            CancelledError: `cancel` was set.
+            EngineFolderError: the folder has no graph `text_step`, is damaged, or its engines return non-finite values.
         """
-        reject_cancelled(cancel)
-        while not self._lock.acquire(timeout=-1 if cancel is None else _LOOKS_EVERY):
-            reject_cancelled(cancel)
-        try:
-            reject_cancelled(cancel)
-            yield
-        finally:
-            self._lock.release()
-
-    def _decode(self, latents: Sequence[Array], report: Reporter) -> Array:
-        """Return `[n, H, W, 3]` images, decoded from batches of latents."""
-        images = []
-        with report.stage("decoding") as stage:
-            for number, batch in enumerate(latents):
-                image = self._engines["vae_decoder"].run({"latents": batch})["image"]
-                reject_non_finite(image, "an image")
-                images.append(image.transpose(0, 2, 3, 1))
-                stage.update((number + 1) / len(latents))
-        return np.concatenate(images)
-
-    def _identity_inputs(self, person: Person, scalars: dict[str, float]) -> dict[str, Array]:
-        """Return the inputs of a step that depend on neither prompt nor seed."""
-        if not isinstance(person, Person):
-            raise InputError(f"The person must be a Person, not {type(person).__name__}.", fix="Use Pipeline.enroll.")
-        if person.model != self.manifest.model["id"]:
-            raise InputError(
-                f"The person was enrolled with the model {person.model[:12]}…, but these engines are of "
-                f"{str(self.manifest.model['id'])[:12]}….",
-                fix="Enroll the photo again with `infid-export enroll`.",
+        text_of("The prompt of a template", prompt, "Give one string.")
+        watch = Watch(None, cancel, reporter)
+        watch.check()
+        (prompt,), negative = self._texts(prompt, negative_prompt, reporter)
+        table, guide = self._table(sampler, spacing, steps), self._guidance(guidance)
+        pixels = image_size(self.manifest, height, width)
+        start = whole_number("A seed", random_seed() if seed is None else seed, "Give one from 0 up.", least=0)
+        noise = open_noise("noise", None, start, (1, *self._latents(pixels)), table.stochastic)
+        self.manifest.graph("text_step")
+        name, spaced = self._sampler(sampler, spacing)
+        settings = TemplateSettings(prompt, negative, start, *pixels, guide, name, spaced, table.initial_scale)
+        graphs = ("text_encoder", "text_encoder_2", "text_step")
+        with self._runner.prepared(graphs, {"denoising": float(len(table))}, watch) as report:
+            texts = text_inputs(
+                self._engines, self._tokenizer, [prompt] * self.manifest.batch, negative, self._guided, pixels
             )
-        batch, fitted = self.manifest.batch, person.fit(self.manifest.people, self.manifest.identity_tokens)
-        copies = 2 if self._guided else 1  # row 0 of a person is unconditional
-        if not self._guided and scalars.pop("guidance") != 1:
-            raise InputError(
-                "These engines were built without guidance: they take a guidance of 1 only.",
-                fix="Leave the guidance out, or build the folder again without --no-guidance.",
-            )
-        return {
-            "identity_keys": np.repeat(fitted.identity_keys[-copies:], batch, axis=0),
-            "identity_values": np.repeat(fitted.identity_values[-copies:], batch, axis=0),
-            **{name: np.full(batch, value, dtype=np.float32) for name, value in scalars.items()},
-        }
+            conditioning = {name: each[:: self.manifest.batch] for name, each in texts.items()}
+            with report.stage("denoising") as stage:
+                features, latents = text_stream(
+                    self._engines["text_step"],
+                    {**conditioning, **self._guidance_input(guide, 1)},
+                    noise,
+                    table,
+                    on_step=lambda index: stage.update((index + 1) / len(table), f"step {index + 1}"),
+                    cancel=cancel,
+                )
+        return Template(features, conditioning, table.rows, latents, settings, text_model_id(self.manifest))
+
+    def preview(self, template: Template) -> Image.Image:
+        """Return the template's own image, that of its text stream: nobody is in it.
+
+        Raises:
+            InputError: the template is of other engines.
+        """
+        check_template(template, self.manifest)
+        batch = np.repeat(template.latents, self.manifest.batch, axis=0)
+        with self._lock:
+            return pil_images(self._runner.decode([batch], SilentReporter())[:1])[0]
+
+    def _template_job(
+        self, template: Template, person: Any, strengths: Mapping[str, float], noise: Any, seed: Any
+    ) -> Job:
+        check_template(template, self.manifest)
+        people = [
+            fitted_person(self.manifest, each) for each in (person if isinstance(person, list | tuple) else [person])
+        ]
+        if not people:
+            raise InputError("No person was given.", fix="Give at least one.")
+        table = SamplerTable(template.rows, template.settings.initial_scale)
+        if noise is None and seed is None:
+            seed = [template.settings.seed] * len(people)
+        own = open_noise("noise", noise, seed, (len(people), *template.latents.shape[1:]), table.stochastic)
+
+        def fixed(batch: list[int]) -> dict[str, Array]:
+            return {
+                **template.conditioning,
+                **identity_inputs([people[row] for row in batch], strengths, self._guided),
+                **self._guidance_input(template.settings.guidance, len(batch)),
+            }
+
+        return Job("identity_step", ("identity_step",), table, {"identity": own}, fixed, template.step)
+
+    def _texts(self, prompt: Any, negative_prompt: Any, reporter: Reporter | None) -> tuple[list[str], str | None]:
+        """Return the prompts and the negative prompt, and say what of them is dropped."""
+        prompts = texts_of("A prompt", prompt, "Give a string, or a list of strings.")
+        if not prompts:
+            raise InputError("No prompt was given.", fix="Give at least one.")
+        if negative_prompt is not None:
+            text_of("The negative prompt", negative_prompt, "Give one string, which goes with every prompt.")
+        negative: str | None = self.manifest.defaults["negative_prompt"] if negative_prompt is None else negative_prompt
+        self._tell_dropped([*prompts, negative or ""], reporter)
+        return prompts, negative
+
+    def _strengths(self, **given: float | None) -> dict[str, float]:
+        return {name: scalar(name, value, float(self.manifest.defaults[name])) for name, value in given.items()}
+
+    def _guidance(self, given: float | None) -> float:
+        """Return the guidance, or the folder's.
+
+        Raises:
+            InputError: the engines were built without guidance, and it is not 1.
+        """
+        found = self._strengths(guidance=given)["guidance"]
+        check_guidance(self.manifest, found)
+        return found
+
+    def _guidance_input(self, guidance: float, count: int) -> dict[str, Array]:
+        return {"guidance": np.full(count, guidance, np.float32)} if self._guided else {}
+
+    def _latents(self, pixels: tuple[int, int]) -> tuple[int, int, int]:
+        """Return the shape of one image's latents."""
+        factor = self.manifest.vae_scale_factor
+        return 4, pixels[0] // factor, pixels[1] // factor
 
     @property
     def _guided(self) -> bool:
-        """Whether the steps have unconditional rows."""
-        return any(spec.name == "guidance" for spec in self.manifest.graph("denoise_step").inputs)
+        return has_guidance(self.manifest)
+
+    def _sampler(self, sampler: str | None, spacing: str | None) -> tuple[str, str | None]:
+        """Return the asked-for sampler and spacing, or the folder's."""
+        defaults = self.manifest.defaults
+        if sampler is None:
+            return defaults["sampler"], defaults["spacing"] if spacing is None else spacing
+        return sampler, spacing
 
     def _table(self, sampler: str | None, spacing: str | None, steps: int | None) -> SamplerTable:
         """Return the table of the asked-for sampler, or of the folder's."""
-        defaults = self.manifest.defaults
-        if sampler is None:
-            sampler, spacing = defaults["sampler"], defaults["spacing"] if spacing is None else spacing
-        return sampler_table(self.manifest.scheduler, defaults["steps"] if steps is None else steps, sampler, spacing)
-
-    def _text_inputs(self, negative: str | None, prompts: list[str], pixels: tuple[int, int]) -> dict[str, Array]:
-        """Return the text inputs of a step: rows of the negative prompt (zeros for None), then of the prompts."""
-        texts = [negative or ""] * len(prompts) + prompts if self._guided else prompts
-        first, second = self._tokenizer.encode(texts)
-        one = self._engines["text_encoder"].run({"input_ids": first})
-        two = self._engines["text_encoder_2"].run({"input_ids": second})
-        height, width = pixels
-        embeds = np.concatenate([one["hidden_states"], two["hidden_states"]], axis=-1)
-        # zeros instead of an empty text: SDXL was trained with them, and diffusers does the same
-        keep = np.repeat(np.array([negative is not None, True], embeds.dtype), len(prompts))[-len(texts) :]
-        return {
-            "prompt_embeds": embeds * keep[:, None, None],
-            "pooled_prompt_embeds": two["pooled"] * keep[:, None],
-            "time_ids": np.tile(np.array([height, width, 0, 0, height, width], np.float32), (len(texts), 1)),
-        }
+        asked = self.manifest.defaults["steps"] if steps is None else steps
+        return sampler_table(self.manifest.scheduler, asked, *self._sampler(sampler, spacing))
 
     def _tell_dropped(self, prompts: Sequence[str], reporter: Reporter | None) -> None:
         for text in prompts:

@@ -77,6 +77,7 @@ def test_several_prompts_and_every_setting(cli: Cli, pipeline: FakePipeline, tmp
     words = shlex.split(
         "generate one two --photo a.jpg b.jpg --face-index 1 -o p.webp --negative-prompt blur --seed 5 "
         "--steps 4 --height 512 --width 768 --guidance 2.5 --style-strength 0.5 --identity-strength 0.8 "
+        "--sampler euler --spacing karras "
         "--engines e --backend onnxruntime --device cpu"
     )
     code, out, _ = cli(*words)
@@ -89,7 +90,7 @@ def test_several_prompts_and_every_setting(cli: Cli, pipeline: FakePipeline, tmp
             (
                 ["one", "two"],
                 {"negative_prompt": "blur", "seed": 5, "height": 512, "width": 768, "steps": 4, "guidance": 2.5,
-                 "style_strength": 0.5, "identity_strength": 0.8},
+                 "style_strength": 0.5, "identity_strength": 0.8, "sampler": "euler", "spacing": "karras"},
             ),
         ),
     ]  # fmt: skip

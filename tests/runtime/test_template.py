@@ -1,0 +1,187 @@
+"""Templates on the demo model's engines, in fp16."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infid_engines.errors import CancelledError, EngineFolderError, InfidError, InputError
+from infid_engines.manifest import Manifest
+from infid_engines.progress import SilentReporter
+from infid_export.runtime.person import Person
+from infid_export.runtime.pipeline import Pipeline
+from infid_export.runtime.template import Template, check_template
+
+Array = np.ndarray[Any, Any]
+STEPS = 3
+
+
+def apart(found: Array, expected: Array) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture(scope="module")
+def template(pipe: Pipeline) -> Template:
+    return pipe.template("a knight", negative_prompt="blurry", seed=3, steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def stored(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("templates") / "knight.safetensors"
+    template.save(path)
+    return path
+
+
+def test_an_image_from_a_template_is_the_joint_one(pipe: Pipeline, person: Person) -> None:
+    """At the folder's own settings, to fp16's rounding; in fp32 see tests/export/test_ranges.py."""
+    joint = pipe.generate("a knight", person, seed=3, output_type="latents")
+    made = pipe.template("a knight", seed=3)
+    assert apart(pipe.generate(made, person, output_type="latents"), joint) < 1e-3
+    weaker = pipe.generate(made, person, style_strength=0.5, output_type="latents")
+    assert apart(weaker, joint) > 1e-2  # the strengths are not the template's
+
+
+def test_several_people_share_a_template(pipe: Pipeline, person: Person, template: Template) -> None:
+    other = replace(person, **{name: -getattr(person, name) for name in ("identity_keys", "identity_values")})
+    both = pipe.generate(template, [person, other], output_type="latents")
+    for index, each in enumerate((person, other)):
+        np.testing.assert_array_equal(both[index], pipe.generate(template, each, output_type="latents")[0])
+    assert apart(both[1], both[0]) > 1e-3
+    seeds = pipe.generate(template, [person, person], seed=[3, 4], output_type="latents")
+    np.testing.assert_array_equal(seeds[0], both[0])  # 3 is the template's own
+    assert apart(seeds[1], both[0]) > 1e-3
+
+
+def test_a_template_shows_its_own_image(pipe: Pipeline, template: Template) -> None:
+    image = pipe.preview(template)
+    assert isinstance(image, Image.Image)
+    assert image.size == (template.settings.width, template.settings.height)
+
+
+def test_a_stored_template_gives_the_same_image(
+    pipe: Pipeline, person: Person, template: Template, stored: Path
+) -> None:
+    found = Template.load(stored)
+    assert (found.settings, found.model, len(found)) == (template.settings, template.model, STEPS)
+    assert all(isinstance(each, np.memmap) and not each.flags.writeable for each in found.features.values())
+    images = [pipe.generate(each, person, output_type="latents") for each in (found, template)]
+    np.testing.assert_array_equal(*images)
+    again = stored.with_name("again.safetensors")
+    found.save(again)
+    assert again.read_bytes() == stored.read_bytes()
+
+
+def test_a_template_costs_what_its_features_weigh(template: Template, stored: Path) -> None:
+    assert template.nbytes == sum(each.nbytes for each in template.features.values())
+    assert 0 < stored.stat().st_size - template.nbytes < 0.2 * template.nbytes
+
+
+DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "one bit": (lambda content: content[:-5] + bytes([content[-5] ^ 1]) + content[-4:], "its content has changed"),
+    "cut off": (lambda content: content[: len(content) // 2], "not an intact template file"),
+    "empty": (lambda content: b"", "not an intact template file"),
+    "text": (lambda content: b"a template", "not an intact template file"),
+    "settings": (lambda content: content.replace(b"a knight", b"a  night"), "its content has changed"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_rejected(stored: Path, tmp_path: Path, damage: str) -> None:
+    spoil, message = DAMAGE[damage]
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(spoil(stored.read_bytes()))
+    with pytest.raises(InputError, match=message) as caught:
+        Template.load(path)
+    assert "infid-export template make" in caught.value.fix
+
+
+def test_other_files_are_no_templates(tmp_path: Path, person: Person) -> None:
+    person.save(tmp_path / "p.safetensors")
+    with pytest.raises(InputError, match="is not a template file"):
+        Template.load(tmp_path / "p.safetensors")
+    with pytest.raises(InputError, match="There is no template file"):
+        Template.load(tmp_path / "none.safetensors")
+
+
+def other_size(template: Template) -> Template:
+    return replace(template, settings=replace(template.settings, height=160))
+
+
+def without_uncond(template: Template) -> Template:
+    return replace(template, conditioning={name: each[1:] for name, each in template.conditioning.items()})
+
+
+OTHERS: dict[str, tuple[Callable[[Template], Any], str]] = {
+    "model": (lambda template: replace(template, model="b" * 64), "was made with the model bbbbbbbbbbbb…"),
+    "size": (other_size, "built for a height of 128, not 160"),
+    "guidance": (without_uncond, "made without guidance, but these engines were built with"),
+    "no template": (lambda template: "knight.safetensors", "must be a Template, not 'knight.safetensors'"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_template_of_other_engines_is_one_sentence(pipe: Pipeline, template: Template, other: str) -> None:
+    make, message = OTHERS[other]
+    with pytest.raises(InputError, match=message) as caught:
+        pipe.preview(make(template))
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({"steps": 4}, "steps"), ({"sampler": "euler"}, "sampler"), ({"guidance": 5.0}, "guidance"),
+     ({"negative_prompt": ""}, "negative_prompt"), ({"text_seed": 1}, "text_seed"), ({"height": 128}, "height")],
+)  # fmt: skip
+def test_what_a_template_decides_cannot_be_given(
+    pipe: Pipeline, person: Person, template: Template, settings: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(InputError, match=f"The template decides {name}"):
+        pipe.generate(template, person, **settings)
+
+
+def test_nobody_and_several_for_a_prompt_are_rejected(pipe: Pipeline, person: Person, template: Template) -> None:
+    with pytest.raises(InputError, match="No person was given"):
+        pipe.generate(template, [])
+    with pytest.raises(InputError, match="The person must be a Person, not list"):
+        pipe.generate("a knight", [person, person])
+
+
+def test_a_template_is_cancelled_between_steps(pipe: Pipeline) -> None:
+    cancel = threading.Event()
+
+    class Reporter(SilentReporter):
+        steps = 0
+
+        def stage(self, name: str) -> Any:
+            return self
+
+        def __enter__(self) -> Reporter:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self, fraction: float, text: str = "") -> None:
+            self.steps += text.startswith("step")
+            if self.steps == 2:
+                cancel.set()
+
+    reporter = Reporter()
+    with pytest.raises(CancelledError):
+        pipe.template("a knight", steps=STEPS, cancel=cancel, reporter=reporter)
+    assert reporter.steps == 2
+
+
+def test_a_folder_without_the_graphs_says_so(demo_folder: Path, template: Template) -> None:
+    manifest = Manifest.load(demo_folder)
+    graphs = {name: each for name, each in manifest.graphs.items() if name != "identity_step"}
+    with pytest.raises((EngineFolderError, InfidError), match="no graph 'identity_step'") as caught:
+        check_template(template, replace(manifest, graphs=graphs))
+    assert caught.value.fix
