@@ -22,7 +22,7 @@ from benchmarks.suite.bench import Bench, Result
 from infid_kernels.measure import Timing
 
 if TYPE_CHECKING:
-    from infid_export.export.graphs.graph import Sizes
+    from infid_export.export.graphs.sizes import Sizes
     from infid_export.model.architectures import Architecture
 
 SAMPLES = 20  # per step: 20 × 50 ms
@@ -165,7 +165,7 @@ class Network:
         return int(counter.get_total_flops())
 
     def _sizes(self, unet: nn.Module, guidance: bool = True) -> Sizes:
-        from infid_export.export.graphs.graph import Sizes
+        from infid_export.export.graphs.sizes import Sizes
         from infid_export.model.processors import identity_blocks
 
         size = self.bench.workload.size

@@ -11,7 +11,8 @@ from infid_engines.progress import SilentReporter
 from infid_export.export.artifact import weights_file
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import previous_parity, stale
-from infid_export.export.graphs.graph import Graph, Sizes, TensorShape
+from infid_export.export.graphs.graph import Graph
+from infid_export.export.graphs.sizes import Sizes, TensorShape
 from infid_export.export.parity import PARITY
 from infid_export.export.plan import Plan, make_plan
 from infid_export.export.weights import WeightsLayout

@@ -14,7 +14,8 @@ from diffusers.models.attention_processor import Attention
 from infid_engines.manifest import Dimension, TensorSpec
 from infid_export.export.artifact import weights_file
 from infid_export.export.build_options import BuildOptions
-from infid_export.export.graphs.graph import Graph, GraphForm, Sizes, flat
+from infid_export.export.graphs.graph import Graph, GraphForm, flat
+from infid_export.export.graphs.sizes import Sizes
 from infid_export.export.inspection import read_graph
 from infid_export.export.onnx_graph import export_onnx
 from infid_export.export.weights import WeightsLayout

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from infid_export.export.graphs.graph import Sizes
+from infid_export.export.graphs.sizes import Sizes
 from infid_export.faces.reader import FaceInputs
 from infid_export.model.sources import ModelSource
 from infid_export.runtime.denoise import seeded_noise

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infid_export.export.graphs.graph import Graph, Sizes, flat
+from infid_export.export.graphs.graph import Graph, flat
+from infid_export.export.graphs.sizes import Sizes
 from infid_export.export.parity_case import Array, ParityCase
 from infid_export.model.sources import ModelSource
 

@@ -19,7 +19,8 @@ from infid_export.export.build_estimate import estimate
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import BuildReport, build, verify
 from infid_export.export.graphs import GRAPHS, chosen_graphs, forms_of
-from infid_export.export.graphs.graph import Dependence, Graph, GraphForm, Kernels, Sizes, Tensors, TensorShape, flat
+from infid_export.export.graphs.graph import Dependence, Graph, GraphForm, Kernels, flat
+from infid_export.export.graphs.sizes import Sizes, Tensors, TensorShape
 from infid_export.export.graphs.text_encoders import TEXT_ENCODER
 from infid_export.export.parity_case import Array, ParityCase
 from infid_export.export.plan import make_plan

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from infid_export.export.graphs.denoise_step import DENOISE_STEP
-from infid_export.export.graphs.graph import Sizes
+from infid_export.export.graphs.sizes import Sizes
 from infid_export.export.reference import Reference
 from infid_export.export.tolerances import tolerance
 from infid_export.model.processors import identity_blocks

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from infid_export.export.graphs.graph import Dependence, Graph, Kernels, Sizes, Tensors
+from infid_export.export.graphs.graph import Dependence, Graph, Kernels
 from infid_export.export.graphs.identity_encoder import IDENTITY_ENCODER
+from infid_export.export.graphs.sizes import Sizes, Tensors
 from infid_export.export.graphs.step_parts import (
     UNET,
     common_inputs,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from infid_export.export.graphs.graph import PROMPT_TOKENS, Sizes, TensorShape
 from infid_export.export.graphs.identity_encoder import IDENTITY_ENCODER
+from infid_export.export.graphs.sizes import PROMPT_TOKENS, Sizes, TensorShape
 from infid_export.export.graphs.text_encoders import TEXT_ENCODER, TEXT_ENCODER_2
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from infid_export.export.graphs.graph import PROMPT_TOKENS, Dependence, Graph, Sizes, Tensors, TensorShape
+from infid_export.export.graphs.graph import Dependence, Graph
+from infid_export.export.graphs.sizes import PROMPT_TOKENS, Sizes, Tensors, TensorShape
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from infid_export.export.graphs.graph import Dependence, Graph, Sizes, Tensors
+from infid_export.export.graphs.graph import Dependence, Graph
+from infid_export.export.graphs.sizes import Sizes, Tensors
 from infid_export.export.graphs.step_parts import (
     UNET,
     common_inputs,
