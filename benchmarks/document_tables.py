@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import reliability
+from benchmarks import reliability, template_speed
 from benchmarks.provenance import RESULTS, ROOT, measured_on
 from benchmarks.quality import ablation_scores, backend_scores
 
@@ -124,9 +124,9 @@ def documents() -> list[Path]:
 
 def tables() -> dict[str, str]:
     """Return every table in Markdown, by name."""
-    demo, full, variants, engines, tried = (
+    demo, full, variants, engines, tried, templates = (
         json.loads((RESULTS / f"{name}.json").read_text())
-        for name in ("demo-fp16", "random-sdxl-fp16", "ablation", "backends", "reliability")
+        for name in ("demo-fp16", "random-sdxl-fp16", "ablation", "backends", "reliability", "template-speed")
     )
     return {
         "parity": parity_table({"demo": demo, "random-sdxl": full}),
@@ -134,6 +134,7 @@ def tables() -> dict[str, str]:
         "ablation": ablation_scores.markdown(variants),
         "backends": backend_scores.markdown(engines),
         "reliability": reliability.markdown(tried),
+        "templates": template_speed.table(templates),
     }
 
 

@@ -124,7 +124,8 @@ def measure(arguments: argparse.Namespace, _: Output) -> dict[str, Any]:
 def table(document: dict[str, Any]) -> str:
     """Return the ratios of a document."""
     rows = [f"| {name} | {value} |" for name, value in document["ratio"].items()]
-    return "\n".join(["| ratio of medians | |", "|---|---|", *rows])
+    measured = f"Medians of {document['rounds']} rounds on {document['machine']}."
+    return "\n".join(["| ratio of medians | |", "|---|---|", *rows, "", measured])
 
 
 def main(words: list[str]) -> int:
