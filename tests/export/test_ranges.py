@@ -12,8 +12,10 @@ from small_face_models import quick_faces
 from infid_engines.errors import InputError
 from infid_engines.manifest import Manifest
 from infid_export.export.build_options import BuildOptions
-from infid_export.export.builder import build, verify
+from infid_export.export.builder import build
+from infid_export.export.folder_manifest import options_of
 from infid_export.export.parity_case import parity_face
+from infid_export.export.plan import make_plan
 from infid_export.model.architectures import DEMO
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.model.sources import open_source
@@ -131,8 +133,14 @@ def test_sizes_outside_the_range_are_rejected(ranged, height, width, message):
             pipe.generate("a cat", person, height=height, width=width)
 
 
-def test_a_ranged_folder_can_be_verified(ranged):
-    assert verify(ranged).passed
+def test_a_ranged_folder_is_verified_as_it_was_built(ranged):
+    """With the options in its manifest everything in it has the keys that it was built with."""
+    manifest = Manifest.load(ranged)
+    planned = make_plan(options_of(manifest, ranged))
+    assert {form.name: each.key for form, each in planned.graphs.items()} == {
+        name: each.key for name, each in manifest.graphs.items()
+    }
+    assert planned.options.extents("largest") == (2, 128, 128)
 
 
 @pytest.mark.parametrize(

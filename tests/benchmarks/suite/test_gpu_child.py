@@ -57,11 +57,14 @@ def test_a_child_that_ends_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_parent_takes_its_children_along(tmp_path: Path, number: signal.Signals) -> None:
-    program = (  # its thread reports when it waits for its child; before that, there is no child to end with it
+    # Its thread reports when it waits for its child; before that, there is no child to end with it. Background jobs of
+    # a shell ignore SIGINT, and so would what they start.
+    program = (
         "import pathlib, signal, threading, time\n"
         "from benchmarks import gpu_suite\n"
         "from benchmarks.suite import child\n"
         "signal.signal(signal.SIGTERM, gpu_suite._stop)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def say():\n"
         "    while not child._groups:\n"
         "        time.sleep(0.01)\n"
