@@ -72,7 +72,10 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
 
 
 def _notes_adobe_rgb(photo: Image.Image) -> bool:
-    index = photo.getexif().get_ifd(_INTEROPERABILITY).get(_INDEX)
+    try:
+        index = photo.getexif().get_ifd(_INTEROPERABILITY).get(_INDEX)
+    except KeyError:  # Pillow before 13, where the photo has no such directory
+        return False
     return str(index).strip("\0 ") == "R03"
 
 
