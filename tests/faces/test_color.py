@@ -111,6 +111,14 @@ def test_a_camera_that_notes_adobe_rgb_and_embeds_no_profile() -> None:
     assert np.abs(found[4, 4].astype(int) - COLOR).max() <= 1
 
 
+def test_pillow_that_raises_where_no_camera_notes_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    def before_13(exif: Image.Exif, tag: int) -> dict[int, object]:
+        raise KeyError(tag)
+
+    monkeypatch.setattr(Image.Exif, "get_ifd", before_13)
+    assert (load_photo(encoded(flat("RGB", COLOR)))[4, 4] == COLOR).all()
+
+
 BROKEN = {
     "junk": b"no profile at all",
     "cut-off": P3[:200],
