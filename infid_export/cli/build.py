@@ -144,7 +144,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _dry_run(options: BuildOptions, output: Output) -> int:
-    from infid_export.export.build_estimate import estimate
+    from infid_export.export.build_estimate import estimate, template_bytes
 
     plan, rows = estimate(options)
     for note in plan.notes:
@@ -159,8 +159,11 @@ def _dry_run(options: BuildOptions, output: Output) -> int:
     total = sum(row.bytes for row in rows)
     highest = max((row.peak_bytes for row in rows if row.state != "cached"), default=0)
     output.line(f"disk needed: about {size(total)}; memory needed: about {size(highest)}; nothing was built")
+    template, steps = template_bytes(plan), plan.source.architecture.sampling.steps
+    if template is not None:
+        output.line(f"a template: {size(template)} per step, {size(steps * template)} for {steps} steps")
     document = {"notes": plan.notes, "rows": [asdict(row) for row in rows], "bytes": total, "peak_bytes": highest}
-    output.document(document)
+    output.document({**document, "template_bytes_per_step": template})
     return 0
 
 

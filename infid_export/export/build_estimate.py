@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -87,6 +89,16 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
         PlanRow(PARITY, "", 0, _GRAPH, peak, f"{len(to_compare)} graphs to compare" if to_compare else "cached")
     )
     return plan, rows
+
+
+def template_bytes(plan: Plan) -> int | None:
+    """Return the bytes of a template, per step, or None if no graph of the plan computes text features."""
+    sizes, itemsize = plan.writers.exporter.sizes(), 2 if plan.options.precision == "fp16" else 4
+    for form in plan.graphs:
+        features = form.graph.outputs(sizes).get("text_features")
+        if isinstance(features, Mapping):
+            return sum(itemsize * prod(shape.extents) for shape in features.values())
+    return None
 
 
 def _shapes(graph: Graph, sizes: Sizes) -> str:

@@ -123,6 +123,7 @@ def test_dry_run_shows_the_real_plan_and_writes_nothing(
     *artifacts, parity = found["rows"]
     assert all(row["state"] == "new" for row in artifacts)
     assert (parity["name"], parity["state"]) == ("parity.json", "5 graphs to compare")
+    assert found["template_bytes_per_step"] is None
     assert list(tmp_path.iterdir()) == []
     code, out, _ = cli("build", "--fp16", "--dry-run", "--backend", "onnxruntime")
     assert code == 0

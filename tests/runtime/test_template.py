@@ -15,6 +15,8 @@ from PIL import Image
 from infid_engines.errors import CancelledError, EngineFolderError, InfidError, InputError
 from infid_engines.manifest import Manifest
 from infid_engines.progress import SilentReporter
+from infid_export.export.build_estimate import estimate, template_bytes
+from infid_export.export.build_options import BuildOptions
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.runtime.template import Template, check_template
@@ -57,6 +59,12 @@ def test_several_people_share_a_template(pipe: Pipeline, person: Person, templat
     seeds = pipe.generate(template, [person, person], seed=[3, 4], output_type="latents")
     np.testing.assert_array_equal(seeds[0], both[0])  # 3 is the template's own
     assert apart(seeds[1], both[0]) > 1e-3
+
+
+def test_a_dry_run_knows_the_size_of_a_template(template: Template, tmp_path: Path) -> None:
+    options = BuildOptions(output=tmp_path / "none", precision="fp16", graphs=("text_step",), backends=("onnxruntime",))
+    plan, _ = estimate(options)
+    assert template_bytes(plan) * STEPS == template.nbytes
 
 
 def test_a_template_shows_its_own_image(pipe: Pipeline, template: Template) -> None:
