@@ -188,7 +188,7 @@ def test_a_full_disk_is_explained_and_loses_nothing(tmp_path):
 
 def test_a_folder_that_cannot_be_opened_gives_its_lock_back(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(os, "mkdir", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        patch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         with pytest.raises(DiskFullError, match="is full"), FolderTransaction(tmp_path / "engines", SilentReporter()):
             pass
     assert not list(tmp_path.iterdir())
