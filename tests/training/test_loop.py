@@ -355,12 +355,13 @@ def test_folders_that_only_look_like_checkpoints_are_left_alone(tmp_path: Path) 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
     small_run(tmp_path, steps=2)
 
-    def full(*_: object, **__: object) -> None:
+    def full(first: object, *_: object, **__: object) -> None:
         if fails == "save_file":
             raise run_checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if not (isinstance(first, Path) and first.is_dir()):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(*((run_checkpoint, "save_file") if fails == "save_file" else (os, "mkdir")), full)
+    monkeypatch.setattr(*((run_checkpoint, "save_file") if fails == "save_file" else (Path, "mkdir")), full)
     with pytest.raises(InputError, match=r"The disk with .*step-00000004 is full \(\d+\.\d\d GB free\)"):
         small_run(tmp_path, steps=4)
     monkeypatch.undo()
