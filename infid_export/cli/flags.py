@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from infid_engines.registry import BACKENDS
+from infid_engines.text_files import without_marks
 from infid_export.sampling import SAMPLERS, SPACINGS
 
 # Not "engines": a clone of the repository has source code there.
@@ -65,6 +67,11 @@ def add_seed(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_negative_prompt(parser: argparse._ActionsContainer) -> None:
+    """Add the negative prompt."""
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid (the folder's)")
+
+
 def add_size(parser: argparse._ActionsContainer) -> None:
     """Add the size of the image."""
     for name in ("height", "width"):
@@ -81,6 +88,16 @@ def add_sampling(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--identity-strength", type=float, metavar="L", help="strength of the identity: 1 is the paper's (the folder's)"
     )
+
+
+def prompt_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the negative prompt, and the settings of `add_size` and `add_sampler`, as arguments of `Pipeline`."""
+    negative: str | None = arguments.negative_prompt
+    names = ("height", "width", "steps", "guidance", "sampler", "spacing")
+    return {
+        "negative_prompt": None if negative is None else without_marks(negative),
+        **{name: getattr(arguments, name) for name in names},
+    }
 
 
 def add_sampler(parser: argparse._ActionsContainer) -> None:

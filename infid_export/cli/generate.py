@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from infid_engines.atomic_files import partial_of, whole_file
 from infid_engines.errors import InputError
 from infid_engines.text_files import without_marks
-from infid_export.cli.flags import add_engines, add_face_index, add_sampling, add_seed, add_size
+from infid_export.cli.flags import (
+    add_engines,
+    add_face_index,
+    add_negative_prompt,
+    add_sampling,
+    add_seed,
+    add_size,
+    prompt_settings,
+)
 from infid_export.cli.output import Output
 
 if TYPE_CHECKING:
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
     from infid_export.runtime.pipeline import Pipeline
 
 # Suffix -> Pillow's format and its settings. At quality 95, JPEG's own error is below the engines'.
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95}),
     ".jpeg": ("JPEG", {"quality": 95}),
@@ -50,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("out.png"), metavar="FILE", help="image file to write (out.png)"
     )
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid (the folder's)")
+    add_negative_prompt(parser)
     add_seed(parser)
     add_size(parser)
     add_sampling(parser)
@@ -62,7 +70,6 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     _check(arguments)
     count = len(arguments.prompt) if arguments.template is None else len(arguments.person or ["photo"])
     paths = output_paths(arguments.output, count)
-    negative: str | None = arguments.negative_prompt
     from infid_export.runtime.person import Person
     from infid_export.runtime.pipeline import Pipeline
     from infid_export.runtime.template import Template
@@ -79,19 +86,13 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             images = pipe.generate(
                 [without_marks(prompt) for prompt in arguments.prompt] if template is None else template,
                 people[0] if template is None else people,
-                negative_prompt=None if negative is None else without_marks(negative),
+                **prompt_settings(arguments),
                 seed=seed,
-                height=arguments.height,
-                width=arguments.width,
-                steps=arguments.steps,
-                guidance=arguments.guidance,
                 style_strength=arguments.style_strength,
                 identity_strength=arguments.identity_strength,
-                sampler=arguments.sampler,
-                spacing=arguments.spacing,
                 reporter=reporter,
             )
-    _save(images, paths)
+    save_images(images, paths)
     for path in paths:
         output.line(str(path))
     used = template.settings.seed if seed is None and template is not None else seed
@@ -134,11 +135,11 @@ def enrolled(pipe: Pipeline, photos: Sequence[Path], face_index: int | None, out
     return person
 
 
-def _save(images: Sequence[Image], paths: Sequence[Path]) -> None:
+def save_images(images: Sequence[Image], paths: Sequence[Path]) -> None:
     """Write all images, each atomically."""
     with ExitStack() as all_written:
         for image, path in zip(images, paths, strict=True):
-            kind, settings = FORMATS[path.suffix.lower()]
+            kind, settings = _FORMATS[path.suffix.lower()]
             image.save(all_written.enter_context(whole_file(path)), format=kind, **settings)
 
 
@@ -148,8 +149,8 @@ def output_paths(path: Path, count: int) -> list[Path]:
     Raises:
         InputError: the folder is missing or not writable, or the suffix is unknown.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(f"{path} does not end in a known image format.", fix=f"Use one of {', '.join(FORMATS)}.")
+    if path.suffix.lower() not in _FORMATS:
+        raise InputError(f"{path} does not end in a known image format.", fix=f"Use one of {', '.join(_FORMATS)}.")
     paths = [path] if count == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(count)]
     for each in paths:
         require_writable(each)

@@ -7,11 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infid_engines.atomic_files import whole_file
 from infid_engines.errors import InfidError, InputError
 from infid_engines.text_files import without_marks
-from infid_export.cli.flags import add_engines, add_sampler, add_seed, add_size
-from infid_export.cli.generate import FORMATS, output_paths, require_writable
+from infid_export.cli.flags import (
+    add_engines,
+    add_negative_prompt,
+    add_sampler,
+    add_seed,
+    add_size,
+    prompt_settings,
+)
+from infid_export.cli.generate import output_paths, require_writable, save_images
 from infid_export.cli.output import Output, size
 
 if TYPE_CHECKING:
@@ -36,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=default, metavar="FILE", help=f"template file to write ({default})"
     )
     parser.add_argument("--preview", type=Path, metavar="FILE", help="also write the template's own image, of nobody")
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid (the folder's)")
+    add_negative_prompt(parser)
     add_seed(parser)
     add_size(parser)
     add_sampler(parser)
@@ -62,27 +68,18 @@ def _make(arguments: argparse.Namespace, output: Output) -> int:
     previews = [] if arguments.preview is None else output_paths(arguments.preview, 1)
     from infid_export.runtime.pipeline import Pipeline
 
-    negative: str | None = arguments.negative_prompt
     with Pipeline.load(arguments.engines, arguments.backend, arguments.device) as pipe, output.progress() as reporter:
         reporter.note(pipe.choice)
         with output.warnings_as_notes():
             template = pipe.template(
                 without_marks(arguments.what[0]),
-                negative_prompt=None if negative is None else without_marks(negative),
+                **prompt_settings(arguments),
                 seed=arguments.seed or 0,
-                height=arguments.height,
-                width=arguments.width,
-                steps=arguments.steps,
-                guidance=arguments.guidance,
-                sampler=arguments.sampler,
-                spacing=arguments.spacing,
                 reporter=reporter,
             )
         template.save(arguments.output)
-        for path in previews:
-            kind, settings = FORMATS[path.suffix.lower()]
-            with whole_file(path) as partial:
-                pipe.preview(template).save(partial, format=kind, **settings)
+        if previews:
+            save_images([pipe.preview(template)], previews)
     for path in (arguments.output, *previews):
         output.line(str(path))
     output.note(f"{len(template)} steps, features of {size(template.nbytes)}")
