@@ -93,10 +93,10 @@ class _Step(nn.Module):
         self.config = config
         self.feature_paths = text_feature_paths(identity_blocks(unet))
 
-    def _predict(
+    def _advance(
         self, inputs: Sequence[StreamInputs], sampler: SamplerInputs, prompt: PromptInputs, streams: Streams
-    ) -> list[Tensor]:
-        """Return the guided prediction e of each stream, `[B, 4, h, w]` fp32."""
+    ) -> list[StreamInputs]:
+        """Run the UNet on all streams at once, and return the next state of each; the noise is kept."""
         copies = 1 if sampler.guidance is None else 2
         rows = torch.cat([stream.latents for stream in inputs for _ in range(copies)]) * sampler.coefficients[0]
         predicted = self.unet(
@@ -113,7 +113,8 @@ class _Step(nn.Module):
         )[0].float()
         # slices, not chunk(): ONNX has no plain counterpart of a list of tensors
         count = copies * inputs[0].latents.shape[0]
-        return [_guided(predicted[i * count : (i + 1) * count], sampler.guidance) for i in range(len(inputs))]
+        guided = [_guided(predicted[i * count : (i + 1) * count], sampler.guidance) for i in range(len(inputs))]
+        return [_next_state(stream, each, sampler) for stream, each in zip(inputs, guided, strict=True)]
 
     def _streams(self, sampler: SamplerInputs, identity: IdentityInputs, **facts: Any) -> Streams:
         """Spread the per-sample strengths over the rows; the method variant decides on the unconditional ones."""
@@ -136,7 +137,7 @@ def _guided(predicted: Tensor, guidance: Tensor | None) -> Tensor:
     return uncond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
 
 
-def _advance(stream: StreamInputs, predicted: Tensor, sampler: SamplerInputs) -> StreamInputs:
+def _next_state(stream: StreamInputs, predicted: Tensor, sampler: SamplerInputs) -> StreamInputs:
     """Return the latents c_x·x + c_e·e + c_d·d + c_n·n and the data prediction k_x·x + k_e·e."""
     x, d, n = stream
     _, c_x, c_e, c_d, c_n, k_x, k_e = (sampler.coefficients[i] for i in range(7))
@@ -203,8 +204,7 @@ class DenoiseStep(_Step):
         self, streams: Sequence[StreamInputs], sampler: SamplerInputs, prompt: PromptInputs, identity: IdentityInputs
     ) -> list[StreamInputs]:
         """Take one step of the text and the identity stream, and return their next state; the noise is kept."""
-        predicted = self._predict(streams, sampler, prompt, self._streams(sampler, identity, text=True))
-        return [_advance(stream, each, sampler) for stream, each in zip(streams, predicted, strict=True)]
+        return self._advance(streams, sampler, prompt, self._streams(sampler, identity, text=True))
 
 
 class TextStep(_Step):
@@ -230,8 +230,7 @@ class TextStep(_Step):
         stream = StreamInputs(text_latents, text_denoised, text_noise)
         sampler, streams = SamplerInputs(timestep, coefficients, guidance), Streams(text=True)
         prompt = PromptInputs(prompt_embeds, pooled_prompt_embeds, time_ids)
-        (predicted,) = self._predict((stream,), sampler, prompt, streams)
-        following = _advance(stream, predicted, sampler)
+        (following,) = self._advance((stream,), sampler, prompt, streams)
         features = [streams.text_features[path] for path in self.feature_paths]
         return following.latents, following.denoised, *features
 
@@ -284,6 +283,5 @@ class IdentityStep(_Step):
         people = identity_latents.shape[0]
         streams = self._streams(sampler, identity, text=False, text_features=features, people=people)
         prompt = PromptInputs(prompt_embeds, pooled_prompt_embeds, time_ids)
-        (predicted,) = self._predict((stream,), sampler, prompt, streams)
-        following = _advance(stream, predicted, sampler)
+        (following,) = self._advance((stream,), sampler, prompt, streams)
         return following.latents, following.denoised
