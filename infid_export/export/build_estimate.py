@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-import torch
-
 from infid_engines.folder import FolderTransaction
 from infid_engines.progress import SilentReporter
 from infid_export.export.artifact import weights_file
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import previous_parity, stale
+from infid_export.export.graph_export import TYPES
 from infid_export.export.graphs.graph import Graph
 from infid_export.export.graphs.sizes import Sizes, TensorShape
 from infid_export.export.parity import PARITY
@@ -58,8 +57,7 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
     transaction = FolderTransaction(plan.options.output, SilentReporter())
     transaction.peek()
     reasons = stale(plan, transaction)
-    precision = torch.float16 if options.precision == "fp16" else torch.float32
-    layouts = {name: WeightsLayout.of(plan.source.empty(name), precision) for name in plan.weights}
+    layouts = {name: WeightsLayout.of(plan.source.empty(name), TYPES[options.precision]) for name in plan.weights}
     rows = []
 
     def add(name: str, shapes: str, parameters: int, size: int, peak: int) -> None:
@@ -93,7 +91,7 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
 
 def template_bytes(plan: Plan) -> int | None:
     """Return the bytes of a template, per step, or None if no graph of the plan computes text features."""
-    sizes, itemsize = plan.writers.exporter.sizes(), 2 if plan.options.precision == "fp16" else 4
+    sizes, itemsize = plan.writers.exporter.sizes(), TYPES[plan.options.precision].itemsize
     for form in plan.graphs:
         features = form.graph.outputs(sizes).get("text_features")
         if isinstance(features, Mapping):
