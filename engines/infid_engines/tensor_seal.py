@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 SEAL_KEY = "infid_seal"
 
 
@@ -46,6 +48,12 @@ def tensor_seal(metadata: Mapping[str, str], tensors: Iterable[TensorBytes]) -> 
         digest.update(f"\n{tensor.name} {tensor.dtype} {list(tensor.shape)}\n".encode(errors="surrogatepass"))
         digest.update(tensor.content)
     return digest.hexdigest()
+
+
+def array_seal(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """Return the seal of a file of contiguous numpy arrays."""
+    described = (TensorBytes(name, each.dtype.name, each.shape, each) for name, each in sorted(arrays.items()))
+    return tensor_seal(metadata, described)
 
 
 def sort_header(path: Path) -> None:

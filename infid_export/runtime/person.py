@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from safetensors.numpy import save
 
 from infid_engines.atomic_files import whole_file
 from infid_engines.errors import InputError
-from infid_engines.tensor_seal import SEAL_KEY, TensorBytes, sort_header, tensor_seal
+from infid_engines.tensor_seal import SEAL_KEY, array_seal, sort_header
 from infid_engines.validation import is_number, path_of, shown, text_of
 from infid_export.faces.choice import TakenFace
 
@@ -81,7 +81,7 @@ class Person:
         target = path_of("The person file", path, "Give a path that ends in .safetensors.")
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
         metadata = {_MODEL_KEY: self.model, _NAME_KEY: self.name}
-        content = save(tensors, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
+        content = save(tensors, metadata={**metadata, SEAL_KEY: array_seal(metadata, tensors)})
         try:
             with whole_file(target, private=True) as partial:  # a face is personal data
                 partial.write_bytes(content)
@@ -114,7 +114,7 @@ class Person:
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
             if SEAL_KEY not in metadata:
                 raise ValueError("it has no seal")
-            if metadata[SEAL_KEY] != _seal(metadata, tensors):
+            if metadata[SEAL_KEY] != array_seal(metadata, tensors):
                 raise ValueError("its content has changed")
         except (SafetensorError, OSError, TypeError, ValueError) as error:  # TypeError: a dtype that numpy lacks
             raise InputError(f"{path} is not an intact person file ({error}).", fix=_AGAIN) from error
@@ -202,12 +202,6 @@ def stack(people: Sequence[Person], name: str = "") -> Person:
         tensor: np.concatenate([getattr(person, tensor) for person in people], axis=1) for tensor in _TENSORS
     }
     return Person(**tensors, model=first.model, name=name)
-
-
-def _seal(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> str:
-    arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    described = (TensorBytes(name, array.dtype.name, array.shape, array) for name, array in arrays.items())
-    return tensor_seal(metadata, described)
 
 
 def _same_model(people: Sequence[Person]) -> Person:

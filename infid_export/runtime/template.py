@@ -21,7 +21,7 @@ from infid_engines.atomic_files import whole_file
 from infid_engines.documents import record
 from infid_engines.errors import InputError
 from infid_engines.manifest import Manifest, canonical_key
-from infid_engines.tensor_seal import SEAL_KEY, TensorBytes, sort_header, tensor_seal
+from infid_engines.tensor_seal import SEAL_KEY, array_seal, sort_header
 from infid_engines.validation import path_of, shown
 from infid_export.runtime.conditioning import has_guidance
 from infid_export.runtime.denoise import FEATURES, image_size
@@ -112,7 +112,7 @@ class Template:
         metadata = {_MODEL_KEY: self.model, _SETTINGS_KEY: json.dumps(asdict(self.settings), sort_keys=True)}
         try:
             with whole_file(target) as partial:
-                save_file(tensors, partial, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
+                save_file(tensors, partial, metadata={**metadata, SEAL_KEY: array_seal(metadata, tensors)})
                 sort_header(partial)
         except OSError as error:
             raise InputError(
@@ -139,7 +139,7 @@ class Template:
             names = {name for name in tensors if name.startswith(FEATURES)}
             if not names or set(tensors) - names != set(_OTHERS):
                 raise InputError(f"{path} is not a template file.", fix=_AGAIN)
-            if check and metadata.get(SEAL_KEY) != _seal(metadata, tensors):
+            if check and metadata.get(SEAL_KEY) != array_seal(metadata, tensors):
                 raise ValueError("its content has changed")
             settings = record(TemplateSettings, json.loads(metadata[_SETTINGS_KEY]), _SETTINGS_KEY)
             model = metadata[_MODEL_KEY]
@@ -197,8 +197,3 @@ def _mapped(path: Path) -> tuple[dict[str, str], dict[str, Array]]:
             dtype = {"F16": np.float16, "F32": np.float32}[facts["dtype"]]
             tensors[name] = content[first:last].view(dtype).reshape(facts["shape"])
     return metadata, tensors
-
-
-def _seal(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> str:
-    described = (TensorBytes(name, each.dtype.name, each.shape, each) for name, each in sorted(tensors.items()))
-    return tensor_seal(metadata, described)

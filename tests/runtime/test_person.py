@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 from tiny_engines import DEPTH_K, DEPTH_T, MODEL, TOKENS
 
 from infid_engines.errors import DiskFullError, InputError
-from infid_engines.tensor_seal import SEAL_KEY
-from infid_export.runtime.person import Person, _seal, mix, stack
+from infid_engines.tensor_seal import SEAL_KEY, array_seal
+from infid_export.runtime.person import Person, mix, stack
 
 TENSORS = ("identity_tokens", "identity_keys", "identity_values")
 
@@ -89,7 +89,7 @@ def test_a_cut_off_file_is_rejected(tmp_path: Path, share: float) -> None:
 def changed(path: Path, **tensors: np.ndarray) -> Path:
     random_person(0).save(path)
     found, metadata = {**load_file(path), **tensors}, {"infid_model": MODEL}
-    save_file(found, path, metadata={**metadata, SEAL_KEY: _seal(metadata, found)})
+    save_file(found, path, metadata={**metadata, SEAL_KEY: array_seal(metadata, found)})
     return path
 
 
