@@ -198,7 +198,11 @@ def reject_non_finite(values: Array, what: str) -> None:
 
 def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Array:
     """Return `[n, *shape]` float32 standard normal noise, one numpy generator per seed."""
-    return np.stack([np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in seeds])
+    return _drawn([np.random.default_rng(seed) for seed in seeds], shape)
+
+
+def _drawn(generators: Sequence[np.random.Generator], shape: tuple[int, ...]) -> Array:
+    return np.stack([each.standard_normal(shape, dtype=np.float32) for each in generators])
 
 
 class Noise:
@@ -215,11 +219,8 @@ class Noise:
     def fresh(self, rows: Sequence[int]) -> Array:
         """Return the next noise of images; a row that occurs twice is the same image."""
         assert self._generators is not None
-        drawn = {
-            row: self._generators[row].standard_normal(self.first.shape[1:], dtype=np.float32)
-            for row in dict.fromkeys(rows)
-        }
-        return np.stack([drawn[row] for row in rows])
+        images, places = np.unique(rows, return_inverse=True)
+        return _drawn([self._generators[row] for row in images], self.first.shape[1:])[places]
 
 
 def open_noise(name: str, given: Any, seed: Any, shape: tuple[int, int, int, int], stochastic: bool) -> Noise:
@@ -237,7 +238,7 @@ def open_noise(name: str, given: Any, seed: Any, shape: tuple[int, int, int, int
     """
     if given is None:
         generators = [np.random.default_rng(each) for each in _seeds(seed, shape[0])]
-        return Noise(np.stack([each.standard_normal(shape[1:], dtype=np.float32) for each in generators]), generators)
+        return Noise(_drawn(generators, shape[1:]), generators)
     if seed is not None:
         raise InputError(f"Both a seed and {name} were given.", fix="Give one of them.")
     if stochastic:
