@@ -20,6 +20,7 @@ from infid_export.model.architectures import Sampling
 from infid_export.model.encoder_match import differences, encoders_of, trained_with
 from infid_export.model.sources import COMPONENTS, ModelSource, open_source
 from infid_export.runtime.pipeline import Pipeline
+from infid_export.sampling.samplers import chosen_sampler
 
 _REFERENCE_BATCH = 4  # prompts per call in PyTorch: on two cores, more are not faster and take more memory
 
@@ -72,9 +73,8 @@ class PromptSampling:
         """Return a model's sampling settings, replaced by the given settings that are not None."""
         given = {name: value for name, value in (settings or {}).items() if value is not None}
         plain = given.pop("plain_style_strength", 0.0)
-        if "sampler" in given:
-            given = {"spacing": None, **given}  # the model's own spacing is its own sampler's
-        return cls(replace(own, **given), plain)
+        sampler, spacing = chosen_sampler(given.get("sampler"), given.get("spacing"), own.sampler, own.spacing)
+        return cls(replace(own, **{**given, "sampler": sampler, "spacing": spacing}), plain)
 
     def of(self, stylized: bool) -> Sampling:
         """Return the settings for prompts that do, or do not, ask for a style."""

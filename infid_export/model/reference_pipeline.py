@@ -36,7 +36,7 @@ from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import ModelSource
 from infid_export.model.step import DenoiseStep, IdentityInputs, PromptInputs, SamplerInputs, StreamInputs
 from infid_export.sampling import KARRAS
-from infid_export.sampling.samplers import SamplerTable, sampler_table
+from infid_export.sampling.samplers import SamplerTable, chosen_sampler, sampler_table
 from infid_export.sampling.scheduler_config import read_scheduler
 
 _SCHEDULERS: Mapping[str, Any] = {
@@ -309,9 +309,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
     def _table(self, sampler: str | None, spacing: str | None, steps: int) -> SamplerTable:
         """Return the table of the asked-for sampler; of the pipeline's scheduler where nothing is asked for."""
         own = read_scheduler(self.scheduler.config, type(self.scheduler).__name__)
-        if sampler is None:
-            sampler, spacing = own.sampler, own.spacing if spacing is None else spacing
-        return sampler_table(own.schedule, steps, sampler, spacing)
+        return sampler_table(own.schedule, steps, *chosen_sampler(sampler, spacing, own.sampler, own.spacing))
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Decode to `[B, 3, 8h, 8w]` fp32. A VAE with `force_upcast` decodes in fp32, as in diffusers."""

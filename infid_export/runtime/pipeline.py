@@ -36,7 +36,7 @@ from infid_export.runtime.person import Person, mix
 from infid_export.runtime.requirements import GENERATE, require_usable
 from infid_export.runtime.template import Template, TemplateSettings, check_template, text_model_id
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
-from infid_export.sampling.samplers import SamplerTable, sampler_table
+from infid_export.sampling.samplers import SamplerTable, chosen_sampler, sampler_table
 
 __all__ = ["Pipeline", "seeded_noise"]
 
@@ -424,10 +424,7 @@ class Pipeline:
 
     def _sampler(self, sampler: str | None, spacing: str | None) -> tuple[str, str | None]:
         """Return the asked-for sampler and spacing, or the folder's."""
-        defaults = self.manifest.defaults
-        if sampler is None:
-            return defaults["sampler"], defaults["spacing"] if spacing is None else spacing
-        return sampler, spacing
+        return chosen_sampler(sampler, spacing, self.manifest.defaults["sampler"], self.manifest.defaults["spacing"])
 
     def _table(self, sampler: str | None, spacing: str | None, steps: int | None) -> SamplerTable:
         """Return the table of the asked-for sampler, or of the folder's."""

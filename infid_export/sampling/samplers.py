@@ -226,6 +226,15 @@ _SAMPLERS: Mapping[str, _Sampler] = {
 }
 
 
+def chosen_sampler(
+    sampler: str | None, spacing: str | None, own_sampler: str, own_spacing: str | None
+) -> tuple[str, str | None]:
+    """Return the asked-for sampler and spacing, or the model's own; its own spacing is that of its own sampler."""
+    if sampler is None:
+        return own_sampler, own_spacing if spacing is None else spacing
+    return sampler, spacing
+
+
 def sampler_table(
     config: Mapping[str, Any], steps: int, sampler: str = "ddim", spacing: str | None = None
 ) -> SamplerTable:
