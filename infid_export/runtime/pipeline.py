@@ -260,8 +260,9 @@ class Pipeline:
                 "negative_prompt": negative_prompt, "text_seed": text_seed, "text_noise": text_noise, "height": height,
                 "width": width, "steps": steps, "guidance": guidance, "sampler": sampler, "spacing": spacing,
             }  # fmt: skip
-            for name in (name for name, value in given.items() if value is not None):
-                raise InputError(f"The template decides {name}.", fix="Leave it out, or make another template.")
+            decided = [name for name, value in given.items() if value is not None]
+            if decided:
+                raise InputError(f"The template decides {decided[0]}.", fix="Leave it out, or make another template.")
             job = self._template_job(prompt, person, strengths, noise, seed)
             return self._runner.run(job, watch, output_type)
         prompts, negative = self._texts(prompt, negative_prompt, reporter)
@@ -406,7 +407,7 @@ class Pipeline:
         Raises:
             InputError: the engines were built without guidance, and it is not 1.
         """
-        found = self._strengths(guidance=given)["guidance"]
+        found = scalar("guidance", given, float(self.manifest.defaults["guidance"]))
         check_guidance(self.manifest, found)
         return found
 
