@@ -83,11 +83,11 @@ EDITS = {
         of("parity", STEPS) | {"image", "checkpoint's weights"},
     ),
     "noise": (
-        "infid_export.runtime.denoise", "default_rng(seed).standard_normal(", "default_rng(seed).normal(",
-        of("parity", GRAPHS) | {"vae_range"},
+        "infid_export.runtime.denoise", "each.standard_normal(shape", "each.normal(shape",
+        of("parity", GRAPHS) | {"vae_range", "image"},
     ),
-    "the noise of an image": (
-        "infid_export.runtime.denoise", "each.standard_normal(shape[1:]", "each.normal(shape[1:]", {"image"},
+    "the seeds of an image": (
+        "infid_export.runtime.denoise", "default_rng(each) for each", "default_rng(each + 1) for each", {"image"},
     ),
     "the weights' layout": (
         "infid_export.export.weights", "text += b\" \" * (-(len(text) + 8) % 64)",
