@@ -7,7 +7,7 @@ Imports are light here and in the modules of the backends, so that help and `doc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
@@ -57,11 +57,11 @@ class BuildRequest:
 class StepLoop(Protocol):
     """Repeated runs of one engine in which some outputs become inputs of the next run."""
 
-    def step(self, varying: Arrays) -> None:
-        """Run once with new values of the varying inputs."""
+    def step(self) -> None:
+        """Start the next run; a device may still compute when this returns."""
 
-    def read(self, name: str) -> np.ndarray[Any, Any]:
-        """Return the current value of a carried input."""
+    def read(self, output: str) -> np.ndarray[Any, Any]:
+        """Return an output of the last step, once it is computed."""
 
     def close(self) -> None:
         """Free the loop's resources."""
@@ -76,13 +76,14 @@ class Engine(Protocol):
     def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """Run once."""
 
-    def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays) -> StepLoop:
+    def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]) -> StepLoop:
         """Start a loop.
 
         Args:
             fixed: inputs that do not change.
             carry: per input, the output that becomes its next value.
             initial: first values of the carried inputs.
+            varying: the other inputs of each step. A device uploads those of the next step while it computes.
         """
 
     def close(self) -> None:

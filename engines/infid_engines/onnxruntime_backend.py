@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,10 +168,12 @@ class OnnxRuntimeEngine:
                 fix="Run `infid-export verify` on the folder, and build it again if it fails.",
             ) from error
 
-    def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays) -> OnnxRuntimeLoop:
+    def loop(
+        self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]
+    ) -> OnnxRuntimeLoop:
         """Start a loop; fixed and carried inputs are checked once."""
         self._checked.check({**fixed, **initial}, set(fixed) | set(carry))
-        return OnnxRuntimeLoop(self, fixed, carry, initial)
+        return OnnxRuntimeLoop(self, fixed, carry, initial, varying)
 
     def close(self) -> None:
         """Free the session."""
@@ -181,21 +183,28 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeLoop:
     """See `StepLoop`."""
 
-    def __init__(self, engine: OnnxRuntimeEngine, fixed: Arrays, carry: Mapping[str, str], initial: Arrays) -> None:
-        self._engine, self._carry = engine, dict(carry)
+    def __init__(
+        self,
+        engine: OnnxRuntimeEngine,
+        fixed: Arrays,
+        carry: Mapping[str, str],
+        initial: Arrays,
+        varying: Iterable[Arrays],
+    ) -> None:
+        self._engine, self._carry, self._varying = engine, dict(carry), iter(varying)
         self._fixed = dict(fixed)
         self._state = dict(initial)
+        self._outputs: Arrays = {}
 
-    def step(self, varying: Arrays) -> None:
-        """Run once, and keep the carried outputs."""
-        outputs = self._engine.run({**self._fixed, **self._state, **varying})
-        self._state = {name: outputs[source] for name, source in self._carry.items()}
+    def step(self) -> None:
+        """Run once, and keep the outputs."""
+        self._outputs = self._engine.run({**self._fixed, **self._state, **next(self._varying)})
+        self._state = {name: self._outputs[source] for name, source in self._carry.items()}
 
-    def read(self, name: str) -> np.ndarray[Any, Any]:
-        """Return the current value of a carried input."""
-        return self._state[name]
+    def read(self, output: str) -> np.ndarray[Any, Any]:
+        """Return an output of the last step."""
+        return self._outputs[output]
 
     def close(self) -> None:
         """Release the arrays."""
-        self._fixed.clear()
-        self._state.clear()
+        self._fixed, self._state, self._outputs, self._varying = {}, {}, {}, iter(())

@@ -1,10 +1,11 @@
-"""Runs TensorRT engines with device buffers and one stream through cuda-python; steps allocate nothing."""
+"""Runs TensorRT engines with device buffers through cuda-python; steps allocate nothing, and their inputs come ahead."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,17 +57,17 @@ class TensorRTEngine:
     def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """Copy inputs to the device, run once, and copy all outputs back."""
         self._checked.check(inputs)
-        loop = TensorRTLoop(self, {}, {}, inputs)
+        loop = TensorRTLoop(self, inputs, {}, {}, [{}])
         try:
-            loop.step({})
-            return {name: loop.read_output(name) for name in self.outputs}
+            loop.step()
+            return {name: loop.read(name) for name in self.outputs}
         finally:
             loop.close()
 
-    def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays) -> TensorRTLoop:
+    def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]) -> TensorRTLoop:
         """Start a loop: all buffers are allocated here, and fixed inputs are copied once."""
         self._checked.check({**fixed, **initial}, set(fixed) | set(carry))
-        return TensorRTLoop(self, carry, fixed, initial)
+        return TensorRTLoop(self, fixed, carry, initial, varying)
 
     @property
     def context(self) -> Any:
@@ -78,30 +79,66 @@ class TensorRTEngine:
         self._context = self._engine = self._runtime = None
 
 
+@dataclass
+class _Buffer:
+    """Device memory of a tensor, and page-locked host memory that is copied to or from it.
+
+    Args:
+        device: address on the device.
+        host: the page-locked memory as an array.
+    """
+
+    device: int
+    host: np.ndarray[Any, Any]
+
+
+@dataclass
+class _Slot:
+    """One of two sets of the varying inputs: while a step reads one, the next step's values are copied to the other.
+
+    Args:
+        buffers: by name of the input.
+        uploaded: event after the copies to the device.
+        consumed: event after the step that reads them.
+    """
+
+    buffers: dict[str, _Buffer]
+    uploaded: Any
+    consumed: Any
+
+
 class TensorRTLoop:
     """See `StepLoop`. A carried tensor has two buffers, which are swapped at every step.
 
+    Steps are queued on one stream. The varying inputs of the next step are copied on another one meanwhile, which
+    hides the features of a template behind the computation. The host is at most three steps ahead of the device.
+
     Args:
         engine: the engine.
-        carry: per input, the output that becomes its next value.
         fixed: inputs that do not change.
+        carry: per input, the output that becomes its next value.
         initial: initial values of the carried inputs.
+        varying: the other inputs of each step.
 
     Raises:
         BackendUnavailableError: GPU memory or page-locked host memory is too small for the buffers.
     """
 
-    def __init__(self, engine: TensorRTEngine, carry: Mapping[str, str], fixed: Arrays, initial: Arrays) -> None:
-        self._stream: Any = None
-        self._buffers: dict[str, int] = {}
-        self._staging: dict[str, np.ndarray[Any, Any]] = {}
-        self._pinned: list[Any] = []
+    def __init__(
+        self,
+        engine: TensorRTEngine,
+        fixed: Arrays,
+        carry: Mapping[str, str],
+        initial: Arrays,
+        varying: Iterable[Arrays],
+    ) -> None:
+        self._frees: list[Callable[[], tuple[Any, ...]]] = []
+        self._streams: list[Any] = []
         from cuda.bindings import runtime as cudart
 
         self._cudart, self._engine = cudart, engine
         self._carry = dict(carry)
-        self._shapes = {name: array.shape for name, array in {**fixed, **initial}.items()}
-        self._stream = _checked(cudart.cudaStreamCreate())
+        self._varying = iter(varying)
         try:
             self._prepare({**fixed, **initial})
         except BaseException:
@@ -110,83 +147,106 @@ class TensorRTLoop:
             raise
 
     def _prepare(self, first: Arrays) -> None:
-        """Allocate all buffers, and copy the initial values."""
+        """Allocate all buffers, and copy the initial values and the first step's."""
         engine = self._engine
+        self._compute, self._copies = self._stream(), self._stream()
+        shapes = {name: array.shape for name, array in first.items()}
         for name, spec in engine.inputs.items():
-            shape = self._shapes.get(name, tuple(d if isinstance(d, int) else d[1] for d in spec.shape))
-            self._shapes[name] = shape
-            engine.context.set_input_shape(name, shape)
-            self._allocate(name, shape, spec.dtype)
+            shapes.setdefault(name, tuple(d if isinstance(d, int) else d[1] for d in spec.shape))
+            engine.context.set_input_shape(name, shapes[name])
+        buffers = {name: self._buffer(name, shapes[name], engine.inputs[name].dtype) for name in first}
         for name, spec in engine.outputs.items():
-            shape = tuple(engine.context.get_tensor_shape(name))
-            self._shapes[name] = shape
-            self._allocate(name, shape, spec.dtype)
-        for name, address in self._buffers.items():
-            engine.context.set_tensor_address(name, address)
+            buffers[name] = self._buffer(name, tuple(engine.context.get_tensor_shape(name)), spec.dtype)
+        self._buffers = buffers
+        others = [name for name in engine.inputs if name not in first]
+        self._slots = [
+            _Slot(
+                {name: self._buffer(name, shapes[name], engine.inputs[name].dtype) for name in others},
+                self._event(),
+                self._event(),
+            )
+            for _ in range(2)
+        ]
+        for name, buffer in buffers.items():
+            engine.context.set_tensor_address(name, buffer.device)
         for name, array in first.items():
-            self._upload(name, array)
+            self._upload(buffers[name], array, self._compute)
+        self._fill()
 
-    def _allocate(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
+    def _stream(self) -> Any:
+        stream = _checked(self._cudart.cudaStreamCreate())
+        self._streams.append(stream)
+        self._frees.append(lambda: self._cudart.cudaStreamDestroy(stream))
+        return stream
+
+    def _event(self) -> Any:
+        event = _checked(self._cudart.cudaEventCreate())
+        self._frees.append(lambda: self._cudart.cudaEventDestroy(event))
+        return event
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: str) -> _Buffer:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self._buffers[name] = _allocated(self._cudart.cudaMalloc(max(size, 1)), size, "GPU memory", name)
-        pointer = _allocated(self._cudart.cudaMallocHost(max(size, 1)), size, "page-locked host memory", name)
-        self._pinned.append(pointer)
-        memory = (ctypes.c_byte * size).from_address(int(pointer))
-        self._staging[name] = np.frombuffer(memory, dtype).reshape(shape)
+        device = _allocated(self._cudart.cudaMalloc(max(size, 1)), size, "GPU memory", name)
+        self._frees.append(lambda: self._cudart.cudaFree(device))
+        pinned = _allocated(self._cudart.cudaMallocHost(max(size, 1)), size, "page-locked host memory", name)
+        self._frees.append(lambda: self._cudart.cudaFreeHost(pinned))
+        memory = (ctypes.c_byte * size).from_address(int(pinned))
+        return _Buffer(device, np.frombuffer(memory, dtype).reshape(shape))
 
-    def _upload(self, name: str, array: np.ndarray[Any, Any]) -> None:
-        staging = self._staging[name]
-        np.copyto(staging, array)
+    def _upload(self, buffer: _Buffer, array: np.ndarray[Any, Any], stream: Any) -> None:
+        np.copyto(buffer.host, array)
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        _checked(
-            self._cudart.cudaMemcpyAsync(self._buffers[name], staging.ctypes.data, staging.nbytes, kind, self._stream)
-        )
+        _checked(self._cudart.cudaMemcpyAsync(buffer.device, buffer.host.ctypes.data, buffer.host.nbytes, kind, stream))
 
-    def step(self, varying: Arrays) -> None:
-        """Upload the varying inputs, enqueue a run, and swap the buffers of carried tensors."""
-        # the last upload must be complete before its staging memory is overwritten
-        _checked(self._cudart.cudaStreamSynchronize(self._stream))
-        for name, array in varying.items():
-            self._upload(name, array)
-        if not self._engine.context.execute_async_v3(int(self._stream)):
+    def _fill(self) -> None:
+        """Copy the varying inputs of the next step to the slot that no step needs any more, if there is a next step."""
+        self._next = next(self._varying, None)
+        if self._next is None:
+            return
+        slot, cudart = self._slots[0], self._cudart
+        _checked(cudart.cudaEventSynchronize(slot.uploaded))  # the host memory is free again
+        _checked(cudart.cudaStreamWaitEvent(self._copies, slot.consumed, 0))  # and then the device memory
+        for name, buffer in slot.buffers.items():
+            self._upload(buffer, self._next[name], self._copies)
+        _checked(cudart.cudaEventRecord(slot.uploaded, self._copies))
+
+    def step(self) -> None:
+        """Queue a run and the copies for the next one, and swap the buffers of carried tensors."""
+        if self._next is None:
+            raise RuntimeError("the loop has no further step")
+        slot, cudart, context = self._slots[0], self._cudart, self._engine.context
+        _checked(cudart.cudaStreamWaitEvent(self._compute, slot.uploaded, 0))
+        for name, buffer in slot.buffers.items():
+            context.set_tensor_address(name, buffer.device)
+        if not context.execute_async_v3(int(self._compute)):
             raise RuntimeError("TensorRT could not enqueue the step")
+        _checked(cudart.cudaEventRecord(slot.consumed, self._compute))
         for source, result in self._carry.items():
             self._buffers[source], self._buffers[result] = self._buffers[result], self._buffers[source]
-            self._engine.context.set_tensor_address(source, self._buffers[source])
-            self._engine.context.set_tensor_address(result, self._buffers[result])
+            context.set_tensor_address(source, self._buffers[source].device)
+            context.set_tensor_address(result, self._buffers[result].device)
+        self._slots.reverse()
+        self._fill()
 
-    def read(self, name: str) -> np.ndarray[Any, Any]:
-        """Return the current value of a carried input, copied to the host."""
-        return self._download(name)
-
-    def read_output(self, name: str) -> np.ndarray[Any, Any]:
+    def read(self, output: str) -> np.ndarray[Any, Any]:
         """Return an output of the last step, copied to the host."""
-        return self._download(name)
-
-    def _download(self, name: str) -> np.ndarray[Any, Any]:
-        staging = self._staging[name]
+        became = {result: source for source, result in self._carry.items()}
+        buffer = self._buffers[became.get(output, output)]
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         _checked(
-            self._cudart.cudaMemcpyAsync(staging.ctypes.data, self._buffers[name], staging.nbytes, kind, self._stream)
+            self._cudart.cudaMemcpyAsync(
+                buffer.host.ctypes.data, buffer.device, buffer.host.nbytes, kind, self._compute
+            )
         )
-        _checked(self._cudart.cudaStreamSynchronize(self._stream))
-        return staging.copy()
+        _checked(self._cudart.cudaStreamSynchronize(self._compute))
+        return buffer.host.copy()
 
     def close(self) -> None:
-        """Free buffers and stream; an error is raised only after trying all of them."""
-        if self._stream is None:
-            return
-        cuda, stream, self._stream = self._cudart, self._stream, None
-        self._staging.clear()
-        results = [
-            cuda.cudaStreamSynchronize(stream),
-            *(cuda.cudaFree(address) for address in self._buffers.values()),
-            *(cuda.cudaFreeHost(pointer) for pointer in self._pinned),
-            cuda.cudaStreamDestroy(stream),
-        ]
-        self._buffers.clear()
-        self._pinned.clear()
-        for result in results:
+        """Free buffers, events and streams; an error is raised only after trying all of them."""
+        streams, frees = self._streams, self._frees
+        self._streams, self._frees, self._buffers, self._slots = [], [], {}, []
+        results = [self._cudart.cudaStreamSynchronize(stream) for stream in streams]
+        for result in [*results, *(free() for free in reversed(frees))]:
             _checked(result)
 
     def __del__(self) -> None:

@@ -52,14 +52,18 @@ def denoise(
     """
     reject_cancelled(cancel)
     state, constant = initial_state(streams, batch, table)
-    loop = engine.loop({**fixed, **constant}, _carried(streams), state)
+    inputs = (
+        {**step_inputs(row), **fresh_noise(streams, batch, table), **varying(index)}
+        for index, row in enumerate(table.rows)
+    )
+    loop = engine.loop({**fixed, **constant}, _carried(streams), state, inputs)
     try:
         for index, row in enumerate(table.rows):
             reject_cancelled(cancel)
-            loop.step({**step_inputs(row), **fresh_noise(streams, batch, table), **varying(index)})
-            on_step(index, float(row[0]), lambda: loop.read("identity_latents"))
+            loop.step()
+            on_step(index, float(row[0]), lambda: loop.read("next_identity_latents"))
         reject_cancelled(cancel)
-        latents = loop.read("identity_latents")
+        latents = loop.read("next_identity_latents")
     finally:  # a cancelled or failed generation must not hold the GPU's memory until it is collected
         loop.close()
     reject_non_finite(latents, "latents")
@@ -94,20 +98,26 @@ def text_stream(
     """
     streams = {"text": noise}
     state, constant = initial_state(streams, [0], table)
+    inputs = ({**step_inputs(row), **fresh_noise(streams, [0], table)} for row in table.rows)
+    loop = engine.loop({**fixed, **constant}, _carried(streams), state, inputs)
+    names = [name for name in engine.outputs if name.startswith(FEATURES)]
     features: dict[str, Array] = {}
-    for index, row in enumerate(table.rows):
-        reject_cancelled(cancel)
-        outputs = engine.run({**fixed, **constant, **state, **step_inputs(row), **fresh_noise(streams, [0], table)})
-        state = {name: outputs[source] for name, source in _carried(streams).items()}
-        for name, values in outputs.items():
-            if name.startswith(FEATURES):
+    try:
+        for index in range(len(table)):
+            reject_cancelled(cancel)
+            loop.step()
+            for name in names:
+                values = loop.read(name)
                 path = name.removeprefix(FEATURES)
                 kept = features.setdefault(path, np.empty((len(table), *values.shape), values.dtype))
                 kept[index] = values
-        on_step(index)
-    reject_cancelled(cancel)
-    reject_non_finite(state["text_latents"], "latents")
-    return features, state["text_latents"]
+            on_step(index)
+        reject_cancelled(cancel)
+        latents = loop.read("next_text_latents")
+    finally:
+        loop.close()
+    reject_non_finite(latents, "latents")
+    return features, latents
 
 
 def _carried(streams: Iterable[str]) -> dict[str, str]:

@@ -156,10 +156,10 @@ def test_onnxruntime_runs_and_loops(tmp_path):
     engine = get_backend("onnxruntime").load(graph(tmp_path / "g.onnx"), *specs(), "cpu")
     x = np.ones((4, 8), np.float16)
     np.testing.assert_array_equal(engine.run({"x": x})["next"], 2 * x + 1)
-    loop = engine.loop({}, {"x": "next"}, {"x": x})
+    loop = engine.loop({}, {"x": "next"}, {"x": x}, [{}] * 3)
     for _ in range(3):
-        loop.step({})
-    np.testing.assert_array_equal(loop.read("x"), np.full((4, 8), 15, np.float16))
+        loop.step()
+    np.testing.assert_array_equal(loop.read("next"), np.full((4, 8), 15, np.float16))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_tensorrt_runs_and_loops(tmp_path, name):
     engine = backend.load(request.output, *specs(), "cuda")
     x = np.ones((4, 8), np.float16)
     np.testing.assert_array_equal(engine.run({"x": x})["next"], 2 * x + 1)
-    loop = engine.loop({}, {"x": "next"}, {"x": x})
+    loop = engine.loop({}, {"x": "next"}, {"x": x}, [{}] * 3)
     for _ in range(3):
-        loop.step({})
-    np.testing.assert_array_equal(loop.read("x"), np.full((4, 8), 15, np.float16))
+        loop.step()
+    np.testing.assert_array_equal(loop.read("next"), np.full((4, 8), 15, np.float16))

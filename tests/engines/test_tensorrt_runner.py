@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+from collections.abc import Callable
 from enum import IntEnum
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,9 +15,10 @@ from infid_engines.errors import BackendUnavailableError
 from infid_engines.manifest import TensorSpec
 from infid_engines.tensorrt_runner import TensorRTEngine
 
-INPUTS = (TensorSpec("x", "float32", (4, 1000)),)
-OUTPUTS = (TensorSpec("next", "float32", (4, 1000)),)
-X = np.ones((4, 1000), np.float32)
+SHAPE = (4, 1000)
+INPUTS = (TensorSpec("x", "float32", SHAPE), TensorSpec("y", "float32", SHAPE))
+OUTPUTS = (TensorSpec("next", "float32", SHAPE), TensorSpec("seen", "float32", SHAPE))
+X = np.ones(SHAPE, np.float32)
 
 
 class Status(IntEnum):
@@ -26,23 +28,27 @@ class Status(IntEnum):
 
 
 class FakeCuda:
-    """Host memory in place of device memory; the calls named in `failing` return their status.
+    """Host memory in place of device memory, and streams that run as late, or as early, as their order allows.
 
     Args:
         room: bytes of device memory, and of page-locked memory.
+        eager: the stream that runs its work at once, unless it waits for an event; the others run when somebody waits.
         failing: statuses by call.
     """
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
 
-    def __init__(self, room: int = 1 << 20, **failing: Status) -> None:
-        self.room, self.failing = room, failing
-        self.streams: set[int] = set()
+    def __init__(self, room: int = 1 << 20, eager: int | None = None, **failing: Status) -> None:
+        self.room, self.eager, self.failing = room, eager, failing
         self.memory: dict[str, dict[int, Any]] = {"device": {}, "host": {}}
+        self.queues: dict[int, list[Callable[[], object]]] = {}
+        self.events: dict[int, int] = {}  # how often each was recorded
+        self.reached: dict[int, int] = {}  # and how often its stream has come to it
+        self.owner: dict[int, int] = {}
 
     @property
     def held(self) -> int:
-        return len(self.streams) + sum(map(len, self.memory.values()))
+        return len(self.queues) + len(self.events) + sum(map(len, self.memory.values()))
 
     def _status(self, call: str) -> Status:
         return self.failing.get(call, Status.cudaSuccess)
@@ -51,21 +57,59 @@ class FakeCuda:
         blocks = self.memory[where]
         if sum(map(ctypes.sizeof, blocks.values())) + size > self.room:
             return Status.cudaErrorMemoryAllocation, 0
-        block = (ctypes.c_byte * size)()
+        block = (ctypes.c_byte * size)(*[77] * size)  # not zeros: what is read before it is written shows
         blocks[ctypes.addressof(block)] = block
         return Status.cudaSuccess, ctypes.addressof(block)
 
+    def queue(self, stream: int, work: Callable[[], object]) -> tuple[Status]:
+        self.queues[stream].append(work)
+        if stream == self.eager:
+            self.drain(stream)
+        return (Status.cudaSuccess,)
+
+    def drain(self, stream: int) -> None:
+        queue = self.queues[stream]
+        while queue:
+            queue.pop(0)()
+
     def cudaStreamCreate(self) -> tuple[Status, int]:
         if (status := self._status("cudaStreamCreate")) == Status.cudaSuccess:
-            self.streams.add(7)
-        return status, 7
+            self.queues[len(self.queues) + 1] = []
+        return status, len(self.queues)
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Status]:
-        self.streams.remove(stream)
+        assert not self.queues.pop(stream)
         return (Status.cudaSuccess,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Status]:
+        self.drain(stream)
         return (self._status("cudaStreamSynchronize"),)
+
+    def cudaEventCreate(self) -> tuple[Status, int]:
+        event = len(self.events) + 1
+        self.events[event] = self.reached[event] = 0
+        return Status.cudaSuccess, event
+
+    def cudaEventDestroy(self, event: int) -> tuple[Status]:
+        del self.events[event]
+        return (Status.cudaSuccess,)
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Status]:
+        self.events[event] += 1
+        self.owner[event], number = stream, self.events[event]
+        return self.queue(stream, lambda: self.reached.update({event: number}))
+
+    def _wait(self, event: int, number: int) -> None:
+        while self.reached[event] < number:
+            self.queues[self.owner[event]].pop(0)()
+
+    def cudaEventSynchronize(self, event: int) -> tuple[Status]:
+        self._wait(event, self.events[event])
+        return (Status.cudaSuccess,)
+
+    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[Status]:
+        number = self.events[event]
+        return self.queue(stream, lambda: self._wait(event, number))
 
     def cudaMalloc(self, size: int) -> tuple[Status, int]:
         return self._allocate("device", size)
@@ -82,60 +126,90 @@ class FakeCuda:
         return (Status.cudaSuccess,)
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[Status]:
-        ctypes.memmove(target, source, size)
-        return (Status.cudaSuccess,)
+        return self.queue(stream, lambda: ctypes.memmove(target, source, size))
 
 
 class FakeContext:
-    """Computes next = x + 1."""
+    """Computes next = 2x + y and seen = y, on the addresses at the time of the call."""
 
-    def __init__(self) -> None:
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
         self.addresses: dict[str, int] = {}
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
         pass
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return X.shape
+        return SHAPE
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self.addresses[name] = address
 
     def execute_async_v3(self, stream: int) -> bool:
-        x, result = (
+        x, y, result, seen = (
             np.frombuffer((ctypes.c_byte * X.nbytes).from_address(self.addresses[name]), np.float32)
-            for name in ("x", "next")
+            for name in ("x", "y", "next", "seen")
         )
-        result[:] = x + 1
+
+        def compute() -> None:
+            result[:] = 2 * x + y
+            seen[:] = y
+
+        self.cuda.queue(stream, compute)
         return True
 
 
-def engine_on(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, context: FakeContext | None = None) -> TensorRTEngine:
+def engine_on(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda) -> TensorRTEngine:
     """An engine on the fake device."""
     bindings = ModuleType("cuda.bindings")
     bindings.runtime = cuda  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    names = [spec.name for spec in (*INPUTS, *OUTPUTS)]
     engine = SimpleNamespace(
-        num_io_tensors=2,
-        get_tensor_name=lambda index: ("x", "next")[index],
-        create_execution_context=lambda: context or FakeContext(),
+        num_io_tensors=len(names),
+        get_tensor_name=lambda index: names[index],
+        create_execution_context=lambda: FakeContext(cuda),
     )
     return TensorRTEngine(None, None, engine, INPUTS, OUTPUTS)
 
 
-def test_it_runs_and_loops_and_frees_everything(monkeypatch):
-    cuda = FakeCuda()
+@pytest.mark.parametrize("eager", [None, 1, 2], ids=["as late as possible", "computes at once", "copies at once"])
+def test_it_runs_and_loops_and_frees_everything(monkeypatch, eager):
+    cuda = FakeCuda(eager=eager)
     engine = engine_on(monkeypatch, cuda)
-    np.testing.assert_array_equal(engine.run({"x": X})["next"], X + 1)
-    loop = engine.loop({}, {"x": "next"}, {"x": X})
-    for _ in range(3):
-        loop.step({})
-    np.testing.assert_array_equal(loop.read("x"), X + 3)
+    assert {name: float(each[0, 0]) for name, each in engine.run({"x": X, "y": 5 * X}).items()} == {
+        "next": 7.0, "seen": 5.0,
+    }  # fmt: skip
+    assert cuda.held == 0
+    steps = 7
+    loop = engine.loop(
+        {}, {"x": "next"}, {"x": X}, ({"y": np.full(SHAPE, index, np.float32)} for index in range(steps))
+    )
+    expected = X
+    for index in range(steps):
+        loop.step()
+        expected = 2 * expected + index
+        if index in (2, 5):
+            np.testing.assert_array_equal(loop.read("next"), expected)
+            np.testing.assert_array_equal(loop.read("seen"), index * X)
+    np.testing.assert_array_equal(loop.read("next"), expected)
+    with pytest.raises(RuntimeError, match="no further step"):
+        loop.step()
     assert cuda.held > 0
     loop.close()
     loop.close()
     assert cuda.held == 0
+
+
+def test_the_next_inputs_are_copied_while_a_step_computes(monkeypatch):
+    cuda = FakeCuda(eager=2)
+    loop = engine_on(monkeypatch, cuda).loop({}, {"x": "next"}, {"x": X}, [{"y": X}, {"y": 3 * X}, {"y": X}])
+    loop.step()
+    assert cuda.queues[1]  # the first step has not run
+    copied = [np.frombuffer(block, np.float32) for block in cuda.memory["device"].values()]
+    assert any((each == 3).all() for each in copied)
+    loop.close()
 
 
 @pytest.mark.parametrize(
@@ -151,7 +225,7 @@ def test_it_runs_and_loops_and_frees_everything(monkeypatch):
 )
 def test_too_little_memory_is_a_sentence_with_the_size(monkeypatch, cuda, message):
     with pytest.raises(BackendUnavailableError, match=message):
-        engine_on(monkeypatch, cuda).loop({}, {"x": "next"}, {"x": X})
+        engine_on(monkeypatch, cuda).loop({}, {"x": "next"}, {"x": X}, [{"y": X}])
     assert cuda.held == 0
 
 
@@ -166,7 +240,7 @@ def test_a_constructor_that_fails_raises_its_own_error_and_no_other(monkeypatch,
     cuda = FakeCuda(room=20_000, **{call: Status.cudaErrorIllegalAddress})
     engine = engine_on(monkeypatch, cuda)
     with pytest.raises((RuntimeError, BackendUnavailableError)) as caught:
-        engine.loop({}, {"x": "next"}, {"x": X})
+        engine.loop({}, {"x": "next"}, {"x": X}, [{"y": X}])
     assert ("cudaErrorIllegalAddress" in str(caught.value)) == (call == "cudaStreamCreate")
     del caught
     gc.collect()  # an exception in __del__ fails the test
@@ -174,10 +248,10 @@ def test_a_constructor_that_fails_raises_its_own_error_and_no_other(monkeypatch,
 
 
 def test_a_failing_run_frees_its_buffers(monkeypatch):
-    cuda, context = FakeCuda(), FakeContext()
-    engine = engine_on(monkeypatch, cuda, context)
-    monkeypatch.setattr(context, "execute_async_v3", lambda stream: False)
+    cuda = FakeCuda()
+    engine = engine_on(monkeypatch, cuda)
+    monkeypatch.setattr(FakeContext, "execute_async_v3", lambda *_: False)
     with pytest.raises(RuntimeError, match="could not enqueue") as caught:
-        engine.run({"x": X})
+        engine.run({"x": X, "y": X})
     assert cuda.held == 0
     del caught

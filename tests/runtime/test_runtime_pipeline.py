@@ -484,7 +484,7 @@ def test_the_loop_is_closed_however_it_ends(end: str) -> None:
     class Loop:
         closed = 0
 
-        def step(self, varying: object) -> None:
+        def step(self) -> None:
             if end == "failed":
                 raise RuntimeError("CUDA error")
 
