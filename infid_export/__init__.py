@@ -1,6 +1,6 @@
 """infid-export: identity-preserving SDXL (Infinite-ID) from PyTorch to engines.
 
-`__all__` lists the public names. `Pipeline`, `Person`, `Template`, `mix` and `stack` are the runtime;
+`__all__` lists the public names. `Pipeline`, `Person`, `Template`, `TemplateCache`, `mix` and `stack` are the runtime;
 `InfiniteIDPipeline` is the PyTorch reference and needs the extra `export`. Each is imported on first access: `import
 infid_export` imports neither numpy nor torch.
 """
@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from infid_export.runtime.person import stack as stack
     from infid_export.runtime.pipeline import Pipeline as Pipeline
     from infid_export.runtime.template import Template as Template
+    from infid_export.runtime.template_cache import TemplateCache as TemplateCache
 
 __version__ = "0.1.0"
-__all__ = ["InfiniteIDPipeline", "Person", "Pipeline", "Template", "__version__", "mix", "stack"]
+__all__ = ["InfiniteIDPipeline", "Person", "Pipeline", "Template", "TemplateCache", "__version__", "mix", "stack"]
 
 _MODULE_OF = {
     "InfiniteIDPipeline": "infid_export.model.reference_pipeline",
     "Person": "infid_export.runtime.person",
     "Pipeline": "infid_export.runtime.pipeline",
     "Template": "infid_export.runtime.template",
+    "TemplateCache": "infid_export.runtime.template_cache",
     "mix": "infid_export.runtime.person",
     "stack": "infid_export.runtime.person",
 }

@@ -19,7 +19,7 @@ _REBUILD = "Build the folder again with its original `infid-export build` comman
 
 Dimension = int | list[int]  # fixed, or [smallest, usual, largest]
 _LARGEST = 1 << 16  # pixels per side, images per batch, tokens: far more than any engine has
-_DTYPES = ("float16", "float32", "int32", "int64")
+_DTYPES = ("float16", "float32", "int8", "int32", "int64")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Runs TensorRT engines with device buffers through cuda-python; steps allocate nothing, and their inputs come ahead."""
+"""Runs TensorRT engines through cuda-python: steps allocate nothing, and their inputs are copied one step ahead."""
 
 from __future__ import annotations
 

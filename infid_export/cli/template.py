@@ -75,14 +75,14 @@ def _make(arguments: argparse.Namespace, output: Output) -> int:
                 without_marks(arguments.what[0]),
                 **prompt_settings(arguments),
                 seed=arguments.seed or 0,
+                path=arguments.output,
                 reporter=reporter,
             )
-        template.save(arguments.output)
         if previews:
             save_images([pipe.preview(template)], previews)
     for path in (arguments.output, *previews):
         output.line(str(path))
-    output.note(f"{len(template)} steps, features of {size(template.nbytes)}")
+    output.note(f"{len(template)} steps, {size(template.nbytes)}{_loss(template)}")
     output.document({"template": arguments.output, "preview": arguments.preview, **_facts(template)})
     return 0
 
@@ -142,4 +142,8 @@ def _files(paths: list[Path]) -> list[Path]:
 
 
 def _facts(template: Template) -> dict[str, Any]:
-    return {**asdict(template.settings), "steps": len(template), "bytes": template.nbytes, "model": template.model}
+    return {**asdict(template.settings), "bytes": template.nbytes, "snr_db": template.snr, "model": template.model}
+
+
+def _loss(template: Template) -> str:
+    return "" if template.snr is None else f", features in 8 bits (signal-to-noise ratio {template.snr:.1f} dB)"

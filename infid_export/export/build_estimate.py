@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 from infid_engines.folder import FolderTransaction
 from infid_engines.progress import SilentReporter
@@ -90,12 +88,12 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
 
 
 def template_bytes(plan: Plan) -> int | None:
-    """Return the bytes of a template, per step, or None if no graph of the plan computes text features."""
-    sizes, itemsize = plan.writers.exporter.sizes(), TYPES[plan.options.precision].itemsize
+    """Return the bytes of a template's features, per step, or None if no graph of the plan takes them."""
+    sizes, dtype = plan.writers.exporter.sizes(), TYPES[plan.options.precision]
     for form in plan.graphs:
-        features = form.graph.outputs(sizes).get("text_features")
-        if isinstance(features, Mapping):
-            return sum(itemsize * prod(shape.extents) for shape in features.values())
+        if "templates" in form.graph.depends_on:
+            lists = (each for each in form.graph.arguments(sizes, dtype).values() if isinstance(each, list))
+            return sum(tensor.nbytes for each in lists for tensor in each)
     return None
 
 

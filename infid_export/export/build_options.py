@@ -32,6 +32,7 @@ class BuildOptions:
         batch: images per call.
         people: people (token slots) per image.
         guidance: whether steps have unconditional rows too, for classifier-free guidance; half the work without.
+        quantize_templates: whether templates keep their features in 8 bits: half the size of fp16.
         height_range: smallest, usual and largest height of dynamic engines; likewise for width and batch.
         backends: `auto`, or names of backends to build engines for.
         targets: GPU architectures such as `sm_89`, for the backends that need one.
@@ -62,6 +63,7 @@ class BuildOptions:
     batch: int = 1
     people: int = 1
     guidance: bool = True
+    quantize_templates: bool = False
     height_range: Range | None = None
     width_range: Range | None = None
     batch_range: Range | None = None

@@ -44,8 +44,9 @@ class GraphExporter:
         batch, height, width = extents or self.options.extents()
         source, options = self.source, self.options
         return Sizes(
-            source.architecture, source.config, self.blocks, batch, height, width, options.people, options.guidance
-        )
+            source.architecture, source.config, self.blocks, batch, height, width, options.people, options.guidance,
+            options.quantize_templates,
+        )  # fmt: skip
 
     def write(self, form: GraphForm, precision: str, path: Path, size: tuple[int, int] | None = None) -> None:
         """Export a graph to ONNX. Its weights are references into the weights files next to it.

@@ -234,6 +234,7 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
     """Reject options that would have no effect."""
     built_in = source.name in BUILT_IN
     takes_flags = any(get_backend(name).takes_flags for name in backends)
+    with_templates = any("templates" in GRAPHS[name].depends_on for name in options.graphs)
     unflagged = f"no engine of {_names('takes_flags')} is built"
     for given, what, why in (
         (options.identity and source.name == "random-sdxl", "--identity", "the model random-sdxl has its own"),
@@ -242,6 +243,7 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
          f"the detector is {options.detector}"),
         (options.refit and not takes_flags, "--refit", unflagged),
         (options.strip and not takes_flags, "--strip", unflagged),
+        (options.quantize_templates and not with_templates, "--quantize-templates", "no graph for templates is built"),
         (options.optimization_level is not None and not takes_flags, "--optimization-level", unflagged),
         (options.parity_image == "on" and not set(IMAGE_GRAPHS) <= set(options.graphs), "--parity-image on",
          f"an image needs the graphs {', '.join(sorted(IMAGE_GRAPHS))}"),
@@ -290,6 +292,8 @@ def _graph_fields(form: GraphForm, options: BuildOptions, source: ModelSource) -
         fields |= {"guidance": options.guidance}
     if "people" in graph.depends_on:
         fields |= {"people": options.people}
+    if "templates" in graph.depends_on:
+        fields |= {"quantize_templates": options.quantize_templates}
     if "method" in graph.depends_on:
         fields |= {"method": source.config.to_dict()}
     if PROBED in graph.components.values():

@@ -253,6 +253,7 @@ class IdentityStep(_Step):
         style_strength: Tensor,
         identity_strength: Tensor,
         text_features: list[Tensor],
+        text_scales: list[Tensor] | None = None,
         guidance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Take one step of the identity stream; arguments as in `DenoiseStep`, but for one prompt.
@@ -270,7 +271,8 @@ class IdentityStep(_Step):
             identity_values: as in `DenoiseStep`.
             style_strength: as in `DenoiseStep`.
             identity_strength: as in `DenoiseStep`.
-            text_features: of `TextStep`, for one prompt.
+            text_features: of `TextStep`, for one prompt; int8 if there are scales.
+            text_scales: `[R, 1, C]` fp32 per block, by which the features are multiplied; None if they are floats.
             guidance: as in `DenoiseStep`.
 
         Returns:
@@ -279,6 +281,9 @@ class IdentityStep(_Step):
         stream = StreamInputs(identity_latents, identity_denoised, identity_noise)
         sampler = SamplerInputs(timestep, coefficients, guidance)
         identity = IdentityInputs(identity_keys, identity_values, style_strength, identity_strength)
+        if text_scales is not None:
+            scaled = (each.float() * scales for each, scales in zip(text_features, text_scales, strict=True))
+            text_features = [each.to(self.unet.dtype) for each in scaled]
         features = dict(zip(self.feature_paths, text_features, strict=True))
         people = identity_latents.shape[0]
         streams = self._streams(sampler, identity, text=False, text_features=features, people=people)

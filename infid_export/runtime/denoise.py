@@ -76,21 +76,21 @@ def text_stream(
     noise: Noise,
     table: SamplerTable,
     *,
-    on_step: Callable[[int], None],
+    on_step: Callable[[int, Mapping[str, Array]], None],
     cancel: threading.Event | None,
-) -> tuple[dict[str, Array], Array]:
-    """Run the text stream of one prompt, and keep the features of every step.
+) -> Array:
+    """Run the text stream of one prompt.
 
     Args:
         engine: of the graph `text_step`.
         fixed: the inputs that do not change between steps.
         noise: of one image.
         table: the sampler's.
-        on_step: called after each step with its index.
+        on_step: called after each step with its index and its features, `[R, N, C]` by name of the output.
         cancel: as in `denoise`.
 
     Returns:
-        By path of the transformer block, `[steps, R, N, C]`, and the last latents `[1, 4, h, w]`.
+        The last latents, `[1, 4, h, w]`.
 
     Raises:
         CancelledError: `cancel` was set.
@@ -101,23 +101,17 @@ def text_stream(
     inputs = ({**step_inputs(row), **fresh_noise(streams, [0], table)} for row in table.rows)
     loop = engine.loop({**fixed, **constant}, _carried(streams), state, inputs)
     names = [name for name in engine.outputs if name.startswith(FEATURES)]
-    features: dict[str, Array] = {}
     try:
         for index in range(len(table)):
             reject_cancelled(cancel)
             loop.step()
-            for name in names:
-                values = loop.read(name)
-                path = name.removeprefix(FEATURES)
-                kept = features.setdefault(path, np.empty((len(table), *values.shape), values.dtype))
-                kept[index] = values
-            on_step(index)
+            on_step(index, {name: loop.read(name) for name in names})
         reject_cancelled(cancel)
         latents = loop.read("next_text_latents")
     finally:
         loop.close()
     reject_non_finite(latents, "latents")
-    return features, latents
+    return latents
 
 
 def _carried(streams: Iterable[str]) -> dict[str, str]:

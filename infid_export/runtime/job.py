@@ -118,26 +118,10 @@ class JobRunner:
     def prepared(self, graphs: Sequence[str], work: Mapping[str, float], watch: Watch) -> Iterator[Reporter]:
         """Hold the engines, and load those of some graphs; `work` are the seconds of the stages that follow."""
         report = watch.reporter or SilentReporter()
-        with self._turn(watch.cancel):
+        with turn(self._lock, watch.cancel):
             report.plan({"loading": self._engines.unread_bytes(graphs) / _READ_SPEED, **work})
             self._engines.prepare(graphs, report, lambda: reject_cancelled(watch.cancel))
             yield report
-
-    @contextmanager
-    def _turn(self, cancel: threading.Event | None) -> Iterator[None]:
-        """Hold the engines while the block runs.
-
-        Raises:
-            CancelledError: `cancel` was set before this thread got its turn.
-        """
-        reject_cancelled(cancel)
-        while not self._lock.acquire(timeout=-1 if cancel is None else _LOOKS_EVERY):
-            reject_cancelled(cancel)
-        try:
-            reject_cancelled(cancel)
-            yield
-        finally:
-            self._lock.release()
 
     def decode(self, latents: Sequence[Array], report: Reporter) -> Array:
         """Return `[n, H, W, 3]` images, decoded from batches of latents."""
@@ -149,6 +133,23 @@ class JobRunner:
                 images.append(image.transpose(0, 2, 3, 1))
                 stage.update((number + 1) / len(latents))
         return np.concatenate(images)
+
+
+@contextmanager
+def turn(lock: threading.RLock, cancel: threading.Event | None) -> Iterator[None]:
+    """Hold a lock while the block runs.
+
+    Raises:
+        CancelledError: `cancel` was set before this thread got its turn.
+    """
+    reject_cancelled(cancel)
+    while not lock.acquire(timeout=-1 if cancel is None else _LOOKS_EVERY):
+        reject_cancelled(cancel)
+    try:
+        reject_cancelled(cancel)
+        yield
+    finally:
+        lock.release()
 
 
 def pil_images(images: Array) -> list[Image.Image]:

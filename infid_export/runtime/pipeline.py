@@ -33,8 +33,8 @@ from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_ta
 from infid_export.runtime.enrollment import open_face_reader
 from infid_export.runtime.job import REPORTER, Callback, Job, JobRunner, Watch, pil_images
 from infid_export.runtime.person import Person, mix
-from infid_export.runtime.requirements import GENERATE, require_usable
-from infid_export.runtime.template import Template, TemplateSettings, check_template, text_model_id
+from infid_export.runtime.requirements import GENERATE, TEXT, require_usable
+from infid_export.runtime.template import Template, TemplateSettings, check_template, keep_features, new_template
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
 from infid_export.sampling.samplers import SamplerTable, chosen_sampler, sampler_table
 
@@ -265,7 +265,8 @@ class Pipeline:
                 raise InputError(f"The template decides {decided[0]}.", fix="Leave it out, or make another template.")
             job = self._template_job(prompt, person, strengths, noise, seed)
             return self._runner.run(job, watch, output_type)
-        prompts, negative = self._texts(prompt, negative_prompt, reporter)
+        prompts, negative = self._texts(prompt, negative_prompt)
+        self._tell_dropped([*prompts, negative or ""], reporter)
         table = self._table(sampler, spacing, steps)
         guide = self._guidance(guidance)
         pixels = image_size(self.manifest, height, width)
@@ -300,6 +301,7 @@ class Pipeline:
         guidance: float | None = None,
         sampler: str | None = None,
         spacing: str | None = None,
+        path: str | Path | None = None,
         cancel: threading.Event | None = None,
         reporter: Reporter | None = None,
     ) -> Template:
@@ -317,41 +319,86 @@ class Pipeline:
             guidance: likewise.
             sampler: likewise.
             spacing: likewise.
+            path: a template file to write. It is filled step by step, so that the template is never in memory as a
+                whole, and the result is mapped from it. None keeps the template in memory.
             cancel: likewise.
             reporter: likewise.
 
         Raises:
-            InputError: an argument does not fit.
+            InputError: an argument does not fit, or the file cannot be written.
+            DiskFullError: the disk is too full for the template.
             CancelledError: `cancel` was set.
-            EngineFolderError: the folder has no graph `text_step`, is damaged, or its engines return non-finite values.
+            EngineFolderError: the folder has no graph `text_step` or `identity_step`, is damaged, or its engines return
+                non-finite values.
         """
-        text_of("The prompt of a template", prompt, "Give one string.")
         watch = Watch(None, cancel, reporter)
         watch.check()
-        (prompt,), negative = self._texts(prompt, negative_prompt, reporter)
-        table, guide = self._table(sampler, spacing, steps), self._guidance(guidance)
-        pixels = image_size(self.manifest, height, width)
-        start = whole_number("A seed", random_seed() if seed is None else seed, "Give one from 0 up.", least=0)
-        noise = open_noise("noise", None, start, (1, *self._latents(pixels)), table.stochastic)
+        settings = self.template_settings(
+            prompt, negative_prompt=negative_prompt, seed=seed, height=height, width=width, steps=steps,
+            guidance=guidance, sampler=sampler, spacing=spacing,
+        )  # fmt: skip
+        self._tell_dropped([settings.prompt, settings.negative_prompt or ""], reporter)
         self.manifest.graph("text_step")
-        name, spaced = self._sampler(sampler, spacing)
-        settings = TemplateSettings(prompt, negative, start, *pixels, guide, name, spaced, table.initial_scale)
-        graphs = ("text_encoder", "text_encoder_2", "text_step")
-        with self._runner.prepared(graphs, {"denoising": float(len(table))}, watch) as report:
+        table = sampler_table(self.manifest.scheduler, settings.steps, settings.sampler, settings.spacing)
+        pixels = settings.height, settings.width
+        noise = open_noise("noise", None, settings.seed, (1, *self._latents(pixels)), table.stochastic)
+        work = {"denoising": float(len(table))}
+        with new_template(self.manifest, settings, path) as made, self._runner.prepared(TEXT, work, watch) as report:
             texts = text_inputs(
-                self._engines, self._tokenizer, [prompt] * self.manifest.batch, negative, self._guided, pixels
-            )
+                self._engines, self._tokenizer, [prompt] * self.manifest.batch, settings.negative_prompt, self._guided,
+                pixels,
+            )  # fmt: skip
             conditioning = {name: each[:: self.manifest.batch] for name, each in texts.items()}
             with report.stage("denoising") as stage:
-                features, latents = text_stream(
+
+                def on_step(index: int, features: Mapping[str, Array]) -> None:
+                    keep_features(made.tensors, index, features)
+                    stage.update((index + 1) / len(table), f"step {index + 1}")
+
+                latents = text_stream(
                     self._engines["text_step"],
-                    {**conditioning, **self._guidance_input(guide, 1)},
+                    {**conditioning, **self._guidance_input(settings.guidance, 1)},
                     noise,
                     table,
-                    on_step=lambda index: stage.update((index + 1) / len(table), f"step {index + 1}"),
+                    on_step=on_step,
                     cancel=cancel,
                 )
-        return Template(features, conditioning, table.rows, latents, settings, text_model_id(self.manifest))
+            others = {"rows": table.rows, "initial_scale": np.float32(table.initial_scale), "latents": latents}
+            for name, values in {**conditioning, **others}.items():
+                made.tensors[name][...] = values
+        return made if path is None else Template.load(path, check=False)
+
+    def template_settings(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str | None = None,
+        seed: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        spacing: str | None = None,
+    ) -> TemplateSettings:
+        """Return the settings of a template, completed by the folder's; arguments as in `template`.
+
+        Raises:
+            InputError: an argument does not fit.
+        """
+        text_of("The prompt of a template", prompt, "Give one string.")
+        _, negative = self._texts(prompt, negative_prompt)
+        name, spaced = self._sampler(sampler, spacing)
+        return TemplateSettings(
+            prompt,
+            negative,
+            whole_number("A seed", random_seed() if seed is None else seed, "Give one from 0 up.", least=0),
+            *image_size(self.manifest, height, width),
+            len(self._table(sampler, spacing, steps)),
+            self._guidance(guidance),
+            name,
+            spaced,
+        )
 
     def preview(self, template: Template) -> Image.Image:
         """Return the template's own image, that of its text stream: nobody is in it.
@@ -360,7 +407,7 @@ class Pipeline:
             InputError: the template is of other engines.
         """
         check_template(template, self.manifest)
-        batch = np.repeat(template.latents, self.manifest.batch, axis=0)
+        batch = np.repeat(template.tensors["latents"], self.manifest.batch, axis=0)
         with self._lock:
             return pil_images(self._runner.decode([batch], SilentReporter())[:1])[0]
 
@@ -373,10 +420,10 @@ class Pipeline:
         ]
         if not people:
             raise InputError("No person was given.", fix="Give at least one.")
-        table = SamplerTable(template.rows, template.settings.initial_scale)
+        table = SamplerTable(template.tensors["rows"], float(template.tensors["initial_scale"][0]))
         if noise is None and seed is None:
             seed = [template.settings.seed] * len(people)
-        own = open_noise("noise", noise, seed, (len(people), *template.latents.shape[1:]), table.stochastic)
+        own = open_noise("noise", noise, seed, (len(people), *template.tensors["latents"].shape[1:]), table.stochastic)
 
         def fixed(batch: list[int]) -> dict[str, Array]:
             return {
@@ -387,15 +434,14 @@ class Pipeline:
 
         return Job("identity_step", ("identity_step",), table, {"identity": own}, fixed, template.step)
 
-    def _texts(self, prompt: Any, negative_prompt: Any, reporter: Reporter | None) -> tuple[list[str], str | None]:
-        """Return the prompts and the negative prompt, and say what of them is dropped."""
+    def _texts(self, prompt: Any, negative_prompt: Any) -> tuple[list[str], str | None]:
+        """Return the prompts, and the negative prompt or the folder's."""
         prompts = texts_of("A prompt", prompt, "Give a string, or a list of strings.")
         if not prompts:
             raise InputError("No prompt was given.", fix="Give at least one.")
         if negative_prompt is not None:
             text_of("The negative prompt", negative_prompt, "Give one string, which goes with every prompt.")
         negative: str | None = self.manifest.defaults["negative_prompt"] if negative_prompt is None else negative_prompt
-        self._tell_dropped([*prompts, negative or ""], reporter)
         return prompts, negative
 
     def _strengths(self, **given: float | None) -> dict[str, float]:

@@ -11,6 +11,7 @@ from infid_engines.manifest import Manifest
 from infid_export.sampling.samplers import sampler_table
 
 GENERATE = ("text_encoder", "text_encoder_2", "denoise_step")  # the graphs that generate latents
+TEXT = ("text_encoder", "text_encoder_2", "text_step")  # the graphs that make a template
 IMAGE_GRAPHS = ("identity_encoder", *GENERATE, "vae_decoder")  # the graphs from a photo to an image
 _MOST_TIMESTEPS = 100_000  # rows of the noise schedule's table; SDXL's has 1000
 

@@ -1,42 +1,38 @@
 """A template: the text stream of one prompt, computed once, for any number of people.
 
 The text stream does not depend on the person (see docs/method.md), so what the identity stream reads of it can be kept:
-the input of each `attn1`, for every step. A file is safetensors with a seal; it is mapped into memory, so processes
-share it and only what is read takes memory.
+the input of each `attn1`, for every step. K_t and V_t would be twice as large and save 7 % of a full-size step's
+operations; see docs/performance.md.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from infid_engines.atomic_files import whole_file
-from infid_engines.documents import record
 from infid_engines.errors import InputError
-from infid_engines.manifest import Manifest, canonical_key
-from infid_engines.tensor_seal import SEAL_KEY, array_seal, sort_header
+from infid_engines.manifest import Manifest, TensorSpec, canonical_key
 from infid_engines.validation import path_of, shown
 from infid_export.runtime.conditioning import has_guidance
-from infid_export.runtime.denoise import FEATURES, image_size
+from infid_export.runtime.denoise import FEATURES, image_size, reject_non_finite
+from infid_export.runtime.template_file import read_tensors, written_tensors
 
 Array = np.ndarray[Any, Any]
-_SETTINGS_KEY, _MODEL_KEY = "infid_template", "infid_model"
+SCALES = "text_scales."  # begins the names of the inputs with the scales of 8-bit features
 _CONDITIONING = ("prompt_embeds", "pooled_prompt_embeds", "time_ids")
-_OTHERS = (*_CONDITIONING, "rows", "latents")
 _TEXT_PARTS = ("text_encoder", "text_encoder_2", "unet")
-_AGAIN = "Make the template again with `infid-export template make`."
+_LARGEST = 127  # of 8 bits, symmetric
 
 
 @dataclass(frozen=True)
 class TemplateSettings:
-    """How a template was made.
+    """How a template is made.
 
     Args:
         prompt: the prompt.
@@ -44,10 +40,10 @@ class TemplateSettings:
         seed: of the text stream's noise, for `numpy.random.default_rng(seed)`.
         height: pixels.
         width: pixels.
+        steps: number of steps.
         guidance: g of classifier-free guidance.
         sampler: name of the sampler.
         spacing: spacing of its timesteps.
-        initial_scale: standard deviation of the first latents.
     """
 
     prompt: str
@@ -55,10 +51,22 @@ class TemplateSettings:
     seed: int
     height: int
     width: int
+    steps: int
     guidance: float
     sampler: str
     spacing: str | None
-    initial_scale: float
+
+
+class TensorLayout(NamedTuple):
+    """Dtype (numpy's name) and shape of a tensor in a template."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,63 +74,63 @@ class Template:
     """The text stream of one prompt, with R rows: 2 with guidance (unconditional, conditional), else 1.
 
     Args:
-        features: by path of the transformer block, `[steps, R, N, C]` float16 or float32.
-        conditioning: `prompt_embeds` `[R, 77, D]`, `pooled_prompt_embeds` `[R, P]` and `time_ids` `[R, 6]`.
-        rows: `[steps, 8]` float32, the sampler's table.
-        latents: `[1, 4, h, w]` float32, the text stream's last latents, which decode to the template's own image.
+        tensors: by name. `text_features.<block>` `[steps, R, N, C]`, float16, float32 or int8; for int8 also
+            `text_scales.<block>` `[steps, R, 1, C]` float32, by which they are multiplied, and `snr` `[steps]` float32,
+            the signal-to-noise ratio of a step's features in dB. `prompt_embeds` `[R, 77, D]`, `pooled_prompt_embeds`
+            `[R, P]` and `time_ids` `[R, 6]`. `rows` `[steps, 8]` float32, the sampler's table; `initial_scale` `[1]`
+            float32, the standard deviation of the first latents. `latents` `[1, 4, h, w]` float32, the text stream's
+            last latents, which decode to the template's own image.
         settings: how it was made.
         model: of `text_model_id`.
     """
 
-    features: Mapping[str, Array]
-    conditioning: Mapping[str, Array]
-    rows: Array
-    latents: Array
+    tensors: Mapping[str, Array]
     settings: TemplateSettings
     model: str
 
     def __len__(self) -> int:
         """Return the number of steps."""
-        return len(self.rows)
+        return self.settings.steps
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the features, almost all of a template."""
-        return sum(each.nbytes for each in self.features.values())
+        """Bytes of all tensors; almost all are features."""
+        return sum(each.nbytes for each in self.tensors.values())
 
     @property
     def guidance(self) -> bool:
         """Whether it has unconditional rows."""
-        return len(self.conditioning["time_ids"]) == 2
+        return len(self.tensors["time_ids"]) == 2
+
+    @property
+    def snr(self) -> float | None:
+        """Signal-to-noise ratio of the worst step's features in dB; None if they are not quantized."""
+        return float(self.tensors["snr"].min()) if "snr" in self.tensors else None
+
+    @property
+    def conditioning(self) -> dict[str, Array]:
+        """The prompt's inputs of a step."""
+        return {name: self.tensors[name] for name in _CONDITIONING}
 
     def step(self, index: int) -> dict[str, Array]:
         """Return the features of a step as the inputs of `identity_step`."""
-        return {f"{FEATURES}{path}": each[index] for path, each in self.features.items()}
+        return {name: each[index] for name, each in self.tensors.items() if name.startswith((FEATURES, SCALES))}
 
     def save(self, path: str | Path) -> None:
         """Write the template atomically as one safetensors file.
 
         Raises:
             InputError: the file cannot be written.
+            DiskFullError: the disk is full.
         """
-        target = path_of("The template file", path, "Give a path that ends in .safetensors.")
-        tensors = {f"{FEATURES}{name}": each for name, each in self.features.items()}
-        tensors |= {**self.conditioning, "rows": self.rows, "latents": self.latents}
-        tensors = {name: np.ascontiguousarray(each) for name, each in tensors.items()}
-        metadata = {_MODEL_KEY: self.model, _SETTINGS_KEY: json.dumps(asdict(self.settings), sort_keys=True)}
-        try:
-            with whole_file(target) as partial:
-                save_file(tensors, partial, metadata={**metadata, SEAL_KEY: array_seal(metadata, tensors)})
-                sort_header(partial)
-        except OSError as error:
-            raise InputError(
-                f"The template cannot be written to {target} ({error.strerror}).",
-                fix=f"Choose a file in an existing folder with {self.nbytes / 1e9:.2f} GB of free space.",
-            ) from error
+        layout = {name: TensorLayout(each.dtype.name, each.shape) for name, each in self.tensors.items()}
+        with written_tensors(_target(path), layout, self.settings, self.model) as tensors:
+            for name, values in self.tensors.items():
+                tensors[name][...] = values
 
     @classmethod
     def load(cls, path: str | Path, check: bool = True) -> Template:
-        """Open a template file; its content stays in the file until it is read.
+        """Open a template file. It is mapped into memory: processes share it, and only what is read takes memory.
 
         Args:
             path: the file.
@@ -132,22 +140,8 @@ class Template:
             InputError: the file is missing, damaged, or not a template.
         """
         path = path_of("The template file", path, "Give a file that Template.save wrote.")
-        if not path.is_file():
-            raise InputError(f"There is no template file at {path}.", fix=_AGAIN)
-        try:
-            metadata, tensors = _mapped(path)
-            names = {name for name in tensors if name.startswith(FEATURES)}
-            if not names or set(tensors) - names != set(_OTHERS):
-                raise InputError(f"{path} is not a template file.", fix=_AGAIN)
-            if check and metadata.get(SEAL_KEY) != array_seal(metadata, tensors):
-                raise ValueError("its content has changed")
-            settings = record(TemplateSettings, json.loads(metadata[_SETTINGS_KEY]), _SETTINGS_KEY)
-            model = metadata[_MODEL_KEY]
-        except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-            raise InputError(f"{path} is not an intact template file ({error}).", fix=_AGAIN) from error
-        features = {name.removeprefix(FEATURES): tensors[name] for name in sorted(names)}
-        conditioning = {name: tensors[name] for name in _CONDITIONING}
-        return cls(features, conditioning, tensors["rows"], tensors["latents"], settings, model)
+        tensors, settings, model = read_tensors(path, TemplateSettings, check)
+        return cls(tensors, settings, model)
 
 
 def text_model_id(manifest: Manifest) -> str:
@@ -157,11 +151,104 @@ def text_model_id(manifest: Manifest) -> str:
     return canonical_key({"files": files, "precision": manifest.precision, "scheduler": schedule})
 
 
+def template_layout(manifest: Manifest, settings: TemplateSettings) -> dict[str, TensorLayout]:
+    """Return the layout of a template's tensors, before it is made.
+
+    Raises:
+        EngineFolderError: the folder has no graph `identity_step`.
+    """
+    inputs = {spec.name: spec for spec in manifest.graph("identity_step").inputs}
+    area = settings.height * settings.width, manifest.height * manifest.width
+
+    def of(spec: TensorSpec) -> TensorLayout:
+        # a dynamic dimension of these is the number of tokens
+        extents = (each if isinstance(each, int) else each[1] * area[0] // area[1] for each in spec.shape)
+        return TensorLayout(spec.dtype, tuple(extents))
+
+    factor, steps = manifest.vae_scale_factor, settings.steps
+    layout = {name: of(inputs[name]) for name in _CONDITIONING}
+    layout |= {
+        name: TensorLayout(of(spec).dtype, (steps, *of(spec).shape))
+        for name, spec in inputs.items()
+        if name.startswith((FEATURES, SCALES))
+    }
+    layout["rows"] = TensorLayout("float32", (steps, 8))
+    layout["initial_scale"] = TensorLayout("float32", (1,))
+    layout["latents"] = TensorLayout("float32", (1, 4, settings.height // factor, settings.width // factor))
+    if any(name.startswith(SCALES) for name in inputs):
+        layout["snr"] = TensorLayout("float32", (steps,))
+    return layout
+
+
+@contextmanager
+def new_template(manifest: Manifest, settings: TemplateSettings, path: str | Path | None) -> Iterator[Template]:
+    """Yield a template to be filled: in memory, or in a file that is complete after the block.
+
+    Raises:
+        InputError: it does not fit into memory, or the file cannot be written.
+        DiskFullError: the disk is too full for it.
+        EngineFolderError: the folder has no graph `identity_step`.
+    """
+    layout, model = template_layout(manifest, settings), text_model_id(manifest)
+    if path is not None:
+        with written_tensors(_target(path), layout, settings, model) as tensors:
+            yield Template(tensors, settings, model)
+        return
+    try:
+        tensors = {name: np.empty(each.shape, each.dtype) for name, each in layout.items()}
+    except MemoryError as error:
+        size = sum(each.nbytes for each in layout.values())
+        raise InputError(
+            f"A template of {settings.steps} steps takes {size:,} bytes, more than the memory holds.",
+            fix="Give a path for a file, or fewer steps.",
+        ) from error
+    yield Template(tensors, settings, model)
+
+
+def keep_features(tensors: Mapping[str, Array], index: int, features: Mapping[str, Array]) -> None:
+    """Write the features of a step, quantized if the template has scales.
+
+    Raises:
+        EngineFolderError: quantized features have non-finite values.
+    """
+    signal = noise = 0.0
+    for name, values in features.items():
+        kept, scales = tensors[name], tensors.get(f"{SCALES}{name.removeprefix(FEATURES)}")
+        if scales is None:
+            kept[index] = values
+            continue
+        kept[index], scales[index] = quantized(values)
+        reject_non_finite(scales[index], "text features")
+        exact = values.astype(np.float32)
+        signal += float(np.square(exact).sum())
+        noise += float(np.square(exact - kept[index] * scales[index]).sum())
+    if "snr" in tensors:
+        tensors["snr"][index] = 10 * np.log10(signal / noise) if noise else np.inf
+
+
+def quantized(values: Array) -> tuple[Array, Array]:
+    """Return features in 8 bits and the scales of their channels: the product approximates the features.
+
+    The features are the output of a layer norm, whose weights give each channel its own range.
+
+    Args:
+        values: `[R, N, C]` float.
+
+    Returns:
+        `[R, N, C]` int8 and `[R, 1, C]` float32.
+    """
+    exact = values.astype(np.float32)
+    scales = np.abs(exact).max(axis=-2, keepdims=True) / np.float32(_LARGEST)
+    with np.errstate(invalid="ignore"):  # not finite: rejected by the caller, by its scale
+        steps = np.rint(exact / np.where(scales == 0, np.float32(1), scales))
+        return steps.clip(-_LARGEST, _LARGEST).astype(np.int8), scales
+
+
 def check_template(template: Any, manifest: Manifest) -> None:
     """Reject a template that the engines of a folder cannot use.
 
     Raises:
-        InputError: it is not a template, is of another model or size, or differs in guidance.
+        InputError: it is not a template, is of another model or size, or differs in guidance or in its features.
         EngineFolderError: the folder has no graph `identity_step`.
     """
     if not isinstance(template, Template):
@@ -181,19 +268,20 @@ def check_template(template: Any, manifest: Manifest) -> None:
             fix="Make it again with these engines.",
         )
     image_size(manifest, template.settings.height, template.settings.width)
+    layout = template_layout(manifest, template.settings)
+    found = {name: TensorLayout(each.dtype.name, each.shape) for name, each in template.tensors.items()}
+    if found != layout:
+        names = sorted(layout | found, key=lambda name: (not name.startswith(FEATURES), name))
+        first = next(name for name in names if found.get(name) != layout.get(name))
+        own, expected = (
+            "nothing" if each is None else f"{each.dtype} {list(each.shape)}"
+            for each in (found.get(first), layout.get(first))
+        )
+        raise InputError(
+            f"The template's {first} is {own}, but these engines take {expected}.",
+            fix="Make it again with these engines.",
+        )
 
 
-def _mapped(path: Path) -> tuple[dict[str, str], dict[str, Array]]:
-    """Return the metadata and the tensors of a safetensors file, the tensors as read-only views of the mapped file."""
-    with safe_open(path, framework="numpy") as file:  # checks the header and the size
-        metadata = dict(file.metadata() or {})
-    content = np.memmap(path, np.uint8, "r")
-    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
-    header = json.loads(content[8:start].tobytes())
-    tensors = {}
-    for name, facts in header.items():
-        if name != "__metadata__":
-            first, last = (start + offset for offset in facts["data_offsets"])
-            dtype = {"F16": np.float16, "F32": np.float32}[facts["dtype"]]
-            tensors[name] = content[first:last].view(dtype).reshape(facts["shape"])
-    return metadata, tensors
+def _target(path: str | Path) -> Path:
+    return path_of("The template file", path, "Give a path that ends in .safetensors.")

@@ -26,7 +26,7 @@ def test_a_template_is_made_listed_checked_used_and_deleted(cli: Cli, here: Path
     path = "templates/knight.safetensors"
     code, out, err = cli("template", "make", "a knight", "-o", path, "--preview", "knight.png", "--seed", 3, *engines)
     assert (code, out) == (0, f"{path}\nknight.png\n")
-    assert "1 steps, features of " in err
+    assert "1 steps, 514.9 kB" in err
     assert Image.open(here / "knight.png").size == (128, 128)
 
     code, out, _ = cli("template", "list", "templates")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Values = Mapping[str, Array | Mapping[str, Array]]
 
-Dependence = Literal["batch", "guidance", "size", "people", "method"]
+Dependence = Literal["batch", "guidance", "size", "people", "method", "templates"]
 Kernels = Literal["native", "triton"]
 Value = TypeVar("Value")
 
@@ -68,13 +68,13 @@ class Graph(ABC):
 
     @abstractmethod
     def parity_inputs(self, case: ParityCase) -> Values:
-        """Return fp32 values for all inputs. `case` has the sizes, fixed noise and the upstream graphs' outputs."""
+        """Return values for all inputs, fp32 except integers. `case` has sizes, fixed noise and upstream outputs."""
 
     def arguments(self, sizes: Sizes, dtype: torch.dtype) -> dict[str, Tensor | list[Tensor]]:
         """Return the module's arguments as meta tensors, for networks in `dtype`."""
         import torch
 
-        types = {"float32": torch.float32, "int32": torch.int32, "network": dtype}
+        types = {"float32": torch.float32, "int32": torch.int32, "int8": torch.int8, "network": dtype}
 
         def meta(shape: TensorShape) -> Tensor:
             return torch.empty(shape.extents, dtype=types[shape.dtype], device="meta")

@@ -20,7 +20,8 @@ from infid_export.export.graphs.step_parts import (
     stream_inputs,
     stream_outputs,
     stream_values,
-    text_features,
+    template_inputs,
+    template_values,
 )
 from infid_export.export.graphs.text_encoders import TEXT_ENCODER, TEXT_ENCODER_2
 from infid_export.export.graphs.text_step import TEXT_STEP
@@ -38,7 +39,7 @@ class IdentityStepGraph(Graph):
 
     name = "identity_step"
     components = UNET
-    depends_on: frozenset[Dependence] = frozenset({"batch", "guidance", "size", "people", "method"})
+    depends_on: frozenset[Dependence] = frozenset({"batch", "guidance", "size", "people", "method", "templates"})
     by_default = False  # for templates, and as large as denoise_step
     kernels: tuple[Kernels, ...] = ("native", "triton")
     upstream: tuple[Graph, ...] = (TEXT_ENCODER, TEXT_ENCODER_2, IDENTITY_ENCODER, TEXT_STEP)
@@ -53,7 +54,7 @@ class IdentityStepGraph(Graph):
         """Return the identity stream's state and noise, the sampler's row, prompt, people and text features."""
         one = sizes.single
         stream = {**stream_inputs("identity", sizes), **common_inputs(one), **identity_inputs(sizes)}
-        return {**stream, "text_features": text_features(one), **guidance_input(sizes)}
+        return {**stream, **template_inputs(one), **guidance_input(sizes)}
 
     def outputs(self, sizes: Sizes) -> Tensors:
         """Return the next state."""
@@ -61,10 +62,8 @@ class IdentityStepGraph(Graph):
 
     def parity_inputs(self, case: ParityCase) -> Values:
         """Return the noise of `denoise_step`'s identity stream, and the features of the text step."""
-        step = case.outputs[TEXT_STEP.name]
-        features = {path: step[f"text_features.{path}"] for path in text_features(case.sizes.single)}
         stream = {**stream_values("identity", case), **common_values(first_sample(case)), **identity_values(case)}
-        return {**stream, "text_features": features, **guidance_value(case)}
+        return {**stream, **template_values(case, case.outputs[TEXT_STEP.name]), **guidance_value(case)}
 
 
 IDENTITY_STEP = IdentityStepGraph()

@@ -17,7 +17,7 @@ class TensorShape(NamedTuple):
     """Shape and dtype of a tensor; `network` is the dtype of the graph's network, fp16 or fp32."""
 
     extents: tuple[int, ...]
-    dtype: Literal["float32", "int32", "network"] = "float32"
+    dtype: Literal["float32", "int32", "int8", "network"] = "float32"
 
 
 # Keyed by argument or result. A mapping stands for a list of tensors, keyed by the names of its entries.
@@ -37,6 +37,7 @@ class Sizes:
         width: pixels.
         people: number of slots for people.
         guidance: whether each stream has unconditional rows too.
+        quantize_templates: whether text features are kept in 8 bits.
     """
 
     architecture: Architecture
@@ -47,6 +48,7 @@ class Sizes:
     width: int
     people: int = 1
     guidance: bool = True
+    quantize_templates: bool = False
 
     @property
     def copies(self) -> int:

@@ -71,6 +71,30 @@ def text_features(sizes: Sizes) -> dict[str, TensorShape]:
     }
 
 
+def template_inputs(sizes: Sizes) -> dict[str, Mapping[str, TensorShape]]:
+    """Return the text features as `identity_step` takes them: of the network's type, or in 8 bits with scales."""
+    features = text_features(sizes)
+    if not sizes.quantize_templates:
+        return {"text_features": features}
+    scales = {path: TensorShape((rows, 1, channels)) for path, ((rows, _, channels), _) in features.items()}
+    quantized = {path: each._replace(dtype="int8") for path, each in features.items()}
+    return {"text_features": quantized, "text_scales": scales}
+
+
+def template_values(case: ParityCase, step: Mapping[str, Array]) -> dict[str, Mapping[str, Array]]:
+    """Return values for `template_inputs`, from the outputs of a text step."""
+    from infid_export.runtime.template import quantized
+
+    features = {path: step[f"text_features.{path}"] for path in text_features(case.sizes.single)}
+    if not case.sizes.quantize_templates:
+        return {"text_features": features}
+    pairs = {path: quantized(each) for path, each in features.items()}
+    return {
+        "text_features": {path: values for path, (values, _) in pairs.items()},
+        "text_scales": {path: scales for path, (_, scales) in pairs.items()},
+    }
+
+
 def first_sample(case: ParityCase) -> ParityCase:
     """Return the case of one sample with the first prompt."""
     texts = {

@@ -1,0 +1,120 @@
+"""Template files: safetensors with a seal, mapped into memory for writing and for reading.
+
+A template can be larger than the memory, so it is never in memory as a whole: the disk space is reserved, and the
+tensors are written into the mapped file as they are computed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from infid_engines.atomic_files import whole_file
+from infid_engines.documents import record
+from infid_engines.errors import InputError
+from infid_engines.tensor_seal import SEAL_KEY, array_seal
+
+if TYPE_CHECKING:
+    from infid_export.runtime.template import TensorLayout
+
+Array = np.ndarray[Any, Any]
+Settings = TypeVar("Settings")
+_SETTINGS_KEY, _MODEL_KEY = "infid_template", "infid_model"
+_DTYPES = {"F16": "float16", "F32": "float32", "I8": "int8"}
+_NAMES = {numpy_name: name for name, numpy_name in _DTYPES.items()}
+_NEEDED = {"prompt_embeds", "pooled_prompt_embeds", "time_ids", "rows", "initial_scale", "latents"}
+_AGAIN = "Make the template again with `infid-export template make`."
+_ALIGNED = 64  # bytes
+
+
+@contextmanager
+def written_tensors(
+    path: Path, layout: Mapping[str, TensorLayout], settings: Any, model: str
+) -> Iterator[dict[str, Array]]:
+    """Write a template file atomically. Its tensors are yielded as arrays in the mapped file, to be filled.
+
+    Raises:
+        InputError: the file cannot be written.
+        DiskFullError: the disk is too full for the whole file.
+    """
+    metadata = {_MODEL_KEY: model, _SETTINGS_KEY: json.dumps(asdict(settings), sort_keys=True)}
+    size = sum(each.nbytes for each in layout.values())
+    try:
+        with whole_file(path) as partial:
+            header = _header(metadata, layout, "0" * 64)
+            with partial.open("wb") as file:
+                file.write(header)
+                os.posix_fallocate(file.fileno(), 0, len(header) + size)  # a full disk would kill whoever writes
+            tensors = _mapped(partial, "r+")
+            yield tensors
+            seal = array_seal(metadata, tensors)
+            with partial.open("r+b") as file:
+                file.write(_header(metadata, layout, seal))
+    except OSError as error:
+        raise InputError(
+            f"The template cannot be written to {path} ({error.strerror}).",
+            fix=f"Choose a file in an existing folder with {size / 1e9:.2f} GB of free space.",
+        ) from error
+
+
+def read_tensors(path: Path, kind: type[Settings], check: bool) -> tuple[dict[str, Array], Settings, str]:
+    """Return a template file's tensors, as read-only views of the mapped file, its settings and its model.
+
+    Args:
+        path: the file.
+        kind: class of the settings.
+        check: whether to read all of it and compare it with its seal.
+
+    Raises:
+        InputError: the file is missing, damaged, or not a template.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no template file at {path}.", fix=_AGAIN)
+    try:
+        with safe_open(path, framework="numpy") as file:  # checks the header and the size
+            metadata = dict(file.metadata() or {})
+            names = set(file.keys())
+        if _SETTINGS_KEY not in metadata or not names >= _NEEDED:
+            raise InputError(f"{path} is not a template file.", fix=_AGAIN)
+        tensors = _mapped(path, "r")
+        if check and metadata.get(SEAL_KEY) != array_seal(metadata, tensors):
+            raise ValueError("its content has changed")
+        settings = record(kind, json.loads(metadata[_SETTINGS_KEY]), _SETTINGS_KEY)
+        return tensors, settings, metadata[_MODEL_KEY]
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is not an intact template file ({error}).", fix=_AGAIN) from error
+
+
+def _header(metadata: Mapping[str, str], layout: Mapping[str, TensorLayout], seal: str) -> bytes:
+    """Return everything before the content. The format wants tensors without gaps."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted({**metadata, SEAL_KEY: seal}.items()))}
+    offset = 0
+    # large types first, so that each tensor is aligned to its type
+    for name, each in sorted(layout.items(), key=lambda item: (-np.dtype(item[1].dtype).itemsize, item[0])):
+        offsets = [offset, offset + each.nbytes]
+        header[name] = {"dtype": _NAMES[each.dtype], "shape": list(each.shape), "data_offsets": offsets}
+        offset = offsets[1]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNED)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _mapped(path: Path, mode: str) -> dict[str, Array]:
+    """Return the tensors of a file as views of the mapped file."""
+    content: Array = np.memmap(path, np.uint8, mode)  # type: ignore[call-overload]
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:start].tobytes())
+    header.pop("__metadata__")
+    tensors = {}
+    for name, facts in sorted(header.items()):
+        first, last = (start + offset for offset in facts["data_offsets"])
+        tensors[name] = content[first:last].view(_DTYPES[facts["dtype"]]).reshape(facts["shape"])
+    return tensors
