@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,14 +143,14 @@ def save_images(images: Sequence[Image], paths: Sequence[Path]) -> None:
             image.save(all_written.enter_context(whole_file(path)), format=kind, **settings)
 
 
-def output_paths(path: Path, count: int) -> list[Path]:
-    """Return one path per image. Paths that cannot be written are rejected before any work is done.
+def output_paths(path: Path, count: int, suffixes: Collection[str] = _FORMATS) -> list[Path]:
+    """Return one path per image or other file. Paths that cannot be written are rejected before any work is done.
 
     Raises:
-        InputError: the folder is missing or not writable, or the suffix is unknown.
+        InputError: the folder is missing or not writable, or the suffix is not one of these.
     """
-    if path.suffix.lower() not in _FORMATS:
-        raise InputError(f"{path} does not end in a known image format.", fix=f"Use one of {', '.join(_FORMATS)}.")
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"{path} does not end in {' or '.join(suffixes)}.", fix="Give another name.")
     paths = [path] if count == 1 else [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(count)]
     for each in paths:
         require_writable(each)

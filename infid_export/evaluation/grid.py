@@ -1,7 +1,9 @@
-"""A contact sheet with one row per person: the reference photo, then one image per prompt."""
+"""Contact sheets: with one row per person, the reference photo and an image per prompt; or of labeled images."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -11,6 +13,7 @@ from infid_engines.errors import InputError
 from infid_export.evaluation.sets import EvaluationSet, Request
 
 _CELL = 160  # pixels per side; twelve columns then fit on a 2000-pixel screen
+_LARGE_CELL, _COLUMNS = 256, 5
 _GAP = 8
 _FONT_SIZE = 12
 _LINE = 15  # pixels between two lines of a label
@@ -62,6 +65,21 @@ class Grid:
         return sheet
 
 
+def labeled_sheet(images: Mapping[str, Image.Image]) -> Image.Image:
+    """Return a sheet of images in rows of up to five, each with its label below."""
+    font, width = ImageFont.load_default(_FONT_SIZE), min(len(images), _COLUMNS)
+    labels = [_wrapped(text, font, _LARGE_CELL) for text in images]
+    step, row = _LARGE_CELL + _GAP, _LARGE_CELL + _GAP + _LINE * max(map(len, labels))
+    sheet = Image.new("RGB", (_GAP + step * width, _GAP + row * ceil(len(images) / width)), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for index, (lines, image) in enumerate(zip(labels, images.values(), strict=True)):
+        x, y = _GAP + index % width * step, _GAP + index // width * row
+        sheet.paste(_small(image, _LARGE_CELL), (x, y))
+        for number, line in enumerate(lines):
+            pen.text((x, y + _LARGE_CELL + number * _LINE), line, _INK, font)
+    return sheet
+
+
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG atomically.
 
@@ -78,8 +96,8 @@ def save_png(image: Image.Image, path: Path) -> None:
         ) from error
 
 
-def _small(image: Image.Image) -> Image.Image:
-    return ImageOps.fit(image.convert("RGB"), (_CELL, _CELL), Image.Resampling.LANCZOS)
+def _small(image: Image.Image, size: int = _CELL) -> Image.Image:
+    return ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:

@@ -129,8 +129,8 @@ def test_as_json(cli: Cli, pipeline: FakePipeline) -> None:
     ("output", "problem"),
     [
         ("missing/out.png", "does not exist"),
-        ("out.tga", "known image format"),
-        (".", "known image format"),
+        ("out.tga", "out.tga does not end in .png or .jpg or .jpeg or .webp"),
+        (".", ". does not end in .png or"),
         ("folder.png", "is a folder"),
         ("/proc/out.png", "cannot be written"),
         ("n" * 255 + ".png", "cannot be written"),

@@ -27,7 +27,7 @@ def test_a_template_is_made_listed_checked_used_and_deleted(cli: Cli, here: Path
     code, out, err = cli("template", "make", "a knight", "-o", path, "--preview", "knight.png", "--seed", 3, *engines)
     assert (code, out) == (0, f"{path}\nknight.png\n")
     assert "1 steps, 514.9 kB" in err
-    assert Image.open(here / "knight.png").size == (128, 128)
+    assert Image.open(here / "knight.png").size == (256 + 16, 256 + 8 + 15 + 8)
 
     code, out, _ = cli("template", "list", "templates")
     assert code == 0
@@ -50,6 +50,26 @@ def test_a_template_is_made_listed_checked_used_and_deleted(cli: Cli, here: Path
     assert not (here / path).exists()
 
 
+def test_several_prompts_make_several_templates_and_one_sheet(cli: Cli, here: Path, quick_folder: Path) -> None:
+    engines, prompts = ("--engines", quick_folder), ("a knight", "a pencil sketch of a person")
+    words = ("template", "make", *prompts, "-o", "style.safetensors", "--preview", "sheet.png", "--json")
+    code, out, err = cli(*words, *engines)
+    made = json.loads(out)
+    assert code == 0
+    assert [each["template"] for each in made["templates"]] == ["style-0.safetensors", "style-1.safetensors"]
+    assert [each["prompt"] for each in made["templates"]] == list(prompts)
+    assert made["templates"][0]["snr_db"] is None
+    assert "style-1.safetensors: a pencil sketch" in err
+    sheet = Image.open(here / "sheet.png")
+    assert sheet.width == 2 * 256 + 3 * 8
+    assert sheet.height > 256
+    code, out, _ = cli("template", "preview", "style-1.safetensors", "style-0.safetensors", *engines)
+    assert (code, out) == (0, "sheet.png\n")
+    turned = Image.open(here / "sheet.png")
+    first, second = (8, 8, 264, 264), (272, 8, 528, 264)
+    assert turned.crop(first).tobytes() == sheet.crop(second).tobytes() != sheet.crop(first).tobytes()
+
+
 def test_what_is_no_template_is_neither_listed_nor_deleted(cli: Cli, here: Path, quick_folder: Path) -> None:
     (here / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     code, out, _ = cli("template", "check", "anna.safetensors", "cut.safetensors", "--json", "--engines", quick_folder)
@@ -66,9 +86,12 @@ def test_what_is_no_template_is_neither_listed_nor_deleted(cli: Cli, here: Path,
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("template", "make", "a", "knight"), "A template has one prompt."),
+        (("template", "preview", "anna.safetensors"), "anna.safetensors is not a template file."),
+        (("template", "preview", "empty", "-o", "s.png"), "empty has no file that ends in .safetensors."),
+        (("template", "preview", "anna.safetensors", "-o", "s.pdf"), "s.pdf does not end in .png or .jpg or .jpeg"),
+        (("template", "make", "a", "b", "-o", "none/t.safetensors"), "none does not exist."),
         (("template", "make", "a knight", "-o", "knight.png"), "knight.png does not end in .safetensors."),
-        (("template", "make", "a knight", "--preview", "k.bmp"), "k.bmp does not end in a known image format."),
+        (("template", "make", "a knight", "--preview", "k.bmp"), "k.bmp does not end in .png or .jpg"),
         (("template", "list", "."), "is not a template file"),
         (("template", "list", "empty"), "empty has no file that ends in .safetensors."),
         (

@@ -20,6 +20,7 @@ from PIL import Image
 
 from infid_engines.errors import InfidError, InputError
 from infid_export.cli.main import COMMANDS, run
+from infid_export.runtime.pipeline import Pipeline
 
 # Where hours of work would begin; everything before that is real.
 _WORK = (
@@ -40,6 +41,10 @@ _LINES = (
     "generate one two --photo photo.png --face-index 0 --engines engines --height 64 --width 64 --json",
     "generate prompt --negative-prompt ugly --style-strength 0 --identity-strength 1 --person person.safetensors",
     "enroll photo.png photo.png -o who.safetensors --mix person.safetensors:0.3 --stack person.safetensors",
+    "template make prompt other --engines engines -o new.safetensors --preview out.png --steps 1 --sampler euler",
+    "template preview style.safetensors --engines engines -o out.png", "template list . person.safetensors --json",
+    "template check style.safetensors --engines engines --json", "template delete style.safetensors",
+    "generate --template style.safetensors --person person.safetensors person.safetensors --engines engines -o out.png",
     "evaluate engines --references world:heldout:1 --prompts world:heldout:2 --stylized 1 --seeds 1 --dry-run",
     "evaluate --model demo --identity person.safetensors --set photo.png --against photo.png -o scores",
     "evaluate engines --references . --prompts photo.png --clip ViT-B-32 photo.png --face-detector drawn",
@@ -149,7 +154,8 @@ def judge(arguments: list[str], code: int, out: str, err: str) -> None:
 
 
 def _write_files(folder: Path) -> None:
-    small_folder(folder)
+    with Pipeline.load(small_folder(folder), backend="onnxruntime") as pipe:
+        pipe.template("prompt", seed=1, steps=1, path=folder / "style.safetensors")
     person().save(folder / "person.safetensors")
     Image.new("RGB", (64, 64), "gray").save(folder / "photo.png")
     (folder / "empty.png").touch()

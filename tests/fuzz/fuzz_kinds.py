@@ -13,7 +13,7 @@ from fuzz_folders import engine_files, forged_manifests, manifests, parity_docum
 from fuzz_harness import Attempt
 from fuzz_images import photos
 from fuzz_shards import indices, run_states, tars
-from fuzz_weights import identities, people, unsealed_identities
+from fuzz_weights import identities, people, templates, unsealed_identities
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "photos": Kind(photos, 100, 2500),
     "people": Kind(people, 40, 1000),
+    "templates": Kind(templates, 40, 1000),
     "identity weights": Kind(identities, 40, 1000),
     "identity weights of other software": Kind(unsealed_identities, 20, 500),
     "manifests": Kind(manifests, 40, 1000),

@@ -1,4 +1,4 @@
-"""Fuzzed safetensors files: people and identity weights."""
+"""Fuzzed safetensors files: people, templates and identity weights."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from infid_engines.errors import InfidError
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity import IdentityModules
 from infid_export.runtime.person import Person
+from infid_export.runtime.template import Template, TemplateSettings
 
 BLOCKS = {"down_blocks.0.attn2": 16, "up_blocks.0.attn2": 8}
 SIZES = IdentityConfig(clip_tokens=3, clip_width=8, face_width=8, face_tokens=2, cross_attention_dim=8)
@@ -40,6 +41,35 @@ def people(folder: Path) -> Attempt:
             for name in ("identity_tokens", "identity_keys", "identity_values")
         ):
             raise AcceptedDamageError("another person")
+
+    return attempt
+
+
+def templates(folder: Path) -> Attempt:
+    """Read damaged template files; an accepted one must give exactly the original template."""
+    random = np.random.default_rng(0)
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {
+        "text_features.block": ((2, 2, 5, 3), "int8"), "text_scales.block": ((2, 2, 1, 3), "float32"),
+        "snr": ((2,), "float32"), "prompt_embeds": ((2, 7, 4), "float16"), "pooled_prompt_embeds": ((2, 4), "float16"),
+        "time_ids": ((2, 6), "float32"), "rows": ((2, 8), "float32"), "initial_scale": ((1,), "float32"),
+        "latents": ((1, 4, 2, 2), "float32"),
+    }  # fmt: skip
+    tensors = {name: (50 * random.standard_normal(shape)).astype(dtype) for name, (shape, dtype) in shapes.items()}
+    settings = TemplateSettings("a knight, Ünïcode", None, 3, 16, 16, 2, 5.0, "ddim", "leading")
+    whole = Template(tensors, settings, "a" * 64)
+    path, damaged_path = folder / "whole.safetensors", folder / "template.safetensors"
+    whole.save(path)
+    content = path.read_bytes()
+
+    def attempt(random: Random) -> None:
+        damaged_path.unlink(missing_ok=True)  # a mapped file must not be cut
+        damaged_path.write_bytes(_damaged_file(random, content))
+        found = Template.load(damaged_path)
+        same = {name: each.tobytes() for name, each in found.tensors.items()}
+        if (found.settings, found.model) != (whole.settings, whole.model) or same != {
+            name: each.tobytes() for name, each in tensors.items()
+        }:
+            raise AcceptedDamageError("another template")
 
     return attempt
 

@@ -34,6 +34,7 @@ from infid_export.faces.detection import CenterFaceDetector
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.runtime.person import Person
+from infid_export.runtime.template import Template
 from infid_kernels import autotune, tuning
 from infid_training import run as training_run
 from infid_training.shards import ShardIndex, check_shard
@@ -71,6 +72,11 @@ def _picture(folder: Path) -> None:
         if (folder / name).exists():
             with Image.open(folder / name) as image:
                 image.load()
+
+
+def _whole_template(folder: Path) -> None:
+    _picture(folder)
+    _read("new.safetensors", Template.load, folder)
 
 
 def _people(folder: Path) -> None:
@@ -252,6 +258,12 @@ COMMANDS: Mapping[str, Command] = {
         words="enroll photo.png -o new.safetensors --engines engines",
         whole=partial(_read, "new.safetensors", Person.load),
         results=("new.safetensors",),
+    ),
+    "template": Command(
+        prepare=_engines,
+        words="template make one --engines engines -o new.safetensors --preview out-0.png --steps 2",
+        whole=_whole_template,
+        results=("new.safetensors", "out-0.png"),
     ),
     "prepare": Command(
         prepare=_people,

@@ -25,7 +25,10 @@ from safetensors import SafetensorError
 _ONE_PATH = ("mkdir",)
 _TWO_PATHS = ("link", "rename", "replace")
 _NEEDS_NO_SPACE = ("rename", "replace", "fsync")  # these succeed on a full disk, except for the chosen one
-_ON_DESCRIPTOR = {"write": 0, "pwrite": 0, "ftruncate": 0, "fsync": 0, "sendfile": 0, "copy_file_range": 1}
+_ON_DESCRIPTOR = {
+    **dict.fromkeys(("write", "pwrite", "ftruncate", "fsync", "posix_fallocate", "sendfile"), 0),
+    "copy_file_range": 1,
+}
 
 
 class FullDisk:

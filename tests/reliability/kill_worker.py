@@ -1,6 +1,6 @@
-"""Kills a build or a training run at random moments, again and again, and checks what it leaves behind.
+"""Kills a build, a training run or the making of a template at random moments, and checks what it leaves behind.
 
-It is a separate process, since it forks: `kill_worker.py build|training COUNT FOLDER` prints a JSON document.
+It is a separate process, since it forks: `kill_worker.py build|training|template COUNT FOLDER` prints a JSON document.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from forked import run_forked
+from fuzz_folders import small_folder
 from small_face_models import write_recognizer
 from small_run import losses, small_run, small_unet
 
@@ -27,6 +28,7 @@ from infid_export.export.builder import build
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.runtime.pipeline import Pipeline
+from infid_export.runtime.template import Template
 
 
 class _Subject:
@@ -138,9 +140,45 @@ class _Training(_Subject):
             raise RuntimeError("a partial file is still there")
 
 
+class _Template(_Subject):
+    """A template of many steps that is made in its file, in place of an earlier one or of none."""
+
+    steps = 120
+
+    def start(self, random: Random) -> None:
+        engines = self.folder / "engines"
+        if not engines.exists():
+            small_folder(self.folder)
+            self._make("whole", 1)
+        for path in self.folder.glob("*made.safetensors*"):
+            path.unlink()
+        self.again = random.random() < 0.5
+        if self.again:
+            self._make("made", 2)
+
+    def work(self) -> None:
+        self._make("made", 1)
+
+    def _make(self, name: str, seed: int) -> None:
+        with Pipeline.load(self.folder / "engines", backend="onnxruntime") as pipe:
+            pipe.template("one", seed=seed, steps=self.steps, path=self.folder / f"{name}.safetensors")
+
+    def check(self) -> None:
+        path = self.folder / "made.safetensors"
+        if self.again or path.exists():
+            Template.load(path)
+
+    def finished(self) -> None:
+        made, whole = (self.folder / f"{name}.safetensors" for name in ("made", "whole"))
+        if made.read_bytes() != whole.read_bytes():
+            raise RuntimeError("another template than without a kill")
+        if list(self.folder.glob(".*.partial")):
+            raise RuntimeError("a partial file is still there")
+
+
 def main(kind: str, count: int, folder: Path) -> dict[str, Any]:
     """Kill `count` times; a run that ends before its kill is repeated with another moment."""
-    subject: _Subject = {"build": _Build, "training": _Training}[kind](folder)
+    subject: _Subject = {"build": _Build, "training": _Training, "template": _Template}[kind](folder)
     random = Random(kind)
     subject.start(random)
     subject.work()  # once here, so that every child has all imports

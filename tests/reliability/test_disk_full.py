@@ -13,7 +13,8 @@ from fuzz_folders import inside
 from infid_export.cli.main import run
 
 Record = Callable[[str, object], None]
-_QUICK = ("generate", "enroll", "prepare", "compile-kernels", "tune")  # those that take only tenths of a second
+# those that take only tenths of a second
+_QUICK = ("generate", "enroll", "template", "prepare", "compile-kernels", "tune")
 _LEFTOVERS = ("*.partial", "*.scratch-*", ".*.partial")
 
 

@@ -30,7 +30,7 @@ def killed(kind: str, count: int, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.reliability
-@pytest.mark.parametrize(("kind", "count"), [("build", 50), ("training", 20)])
+@pytest.mark.parametrize(("kind", "count"), [("build", 50), ("training", 20), ("template", 50)])
 def test_kill_9_at_random_moments(kind: str, count: int, tmp_path: Path, record_property: Record) -> None:
     found = killed(kind, count, tmp_path / "work")
     record_property("figures", json.dumps({**found, "faults": len(found["faults"])}))

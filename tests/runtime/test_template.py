@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_engines import write_folder
 
 from infid_engines.errors import CancelledError, EngineFolderError, InfidError, InputError
 from infid_engines.manifest import Manifest
@@ -199,3 +200,21 @@ def test_a_folder_without_the_graphs_says_so(demo_folder: Path, template: Templa
     with pytest.raises((EngineFolderError, InfidError), match="no graph 'identity_step'") as caught:
         check_template(template, replace(manifest, graphs=graphs))
     assert caught.value.fix
+
+
+def test_a_hand_made_folder_gives_the_joint_image(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    joint = tiny_pipe.generate("a", tiny_person, seed=1, output_type="latents")
+    template = tiny_pipe.template("a", seed=1)
+    np.testing.assert_allclose(
+        tiny_pipe.generate(template, tiny_person, output_type="latents"), joint, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_text_stream_that_is_not_finite_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    with (
+        Pipeline.load(write_folder(tmp_path / "engines", poison="text_step")) as pipe,
+        pytest.raises(EngineFolderError, match=r"returned latents with \d+ non-finite values"),
+    ):
+        pipe.template("a", seed=1, steps=2, path=path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["engines"]

@@ -32,6 +32,8 @@ VEC_2 = np.array([0.3, 0.7, -0.1, 0.2], np.float32)
 PROJECT_K = np.random.default_rng(0).standard_normal((DEPTH_T, DEPTH_K)).astype(np.float32)
 PROJECT_V = np.random.default_rng(1).standard_normal((DEPTH_T, DEPTH_K)).astype(np.float32)
 FLOAT = TensorProto.FLOAT
+STEPS = {"denoise_step": ("text", "identity"), "text_step": ("text",), "identity_step": ("identity",)}
+FEATURE = "text_features.block"
 
 
 class Graph:
@@ -113,16 +115,28 @@ def _identity_encoder(path: Path) -> GraphRecord:
     return graph.save(path, {"identity_tokens": (2, TOKENS, DEPTH_T), "identity_keys": wide, "identity_values": wide})
 
 
-def _denoise_step(path: Path, poison: bool, guidance: bool) -> GraphRecord:
-    rows, latents = (2 if guidance else 1) * BATCH, (BATCH, 4, LATENT, LATENT)
-    wide = ("float32", (rows, PEOPLE * TOKENS, DEPTH_K))
-    per_image = ("float32", (BATCH,))
+def _step(path: Path, streams: tuple[str, ...], poison: bool, guidance: bool) -> GraphRecord:
+    """A step of both streams, or of one; the identity stream alone reads the features of one prompt's text stream."""
+    copies, joint = 2 if guidance else 1, len(streams) == 2
+    prompts, samples = BATCH if joint else 1, 1 if streams == ("text",) else BATCH
+    rows, latents = copies * prompts, (samples, 4, LATENT, LATENT)
+    wide = ("float32", (copies * BATCH, PEOPLE * TOKENS, DEPTH_K))
+    per_image = ("float32", (samples,))
+    identity: dict[str, tuple[str, tuple[int, ...]]] = {
+        "identity_keys": wide,
+        "identity_values": wide,
+        "style_strength": per_image,
+        "identity_strength": per_image,
+    }
+    features = (copies, LATENT * LATENT, 4)
+    if not joint:
+        identity[FEATURE] = ("float32", features)
     graph = Graph(
         path.stem,
         {
             **{
                 f"{stream}_{part}": ("float32", latents)
-                for stream in ("text", "identity")
+                for stream in streams
                 for part in ("latents", "denoised", "noise")
             },
             "timestep": ("float32", (1,)),
@@ -131,25 +145,19 @@ def _denoise_step(path: Path, poison: bool, guidance: bool) -> GraphRecord:
             "prompt_embeds": ("float32", (rows, 77, DEPTH_1 + DEPTH_2)),
             "pooled_prompt_embeds": ("float32", (rows, DEPTH_2)),
             "time_ids": ("float32", (rows, 6)),
-            "identity_keys": wide,
-            "identity_values": wide,
-            "style_strength": per_image,
-            "identity_strength": per_image,
+            **(identity if "identity" in streams else {}),
         },
     )
 
     def mean(name: str, axes: list[int]) -> str:
         return graph("ReduceMean", name, axes=axes, keepdims=0)
 
-    def rows_of(name: str, start: int) -> str:
-        bounds = [graph.constant([value], np.int64) for value in (start, start + BATCH, 0)]
-        return graph("Slice", name, *bounds)
-
-    def guided(name: str) -> str:
+    def guided(name: str, count: int) -> str:
         """Uncond + guidance · (cond − uncond), `[B]`."""
         if not guidance:
             return name
-        uncond, cond = rows_of(name, 0), rows_of(name, BATCH)
+        parts = ([graph.constant([value], np.int64) for value in (start, start + count, 0)] for start in (0, count))
+        uncond, cond = (graph("Slice", name, *bounds) for bounds in parts)
         return graph("Add", uncond, graph("Mul", "guidance", graph("Sub", cond, uncond)))
 
     def column(name: str) -> str:
@@ -158,32 +166,45 @@ def _denoise_step(path: Path, poison: bool, guidance: bool) -> GraphRecord:
     thousandth = graph.constant(1e-3)
     time = graph("Mul", graph("Add", mean("time_ids", [1]), "timestep"), thousandth)
     text = graph("Add", graph("Add", mean("prompt_embeds", [1, 2]), mean("pooled_prompt_embeds", [1])), time)
-    text_noise = guided(text)
-    style, strength = (
-        graph("Concat", *[name] * (2 if guidance else 1), axis=0) for name in ("style_strength", "identity_strength")
-    )
-    keys = graph("Mul", mean("identity_keys", [1, 2]), style)
-    values = graph("Mul", mean("identity_values", [1, 2]), strength)
-    identity_noise = graph("Add", text_noise, guided(graph("Add", keys, values)))
+    text_noise = guided(text, prompts)
     half, tenth = graph.constant(0.5), graph.constant(0.1)
     c_in = graph("Split", "coefficients", name="c_in", axis=0)
     factors = ["c_x", "c_e", "c_d", "c_n", "k_x", "k_e"]
     graph.nodes[-1].output.extend(factors)
-    seen = {stream: graph("Mul", f"{stream}_latents", c_in) for stream in ("text", "identity")}
-    text_eps = graph("Add", graph("Mul", seen["text"], half), column(text_noise))
-    plain = graph("Add", graph("Mul", seen["identity"], half), graph("Mul", seen["text"], tenth))
-    identity_eps = graph("Add", plain, column(identity_noise))
+    seen = {stream: graph("Mul", f"{stream}_latents", c_in) for stream in streams}
+    predicted = {}
+    if "text" in streams:
+        predicted["text"] = graph("Add", graph("Mul", seen["text"], half), column(text_noise))
+    if "identity" in streams:
+        style, strength = (
+            graph("Concat", *[name] * copies, axis=0) for name in ("style_strength", "identity_strength")
+        )
+        keys = graph("Mul", mean("identity_keys", [1, 2]), style)
+        values = graph("Mul", mean("identity_values", [1, 2]), strength)
+        identity_noise = graph("Add", text_noise, guided(graph("Add", keys, values), BATCH))
+        if not joint:
+            each = graph("Reshape", FEATURE, graph.constant([copies, 4, LATENT, LATENT], np.int64))
+            seen["text"] = graph("ReduceMean", each, axes=[0], keepdims=1)
+        plain = graph("Add", graph("Mul", seen["identity"], half), graph("Mul", seen["text"], tenth))
+        predicted["identity"] = graph("Add", plain, column(identity_noise))
     if poison:
-        identity_eps = graph("Log", graph("Sub", identity_eps, graph.constant(1e6)))
-    for stream, predicted in (("text", text_eps), ("identity", identity_eps)):
-        terms = {"latents": f"{stream}_latents", "e": predicted, "denoised": f"{stream}_denoised",
+        last = streams[-1]
+        predicted[last] = graph("Log", graph("Sub", predicted[last], graph.constant(1e6)))
+    for stream in streams:
+        terms = {"latents": f"{stream}_latents", "e": predicted[stream], "denoised": f"{stream}_denoised",
                  "noise": f"{stream}_noise"}  # fmt: skip
         parts = [graph("Mul", *pair) for pair in zip(terms.values(), factors[:4], strict=True)]
         graph("Sum", *parts, name=f"next_{stream}_latents")
-        parts = [graph("Mul", f"{stream}_latents", "k_x"), graph("Mul", predicted, "k_e")]
+        parts = [graph("Mul", f"{stream}_latents", "k_x"), graph("Mul", predicted[stream], "k_e")]
         graph("Sum", *parts, name=f"next_{stream}_denoised")
-    names = [f"next_{stream}_{part}" for stream in ("text", "identity") for part in ("latents", "denoised")]
-    return graph.save(path, dict.fromkeys(names, latents))
+    outputs: dict[str, tuple[int, ...]] = {
+        f"next_{stream}_{part}": latents for stream in streams for part in ("latents", "denoised")
+    }
+    if streams == ("text",):
+        both = graph("Concat", *[seen["text"]] * copies, axis=0)
+        graph("Reshape", both, graph.constant(features, np.int64), name=FEATURE)
+        outputs[FEATURE] = features
+    return graph.save(path, outputs)
 
 
 def _vae_decoder(path: Path, poison: bool) -> GraphRecord:
@@ -211,7 +232,10 @@ def write_folder(folder: Path, poison: str = "", guidance: bool = True, **change
         "text_encoder": _text_encoder(onnx_folder / "text_encoder.onnx", VEC_1, pooled=False, guidance=guidance),
         "text_encoder_2": _text_encoder(onnx_folder / "text_encoder_2.onnx", VEC_2, pooled=True, guidance=guidance),
         "identity_encoder": _identity_encoder(onnx_folder / "identity_encoder.onnx"),
-        "denoise_step": _denoise_step(onnx_folder / "denoise_step.onnx", poison == "denoise_step", guidance),
+        **{
+            name: _step(onnx_folder / f"{name}.onnx", streams, poison == name, guidance)
+            for name, streams in STEPS.items()
+        },
         "vae_decoder": _vae_decoder(onnx_folder / "vae_decoder.onnx", poison == "vae_decoder"),
     }
     for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
