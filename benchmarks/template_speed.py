@@ -4,15 +4,17 @@ Usage::
 
     python benchmarks/template_speed.py [--rounds N] [--steps N] [--name template-speed] [--machine WORDS]
 
-Three folders are built on ONNX Runtime in a temporary folder: with guidance for one and for four images per call, and
-without guidance. What is compared alternates in one run, so that the ratios of the medians are meaningful on a busy
-machine too. A plain step is `text_step`: SDXL with guidance, without a person. The document goes to
+Four folders are built on ONNX Runtime in a temporary folder: with guidance for one and for four images per call,
+without guidance, and with templates of 8 bits. What is compared alternates in one run, so that the ratios of the
+medians are meaningful on a busy machine too. A plain step is `text_step`: SDXL with guidance, without a person. K_t and
+V_t instead of the features are measured on a copy of `identity_step` that takes them as inputs. The document goes to
 benchmarks/results/<name>.json; nothing in it is edited by hand.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import tempfile
@@ -22,15 +24,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx.utils import Extractor
 
 from benchmarks.provenance import RESULTS, measured_on
 from benchmarks.publishing import publish
 from infid_engines.backends import Engine
+from infid_engines.registry import get_backend
 from infid_export.cli.output import Output
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import build
 from infid_export.export.graphs import GRAPHS
+from infid_export.export.inspection import read_graph
 from infid_export.export.parity_case import parity_face
+from infid_export.runtime.denoise import FEATURES
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.runtime.template import Template
 
@@ -43,6 +50,22 @@ def folder(path: Path, **options: Any) -> Pipeline:
     """Build the demo model's engines, and open them."""
     build(BuildOptions(path, backends=("onnxruntime",), graphs=tuple(GRAPHS), parity_image="off", **options))
     return Pipeline.load(path, backend="onnxruntime")
+
+
+def step_on_keys_and_values(folder: Path) -> Engine:
+    """Return `identity_step` without the projections of the text features: it takes their results instead."""
+    path = folder / "onnx" / "identity_step.onnx"
+    model = onnx.load(str(path), load_external_data=False)
+    graph = model.graph
+    features = {value.name for value in graph.input if value.name.startswith(FEATURES)}
+    projected = [node.output[0] for node in graph.node if features & set(node.input)]
+    if len(projected) != 2 * len(features):
+        raise RuntimeError("not every text feature has two projections")
+    others = [value.name for value in graph.input if value.name not in features]
+    cut = path.with_name("keys_and_values.onnx")
+    onnx.save(Extractor(model).extract_model([*others, *projected], [value.name for value in graph.output]), str(cut))
+    facts = read_graph(cut)
+    return get_backend("onnxruntime").load(cut, facts.inputs, facts.outputs, "cpu")
 
 
 def step_of(engine: Engine) -> Callable[[], object]:
@@ -73,16 +96,24 @@ def measure(arguments: argparse.Namespace, _: Output) -> dict[str, Any]:
         root = Path(scratch)
         one, four = folder(root / "one"), folder(root / "four", batch=_PEOPLE)
         unguided = folder(root / "unguided", guidance=False)
+        quantizing = folder(root / "quantizing", quantize_templates=True)
         person = one.encode(parity_face(224, 512))
         settings: dict[str, Any] = {"steps": arguments.steps, "seed": 1}
         template = one.template(_PROMPT, **settings)
         shared = four.template(_PROMPT, **settings)
         file = root / "template.safetensors"
         template.save(file)
+        small = quantizing.template(_PROMPT, **settings)
+        images = [
+            pipe.generate(each, person, output_type="np") for pipe, each in ((one, template), (quantizing, small))
+        ]
+        error = float(np.square(images[0] - images[1]).mean())
         steps = medians(
             {
                 "plain step": step_of(one._engines["text_step"]),
                 "step from a template": step_of(one._engines["identity_step"]),
+                "step on 8-bit features": step_of(quantizing._engines["identity_step"]),
+                "step on keys and values": step_of(step_on_keys_and_values(one.folder)),
                 "joint step": step_of(one._engines["denoise_step"]),
                 "joint step without guidance": step_of(unguided._engines["denoise_step"]),
             },
@@ -109,8 +140,17 @@ def measure(arguments: argparse.Namespace, _: Output) -> dict[str, Any]:
         "people": _PEOPLE,
         "median_seconds": {name: round(value, 5) for name, value in {**steps, **whole}.items()},
         "bytes_per_step": template.nbytes // arguments.steps,
+        "bytes_per_step_in_8_bits": small.nbytes // arguments.steps,
+        "features_snr_db": round(float(small.snr or 0), 1),
+        "image_psnr_db": round(-10 * math.log10(error), 1),
         "ratio": {
             "step from a template / plain step": round(steps["step from a template"] / steps["plain step"], 3),
+            "step on 8-bit features / on fp32 ones": round(
+                steps["step on 8-bit features"] / steps["step from a template"], 3
+            ),
+            "step on K_t and V_t, twice the size / on features": round(
+                steps["step on keys and values"] / steps["step from a template"], 3
+            ),
             "joint image / image from a template": round(whole["joint image"] / whole["image from a template"], 3),
             "step without guidance / with": round(steps["joint step without guidance"] / steps["joint step"], 3),
             "people in one batch / one by one": round(whole["people in one batch"] / whole["people one by one"], 3),
@@ -124,7 +164,12 @@ def measure(arguments: argparse.Namespace, _: Output) -> dict[str, Any]:
 def table(document: dict[str, Any]) -> str:
     """Return the ratios of a document."""
     rows = [f"| {name} | {value} |" for name, value in document["ratio"].items()]
-    measured = f"Medians of {document['rounds']} rounds on {document['machine']}."
+    large, small = (document[name] / 1e6 for name in ("bytes_per_step", "bytes_per_step_in_8_bits"))
+    measured = (
+        f"Medians of {document['rounds']} rounds on {document['machine']}. A template takes {large:.2f} MB per step in "
+        f"fp32 and {small:.2f} MB in 8 bits; the features then have a signal-to-noise ratio of "
+        f"{document['features_snr_db']} dB, and the image a PSNR of {document['image_psnr_db']} dB."
+    )
     return "\n".join(["| ratio of medians | |", "|---|---|", *rows, "", measured])
 
 

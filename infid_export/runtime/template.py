@@ -1,7 +1,7 @@
 """A template: the text stream of one prompt, computed once, for any number of people.
 
 The text stream does not depend on the person (see docs/method.md), so what the identity stream reads of it can be kept:
-the input of each `attn1`, for every step. K_t and V_t would be twice as large and save 7 % of a full-size step's
+the input of each `attn1`, for every step. K_t and V_t would be twice as large and save 6 % of a full-size step's
 operations; see docs/performance.md.
 """
 
