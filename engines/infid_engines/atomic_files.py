@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from infid_engines.errors import DiskFullError, InputError
+from infid_engines.errors import BusyError, DiskFullError, InputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _AGAIN = "Free some space and run the same command again; no partial files were left."
@@ -138,7 +138,8 @@ def locked(path: Path, busy: str = "", on_wait: Callable[[str], None] = lambda h
         on_wait: called before a wait with the id of the process that holds the lock.
 
     Raises:
-        InputError: another process holds it, or the folder cannot be written to.
+        BusyError: another process holds it, and `busy` is set.
+        InputError: the folder cannot be written to.
         DiskFullError: the disk is full.
     """
     with contextlib.ExitStack() as held:
@@ -168,13 +169,13 @@ def _take(descriptor: int, busy: str, on_wait: Callable[[str], None]) -> None:
     """Lock an open file, immediately or after a wait.
 
     Raises:
-        InputError: another process holds the lock, and `busy` is set, so this does not wait.
+        BusyError: another process holds the lock, and `busy` is set, so this does not wait.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         if busy:
-            raise InputError(busy, fix="Wait for it, or give another folder.") from error
+            raise BusyError(busy, fix="Wait for it, or give another path.") from error
         on_wait(os.pread(descriptor, 32, 0).decode().strip() or "unknown")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 

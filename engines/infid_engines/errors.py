@@ -29,6 +29,10 @@ class DiskFullError(InputError):
     """The disk is full; no partial files were left."""
 
 
+class BusyError(InputError):
+    """Another process or thread holds what is needed."""
+
+
 class BackendUnavailableError(InfidError):
     """A backend's library, device or target is missing on this machine."""
 

@@ -52,11 +52,10 @@ class TensorRTEngine:
                 "The engine's inputs and outputs differ from its graph's.",
                 fix="Build the folder again with `infid-export build`.",
             )
-        self._checked = CheckedInputs(self.inputs)
+        self.checked = CheckedInputs(self.inputs)
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """Copy inputs to the device, run once, and copy all outputs back."""
-        self._checked.check(inputs)
         loop = TensorRTLoop(self, inputs, {}, {}, [{}])
         try:
             loop.step()
@@ -66,7 +65,6 @@ class TensorRTEngine:
 
     def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]) -> TensorRTLoop:
         """Start a loop: all buffers are allocated here, and fixed inputs are copied once."""
-        self._checked.check({**fixed, **initial}, set(fixed) | set(carry))
         return TensorRTLoop(self, fixed, carry, initial, varying)
 
     @property
@@ -121,6 +119,7 @@ class TensorRTLoop:
         varying: the other inputs of each step.
 
     Raises:
+        InputError: an input is missing, unknown, mistyped or misshapen.
         BackendUnavailableError: GPU memory or page-locked host memory is too small for the buffers.
     """
 
@@ -139,29 +138,29 @@ class TensorRTLoop:
         self._cudart, self._engine = cudart, engine
         self._carry = dict(carry)
         self._varying = iter(varying)
+        self._next = next(self._varying, None)
+        first = {**fixed, **initial}
+        engine.checked.check({**first, **(self._next or {})})
         try:
-            self._prepare({**fixed, **initial})
+            self._prepare(first, self._next or {})
         except BaseException:
             with contextlib.suppress(RuntimeError):  # report the first error
                 self.close()
             raise
 
-    def _prepare(self, first: Arrays) -> None:
+    def _prepare(self, first: Arrays, varying: Arrays) -> None:
         """Allocate all buffers, and copy the initial values and the first step's."""
         engine = self._engine
         self._compute, self._copies = self._stream(), self._stream()
-        shapes = {name: array.shape for name, array in first.items()}
-        for name, spec in engine.inputs.items():
-            shapes.setdefault(name, tuple(d if isinstance(d, int) else d[1] for d in spec.shape))
-            engine.context.set_input_shape(name, shapes[name])
-        buffers = {name: self._buffer(name, shapes[name], engine.inputs[name].dtype) for name in first}
+        for name, array in {**first, **varying}.items():
+            engine.context.set_input_shape(name, array.shape)
+        buffers = {name: self._buffer(name, array.shape, engine.inputs[name].dtype) for name, array in first.items()}
         for name, spec in engine.outputs.items():
             buffers[name] = self._buffer(name, tuple(engine.context.get_tensor_shape(name)), spec.dtype)
         self._buffers = buffers
-        others = [name for name in engine.inputs if name not in first]
         self._slots = [
             _Slot(
-                {name: self._buffer(name, shapes[name], engine.inputs[name].dtype) for name in others},
+                {name: self._buffer(name, each.shape, engine.inputs[name].dtype) for name, each in varying.items()},
                 self._event(),
                 self._event(),
             )
@@ -194,13 +193,14 @@ class TensorRTLoop:
         return _Buffer(device, np.frombuffer(memory, dtype).reshape(shape))
 
     def _upload(self, buffer: _Buffer, array: np.ndarray[Any, Any], stream: Any) -> None:
+        if (array.shape, array.dtype) != (buffer.host.shape, buffer.host.dtype):  # copyto would broadcast and convert
+            raise RuntimeError("an input of a step differs in shape or type from that of the first step")
         np.copyto(buffer.host, array)
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         _checked(self._cudart.cudaMemcpyAsync(buffer.device, buffer.host.ctypes.data, buffer.host.nbytes, kind, stream))
 
     def _fill(self) -> None:
         """Copy the varying inputs of the next step to the slot that no step needs any more, if there is a next step."""
-        self._next = next(self._varying, None)
         if self._next is None:
             return
         slot, cudart = self._slots[0], self._cudart
@@ -226,6 +226,7 @@ class TensorRTLoop:
             context.set_tensor_address(source, self._buffers[source].device)
             context.set_tensor_address(result, self._buffers[result].device)
         self._slots.reverse()
+        self._next = next(self._varying, None)
         self._fill()
 
     def read(self, output: str) -> np.ndarray[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -158,7 +159,7 @@ def output_paths(path: Path, count: int, suffixes: Collection[str] = _FORMATS) -
 
 
 def require_writable(path: Path) -> None:
-    """Reject a path that cannot be written, by writing the same temporary file as a real output.
+    """Reject a path that cannot be written, by making the same temporary file as a real output.
 
     Raises:
         InputError: its folder is missing or not writable, or it is a folder itself.
@@ -170,7 +171,11 @@ def require_writable(path: Path) -> None:
         partial = partial_of(path)
         if not folder.is_dir():
             raise InputError(f"The folder {folder} does not exist.", fix=f"mkdir -p {folder}")
-        partial.write_bytes(b"")
-        partial.unlink()
+        try:
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            partial.unlink()
+        except FileExistsError:  # left by a killed process, or in use by another one: it must not be touched
+            if not os.access(partial, os.W_OK):
+                raise
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}).", fix="Choose another with -o.") from error

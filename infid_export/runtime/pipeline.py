@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from infid_export.runtime.denoise import (
 )
 from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_target
 from infid_export.runtime.enrollment import open_face_reader
-from infid_export.runtime.job import REPORTER, Callback, Job, JobRunner, Watch, pil_images
+from infid_export.runtime.job import REPORTER, Callback, Job, JobRunner, Watch, pil_images, turn
 from infid_export.runtime.person import Person, mix
 from infid_export.runtime.requirements import GENERATE, TEXT, require_usable
 from infid_export.runtime.template import Template, TemplateSettings, check_template, keep_features, new_template
@@ -125,6 +126,14 @@ class Pipeline:
         with self._lock:
             self._engines.close()
             self._faces = None
+
+    def turn(self, cancel: threading.Event | None = None) -> AbstractContextManager[None]:
+        """Hold the engines for several calls: those of other threads wait until the block ends.
+
+        Raises:
+            CancelledError: `cancel` was set before this thread got its turn.
+        """
+        return turn(self._lock, cancel)
 
     def enroll(self, photo: Photo | Sequence[Photo], face_index: int | None = None, *, name: str = "") -> Person:
         """Turn one photo, or several of one person, into a `Person`.
@@ -343,7 +352,7 @@ class Pipeline:
         pixels = settings.height, settings.width
         noise = open_noise("noise", None, settings.seed, (1, *self._latents(pixels)), table.stochastic)
         work = {"denoising": float(len(table))}
-        with new_template(self.manifest, settings, path) as made, self._runner.prepared(TEXT, work, watch) as report:
+        with self._runner.prepared(TEXT, work, watch) as report, new_template(self.manifest, settings, path) as made:
             texts = text_inputs(
                 self._engines, self._tokenizer, [prompt] * self.manifest.batch, settings.negative_prompt, self._guided,
                 pixels,

@@ -21,7 +21,7 @@ from infid_engines.manifest import Manifest, TensorSpec, canonical_key
 from infid_engines.validation import path_of, shown
 from infid_export.runtime.conditioning import has_guidance
 from infid_export.runtime.denoise import FEATURES, image_size, reject_non_finite
-from infid_export.runtime.template_file import read_tensors, written_tensors
+from infid_export.runtime.template_file import read_tensors, views, written_tensors
 
 Array = np.ndarray[Any, Any]
 SCALES = "text_scales."  # begins the names of the inputs with the scales of 8-bit features
@@ -151,6 +151,11 @@ def text_model_id(manifest: Manifest) -> str:
     return canonical_key({"files": files, "precision": manifest.precision, "scheduler": schedule})
 
 
+def template_size(manifest: Manifest, settings: TemplateSettings) -> int:
+    """Return the bytes of a template, before it is made."""
+    return sum(each.nbytes for each in template_layout(manifest, settings).values())
+
+
 def template_layout(manifest: Manifest, settings: TemplateSettings) -> dict[str, TensorLayout]:
     """Return the layout of a template's tensors, before it is made.
 
@@ -194,15 +199,15 @@ def new_template(manifest: Manifest, settings: TemplateSettings, path: str | Pat
         with written_tensors(_target(path), layout, settings, model) as tensors:
             yield Template(tensors, settings, model)
         return
+    size = template_size(manifest, settings)
     try:
-        tensors = {name: np.empty(each.shape, each.dtype) for name, each in layout.items()}
+        content = np.empty(size, np.uint8)  # in one block: the system may grant parts that it has not got together
     except MemoryError as error:
-        size = sum(each.nbytes for each in layout.values())
         raise InputError(
             f"A template of {settings.steps} steps takes {size:,} bytes, more than the memory holds.",
             fix="Give a path for a file, or fewer steps.",
         ) from error
-    yield Template(tensors, settings, model)
+    yield Template(views(content, layout), settings, model)
 
 
 def keep_features(tensors: Mapping[str, Array], index: int, features: Mapping[str, Array]) -> None:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
-from infid_engines.atomic_files import locked
-from infid_engines.errors import InputError
-from infid_engines.manifest import canonical_key
+from infid_engines.atomic_files import locked, partial_of
+from infid_engines.errors import BusyError, InputError
+from infid_engines.manifest import Manifest, canonical_key
 from infid_engines.progress import Reporter
 from infid_engines.validation import path_of, whole_number
-from infid_export.runtime.job import turn
+from infid_export.runtime.job import Watch
 from infid_export.runtime.pipeline import Pipeline
-from infid_export.runtime.template import Template, TensorLayout, template_layout, text_model_id
+from infid_export.runtime.template import Template, TemplateSettings, template_layout, template_size, text_model_id
 
 _HEADER = 1 << 16  # more bytes than a template file has besides its tensors
+_NAME = re.compile(r"cached-[0-9a-f]{64}\.safetensors")
+_LOOKS_EVERY = 0.05  # seconds between two looks while another process makes a template
 
 
 class TemplateCache:
@@ -32,7 +37,7 @@ class TemplateCache:
         budget: bytes of all templates together. One that is dropped while it is in use stays valid for whoever uses it;
             in memory it counts until then.
         folder: keep templates as files there, so that they outlive the process, and processes share them in memory and
-            on disk; the budget is for the folder. None keeps them in this process.
+            on disk; the budget is for the cache's files in the folder. None keeps them in this process.
 
     Raises:
         InputError: an argument does not fit.
@@ -41,7 +46,7 @@ class TemplateCache:
     def __init__(self, pipe: Pipeline, budget: int, folder: str | Path | None = None) -> None:
         self._pipe = pipe
         self._budget = whole_number("The budget", budget, "Give a number of bytes.", least=0)
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # for the store; never held while a template is made
         self._store: _Store = _Memory() if folder is None else _Folder(path_of("The folder", folder, "Give a path."))
 
     def get(
@@ -58,40 +63,56 @@ class TemplateCache:
             settings: the other settings of `Pipeline.template_settings`.
 
         Raises:
-            InputError: an argument does not fit, the budget is smaller than the template, or templates in use leave too
-                little of it.
+            InputError: an argument does not fit, the budget is smaller than the template, templates in use leave too
+                little of it, or the folder cannot be used.
             CancelledError: `cancel` was set.
             EngineFolderError: as in `Pipeline.template`.
         """
+        Watch(None, cancel, reporter).check()
+        seed = whole_number("The seed of a cached template", seed, "Give one from 0 up.", least=0)
         chosen = self._pipe.template_settings(prompt, seed=seed, **settings)
-        layout = template_layout(self._pipe.manifest, chosen)
-        need = sum(each.nbytes for each in layout.values()) + self._store.overhead
+        manifest = self._pipe.manifest
+        need = template_size(manifest, chosen) + self._store.overhead
         if need > self._budget:
-            raise _too_small(self._budget, need, layout, chosen.steps)
-        facts = {"model": text_model_id(self._pipe.manifest), "settings": asdict(chosen), "layout": layout}
-        key = canonical_key(facts)
-        with turn(self._lock, cancel):
-            found = self._store.find(key)
-            if found is not None:
-                return found
-            with self._store.making():
-                found = self._store.find(key)  # another process may have made it
+            raise _too_small(self._budget, need, manifest, chosen)
+        layout = template_layout(manifest, chosen)
+        key = canonical_key({"model": text_model_id(manifest), "settings": asdict(chosen), "layout": layout})
+        found = self._find(key)
+        while found is None:
+            # the engines are held first: whoever makes a template needs them anyway, and locks in one order
+            with self._pipe.turn(cancel):
+                found = self._find(key)
                 if found is None:
-                    self._store.make_room(self._budget - need)
-                    path = self._store.path(key)
-                    found = self._pipe.template(**asdict(chosen), path=path, cancel=cancel, reporter=reporter)
-                    self._store.keep(key, found)
-            return found
+                    with suppress(BusyError), self._store.making():
+                        found = self._find(key) or self._made(key, chosen, need, cancel, reporter)
+            if found is None:  # another process makes one; the engines are free meanwhile
+                time.sleep(_LOOKS_EVERY)
+        return found
+
+    def _find(self, key: str) -> Template | None:
+        with self._lock, _folder_explained():
+            return self._store.find(key)
+
+    def _made(
+        self, key: str, chosen: TemplateSettings, need: int, cancel: threading.Event | None, reporter: Reporter | None
+    ) -> Template:
+        with self._lock, _folder_explained():
+            self._store.make_room(self._budget - need)
+        template = self._pipe.template(**asdict(chosen), path=self._store.path(key), cancel=cancel, reporter=reporter)
+        with self._lock:
+            self._store.keep(key, template)
+        return template
 
     @property
     def nbytes(self) -> int:
         """Bytes of the budget that are taken."""
-        return self._store.nbytes
+        with self._lock:
+            return self._store.nbytes
 
     def clear(self) -> None:
-        """Drop all templates."""
+        """Drop all templates; those in use stay valid for whoever uses them."""
         with self._lock:
-            self._store.make_room(-1)
+            self._store.clear()
 
 
 class _Store(ABC):
@@ -111,9 +132,13 @@ class _Store(ABC):
     def keep(self, key: str, template: Template) -> None:
         """Keep a template that was made."""
 
-    def making(self) -> contextlib.AbstractContextManager[None]:
-        """Hold off other processes."""
-        return contextlib.nullcontext()
+    def making(self) -> AbstractContextManager[None]:
+        """Hold off other processes.
+
+        Raises:
+            BusyError: one of them is making a template.
+        """
+        return nullcontext()
 
     @property
     @abstractmethod
@@ -122,39 +147,47 @@ class _Store(ABC):
 
     @abstractmethod
     def make_room(self, most: int) -> None:
-        """Drop templates until at most so many bytes are taken, if possible.
+        """Drop templates until at most so many bytes are taken.
 
         Raises:
             InputError: those in use take more.
         """
 
+    @abstractmethod
+    def clear(self) -> None:
+        """Drop all templates."""
+
 
 class _Memory(_Store):
     def __init__(self) -> None:
         self._kept: OrderedDict[str, Template] = OrderedDict()
-        self._alive: WeakSet[Template] = WeakSet()  # also those that were dropped while somebody uses them
+        self._alive: WeakValueDictionary[str, Template] = WeakValueDictionary()  # also those dropped while in use
 
     def find(self, key: str) -> Template | None:
-        if key in self._kept:
+        template = self._alive.get(key)
+        if template is not None:
+            self._kept[key] = template
             self._kept.move_to_end(key)
-        return self._kept.get(key)
+        return template
 
     def keep(self, key: str, template: Template) -> None:
-        self._kept[key] = template
-        self._alive.add(template)
+        self._kept[key] = self._alive[key] = template
 
     @property
     def nbytes(self) -> int:
-        return sum(each.nbytes for each in self._alive)
+        return sum(each.nbytes for each in list(self._alive.values()))
 
     def make_room(self, most: int) -> None:
         while self._kept and self.nbytes > most:
             self._kept.popitem(last=False)
-        if self.nbytes > max(most, 0):
+        if self.nbytes > most:
             raise InputError(
                 f"Templates in use take {self.nbytes:,} bytes, which leaves too little of the budget.",
                 fix="Wait until their images are finished, or give a larger budget.",
             )
+
+    def clear(self) -> None:
+        self._kept.clear()
 
 
 class _Folder(_Store):
@@ -162,33 +195,50 @@ class _Folder(_Store):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._opened: dict[str, Template] = {}
+        self._opened: WeakValueDictionary[str, Template] = WeakValueDictionary()
+        self._checked: set[tuple[str, int]] = set()  # files whose content was read, by their inodes
+        with _folder_explained():
+            folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, key: str) -> Path:
-        return self._folder / f"{key}.safetensors"
+        return self._folder / f"cached-{key}.safetensors"
 
     def find(self, key: str) -> Template | None:
         path = self.path(key)
         try:
             os.utime(path)
-            if key not in self._opened:
-                self._opened[key] = Template.load(path)
-        except FileNotFoundError:  # another process has dropped it
-            self._opened.pop(key, None)
-        except InputError:  # damaged: it is made again
-            path.unlink(missing_ok=True)
-        return self._opened.get(key)
+            content = (key, path.stat().st_ino)
+        except FileNotFoundError:
+            return None
+        template = self._opened.get(key)
+        if template is None:
+            try:
+                template = Template.load(path, check=content not in self._checked)
+            except InputError:  # damaged, or dropped just now: it is made again
+                return None
+            self._checked.add(content)
+            self._opened[key] = template
+        return template
 
     def keep(self, key: str, template: Template) -> None:
         self._opened[key] = template
 
-    def making(self) -> contextlib.AbstractContextManager[None]:
-        return locked(self._folder / ".lock")
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        with locked(self._folder / ".lock", busy="Another process makes a template."):
+            for path in self._folder.glob(f"{partial_of(self.path('*')).name}"):  # left by a killed process
+                path.unlink(missing_ok=True)
+            yield
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """Return the files with their sizes, least recently used first."""
-        found = ((path, path.stat()) for path in self._folder.glob("*.safetensors"))
-        return sorted((facts.st_mtime, facts.st_size, path) for path, facts in found)
+        """Return the cache's files with their sizes, least recently used first."""
+        found = []
+        for path in self._folder.iterdir():
+            if _NAME.fullmatch(path.name):
+                with suppress(FileNotFoundError):  # dropped by another process just now
+                    facts = path.stat()
+                    found.append((facts.st_mtime, facts.st_size, path))
+        return sorted(found)
 
     @property
     def nbytes(self) -> int:
@@ -198,18 +248,35 @@ class _Folder(_Store):
         files = self._files()
         taken = sum(size for _, size, _ in files)
         for _, size, path in files:
-            if taken <= most:
-                break
-            path.unlink(missing_ok=True)  # the content stays until nobody has it mapped
-            self._opened.pop(path.stem, None)
-            taken -= size
+            if taken > most:
+                path.unlink(missing_ok=True)  # the content stays until nobody has it mapped
+                taken -= size
+
+    def clear(self) -> None:
+        self.make_room(-1)
 
 
-def _too_small(budget: int, need: int, layout: dict[str, TensorLayout], steps: int) -> InputError:
-    per_step = sum(each.nbytes // steps for each in layout.values() if each.shape[0] == steps)
-    fitting = max(0, (budget - (need - per_step * steps)) // per_step)
-    fewer = f", or fewer steps ({fitting} fit)" if fitting else ""
-    smaller = "" if "snr" in layout else ", or build with --quantize-templates"
+@contextmanager
+def _folder_explained() -> Iterator[None]:
+    """Turn the system's error into one sentence.
+
+    Raises:
+        InputError: there was one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"The folder of cached templates cannot be used: {error.filename} ({error.strerror}).",
+            fix="Choose another folder.",
+        ) from error
+
+
+def _too_small(budget: int, need: int, manifest: Manifest, settings: TemplateSettings) -> InputError:
+    per_step = template_size(manifest, replace(settings, steps=2)) - template_size(manifest, replace(settings, steps=1))
+    fitting = settings.steps + (budget - need) // per_step
+    fewer = f", or fewer steps ({fitting} fit)" if fitting > 0 else ""
+    smaller = "" if "snr" in template_layout(manifest, settings) else ", or build with --quantize-templates"
     return InputError(
         f"The template takes {need:,} bytes, but the budget is {budget:,}.",
         fix=f"Give a budget of at least {need:,}{fewer}{smaller}.",

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from enum import IntEnum
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infid_engines.errors import BackendUnavailableError
+from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.manifest import TensorSpec
 from infid_engines.tensorrt_runner import TensorRTEngine
 
@@ -132,6 +134,8 @@ class FakeCuda:
 class FakeContext:
     """Computes next = 2x + y and seen = y, on the addresses at the time of the call."""
 
+    shape: tuple[int, ...] = SHAPE
+
     def __init__(self, cuda: FakeCuda) -> None:
         self.cuda = cuda
         self.addresses: dict[str, int] = {}
@@ -140,26 +144,27 @@ class FakeContext:
         pass
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return SHAPE
+        return self.shape
 
     def set_tensor_address(self, name: str, address: int) -> None:
         self.addresses[name] = address
 
     def execute_async_v3(self, stream: int) -> bool:
         x, y, result, seen = (
-            np.frombuffer((ctypes.c_byte * X.nbytes).from_address(self.addresses[name]), np.float32)
+            np.frombuffer((ctypes.c_byte * (4 * math.prod(self.shape))).from_address(self.addresses[name]), np.float32)
             for name in ("x", "y", "next", "seen")
         )
 
         def compute() -> None:
-            result[:] = 2 * x + y
-            seen[:] = y
+            result[:], seen[:] = 2 * x + y, y
 
         self.cuda.queue(stream, compute)
         return True
 
 
-def engine_on(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda) -> TensorRTEngine:
+def engine_on(
+    monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, inputs: tuple[TensorSpec, ...] = INPUTS
+) -> TensorRTEngine:
     """An engine on the fake device."""
     bindings = ModuleType("cuda.bindings")
     bindings.runtime = cuda  # type: ignore[attr-defined]
@@ -171,7 +176,7 @@ def engine_on(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda) -> TensorRTEngine
         get_tensor_name=lambda index: names[index],
         create_execution_context=lambda: FakeContext(cuda),
     )
-    return TensorRTEngine(None, None, engine, INPUTS, OUTPUTS)
+    return TensorRTEngine(None, None, engine, inputs, OUTPUTS)
 
 
 @pytest.mark.parametrize("eager", [None, 1, 2], ids=["as late as possible", "computes at once", "copies at once"])
@@ -209,6 +214,33 @@ def test_the_next_inputs_are_copied_while_a_step_computes(monkeypatch):
     assert cuda.queues[1]  # the first step has not run
     copied = [np.frombuffer(block, np.float32) for block in cuda.memory["device"].values()]
     assert any((each == 3).all() for each in copied)
+    loop.close()
+
+
+@pytest.mark.parametrize("columns", [500, 1000, 2000])
+def test_varying_inputs_may_have_any_size_of_their_range(monkeypatch, columns):
+    cuda = FakeCuda()
+    inputs = tuple(replace(spec, shape=(4, [500, 1000, 2000])) for spec in INPUTS)
+    engine = engine_on(monkeypatch, cuda, inputs)
+    x = np.ones((4, columns), np.float32)
+    monkeypatch.setattr(FakeContext, "shape", x.shape)
+    loop = engine.loop({}, {"x": "next"}, {"x": x}, [{"y": x}, {"y": 3 * x}])
+    for _ in range(2):
+        loop.step()
+    np.testing.assert_array_equal(loop.read("next"), 9 * x)
+    loop.close()
+    with pytest.raises(InputError, match=r"Input y must be float32 \[4, \[500, 1000, 2000\]\]"):
+        engine.loop({}, {"x": "next"}, {"x": x}, [{"y": np.ones((4, 400), np.float32)}])
+    with pytest.raises(InputError, match="lacks input y"):
+        engine.loop({}, {"x": "next"}, {"x": x}, [{}])
+    assert cuda.held == 0
+
+
+@pytest.mark.parametrize("later", [X[:, :1], X.astype(np.float64)])
+def test_a_later_step_must_be_like_the_first(monkeypatch, later):
+    loop = engine_on(monkeypatch, FakeCuda()).loop({}, {"x": "next"}, {"x": X}, [{"y": X}, {"y": later}])
+    with pytest.raises(RuntimeError, match="differs in shape or type"):
+        loop.step()
     loop.close()
 
 

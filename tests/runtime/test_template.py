@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,15 +15,16 @@ import pytest
 from PIL import Image
 from tiny_engines import write_folder
 
-from infid_engines.errors import CancelledError, EngineFolderError, InfidError, InputError
+from infid_engines.errors import BusyError, CancelledError, DiskFullError, EngineFolderError, InfidError, InputError
 from infid_engines.manifest import Manifest
 from infid_engines.progress import SilentReporter
 from infid_export.export.build_estimate import estimate, template_bytes
 from infid_export.export.build_options import BuildOptions
+from infid_export.runtime import pipeline as pipeline_module
 from infid_export.runtime.denoise import FEATURES
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
-from infid_export.runtime.template import Template, check_template, template_layout
+from infid_export.runtime.template import Template, check_template, new_template, template_layout
 
 Array = np.ndarray[Any, Any]
 STEPS = 3
@@ -218,3 +221,53 @@ def test_a_text_stream_that_is_not_finite_leaves_no_file(tmp_path: Path) -> None
     ):
         pipe.template("a", seed=1, steps=2, path=path)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["engines"]
+
+
+def test_one_writer_per_file(tiny_pipe: Pipeline, tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    with new_template(tiny_pipe.manifest, tiny_pipe.template_settings("a", seed=1, steps=2), path):
+        with pytest.raises(BusyError, match=r"t\.safetensors is being written by another process or thread"):
+            tiny_pipe.template("b", seed=1, steps=2, path=path)
+        assert not path.exists()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["t.safetensors"]
+
+
+UNWRITABLE: dict[str, tuple[str, str]] = {
+    "a folder": (".", "it is a folder"),
+    "no folder": ("none/t.safetensors", "its folder does not exist"),
+    "a long name": ("n" * 300 + ".safetensors", "name too long"),
+}
+
+
+@pytest.mark.parametrize("case", UNWRITABLE)
+def test_a_file_that_cannot_be_written_is_one_sentence(tiny_pipe: Pipeline, tmp_path: Path, case: str) -> None:
+    name, message = UNWRITABLE[case]
+    with pytest.raises(InputError, match=f"(?i){message}") as caught:
+        tiny_pipe.template("a", seed=1, steps=1, path=tmp_path / name)
+    assert caught.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_found_before_the_first_step(
+    tiny_pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(pipeline_module, "keep_features", lambda *_: pytest.fail("a step was taken"))
+    with pytest.raises(DiskFullError, match=r"The disk with .*t\.safetensors is full"):
+        tiny_pipe.template("a", seed=1, steps=1, path=tmp_path / "t.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_are_not_blamed_on_the_file(
+    tiny_pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(pipeline_module, "text_stream", broken)
+    with pytest.raises(BrokenPipeError):
+        tiny_pipe.template("a", seed=1, steps=1, path=tmp_path / "t.safetensors")
+    assert list(tmp_path.iterdir()) == []

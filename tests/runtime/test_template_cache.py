@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from infid_engines.atomic_files import locked
 from infid_engines.errors import CancelledError, InputError
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
@@ -106,7 +107,6 @@ def test_a_dropped_file_stays_valid_for_whoever_uses_it(
     held = cache.get("a", steps=1)
     expected = pipe.generate(held, person, output_type="latents")
     cache.get("b", steps=1)
-    assert [path.stem for path in tmp_path.glob("*.safetensors")] != []
     assert len(list(tmp_path.iterdir())) == 1
     np.testing.assert_array_equal(pipe.generate(held, person, output_type="latents"), expected)
 
@@ -164,9 +164,76 @@ def test_a_cancelled_template_leaves_nothing(cache: TemplateCache, made: Made) -
     assert cache.nbytes == 0
 
 
+def test_a_template_in_use_is_found_again(pipe: Pipeline, size: int, made: Made) -> None:
+    cache = TemplateCache(pipe, 2 * size)
+    held = cache.get("a", steps=1)
+    for prompt in ("b", "c"):
+        cache.get(prompt, steps=1)
+    assert cache.get("a", steps=1) is held
+    assert made == ["a", "b", "c"]
+    cache.clear()
+    assert cache.nbytes == size
+    assert cache.get("a", steps=1) is held
+
+
+def test_files_of_others_are_neither_counted_nor_removed(pipe: Pipeline, size: int, tmp_path: Path) -> None:
+    others = [tmp_path / name for name in ("anna.safetensors", ".x.partial", f"cached-{'g' * 64}.safetensors")]
+    for path in others:
+        path.write_bytes(b"mine")
+    left = tmp_path / f".cached-{'0' * 64}.safetensors.partial"  # by a killed process
+    left.write_bytes(b"left")
+    cache = TemplateCache(pipe, size + (1 << 16), tmp_path)
+    for prompt in ("a", "b"):
+        cache.get(prompt, steps=1)
+    assert not left.exists()
+    assert len(list(tmp_path.iterdir())) == len(others) + 1
+    cache.clear()
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+    assert cache.nbytes == 0
+
+
+def test_dropped_files_are_not_kept_open(pipe: Pipeline, size: int, tmp_path: Path) -> None:
+    first, second = (TemplateCache(pipe, size + (1 << 16), tmp_path) for _ in range(2))
+    for number in range(4):
+        (first, second)[number % 2].get("a", seed=number, steps=1)
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    assert [line for line in maps if str(tmp_path) in line and "(deleted)" in line] == []
+
+
+def test_a_busy_folder_is_waited_for_until_cancelled(pipe: Pipeline, size: int, tmp_path: Path) -> None:
+    cache, cancel = TemplateCache(pipe, 2 * (size + (1 << 16)), tmp_path), threading.Event()
+    cache.get("a", steps=1)
+    with ThreadPoolExecutor(1) as pool, locked(tmp_path / ".lock"):  # as another process
+        waiting = pool.submit(cache.get, "b", steps=1, cancel=cancel)
+        cache.get("a", steps=1)  # a hit does not wait
+        with pipe.turn():  # nor do the engines
+            cancel.set()
+        with pytest.raises(CancelledError):
+            waiting.result(30)
+
+
+def test_a_callback_may_ask_for_a_template(pipe: Pipeline, person: Person, size: int) -> None:
+    """It holds the engines already; a thread that makes the same template waits for them, and not the other way."""
+    cache, began, others = TemplateCache(pipe, size), threading.Event(), []
+
+    def callback(index: int, timestep: float, latents: object) -> None:
+        other = threading.Thread(target=lambda: (began.set(), cache.get("a", steps=1)), daemon=True)
+        other.start()
+        began.wait(30)
+        cache.get("a", steps=1)
+        others.append(other)
+
+    pipe.generate("x", person, steps=1, seed=1, callback=callback, output_type="latents")
+    others[0].join(30)
+    assert not others[0].is_alive()
+
+
 BAD: dict[str, tuple[Callable[[Pipeline], object], str]] = {
     "budget": (lambda pipe: TemplateCache(pipe, -1), "The budget must be at least 0, not -1"),
     "no number": (lambda pipe: TemplateCache(pipe, "8G"), "The budget must be a whole number, not '8G'"),  # type: ignore[arg-type]
+    "cancel": (lambda pipe: TemplateCache(pipe, 1 << 30).get("a", cancel="x"), "cancel"),  # type: ignore[arg-type]
+    "seed": (lambda pipe: TemplateCache(pipe, 1 << 30).get("a", seed=None), "must be a whole number"),  # type: ignore[arg-type]
+    "a file": (lambda pipe: TemplateCache(pipe, 1 << 30, __file__), "The folder of cached templates cannot be used"),
     "sampler": (lambda pipe: TemplateCache(pipe, 1 << 30).get("a", sampler="unipc"), "unipc"),
     "steps": (lambda pipe: TemplateCache(pipe, 1 << 30).get("a", steps=0), "steps"),
 }
