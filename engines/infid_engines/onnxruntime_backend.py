@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infid_engines.backends import Arrays, Backend, BuildRequest, CheckedInputs, Extra
+from infid_engines.backends import Backend, BuildRequest, Extra
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
 from infid_engines.progress import Stage
 
 if TYPE_CHECKING:
-    import numpy as np
+    from infid_engines.onnxruntime_runner import OnnxRuntimeEngine
 
 # Above this size, graph optimization would keep an fp32 copy of every fp16 weight (the CPU kernels are fp32):
 # 10 GB more for SDXL. Below it, the speed is worth the copy.
@@ -115,7 +115,9 @@ class OnnxRuntimeBackend(Backend):
                 fix="Check the driver with `infid-export doctor`, or use the CPU.",
             )
         _check_names(path, session, inputs, outputs)
-        return OnnxRuntimeEngine(session, inputs, outputs)
+        from infid_engines.onnxruntime_runner import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(session, inputs, outputs, device)
 
     def _provider(self, device: str) -> str:
         if device not in _PROVIDERS:
@@ -136,75 +138,3 @@ def _check_names(path: Path, session: Any, inputs: tuple[TensorSpec, ...], outpu
                 f"The {kind} of {path} differ from the manifest's: only one of them has {different[0]!r}.",
                 fix="Build the folder again with `infid-export build`.",
             )
-
-
-class OnnxRuntimeEngine:
-    """A graph in ONNX Runtime.
-
-    Args:
-        session: onnxruntime.InferenceSession.
-        inputs: the graph's inputs.
-        outputs: the graph's outputs.
-    """
-
-    def __init__(self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-        self._session = session
-        self.inputs = {spec.name: spec for spec in inputs}
-        self.outputs = {spec.name: spec for spec in outputs}
-        self._checked = CheckedInputs(self.inputs)
-
-    def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """Run once on host arrays."""
-        self._checked.check(inputs)
-        return self._run(inputs)
-
-    def _run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        names = list(self.outputs)
-        try:
-            return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
-        except Exception as error:  # onnxruntime's exception types are not public
-            raise EngineFolderError(
-                f"onnxruntime cannot run the graph ({error}).",
-                fix="Run `infid-export verify` on the folder, and build it again if it fails.",
-            ) from error
-
-    def loop(
-        self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]
-    ) -> OnnxRuntimeLoop:
-        """Start a loop; fixed and carried inputs are checked once."""
-        self._checked.check({**fixed, **initial}, set(fixed) | set(carry))
-        return OnnxRuntimeLoop(self, fixed, carry, initial, varying)
-
-    def close(self) -> None:
-        """Free the session."""
-        self._session = None
-
-
-class OnnxRuntimeLoop:
-    """See `StepLoop`."""
-
-    def __init__(
-        self,
-        engine: OnnxRuntimeEngine,
-        fixed: Arrays,
-        carry: Mapping[str, str],
-        initial: Arrays,
-        varying: Iterable[Arrays],
-    ) -> None:
-        self._engine, self._carry, self._varying = engine, dict(carry), iter(varying)
-        self._fixed = dict(fixed)
-        self._state = dict(initial)
-        self._outputs: Arrays = {}
-
-    def step(self) -> None:
-        """Run once, and keep the outputs."""
-        self._outputs = self._engine.run({**self._fixed, **self._state, **next(self._varying)})
-        self._state = {name: self._outputs[source] for name, source in self._carry.items()}
-
-    def read(self, output: str) -> np.ndarray[Any, Any]:
-        """Return an output of the last step."""
-        return self._outputs[output]
-
-    def close(self) -> None:
-        """Release the arrays."""
-        self._fixed, self._state, self._outputs, self._varying = {}, {}, {}, iter(())

@@ -1,0 +1,139 @@
+"""Runs graphs in ONNX Runtime: inputs and outputs are bound, and carried tensors stay on the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from infid_engines.backends import Arrays, CheckedInputs
+from infid_engines.errors import EngineFolderError
+from infid_engines.manifest import TensorSpec
+
+
+class OnnxRuntimeEngine:
+    """A graph in ONNX Runtime.
+
+    Args:
+        session: onnxruntime.InferenceSession.
+        inputs: the graph's inputs.
+        outputs: the graph's outputs.
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(
+        self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str
+    ) -> None:
+        self.inputs = {spec.name: spec for spec in inputs}
+        self.outputs = {spec.name: spec for spec in outputs}
+        self.session, self.device = session, device
+        self.checked = CheckedInputs(self.inputs)
+        self.busy_seconds = 0.0
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """Run once on host arrays."""
+        self.checked.check(inputs)
+        names = list(self.outputs)
+        with self.in_library():
+            return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+
+    def loop(
+        self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]
+    ) -> OnnxRuntimeLoop:
+        """Start a loop: buffers are allocated here, and fixed inputs are copied to the device once."""
+        return OnnxRuntimeLoop(self, fixed, carry, initial, varying)
+
+    @contextmanager
+    def in_library(self) -> Iterator[None]:
+        """Count the seconds of a call, and name the fix for its errors.
+
+        Raises:
+            EngineFolderError: the call failed.
+        """
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception as error:  # onnxruntime's exception types are not public
+            raise EngineFolderError(
+                f"onnxruntime cannot run the graph ({error}).",
+                fix="Run `infid-export verify` on the folder, and build it again if it fails.",
+            ) from error
+        finally:
+            self.busy_seconds += time.perf_counter() - started
+
+    def close(self) -> None:
+        """Free the session."""
+        self.session = None
+
+
+class OnnxRuntimeLoop:
+    """See `StepLoop`. Fixed inputs are bound once; a carried tensor has two buffers, which are swapped at every step.
+
+    Args:
+        engine: the engine.
+        fixed: inputs that do not change.
+        carry: per input, the output that becomes its next value.
+        initial: initial values of the carried inputs.
+        varying: the other inputs of each step.
+
+    Raises:
+        InputError: an input is missing, unknown, mistyped or misshapen.
+    """
+
+    def __init__(
+        self,
+        engine: OnnxRuntimeEngine,
+        fixed: Arrays,
+        carry: Mapping[str, str],
+        initial: Arrays,
+        varying: Iterable[Arrays],
+    ) -> None:
+        from onnxruntime import OrtValue
+
+        self._engine, self._carry, self._varying = engine, dict(carry), iter(varying)
+        self._next = next(self._varying, None)
+        engine.checked.check({**fixed, **initial, **(self._next or {})})
+        device = engine.device
+        self._binding: Any = engine.session.io_binding()
+        self._held: dict[str, Any] = {}  # what is bound: the binding does not keep it
+        for name, array in fixed.items():
+            self._held[name] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+            self._binding.bind_ortvalue_input(name, self._held[name])
+        for name, array in initial.items():
+            self._held[name] = OrtValue.ortvalue_from_numpy(array.copy(), device, 0)  # it is written to later
+            self._held[carry[name]] = OrtValue.ortvalue_from_numpy(array.copy(), device, 0)
+        for name in engine.outputs:
+            if name not in self._held:
+                self._binding.bind_output(name, device)
+
+    def step(self) -> None:
+        """Run once, and swap the buffers of the carried tensors."""
+        if self._next is None:
+            raise RuntimeError("the loop has no further step")
+        for name, array in self._next.items():
+            self._held[name] = np.ascontiguousarray(array)
+            self._binding.bind_cpu_input(name, self._held[name])
+        for source, result in self._carry.items():
+            self._binding.bind_ortvalue_input(source, self._held[source])
+            self._binding.bind_ortvalue_output(result, self._held[result])
+        with self._engine.in_library():
+            self._engine.session.run_with_iobinding(self._binding)
+        for source, result in self._carry.items():
+            self._held[source], self._held[result] = self._held[result], self._held[source]
+        self._next = next(self._varying, None)
+
+    def read(self, output: str) -> np.ndarray[Any, Any]:
+        """Return a copy of an output of the last step."""
+        became = {result: source for source, result in self._carry.items()}
+        if output in became:
+            return np.array(self._held[became[output]].numpy())
+        outputs = dict(zip(self._engine.outputs, self._binding.get_outputs(), strict=True))
+        return np.array(outputs[output].numpy())
+
+    def close(self) -> None:
+        """Release the arrays."""
+        self._binding = None
+        self._held, self._next, self._varying = {}, None, iter(())
