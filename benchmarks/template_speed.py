@@ -31,6 +31,7 @@ from benchmarks.provenance import RESULTS, measured_on
 from benchmarks.publishing import publish
 from infid_engines.backends import Engine
 from infid_engines.registry import get_backend
+from infid_export.bench.recording import RecordingEngines, recording_pipeline, repeated
 from infid_export.cli.output import Output
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import build
@@ -41,41 +42,35 @@ from infid_export.runtime.denoise import FEATURES
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.runtime.template import Template
 
+Array = np.ndarray[Any, Any]
 _PACKAGES = ("numpy", "onnxruntime")
 _ROUNDS, _STEPS, _PEOPLE = 9, 10, 4
 _PROMPT = "an oil painting of a person"
 
 
-def folder(path: Path, **options: Any) -> Pipeline:
+def folder(path: Path, **options: Any) -> tuple[Pipeline, RecordingEngines]:
     """Build the demo model's engines, and open them."""
     build(BuildOptions(path, backends=("onnxruntime",), graphs=tuple(GRAPHS), parity_image="off", **options))
-    return Pipeline.load(path, backend="onnxruntime")
+    return recording_pipeline(path, backend="onnxruntime")
 
 
-def step_on_keys_and_values(folder: Path) -> Engine:
-    """Return `identity_step` without the projections of the text features: it takes their results instead."""
+def cut_step(folder: Path, features: Mapping[str, Array]) -> tuple[Engine, dict[str, Array]]:
+    """Return `identity_step` without the projections of text features, and their results, which it takes instead."""
     path = folder / "onnx" / "identity_step.onnx"
-    model = onnx.load(str(path), load_external_data=False)
-    graph = model.graph
-    features = {value.name for value in graph.input if value.name.startswith(FEATURES)}
-    projected = [node.output[0] for node in graph.node if features & set(node.input)]
+    extractor = Extractor(onnx.load(str(path), load_external_data=False))
+    graph = extractor.model.graph
+    projected = [node.output[0] for node in graph.node if set(features) & set(node.input)]
     if len(projected) != 2 * len(features):
         raise RuntimeError("not every text feature has two projections")
     others = [value.name for value in graph.input if value.name not in features]
-    cut = path.with_name("keys_and_values.onnx")
-    onnx.save(Extractor(model).extract_model([*others, *projected], [value.name for value in graph.output]), str(cut))
-    facts = read_graph(cut)
-    return get_backend("onnxruntime").load(cut, facts.inputs, facts.outputs, "cpu")
-
-
-def step_of(engine: Engine) -> Callable[[], object]:
-    """Return a call of a step on fixed noise."""
-    random = np.random.default_rng(0)
-    inputs = {
-        name: random.standard_normal([int(each) for each in spec.shape]).astype(spec.dtype)  # type: ignore[arg-type]
-        for name, spec in engine.inputs.items()
-    }
-    return lambda: engine.run(inputs)
+    parts = {"projections": (list(features), projected), "rest": ([*others, *projected], ["next_identity_latents"])}
+    engines = []
+    for name, (inputs, outputs) in parts.items():
+        file = path.with_name(f"{name}.onnx")
+        onnx.save(extractor.extract_model(inputs, outputs), str(file))
+        facts = read_graph(file)
+        engines.append(get_backend("onnxruntime").load(file, facts.inputs, facts.outputs, "cpu"))
+    return engines[1], engines[0].run(features)
 
 
 def medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -90,13 +85,14 @@ def medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 
-def measure(arguments: argparse.Namespace, _: Output) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
     """Build, time, and return the document."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        one, four = folder(root / "one"), folder(root / "four", batch=_PEOPLE)
-        unguided = folder(root / "unguided", guidance=False)
-        quantizing = folder(root / "quantizing", quantize_templates=True)
+        one, engines = folder(root / "one")
+        four, _ = folder(root / "four", batch=_PEOPLE)
+        unguided, unguided_engines = folder(root / "unguided", guidance=False)
+        quantizing, quantizing_engines = folder(root / "quantizing", quantize_templates=True)
         person = one.encode(parity_face(224, 512))
         settings: dict[str, Any] = {"steps": arguments.steps, "seed": 1}
         template = one.template(_PROMPT, **settings)
@@ -108,14 +104,19 @@ def measure(arguments: argparse.Namespace, _: Output) -> dict[str, Any]:
             pipe.generate(each, person, output_type="np") for pipe, each in ((one, template), (quantizing, small))
         ]
         error = float(np.square(images[0] - images[1]).mean())
+        for pipe in (one, unguided):
+            pipe.generate(_PROMPT, person, output_type="latents", **settings)
+        taken = engines.inputs["identity_step"]
+        cut, projected = cut_step(one.folder, {name: each for name, each in taken.items() if name.startswith(FEATURES)})
+        others = {name: each for name, each in taken.items() if not name.startswith(FEATURES)}
         steps = medians(
             {
-                "plain step": step_of(one._engines["text_step"]),
-                "step from a template": step_of(one._engines["identity_step"]),
-                "step on 8-bit features": step_of(quantizing._engines["identity_step"]),
-                "step on keys and values": step_of(step_on_keys_and_values(one.folder)),
-                "joint step": step_of(one._engines["denoise_step"]),
-                "joint step without guidance": step_of(unguided._engines["denoise_step"]),
+                "plain step": engines.call("text_step"),
+                "step from a template": engines.call("identity_step"),
+                "step on 8-bit features": quantizing_engines.call("identity_step"),
+                "step on keys and values": repeated(cut, {**others, **projected}),
+                "joint step": engines.call("denoise_step"),
+                "joint step without guidance": unguided_engines.call("denoise_step"),
             },
             arguments.rounds,
         )

@@ -68,10 +68,19 @@ class StepLoop(Protocol):
 
 
 class Engine(Protocol):
-    """A loaded engine."""
+    """A loaded engine.
+
+    Attributes:
+        inputs: by name.
+        outputs: by name.
+    """
 
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds spent in calls of the library so far, also waiting for the device."""
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """Run once."""

@@ -105,9 +105,9 @@ class OnnxRuntimeLoop:
         for name, array in initial.items():
             self._held[name] = OrtValue.ortvalue_from_numpy(array.copy(), device, 0)  # it is written to later
             self._held[carry[name]] = OrtValue.ortvalue_from_numpy(array.copy(), device, 0)
-        for name in engine.outputs:
-            if name not in self._held:
-                self._binding.bind_output(name, device)
+        self._others = [name for name in engine.outputs if name not in self._held]
+        for name in self._others:  # before the carried ones: the binding lists outputs in this order
+            self._binding.bind_output(name, device)
 
     def step(self) -> None:
         """Run once, and swap the buffers of the carried tensors."""
@@ -130,8 +130,7 @@ class OnnxRuntimeLoop:
         became = {result: source for source, result in self._carry.items()}
         if output in became:
             return np.array(self._held[became[output]].numpy())
-        outputs = dict(zip(self._engine.outputs, self._binding.get_outputs(), strict=True))
-        return np.array(outputs[output].numpy())
+        return np.array(self._binding.get_outputs()[self._others.index(output)].numpy())
 
     def close(self) -> None:
         """Release the arrays."""

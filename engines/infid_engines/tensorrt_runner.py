@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,7 @@ class TensorRTEngine:
                 fix="Build the folder again with `infid-export build`.",
             )
         self.checked = CheckedInputs(self.inputs)
+        self.busy_seconds = 0.0
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """Copy inputs to the device, run once, and copy all outputs back."""
@@ -199,12 +201,20 @@ class TensorRTLoop:
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         _checked(self._cudart.cudaMemcpyAsync(buffer.device, buffer.host.ctypes.data, buffer.host.nbytes, kind, stream))
 
+    def _timed(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the library, and count the time."""
+        started = time.perf_counter()
+        try:
+            return call(*arguments)
+        finally:
+            self._engine.busy_seconds += time.perf_counter() - started
+
     def _fill(self) -> None:
         """Copy the varying inputs of the next step to the slot that no step needs any more, if there is a next step."""
         if self._next is None:
             return
         slot, cudart = self._slots[0], self._cudart
-        _checked(cudart.cudaEventSynchronize(slot.uploaded))  # the host memory is free again
+        _checked(self._timed(cudart.cudaEventSynchronize, slot.uploaded))  # the host memory is free again
         _checked(cudart.cudaStreamWaitEvent(self._copies, slot.consumed, 0))  # and then the device memory
         for name, buffer in slot.buffers.items():
             self._upload(buffer, self._next[name], self._copies)
@@ -218,7 +228,7 @@ class TensorRTLoop:
         _checked(cudart.cudaStreamWaitEvent(self._compute, slot.uploaded, 0))
         for name, buffer in slot.buffers.items():
             context.set_tensor_address(name, buffer.device)
-        if not context.execute_async_v3(int(self._compute)):
+        if not self._timed(context.execute_async_v3, int(self._compute)):
             raise RuntimeError("TensorRT could not enqueue the step")
         _checked(cudart.cudaEventRecord(slot.consumed, self._compute))
         for source, result in self._carry.items():
@@ -239,7 +249,7 @@ class TensorRTLoop:
                 buffer.host.ctypes.data, buffer.device, buffer.host.nbytes, kind, self._compute
             )
         )
-        _checked(self._cudart.cudaStreamSynchronize(self._compute))
+        _checked(self._timed(self._cudart.cudaStreamSynchronize, self._compute))
         return buffer.host.copy()
 
     def close(self) -> None:
