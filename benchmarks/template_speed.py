@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from benchmarks.publishing import publish
 from infid_engines.backends import Engine
 from infid_engines.registry import get_backend
 from infid_export.bench.recording import RecordingEngines, recording_pipeline, repeated
+from infid_export.bench.timing import take_turns
 from infid_export.cli.output import Output
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import build
@@ -44,7 +43,7 @@ from infid_export.runtime.template import Template
 
 Array = np.ndarray[Any, Any]
 _PACKAGES = ("numpy", "onnxruntime")
-_ROUNDS, _STEPS, _PEOPLE = 9, 10, 4
+_ROUNDS, _STEPS, _PEOPLE, _BURST = 9, 10, 4, 4
 _PROMPT = "an oil painting of a person"
 
 
@@ -73,18 +72,6 @@ def cut_step(folder: Path, features: Mapping[str, Array]) -> tuple[Engine, dict[
     return engines[1], engines[0].run(features)
 
 
-def medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of calls that take turns, each after one call that is not timed."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(each) for name, each in seconds.items()}
-
-
 def measure(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
     """Build, time, and return the document."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -109,7 +96,7 @@ def measure(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
         taken = engines.inputs["identity_step"]
         cut, projected = cut_step(one.folder, {name: each for name, each in taken.items() if name.startswith(FEATURES)})
         others = {name: each for name, each in taken.items() if not name.startswith(FEATURES)}
-        steps = medians(
+        steps = _medians(
             {
                 "plain step": engines.call("text_step"),
                 "step from a template": engines.call("identity_step"),
@@ -119,8 +106,9 @@ def measure(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
                 "joint step without guidance": unguided_engines.call("denoise_step"),
             },
             arguments.rounds,
+            burst=_BURST,
         )
-        whole = medians(
+        whole = _medians(
             {
                 "joint image": lambda: one.generate(_PROMPT, person, output_type="latents", **settings),
                 "image from a template": lambda: one.generate(template, person, output_type="latents"),
@@ -139,7 +127,7 @@ def measure(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
         "rounds": arguments.rounds,
         "steps": arguments.steps,
         "people": _PEOPLE,
-        "median_seconds": {name: round(value, 5) for name, value in {**steps, **whole}.items()},
+        "median_ms": {**steps, **whole},
         "bytes_per_step": template.nbytes // arguments.steps,
         "bytes_per_step_in_8_bits": small.nbytes // arguments.steps,
         "features_snr_db": round(float(small.snr or 0), 1),
@@ -160,6 +148,10 @@ def measure(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
             ),
         },
     }  # fmt: skip
+
+
+def _medians(calls: Mapping[str, Callable[[], object]], rounds: int, burst: int = 1) -> dict[str, float]:
+    return {name: each.median_ms for name, each in take_turns(calls, rounds, burst=burst).items()}
 
 
 def table(document: dict[str, Any]) -> str:

@@ -133,6 +133,7 @@ class Backend(ABC):
         takes_targets: whether the user can choose the GPU architectures of engines.
         takes_flags: whether it supports refit, strip and the optimization level.
         takes_plugins: whether engines can contain the fused Triton kernels as plugins.
+        takes_threads: whether the user can choose the number of CPU threads.
     """
 
     name: ClassVar[str]
@@ -145,6 +146,7 @@ class Backend(ABC):
     takes_targets: ClassVar[bool] = False
     takes_flags: ClassVar[bool] = False
     takes_plugins: ClassVar[bool] = False
+    takes_threads: ClassVar[bool] = False
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
@@ -192,8 +194,15 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def load(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str) -> Engine:
-        """Load a verified engine file."""
+    def load(
+        self,
+        path: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        device: str,
+        threads: int | None = None,
+    ) -> Engine:
+        """Load a verified engine file; `threads` only if `takes_threads`."""
 
     def choose_target(self, device: str, targets: Sequence[str]) -> tuple[str | None, str]:
         """Choose the target whose engines are used, and the kind of device that they run on.

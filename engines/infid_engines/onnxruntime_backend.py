@@ -40,6 +40,21 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def session_options(ort: Any, threads: int | None = None, spin: bool = False) -> Any:
+    """Return options of a session.
+
+    Args:
+        ort: the module `onnxruntime`.
+        threads: number of threads; None is one per core.
+        spin: whether its threads wait for the next call with full use of their cores.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    return options
+
+
 class OnnxRuntimeBackend(Backend):
     """The default: nothing to build, and parity on every machine."""
 
@@ -48,6 +63,7 @@ class OnnxRuntimeBackend(Backend):
     extras = (_CPU, _CUDA)
     device = "cpu"
     uses_graph_as_engine = True
+    takes_threads = True
 
     def versions(self) -> dict[str, str]:
         """Return the version of ONNX Runtime."""
@@ -80,7 +96,12 @@ class OnnxRuntimeBackend(Backend):
         return None, self.device if device == "auto" else device
 
     def load(
-        self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str = "cpu"
+        self,
+        path: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        device: str = "cpu",
+        threads: int | None = None,
     ) -> OnnxRuntimeEngine:
         """Load a graph.
 
@@ -95,8 +116,9 @@ class OnnxRuntimeBackend(Backend):
                 f"This onnxruntime ({ort.__version__}) cannot run on {device}.",
                 fix=f"pip uninstall -y onnxruntime && {_CUDA.install}",
             )
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
+        # the next call of a step comes at once; after other graphs, spinning threads would slow down the next graph
+        repeats = any(spec.name.startswith("next_") for spec in outputs)
+        options = session_options(ort, threads, spin=repeats)
         weights = sum(file.stat().st_size for file in path.parent.glob("*.safetensors"))
         if device == "cpu" and weights > LARGE_WEIGHTS:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

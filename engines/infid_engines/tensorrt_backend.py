@@ -142,6 +142,7 @@ class TensorRTBackend(Backend):
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         device: str = "cuda",
+        threads: int | None = None,
     ) -> Any:
         """Load an engine onto the GPU.
 

@@ -61,11 +61,13 @@ class _Recorder:
         self._engine.close()
 
 
-def recording_pipeline(folder: Path, backend: str = "auto", device: str = "auto") -> tuple[Pipeline, RecordingEngines]:
+def recording_pipeline(
+    folder: Path, backend: str = "auto", device: str = "auto", threads: int | None = None
+) -> tuple[Pipeline, RecordingEngines]:
     """Open an engine folder, see `Pipeline.load`."""
-    found = Pipeline.load(folder, backend, device)
+    found = Pipeline.load(folder, backend, device, threads=threads)
     target, kind = choose_target(found.manifest, found.backend, device)
-    engines = RecordingEngines(found.folder, found.manifest, found.backend, target, kind)
+    engines = RecordingEngines(found.folder, found.manifest, found.backend, target, kind, threads)
     return Pipeline(found.folder, found.manifest, engines, found.backend, kind, found.choice), engines
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from infid_engines.backends import Backend
+from infid_engines.gpu import Gpu, find_gpu
 from infid_engines.registry import BACKENDS, PARITY_BACKEND
 from infid_export.cli.output import Output
 
@@ -43,21 +44,6 @@ except Exception as error:
     facts["error"] = f"{type(error).__name__}: {error}"
 print(json.dumps(facts))
 """
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """The GPUs, as reported by the driver.
-
-    Args:
-        names: one per GPU, with its architecture.
-        driver: version of the driver.
-        cuda: newest CUDA that the driver supports, (major, minor).
-    """
-
-    names: tuple[str, ...]
-    driver: str
-    cuda: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -315,23 +301,3 @@ def _torch_facts() -> TorchFacts:
         last = (found.stderr.strip().splitlines() or ["it ended without a message"])[-1]
         return TorchFacts(None, False, f"torch itself cannot be imported: {last}")
     return TorchFacts(**json.loads(lines[-1]))
-
-
-def find_gpu() -> Gpu | None:
-    """Return the GPUs that nvidia-smi reports; None without a driver."""
-    query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
-    listed, header = _output_of(query), _output_of(["nvidia-smi"])
-    rows = [[cell.strip() for cell in line.split(",")] for line in listed.splitlines()]
-    rows = [row for row in rows if len(row) == 3]
-    cuda = re.search(r"CUDA[A-Za-z ]*Version:\s*(\d+)\.(\d+)", header)
-    if not rows or cuda is None:
-        return None
-    names = tuple(f"{name} (sm_{capability.replace('.', '')})" for name, capability, _ in rows)
-    return Gpu(names, rows[0][2], (int(cuda[1]), int(cuda[2])))
-
-
-def _output_of(command: list[str]) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""

@@ -6,7 +6,11 @@ import argparse
 from pathlib import Path
 
 from infid_engines.errors import InputError
-from infid_export.cli.flags import add_engines, add_face_index
+from infid_export.cli.flags import (
+    add_engines,
+    add_face_index,
+    open_pipeline,
+)
 from infid_export.cli.generate import enrolled, require_writable
 from infid_export.cli.output import Output
 
@@ -49,11 +53,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             "The shares of --mix leave no share for the photos.", fix="Give shares that sum to less than 1."
         )
     from infid_export.runtime.person import Person, mix, stack
-    from infid_export.runtime.pipeline import Pipeline
 
     others = [(Person.load(path), share) for path, share in shares]
     neighbors = [Person.load(path) for path in arguments.stack]
-    with Pipeline.load(arguments.engines, arguments.backend, arguments.device) as pipe:
+    with open_pipeline(arguments, arguments.engines) as pipe:
         output.note(pipe.choice)
         person = enrolled(pipe, arguments.photos, arguments.face_index, output)
     faces = person.faces

@@ -17,6 +17,7 @@ from infid_export.cli.flags import (
     add_model,
     add_running,
     add_sampling,
+    open_pipeline,
 )
 from infid_export.cli.output import Output, shown
 
@@ -203,10 +204,9 @@ def _generator(arguments: argparse.Namespace, reporter: Reporter) -> Iterator[Ge
         )
         return
     from infid_export.evaluation.generators import EngineGenerator
-    from infid_export.runtime.pipeline import Pipeline
 
     folder = arguments.engines or ENGINES
-    with Pipeline.load(folder, arguments.backend, arguments.device, reporter) as pipe:
+    with open_pipeline(arguments, folder, reporter) as pipe:
         yield EngineGenerator(pipe, settings)
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from infid_engines.progress import Reporter
 from infid_engines.registry import BACKENDS
 from infid_engines.text_files import without_marks
 from infid_export.sampling import SAMPLERS, SPACINGS
+
+if TYPE_CHECKING:
+    from infid_export.runtime.pipeline import Pipeline
 
 # Not "engines": a clone of the repository has source code there.
 ENGINES = Path("infid-engines")
@@ -43,6 +47,14 @@ def add_running(group: argparse._ActionsContainer) -> None:
         "--backend", choices=backend_choices(), default="auto", metavar="NAME", help=backend_help("auto")
     )
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime (auto: cpu)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads of onnxruntime (one per core)")
+
+
+def open_pipeline(arguments: argparse.Namespace, folder: Path, reporter: Reporter | None = None) -> Pipeline:
+    """Open an engine folder with the arguments of `add_running`; see `Pipeline.load`."""
+    from infid_export.runtime.pipeline import Pipeline
+
+    return Pipeline.load(folder, arguments.backend, arguments.device, reporter, arguments.threads)
 
 
 def backend_choices() -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from infid_export.cli.flags import (
     add_sampling,
     add_seed,
     add_size,
+    open_pipeline,
     prompt_settings,
 )
 from infid_export.cli.output import Output
@@ -72,11 +73,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     count = len(arguments.prompt) if arguments.template is None else len(arguments.person or ["photo"])
     paths = output_paths(arguments.output, count)
     from infid_export.runtime.person import Person
-    from infid_export.runtime.pipeline import Pipeline
     from infid_export.runtime.template import Template
 
     template = None if arguments.template is None else Template.load(arguments.template)
-    with Pipeline.load(arguments.engines, arguments.backend, arguments.device) as pipe, output.progress() as reporter:
+    with open_pipeline(arguments, arguments.engines) as pipe, output.progress() as reporter:
         reporter.note(pipe.choice)
         if arguments.person is not None:
             people = [Person.load(path) for path in arguments.person]

@@ -16,6 +16,7 @@ from infid_export.cli.flags import (
     add_sampler,
     add_seed,
     add_size,
+    open_pipeline,
     prompt_settings,
 )
 from infid_export.cli.generate import output_paths, save_images
@@ -68,10 +69,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 def _make(arguments: argparse.Namespace, output: Output) -> int:
     paths = output_paths(arguments.output or _TEMPLATE, len(arguments.what), (_SUFFIX,))
     sheets = [] if arguments.preview is None else output_paths(arguments.preview, 1)
-    from infid_export.runtime.pipeline import Pipeline
 
     templates = {}
-    with Pipeline.load(arguments.engines, arguments.backend, arguments.device) as pipe, output.progress() as reporter:
+    with open_pipeline(arguments, arguments.engines) as pipe, output.progress() as reporter:
         reporter.note(pipe.choice)
         for prompt, path in zip(arguments.what, paths, strict=True):
             reporter.note(f"{path}: {prompt}")
@@ -97,11 +97,10 @@ def _make(arguments: argparse.Namespace, output: Output) -> int:
 def _preview(paths: list[Path], arguments: argparse.Namespace, output: Output) -> int:
     """Draw a sheet of templates, all of which are checked first."""
     sheets = output_paths(arguments.output or _SHEET, 1)
-    from infid_export.runtime.pipeline import Pipeline
     from infid_export.runtime.template import Template, check_template
 
     templates = {path: Template.load(path) for path in paths}
-    with Pipeline.load(arguments.engines, arguments.backend, arguments.device) as pipe:
+    with open_pipeline(arguments, arguments.engines) as pipe:
         for template in templates.values():
             check_template(template, pipe.manifest)
         save_images([_sheet(pipe, templates)], sheets)

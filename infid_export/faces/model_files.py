@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from infid_engines.errors import BackendUnavailableError, InputError
-from infid_engines.onnxruntime_backend import import_onnxruntime
+from infid_engines.onnxruntime_backend import import_onnxruntime, session_options
 
 INSIGHTFACE_LICENSE = (
     "InsightFace's pretrained models are licensed for non-commercial research only; "
@@ -105,8 +105,7 @@ def open_onnx(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"There is no model at {path}.", fix="Check the path.")
     ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options(ort)
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exception types are not public

@@ -23,10 +23,14 @@ class EngineSet:
         backend: name of the backend.
         target: the GPU architecture whose engines are used; None uses the only one.
         device: `cpu` or `cuda`.
+        threads: CPU threads, for a backend that takes them; None is its default.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, backend: str, target: str | None, device: str) -> None:
-        self._folder, self._manifest = folder, manifest
+    def __init__(
+        self, folder: Path, manifest: Manifest, backend: str, target: str | None, device: str,
+        threads: int | None = None,
+    ) -> None:  # fmt: skip
+        self._folder, self._manifest, self._threads = folder, manifest, threads
         self._backend, self._target, self._device = backend, target, device
         self._engines: dict[str, Engine] = {}
         self._verified: set[str] = set()
@@ -42,7 +46,7 @@ class EngineSet:
             for name in self._files(graph):
                 self.verify(name)
             self._engines[graph] = get_backend(self._backend).load(
-                self._folder / stored.file, record.inputs, record.outputs, self._device
+                self._folder / stored.file, record.inputs, record.outputs, self._device, self._threads
             )
         return self._engines[graph]
 

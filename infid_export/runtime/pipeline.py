@@ -74,7 +74,12 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, folder: str | Path, backend: str = "auto", device: str = "auto", reporter: Reporter | None = None
+        cls,
+        folder: str | Path,
+        backend: str = "auto",
+        device: str = "auto",
+        reporter: Reporter | None = None,
+        threads: int | None = None,
     ) -> Pipeline:
         """Open an engine folder. Each engine is verified and loaded on first use.
 
@@ -85,6 +90,7 @@ class Pipeline:
             device: `auto`, `cpu` or `cuda` for onnxruntime (`auto` is the CPU); `auto` or one of the folder's GPU
                 architectures, such as `sm_89`, for TensorRT.
             reporter: receives a note on what was chosen, and why.
+            threads: CPU threads of onnxruntime; None is one per core.
 
         Raises:
             EngineFolderError: the folder is missing, damaged, or has no engines for the backend.
@@ -95,6 +101,8 @@ class Pipeline:
         text_of("The backend", backend, "Give its name, or auto.")
         text_of("The device", device, "Give auto, cpu or cuda.")
         require_methods("The reporter", reporter, REPORTER, "Leave it out.")
+        if threads is not None:
+            threads = whole_number("The number of threads", threads, "Give 1 or more, or leave it out.", least=1)
         manifest = Manifest.load(path)
         require_usable(manifest)
         if backend == "auto":
@@ -106,9 +114,11 @@ class Pipeline:
             raise EngineFolderError(
                 f"{path} has no {backend} engines.", fix=f"infid-export build --backend {backend} -o {path}"
             )
+        if threads is not None and not get_backend(backend).takes_threads:
+            raise InputError(f"{backend} does not take a number of threads.", fix="Leave it out.")
         target, kind = choose_target(manifest, backend, device)
         choice = f"{choice} (on {target or kind})"
-        pipe = cls(path, manifest, EngineSet(path, manifest, backend, target, kind), backend, kind, choice)
+        pipe = cls(path, manifest, EngineSet(path, manifest, backend, target, kind, threads), backend, kind, choice)
         if reporter is not None:
             reporter.note(f"backend {choice}")
         return pipe

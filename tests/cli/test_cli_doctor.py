@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from cli_process import Cli
 
+from infid_engines.gpu import Gpu, find_gpu
 from infid_engines.registry import BACKENDS
 from infid_export.cli import doctor
-from infid_export.cli.doctor import Finding, Gpu, Machine, TorchFacts, diagnose
+from infid_export.cli.doctor import Finding, Machine, TorchFacts, diagnose
 
 RUNTIME = {**doctor.libraries()[""], **doctor.libraries()["cpu"]}
 TORCH = {**doctor.libraries()["export"], "torch": "2.15.0", "torchvision": "0.29.2", "triton": "3.9.0"}
@@ -177,9 +178,9 @@ def test_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, header: str
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert doctor.find_gpu() == Gpu(("NVIDIA L4 (sm_89)", "NVIDIA H100 (sm_90)"), "580.65", (13, 0))
+    assert find_gpu() == Gpu(("NVIDIA L4 (sm_89)", "NVIDIA H100 (sm_90)"), "580.65", (13, 0))
     program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
-    assert doctor.find_gpu() is None
+    assert find_gpu() is None
 
 
 def test_the_libraries_are_those_of_the_package() -> None:

@@ -54,7 +54,7 @@ def person(value: float) -> Person:
 def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakePipeline]:
     fake = FakePipeline()
 
-    def load(folder: Path, backend: str, device: str) -> FakePipeline:
+    def load(folder: Path, backend: str, device: str, reporter: object, threads: int | None) -> FakePipeline:
         fake.calls.append(("load", (folder, backend, device)))
         return fake
 

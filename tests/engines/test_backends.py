@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +209,25 @@ def test_tensorrt_runs_and_loops(tmp_path, name):
     for _ in range(3):
         loop.step()
     np.testing.assert_array_equal(loop.read("next"), np.full((4, 8), 15, np.float16))
+
+
+def test_onnxruntime_takes_threads_and_spins_only_between_steps(tmp_path, monkeypatch):
+    import onnxruntime
+
+    seen, real = [], onnxruntime.InferenceSession
+
+    def session(path, options, providers):
+        spins = options.get_session_config_entry("session.intra_op.allow_spinning")
+        seen.append((options.intra_op_num_threads, spins))
+        return real(path, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    path = graph(tmp_path / "g.onnx")
+    inputs, (output,) = specs()
+    backend = get_backend("onnxruntime")
+    backend.load(path, inputs, (output,), "cpu", threads=3)
+    step = onnx.load(str(path))
+    step.graph.output[0].name = step.graph.node[1].output[0] = "next_x"
+    onnx.save(step, str(tmp_path / "step.onnx"))
+    backend.load(tmp_path / "step.onnx", inputs, (replace(output, name="next_x"),), "cpu")
+    assert seen == [(3, "0"), (0, "1")]

@@ -41,5 +41,8 @@ class ToyBackend(Backend):
         onnx.save(onnx.load(str(request.onnx)), str(request.output))
         stage.update(1.0)
 
-    def load(self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str) -> Engine:
+    def load(
+        self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str,
+        threads: int | None = None,
+    ) -> Engine:  # fmt: skip
         return OnnxRuntimeBackend().load(path, inputs, outputs, device)

@@ -1,0 +1,184 @@
+"""Measures an engine folder: each graph, whole images, and what the host adds to a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infid_engines.memory import peak_memory, reset_peak_memory
+from infid_engines.progress import Reporter, Stage
+from infid_export.bench.machine import library_versions, machine_facts
+from infid_export.bench.recording import RecordingEngines, recording_pipeline
+from infid_export.bench.timing import Times, take_turns
+from infid_export.faces.reader import FaceInputs
+from infid_export.runtime.conditioning import has_guidance
+from infid_export.runtime.person import Person
+from infid_export.runtime.pipeline import Pipeline
+
+PROMPT = "a portrait photo of a person in the rain, oil painting"
+_JOINT, _TEXT, _IDENTITY = "denoise_step", "text_step", "identity_step"
+_SEED, _BURST = 1, 4
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured, and how often.
+
+    Args:
+        folder: the engine folder.
+        backend: as in `Pipeline.load`.
+        device: likewise.
+        threads: likewise.
+        rounds: how often each graph is timed.
+        image_rounds: how often each kind of image is timed.
+        steps: steps per image; None is the folder's.
+    """
+
+    folder: Path
+    backend: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    rounds: int = 15
+    image_rounds: int = 3
+    steps: int | None = None
+
+
+def bench(
+    options: BenchOptions, reporter: Reporter, others: Mapping[str, Callable[[], object]] | None = None
+) -> dict[str, Any]:
+    """Measure, and return the document; `docs/performance.md` explains its keys.
+
+    Args:
+        options: what is measured.
+        reporter: receives the progress.
+        others: calls of other software that each make an image, by name; they take turns with the folder's images.
+
+    Raises:
+        InputError: an option does not fit.
+        EngineFolderError: the folder is missing or damaged.
+        BackendUnavailableError: the backend cannot run here.
+    """
+    reset_peak_memory()
+    pipe, engines = recording_pipeline(options.folder, options.backend, options.device, options.threads)
+    with pipe:
+        reporter.note(pipe.choice)
+        steps = pipe.manifest.defaults["steps"] if options.steps is None else options.steps
+        person = stand_in(pipe)
+        calls = _images(pipe, person, steps)
+        started = time.perf_counter()
+        for call in calls.values():
+            call()  # loads the engines, and records their inputs
+        seconds = time.perf_counter() - started
+        images = {**calls, **(others or {})}
+        reporter.plan(
+            {
+                "graphs": (options.rounds + 1) * _BURST * seconds / steps,
+                "images": (options.image_rounds + 1) * seconds * len(images) / len(calls),
+                "host": seconds,
+            }
+        )
+        with reporter.stage("graphs") as stage:
+            graphs = take_turns(
+                {name: engines.call(name) for name in engines.inputs}, options.rounds, stage.update, _BURST
+            )
+        with reporter.stage("images") as stage:
+            times = take_turns(images, options.image_rounds, stage.update)
+        with reporter.stage("host"):
+            host = _host(pipe, engines, person, steps)
+        manifest = pipe.manifest
+        return {
+            "kind": "bench",
+            "machine": machine_facts(),
+            "versions": library_versions(),
+            "folder": {
+                "model": manifest.model["name"], "precision": manifest.precision, "height": manifest.height,
+                "width": manifest.width, "batch": manifest.batch, "people": manifest.people,
+                "guidance": has_guidance(manifest),
+            },
+            "backend": pipe.backend,
+            "device": pipe.device,
+            "steps": steps,
+            "graphs": {name: asdict(each) for name, each in graphs.items()},
+            "images": {name: asdict(each) for name, each in times.items() if name in calls},
+            "others": {name: asdict(each) for name, each in times.items() if name not in calls},
+            "ratios": _ratios(graphs, times, manifest.batch),
+            "host_ms_per_step": round(host, 3),
+            "host_share": round(host / graphs[_JOINT].median_ms, 4),
+            "peak_bytes": peak_memory(),
+        }  # fmt: skip
+
+
+def stand_in(pipe: Pipeline) -> Person:
+    """Return a person that was encoded from noise instead of a photo: speed does not depend on the face."""
+    random = np.random.default_rng(_SEED)
+    shapes = {spec.name: spec.shape for spec in pipe.manifest.graph("identity_encoder").inputs}
+    embedding = random.standard_normal([int(each) for each in shapes["face_embedding"]]).astype(np.float32)  # type: ignore[arg-type]
+    crop = random.random([int(each) for each in shapes["face_crop"]], dtype=np.float32)  # type: ignore[arg-type]
+    return pipe.encode(FaceInputs(crop, embedding / np.linalg.norm(embedding)))
+
+
+def _images(pipe: Pipeline, person: Person, steps: int) -> dict[str, Callable[[], object]]:
+    """Return calls that each make a batch of images: joint, and from a template if the folder can."""
+    batch = pipe.manifest.batch
+    calls: dict[str, Callable[[], object]] = {
+        "joint": lambda: pipe.generate([PROMPT] * batch, person, seed=_SEED, steps=steps)
+    }
+    if {_TEXT, _IDENTITY} <= set(pipe.manifest.graphs):
+        template = pipe.template(PROMPT, seed=_SEED, steps=steps)
+        calls["template"] = lambda: pipe.generate(template, [person] * batch)
+    return calls
+
+
+def _ratios(graphs: Mapping[str, Times], images: Mapping[str, Times], batch: int) -> dict[str, float | None]:
+    """Return the price of an identity: a step against SDXL's own step of as many rows.
+
+    `text_step` is that step for one image. A joint step has two streams of `batch` images, one from a template has one.
+    """
+    plain = graphs[_TEXT].median_ms * batch if _TEXT in graphs else None
+    joint, template = graphs[_JOINT].median_ms, graphs[_IDENTITY].median_ms if _IDENTITY in graphs else None
+    return {
+        "joint_over_plain": None if plain is None else round(joint / (2 * plain), 3),
+        "template_over_plain": None if plain is None or template is None else round(template / plain, 3),
+        "joint_image_over_template_image": round(images["joint"].median_ms / images["template"].median_ms, 3)
+        if "template" in images
+        else None,
+    }
+
+
+def _host(pipe: Pipeline, engines: RecordingEngines, person: Person, steps: int) -> float:
+    """Return the milliseconds per step that are spent outside the backend's library."""
+    if steps < 2:
+        return 0.0
+    engine, seen = engines[_JOINT], _StepTimes(lambda: engine.busy_seconds)
+    batch = pipe.manifest.batch
+    pipe.generate([PROMPT] * batch, person, seed=_SEED, steps=steps, reporter=seen, output_type="latents")
+    (first, busy), (last, later) = seen.moments[0], seen.moments[-1]
+    return 1e3 * (last - first - (later - busy)) / (len(seen.moments) - 1)
+
+
+class _StepTimes:
+    """A reporter that notes the time after each step, and how much of it the library has used so far."""
+
+    def __init__(self, busy: Callable[[], float]) -> None:
+        self._busy = busy
+        self.moments: list[tuple[float, float]] = []
+
+    def plan(self, stages: dict[str, float]) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        yield self
+
+    def update(self, fraction: float, detail: str = "") -> None:
+        if detail.startswith("step "):
+            self.moments.append((time.perf_counter(), self._busy()))

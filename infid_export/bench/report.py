@@ -1,0 +1,143 @@
+"""The report of a measurement: one HTML page that needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+_WIDTH, _LABELS, _BAR, _GAP = 860, 210, 18, 10  # of charts, in pixels
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2329; --faint: #66707a; --line: #d9dee3; --paper: #fff; --one: #2f6f9f;
+  --two: #c0702c; --three: #4f8a4b; --four: #8a5a9c; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8eb; --faint: #98a2ab; --line: #3a4249; --paper: #171b1f;
+  --one: #6aaedd; --two: #e0955a; --three: #83bd7d; --four: #b98fcc; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 880px;
+  margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+p, td, th { color: var(--ink); } .faint { color: var(--faint); }
+table { border-collapse: collapse; } td, th { padding: .2rem 1rem .2rem 0; text-align: left;
+  border-bottom: 1px solid var(--line); } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+svg { width: 100%; height: auto; } text { fill: var(--ink); font: 12px system-ui, sans-serif; }
+text.faint { fill: var(--faint); } input { font: inherit; width: 6rem; }
+"""
+_COST = """
+const price = document.getElementById("price");
+function cost() {
+  for (const cell of document.querySelectorAll("[data-ms]"))
+    cell.textContent = (price.value * cell.dataset.ms / 3600).toFixed(2);
+}
+price.addEventListener("input", cost);
+cost();
+"""
+
+
+def html(document: Mapping[str, Any]) -> str:
+    """Return the page of a document from `bench`."""
+    machine, folder, batch = document["machine"], document["folder"], document["folder"]["batch"]
+    graphs, images, others = document["graphs"], document["images"], document["others"]
+    where = ", ".join(machine["gpus"]) if document["device"] == "cuda" else machine["processor"]
+    title = f"{folder['model']}, {folder['precision']}, {folder['height']} × {folder['width']}"
+    versions = ", ".join(f"{name} {each}" for name, each in document["versions"].items())
+    every = {**images, **others}
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="faint">{escape(document["backend"])} on {escape(where)}, {machine["cores"]} cores; '
+        f"{document['steps']} steps, batch {batch}, {'with' if folder['guidance'] else 'without'} guidance.<br>"
+        f"Python {machine['python']}, {escape(versions)}</p>",
+        "<h2>An image</h2>",
+        "<p>Medians; the thin line spans the middle three fifths of the timings. Everything took turns in one run.</p>",
+        _bars(every, {name: "var(--one)" if name in images else "var(--two)" for name in every}),
+        "<h2>Where the time goes</h2>",
+        _stages(document),
+        "<h2>Each graph</h2>",
+        _bars(graphs, dict.fromkeys(graphs, "var(--three)")),
+        "<h2>The price of an identity</h2>",
+        _table(
+            ("ratio of medians", "value"),
+            [
+                (name.replace("_", " "), f"{value:.2f}")
+                for name, value in document["ratios"].items()
+                if value is not None
+            ],
+        ),
+        f"<p>The host adds {document['host_ms_per_step']:.2f} ms to a step ({document['host_share']:.1%}). Peak memory "
+        f"of the process: {document['peak_bytes'] / 1e9:.2f} GB.</p>",
+        "<h2>The price of 1,000 images</h2>",
+        '<p>At <input id="price" type="number" min="0" step="0.1" value="1.0"> per hour of this machine:</p>',
+        _table(
+            ("image", "cost"),
+            [(name, f'<span data-ms="{each["median_ms"] / batch}"></span>') for name, each in every.items()],
+            raw=True,
+        ),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(body) + f"\n<script>{_COST}</script></body></html>\n"
+    )
+
+
+def _bars(times: Mapping[str, Mapping[str, float]], colors: Mapping[str, str]) -> str:
+    """Return a chart with one bar per name, and a line from the 20th to the 80th percentile."""
+    longest = max(each["p80_ms"] for each in times.values()) or 1.0
+    scale = (_WIDTH - _LABELS - 90) / longest
+    parts = []
+    for row, (name, each) in enumerate(times.items()):
+        y, end = row * (_BAR + _GAP), _LABELS + each["median_ms"] * scale
+        low, high = (_LABELS + each[key] * scale for key in ("p20_ms", "p80_ms"))
+        middle = y + _BAR / 2
+        parts += [
+            f'<text x="{_LABELS - 8}" y="{middle + 4}" text-anchor="end">{escape(name)}</text>',
+            f'<rect x="{_LABELS}" y="{y}" width="{end - _LABELS:.1f}" height="{_BAR}" fill="{colors[name]}"/>',
+            f'<path d="M{low:.1f} {middle}H{high:.1f}" stroke="var(--ink)" stroke-width="1.5"/>',
+            f'<text x="{max(end, high) + 6:.1f}" y="{middle + 4}">{_milliseconds(each["median_ms"])}</text>',
+        ]
+    return _svg(len(times) * (_BAR + _GAP), parts)
+
+
+def _stages(document: Mapping[str, Any]) -> str:
+    """Return a chart of the parts of each of our images: text encoders, steps, decoder, and the rest."""
+    graphs, steps = document["graphs"], document["steps"]
+    encoders = sum(graphs[name]["median_ms"] for name in ("text_encoder", "text_encoder_2"))
+    decoder = graphs["vae_decoder"]["median_ms"]
+    kinds = {"joint": ("denoise_step", encoders), "template": ("identity_step", 0.0)}
+    longest = max(each["median_ms"] for each in document["images"].values())
+    scale, parts = (_WIDTH - _LABELS - 90) / longest, []
+    for row, (name, each) in enumerate(document["images"].items()):
+        graph, text = kinds[name]
+        known = {"text encoders": text, "steps": steps * graphs[graph]["median_ms"], "decoder": decoder}
+        known["the rest"] = max(0.0, each["median_ms"] - sum(known.values()))
+        x, y = float(_LABELS), row * (_BAR + _GAP)
+        parts.append(f'<text x="{_LABELS - 8}" y="{y + _BAR / 2 + 4}" text-anchor="end">{escape(name)}</text>')
+        for (what, value), color in zip(known.items(), ("--four", "--one", "--two", "--faint"), strict=True):
+            width, told = value * scale, f"<title>{what}: {_milliseconds(value)}</title>"
+            place = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_BAR}"'
+            parts.append(f'<rect {place} fill="var({color})">{told}</rect>')
+            x += width
+    legend = len(document["images"]) * (_BAR + _GAP)
+    x = float(_LABELS)
+    for what, color in (("text encoders", "--four"), ("steps", "--one"), ("decoder", "--two"), ("the rest", "--faint")):
+        parts.append(f'<rect x="{x}" y="{legend + 2}" width="10" height="10" fill="var({color})"/>')
+        parts.append(f'<text class="faint" x="{x + 15}" y="{legend + 11}">{what}</text>')
+        x += 115
+    return _svg(legend + 20, parts)
+
+
+def _svg(height: int, parts: Sequence[str]) -> str:
+    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">{"".join(parts)}</svg>'
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], raw: bool = False) -> str:
+    """Return a table whose last column holds numbers; with `raw`, that one is HTML already."""
+    head = "".join(f"<th>{escape(each)}</th>" for each in columns)
+    lines = [
+        "<tr>"
+        + "".join(f"<td>{escape(each)}</td>" for each in row[:-1])
+        + f'<td class="number">{row[-1] if raw else escape(row[-1])}</td></tr>'
+        for row in rows
+    ]
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value / 1e3:.2f} s" if value >= 1e3 else f"{value:.1f} ms"

@@ -1,0 +1,101 @@
+"""`infid-export bench`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from infid_engines.atomic_files import whole_file
+from infid_engines.errors import InputError
+from infid_export.cli.flags import add_folder, add_running
+from infid_export.cli.generate import require_writable
+from infid_export.cli.output import Output, size
+
+EXAMPLES = (
+    "infid-export bench infid-engines",
+    "infid-export bench infid-engines --against diffusers --steps 4 -o bench",
+)
+_ROUNDS, _IMAGE_ROUNDS = 15, 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    from infid_export.bench.others import OTHERS
+
+    add_folder(parser, "folder", "engine folder")
+    add_running(parser)
+    parser.add_argument(
+        "--against", nargs="+", choices=OTHERS, default=[], metavar="NAME",
+        help=f"also time other software on the same model, in the same run: {', '.join(OTHERS)}",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, metavar="N", help="steps per image (the folder's)")
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, metavar="N", help=f"timings per graph ({_ROUNDS})")
+    parser.add_argument(
+        "--image-rounds", type=int, default=_IMAGE_ROUNDS, metavar="N", help=f"timings per image ({_IMAGE_ROUNDS})"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write bench.json and report.html there")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Measure, and print tables."""
+    files = {}
+    if arguments.output is not None:
+        try:
+            arguments.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"The folder {arguments.output} cannot be made ({error.strerror}).", fix="Choose another with -o."
+            ) from error
+        files = {name: arguments.output / name for name in ("bench.json", "report.html")}
+        for path in files.values():
+            require_writable(path)
+    from infid_engines.validation import whole_number
+    from infid_export.bench.folder import BenchOptions, bench
+    from infid_export.bench.others import open_others
+
+    for name in ("steps", "rounds", "image_rounds"):
+        value = getattr(arguments, name)
+        if value is not None:
+            whole_number(f"--{name.replace('_', '-')}", value, "Give 1 or more.", least=1)
+    options = BenchOptions(
+        arguments.folder, arguments.backend, arguments.device, arguments.threads, arguments.rounds,
+        arguments.image_rounds, arguments.steps,
+    )  # fmt: skip
+    with output.progress() as reporter:
+        others = open_others(arguments.against, arguments.folder, arguments.steps)
+        document = bench(options, reporter, others)
+    _show(document, output)
+    if files:
+        from infid_export.bench.report import html
+
+        for name, text in (("bench.json", json.dumps(document, indent=1) + "\n"), ("report.html", html(document))):
+            with whole_file(files[name]) as partial:
+                partial.write_text(text, encoding="utf-8")
+            output.line(str(files[name]))
+    output.document(document)
+    return 0
+
+
+def _show(document: dict[str, Any], output: Output) -> None:
+    machine, folder = document["machine"], document["folder"]
+    where = ", ".join(machine["gpus"]) if document["device"] == "cuda" else machine["processor"]
+    output.line(
+        f"{folder['model']} {folder['precision']}, {folder['height']} × {folder['width']}, batch {folder['batch']}, "
+        f"{document['backend']} on {where} ({machine['cores']} cores)"
+    )
+    columns = ("", "median", "20 %", "80 %")
+    kinds = (("graphs", "Graphs, milliseconds"), ("images", f"Images of {document['steps']} steps, milliseconds"),
+             ("others", "Other software, the same image, milliseconds"))  # fmt: skip
+    for kind, title in kinds:
+        rows = [
+            (name, *(f"{each[key]:.1f}" for key in ("median_ms", "p20_ms", "p80_ms")))
+            for name, each in document[kind].items()
+        ]
+        output.table(title, columns, rows, numbers=columns[1:])
+    ratios = {name.replace("_", " "): value for name, value in document["ratios"].items() if value is not None}
+    output.table("Ratios of medians", ("ratio", "value"), [(name, f"{value:.2f}") for name, value in ratios.items()],
+                 numbers=("value",))  # fmt: skip
+    output.line(f"host: {document['host_ms_per_step']:.2f} ms per step ({document['host_share']:.1%}); "
+                f"peak memory {size(document['peak_bytes'])}")  # fmt: skip
