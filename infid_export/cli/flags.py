@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Not "engines": a clone of the repository has source code there.
 ENGINES = Path("infid-engines")
-MODEL_HELP = "demo, random-sdxl, a diffusers folder or a hub id (demo)"
+MODEL_HELP = "demo, random-sdxl, random-medium, a diffusers folder or a hub id (demo)"
 DRY_RUN_HELP = "show what would be done, without doing it"
 METHOD_CHOICES = {
     "--self-attention": ("self_attention", ("mixed", "mutual", "plain")),
@@ -131,9 +131,7 @@ def add_model(model: argparse._ActionsContainer) -> None:
     model.add_argument("--identity", type=Path, metavar="FILE", help="identity weights (safetensors)")
     model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")
     add_recognizer(model)
-    model.add_argument(
-        "--model-seed", dest="seed", type=int, default=0, metavar="N", help="seed of random-sdxl's weights (0)"
-    )
+    model.add_argument("--model-seed", dest="seed", type=int, default=0, metavar="N", help="seed of random weights (0)")
     for flag, (name, values) in METHOD_CHOICES.items():
         model.add_argument(flag, dest=name, choices=values, help="method variant (the identity file's)")
 

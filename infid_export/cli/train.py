@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="demo", help=MODEL_HELP)
     model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")
-    model.add_argument("--model-seed", type=int, default=0, metavar="N", help="seed of random-sdxl's weights (0)")
+    model.add_argument("--model-seed", type=int, default=0, metavar="N", help="seed of random weights (0)")
     model.add_argument(
         "--identity-init",
         default="fresh",

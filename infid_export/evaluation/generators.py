@@ -18,7 +18,7 @@ from infid_export.faces.reader import FaceReader
 from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.model.architectures import Sampling
 from infid_export.model.encoder_match import differences, encoders_of, trained_with
-from infid_export.model.sources import COMPONENTS, ModelSource, open_source
+from infid_export.model.sources import COMPONENTS, RANDOM, ModelSource, open_source
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.sampling.samplers import chosen_sampler
 
@@ -213,7 +213,7 @@ def open_reference(
     """Open the PyTorch reference of a model.
 
     Args:
-        model: `demo`, `random-sdxl`, a folder in diffusers' format, or a hub id.
+        model: `demo`, `random-sdxl`, `random-medium`, a folder in diffusers' format, or a hub id.
         settings: sampling settings.
         choices: method choices that replace the weights' own if they are not None.
         identity: identity weights; for a built-in model they replace its own.
@@ -241,4 +241,4 @@ def open_reference(
     reader = FaceReader(detector, embedder, source.architecture.image_encoder["image_size"])
     chosen = {name: value for name, value in (choices or {}).items() if value is not None}
     # other sources have already read the identity weights
-    return ReferenceGenerator(source, reader, settings, chosen, identity if model == "random-sdxl" else None)
+    return ReferenceGenerator(source, reader, settings, chosen, identity if model in RANDOM else None)

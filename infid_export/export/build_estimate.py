@@ -15,6 +15,7 @@ from infid_export.export.graphs.sizes import Sizes, TensorShape
 from infid_export.export.parity import PARITY
 from infid_export.export.plan import Plan, make_plan
 from infid_export.export.weights import WeightsLayout
+from infid_export.model.sources import BUILT_IN
 
 # Measured on the full-size denoise_step (5.13 GB of fp16 weights): engine 5.24 GB, TensorRT-RTX builder 16.9 GB.
 _ENGINE_PER_WEIGHT, _BUILDER_PER_WEIGHT = 1.02, 3.3
@@ -63,7 +64,7 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
 
     for name, layout in layouts.items():
         largest = max(tensor.length for tensor in layout.tensors.values())
-        held = 4 * largest if plan.source.name in ("demo", "random-sdxl") else layout.size
+        held = 4 * largest if plan.source.name in BUILT_IN else layout.size
         add(weights_file(name), "", layout.parameters, layout.size, held + _PROCESS)
     parts = {form: [layouts[part] for part in form.graph.components.values()] for form in plan.graphs}
     parameters = {form: sum(layout.parameters for layout in used) for form, used in parts.items()}

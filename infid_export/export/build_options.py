@@ -19,7 +19,7 @@ class BuildOptions:
 
     Args:
         output: the engine folder.
-        model: `demo`, `random-sdxl`, a folder in diffusers' format, or a hub id.
+        model: `demo`, `random-sdxl`, `random-medium`, a folder in diffusers' format, or a hub id.
         identity: identity weights (safetensors); built-in models have their own.
         image_encoder: OpenCLIP checkpoint for the `ViT-H-14` image encoder: a file, or an open_clip tag.
         recognizer: ArcFace-type ONNX file, `[N, 3, 112, 112]` to `[N, 512]`.
@@ -41,7 +41,7 @@ class BuildOptions:
             `uncond_identity`.
         parity_size: height and width of the parity check; None is the size of the engines.
         parity_image: whether a whole image is compared: `auto` does it for the demo model.
-        seed: seed of `random-sdxl`'s weights.
+        seed: seed of random weights.
         refit: build TensorRT engines with replaceable weights.
         strip: build TensorRT engines without weights.
         optimization_level: TensorRT's builder optimization level (0 to 5); None is its default.

@@ -22,7 +22,7 @@ from infid_export.export.face_plan import face_files
 from infid_export.export.graphs import GRAPHS, GraphForm, chosen_graphs, forms_of
 from infid_export.export.vae_range import PROBED, VAE_RANGE
 from infid_export.export.writers import Writers
-from infid_export.model.sources import BUILT_IN, ModelSource, open_source
+from infid_export.model.sources import BUILT_IN, RANDOM, ModelSource, open_source
 from infid_export.runtime.requirements import IMAGE_GRAPHS
 
 _EXPORTERS = ("torch", "onnxscript", "onnx_ir", "diffusers", "transformers", "open_clip_torch")
@@ -237,7 +237,7 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
     with_templates = any("templates" in GRAPHS[name].depends_on for name in options.graphs)
     unflagged = f"no engine of {_names('takes_flags')} is built"
     for given, what, why in (
-        (options.identity and source.name == "random-sdxl", "--identity", "the model random-sdxl has its own"),
+        (options.identity and source.name in RANDOM, "--identity", f"the model {source.name} has its own"),
         (options.image_encoder and built_in, "--image-encoder", f"the model {source.name} has its own"),
         (options.face_models and options.detector != "insightface", "--face-models",
          f"the detector is {options.detector}"),

@@ -151,6 +151,23 @@ SDXL = Architecture(
     },
 )
 
+# Between the two, for measuring speed on CPUs: its steps are limited by computation, like SDXL's and unlike the demo's.
+# The UNet has 177 M parameters.
+MEDIUM = Architecture(
+    unet=_unet([128, 256, 512], [2, 4, 8], [1, 2, 3], 2, 768, 512, 64),
+    vae=_vae([64, 128, 256, 256], 1, 512),
+    text_encoder=_clip_text(256, 6, 4, "quick_gelu", 256),
+    text_encoder_2=_clip_text(512, 8, 8, "gelu", 512),
+    image_encoder={
+        "embed_dim": 512,
+        "image_size": 224,
+        "layers": 6,
+        "width": 384,
+        "head_width": 64,
+        "patch_size": 32,
+    },
+)
+
 # Small enough for training on two CPU cores, on the drawn people of `infid_training.world`. Groups of norms have
 # several channels even in narrow layers: a norm over a single channel removes a flat image's color. The UNet has most
 # residual blocks at the finest level, where an eye is two latents wide.

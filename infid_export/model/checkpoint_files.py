@@ -103,7 +103,7 @@ def unreachable(model: str, error: Exception) -> InputError:
     """Return the error for a name that is neither a path nor available from the hub."""
     return InputError(
         f"{model} is not a built-in model, a folder, or a hub id that can be reached ({type(error).__name__}).",
-        fix=f"Use `demo`, `random-sdxl`, or {_DIFFUSERS_FORMAT}.",
+        fix=f"Use `demo`, `random-sdxl`, `random-medium`, or {_DIFFUSERS_FORMAT}.",
     )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from infid_engines.errors import InputError
 from infid_engines.hashes import remembered_sha256
-from infid_export.model.architectures import DEMO, SDXL, Architecture, Sampling, identity_config
+from infid_export.model.architectures import DEMO, MEDIUM, SDXL, Architecture, Sampling, identity_config
 from infid_export.model.checkpoint import check_identity, image_encoder_config, read_checkpoint
 from infid_export.model.checkpoint_files import checkpoint_folder, image_encoder_file, local_folder, weight_files
 from infid_export.model.config import IdentityConfig, read_config
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae", "image_encoder", "identity")
-BUILT_IN = {"demo": DEMO, "random-sdxl": SDXL}
+RANDOM = {"random-sdxl": SDXL, "random-medium": MEDIUM}
+BUILT_IN = {"demo": DEMO, **RANDOM}
 
 
 class ModelSource(Protocol):
@@ -243,17 +244,17 @@ def open_source(
     """Open a model by name.
 
     Args:
-        model: `demo`, `random-sdxl`, a folder in diffusers' format, or a hub id.
+        model: `demo`, `random-sdxl`, `random-medium`, a folder in diffusers' format, or a hub id.
         identity: identity weights; needed for a checkpoint, and replace the demo model's own.
         image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint.
-        seed: seed of `random-sdxl`'s weights.
+        seed: seed of random weights.
         choices: method choices that replace the stored ones if they are not None.
 
     Raises:
         InputError: the model is missing or lacks a component, or a seed was given for trained weights.
     """
     chosen = choices or {}
-    if seed and model != "random-sdxl":
+    if seed and model not in RANDOM:
         raise InputError(f"A seed for random weights has no effect: {model} has trained weights.", fix="Leave it out.")
     if model == "demo":
         return ShippedSource(chosen, identity)
