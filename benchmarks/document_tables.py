@@ -117,6 +117,28 @@ def engine_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def bench_table(document: dict[str, Any]) -> str:
+    """Return the images of a document of `infid-export bench` and of other software, and its ratios."""
+    folder, machine = document["folder"], document["machine"]
+    names = {"joint": "ONNX Runtime, joint", "template": "ONNX Runtime, from a template"}
+    times = {**document["images"], **document["others"]}
+    lines = ["| image | seconds |", "|---|---|"]
+    lines += [f"| {names.get(name, name)} | {each['median_ms'] / 1e3:.1f} |" for name, each in times.items()]
+    ratios = document["ratios"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{folder['model']}, {folder['precision']}, {folder['height']} × {folder['width']}, {document['steps']} "
+            f"steps with guidance, on {machine['cores']} cores of an {machine['processor']}. A joint step takes "
+            f"{ratios['joint_over_plain']:.2f} times SDXL's own step of as many rows, a step from a template "
+            f"{ratios['template_over_plain']:.2f} times; an image from a template is "
+            f"{ratios['joint_image_over_template_image']:.2f} times as fast as the joint one. The host adds "
+            f"{document['host_ms_per_step']:.2f} ms to a step.",
+        ]
+    )
+
+
 def documents() -> list[Path]:
     """Return the documents that may hold tables."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -124,17 +146,21 @@ def documents() -> list[Path]:
 
 def tables() -> dict[str, str]:
     """Return every table in Markdown, by name."""
-    demo, full, variants, engines, tried, templates = (
+    demo, full, variants, engines, tried, templates, medium, speed = (
         json.loads((RESULTS / f"{name}.json").read_text())
-        for name in ("demo-fp16", "random-sdxl-fp16", "ablation", "backends", "reliability", "template-speed")
-    )
+        for name in (
+            "demo-fp16", "random-sdxl-fp16", "ablation", "backends", "reliability", "template-speed",
+            "template-speed-medium", "bench-medium",
+        )
+    )  # fmt: skip
     return {
         "parity": parity_table({"demo": demo, "random-sdxl": full}),
         "engines": engine_table(full),
         "ablation": ablation_scores.markdown(variants),
         "backends": backend_scores.markdown(engines),
         "reliability": reliability.markdown(tried),
-        "templates": template_speed.table(templates),
+        "templates": template_speed.table([templates, medium]),
+        "bench": bench_table(speed),
     }
 
 

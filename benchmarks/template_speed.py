@@ -1,8 +1,8 @@
-"""The cost of templates, of steps without guidance, and of several people at once, on the demo model.
+"""The cost of templates, of steps without guidance, and of several people at once.
 
 Usage::
 
-    python benchmarks/template_speed.py [--rounds N] [--steps N] [--name template-speed] [--machine WORDS]
+    python benchmarks/template_speed.py [--model demo] [--rounds N] [--steps N] [--name template-speed]
 
 Four folders are built on ONNX Runtime in a temporary folder: with guidance for one and for four images per call,
 without guidance, and with templates of 8 bits. What is compared alternates in one run, so that the ratios of the
@@ -17,7 +17,7 @@ import argparse
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from benchmarks.provenance import RESULTS, measured_on
 from benchmarks.publishing import publish
 from infid_engines.backends import Engine
 from infid_engines.registry import get_backend
+from infid_export.bench.folder import stand_in
 from infid_export.bench.recording import RecordingEngines, recording_pipeline, repeated
 from infid_export.bench.timing import take_turns
 from infid_export.cli.output import Output
@@ -36,7 +37,6 @@ from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import build
 from infid_export.export.graphs import GRAPHS
 from infid_export.export.inspection import read_graph
-from infid_export.export.parity_case import parity_face
 from infid_export.runtime.denoise import FEATURES
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.runtime.template import Template
@@ -47,9 +47,10 @@ _ROUNDS, _STEPS, _PEOPLE, _BURST = 9, 10, 4, 4
 _PROMPT = "an oil painting of a person"
 
 
-def folder(path: Path, **options: Any) -> tuple[Pipeline, RecordingEngines]:
-    """Build the demo model's engines, and open them."""
-    build(BuildOptions(path, backends=("onnxruntime",), graphs=tuple(GRAPHS), parity_image="off", **options))
+def folder(path: Path, model: str, **options: Any) -> tuple[Pipeline, RecordingEngines]:
+    """Build a model's engines, and open them."""
+    usual: dict[str, Any] = {"graphs": tuple(GRAPHS), "parity_size": 128, "parity_image": "off"}
+    build(BuildOptions(path, model, backends=("onnxruntime",), **usual, **options))
     return recording_pipeline(path, backend="onnxruntime")
 
 
@@ -76,11 +77,12 @@ def measure(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
     """Build, time, and return the document."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        one, engines = folder(root / "one")
-        four, _ = folder(root / "four", batch=_PEOPLE)
-        unguided, unguided_engines = folder(root / "unguided", guidance=False)
-        quantizing, quantizing_engines = folder(root / "quantizing", quantize_templates=True)
-        person = one.encode(parity_face(224, 512))
+        model = arguments.model
+        one, engines = folder(root / "one", model)
+        four, _ = folder(root / "four", model, batch=_PEOPLE)
+        unguided, unguided_engines = folder(root / "unguided", model, guidance=False)
+        quantizing, quantizing_engines = folder(root / "quantizing", model, quantize_templates=True)
+        person = stand_in(one)
         settings: dict[str, Any] = {"steps": arguments.steps, "seed": 1}
         template = one.template(_PROMPT, **settings)
         shared = four.template(_PROMPT, **settings)
@@ -124,6 +126,7 @@ def measure(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
     return {
         "kind": "template speed",
         **measured_on(arguments.machine, _PACKAGES),
+        "model": model,
         "rounds": arguments.rounds,
         "steps": arguments.steps,
         "people": _PEOPLE,
@@ -154,26 +157,32 @@ def _medians(calls: Mapping[str, Callable[[], object]], rounds: int, burst: int 
     return {name: each.median_ms for name, each in take_turns(calls, rounds, burst=burst).items()}
 
 
-def table(document: dict[str, Any]) -> str:
-    """Return the ratios of a document."""
-    rows = [f"| {name} | {value} |" for name, value in document["ratio"].items()]
-    large, small = (document[name] / 1e6 for name in ("bytes_per_step", "bytes_per_step_in_8_bits"))
-    measured = (
-        f"Medians of {document['rounds']} rounds on {document['machine']}. A template takes {large:.2f} MB per step in "
-        f"fp32 and {small:.2f} MB in 8 bits; the features then have a signal-to-noise ratio of "
-        f"{document['features_snr_db']} dB, and the image a PSNR of {document['image_psnr_db']} dB."
-    )
-    return "\n".join(["| ratio of medians | |", "|---|---|", *rows, "", measured])
+def table(documents: Sequence[dict[str, Any]]) -> str:
+    """Return the ratios of documents, a column each."""
+    heads = " | ".join(f"{each['model']}, {each['steps']} steps" for each in documents)
+    lines = [f"| ratio of medians | {heads} |", "|---|" + "---|" * len(documents)]
+    lines += [f"| {name} | " + " | ".join(str(each["ratio"][name]) for each in documents) + " |"
+              for name in documents[0]["ratio"]]  # fmt: skip
+    lines.append("")
+    for each in documents:
+        large, small = (each[name] / 1e6 for name in ("bytes_per_step", "bytes_per_step_in_8_bits"))
+        lines.append(
+            f"{each['model']}: medians of {each['rounds']} rounds on {each['machine']}. A template takes {large:.2f} MB "
+            f"per step in fp32 and {small:.2f} MB in 8 bits; the features then have a signal-to-noise ratio of "
+            f"{each['features_snr_db']} dB, and the image a PSNR of {each['image_psnr_db']} dB."
+        )
+    return "\n".join(lines)
 
 
 def main(words: list[str]) -> int:
     """Measure, write the document and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="(demo)")
     parser.add_argument("--rounds", type=int, default=_ROUNDS, metavar="N", help=f"({_ROUNDS})")
     parser.add_argument("--steps", type=int, default=_STEPS, metavar="N", help=f"per image ({_STEPS})")
     parser.add_argument("--name", default="template-speed", help="name of the document")
     parser.add_argument("--machine", default="", help="what it runs on, in words")
-    return 1 if publish(measure, table, parser.parse_args(words), RESULTS) is None else 0
+    return 1 if publish(measure, lambda document: table([document]), parser.parse_args(words), RESULTS) is None else 0
 
 
 if __name__ == "__main__":

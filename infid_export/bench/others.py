@@ -107,7 +107,6 @@ def _ip_adapter(plan: Plan, manifest: Manifest, steps: int) -> Call:
     }  # fmt: skip
     pipe.unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": adapter}])
     device, dtype = _place()
-    pipe.unet.to(device, dtype)
     rows = 2 if given["guidance_scale"] > 1 else 1
     embeds = weight(rows, 1, width).to(device, dtype)
     return lambda: pipe(**given, ip_adapter_image_embeds=[embeds])
