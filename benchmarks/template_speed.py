@@ -167,8 +167,8 @@ def table(documents: Sequence[dict[str, Any]]) -> str:
     for each in documents:
         large, small = (each[name] / 1e6 for name in ("bytes_per_step", "bytes_per_step_in_8_bits"))
         lines.append(
-            f"{each['model']}: medians of {each['rounds']} rounds on {each['machine']}. A template takes {large:.2f} MB "
-            f"per step in fp32 and {small:.2f} MB in 8 bits; the features then have a signal-to-noise ratio of "
+            f"{each['model']}: medians of {each['rounds']} rounds on {each['machine']}. A template takes {large:.2f} "
+            f"MB per step in fp32 and {small:.2f} MB in 8 bits; the features then have a signal-to-noise ratio of "
             f"{each['features_snr_db']} dB, and the image a PSNR of {each['image_psnr_db']} dB."
         )
     return "\n".join(lines)
