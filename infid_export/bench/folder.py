@@ -13,6 +13,7 @@ import numpy as np
 
 from infid_engines.memory import peak_memory, reset_peak_memory
 from infid_engines.progress import Reporter, Stage
+from infid_export.bench import PROMPT, SEED
 from infid_export.bench.machine import library_versions, machine_facts
 from infid_export.bench.recording import RecordingEngines, recording_pipeline
 from infid_export.bench.timing import Times, take_turns
@@ -21,9 +22,8 @@ from infid_export.runtime.conditioning import has_guidance
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
 
-PROMPT = "a portrait photo of a person in the rain, oil painting"
 _JOINT, _TEXT, _IDENTITY = "denoise_step", "text_step", "identity_step"
-_SEED, _BURST = 1, 4
+_BURST = 4
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def bench(
 
 def stand_in(pipe: Pipeline) -> Person:
     """Return a person that was encoded from noise instead of a photo: speed does not depend on the face."""
-    random = np.random.default_rng(_SEED)
+    random = np.random.default_rng(SEED)
     shapes = {spec.name: spec.shape for spec in pipe.manifest.graph("identity_encoder").inputs}
     embedding = random.standard_normal([int(each) for each in shapes["face_embedding"]]).astype(np.float32)  # type: ignore[arg-type]
     crop = random.random([int(each) for each in shapes["face_crop"]], dtype=np.float32)  # type: ignore[arg-type]
@@ -127,10 +127,10 @@ def _images(pipe: Pipeline, person: Person, steps: int) -> dict[str, Callable[[]
     """Return calls that each make a batch of images: joint, and from a template if the folder can."""
     batch = pipe.manifest.batch
     calls: dict[str, Callable[[], object]] = {
-        "joint": lambda: pipe.generate([PROMPT] * batch, person, seed=_SEED, steps=steps)
+        "joint": lambda: pipe.generate([PROMPT] * batch, person, seed=SEED, steps=steps)
     }
     if {_TEXT, _IDENTITY} <= set(pipe.manifest.graphs):
-        template = pipe.template(PROMPT, seed=_SEED, steps=steps)
+        template = pipe.template(PROMPT, seed=SEED, steps=steps)
         calls["template"] = lambda: pipe.generate(template, [person] * batch)
     return calls
 
@@ -157,7 +157,7 @@ def _host(pipe: Pipeline, engines: RecordingEngines, person: Person, steps: int)
         return 0.0
     engine, seen = engines[_JOINT], _StepTimes(lambda: engine.busy_seconds)
     batch = pipe.manifest.batch
-    pipe.generate([PROMPT] * batch, person, seed=_SEED, steps=steps, reporter=seen, output_type="latents")
+    pipe.generate([PROMPT] * batch, person, seed=SEED, steps=steps, reporter=seen, output_type="latents")
     (first, busy), (last, later) = seen.moments[0], seen.moments[-1]
     return 1e3 * (last - first - (later - busy)) / (len(seen.moments) - 1)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from infid_engines.errors import BackendUnavailableError
 from infid_engines.manifest import Manifest
+from infid_export.bench import PROMPT, SEED
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from infid_export.export.plan import Plan
 
 Call = Callable[[], object]
-_PROMPT, _SEED = "a portrait photo of a person in the rain, oil painting", 1
 _TOKENS = 4  # image tokens of IP-Adapter
 
 
@@ -49,7 +49,7 @@ def open_others(names: Sequence[str], folder: Path, steps: int | None) -> dict[s
 
 def _arguments(plan: Plan, manifest: Manifest, steps: int) -> dict[str, Any]:
     return {
-        "prompt": [_PROMPT] * manifest.batch, "height": plan.height, "width": plan.width,
+        "prompt": [PROMPT] * manifest.batch, "height": plan.height, "width": plan.width,
         "num_inference_steps": steps, "guidance_scale": float(manifest.defaults["guidance"]),
     }  # fmt: skip
 
@@ -89,7 +89,7 @@ def _ip_adapter(plan: Plan, manifest: Manifest, steps: int) -> Call:
 
     pipe, given = _sdxl(plan), _arguments(plan, manifest, steps)
     cross = width = pipe.unet.config.cross_attention_dim
-    random = torch.Generator().manual_seed(_SEED)
+    random = torch.Generator().manual_seed(SEED)
 
     def weight(*shape: int) -> torch.Tensor:
         found: torch.Tensor = torch.randn(shape, generator=random) / shape[-1] ** 0.5

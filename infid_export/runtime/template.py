@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from infid_engines.manifest import Manifest, TensorSpec, canonical_key
 from infid_engines.validation import path_of, shown
 from infid_export.runtime.conditioning import has_guidance
 from infid_export.runtime.denoise import FEATURES, image_size, reject_non_finite
-from infid_export.runtime.template_file import read_tensors, views, written_tensors
+from infid_export.runtime.template_file import TensorLayout, read_tensors, views, written_tensors
 
 Array = np.ndarray[Any, Any]
 SCALES = "text_scales."  # begins the names of the inputs with the scales of 8-bit features
@@ -55,18 +54,6 @@ class TemplateSettings:
     guidance: float
     sampler: str
     spacing: str | None
-
-
-class TensorLayout(NamedTuple):
-    """Dtype (numpy's name) and shape of a tensor in a template."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -22,9 +23,6 @@ from infid_engines.documents import record
 from infid_engines.errors import InputError
 from infid_engines.tensor_seal import SEAL_KEY, array_seal
 
-if TYPE_CHECKING:
-    from infid_export.runtime.template import TensorLayout
-
 Array = np.ndarray[Any, Any]
 Settings = TypeVar("Settings")
 _SETTINGS_KEY, _MODEL_KEY = "infid_template", "infid_model"
@@ -33,6 +31,18 @@ _NAMES = {numpy_name: name for name, numpy_name in _DTYPES.items()}
 _NEEDED = {"prompt_embeds", "pooled_prompt_embeds", "time_ids", "rows", "initial_scale", "latents"}
 _AGAIN = "Make the template again with `infid-export template make`."
 _ALIGNED = 64  # bytes
+
+
+class TensorLayout(NamedTuple):
+    """Dtype (numpy's name) and shape of a tensor in a template."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @contextmanager
