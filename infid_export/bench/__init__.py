@@ -1,4 +1,7 @@
-"""Measuring the speed of an engine folder, beside what else is installed. Needs neither torch nor diffusers itself."""
+"""Speed of an engine folder, beside other software.
+
+Only `others` needs torch and diffusers.
+"""
 
 PROMPT = "a portrait photo of a person in the rain, oil painting"
 SEED = 1
