@@ -9,7 +9,7 @@ from typing import Any
 
 from infid_engines.atomic_files import whole_file
 from infid_engines.errors import InputError
-from infid_export.cli.flags import add_folder, add_running
+from infid_export.cli.flags import add_folder, add_running, add_steps
 from infid_export.cli.generate import require_writable
 from infid_export.cli.output import Output, size
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", nargs="+", choices=OTHERS, default=[], metavar="NAME",
         help=f"also time other software on the same model, in the same run: {', '.join(OTHERS)}",
     )  # fmt: skip
-    parser.add_argument("--steps", type=int, metavar="N", help="steps per image (the folder's)")
+    add_steps(parser)
     parser.add_argument("--rounds", type=int, default=_ROUNDS, metavar="N", help=f"timings per graph ({_ROUNDS})")
     parser.add_argument(
         "--image-rounds", type=int, default=_IMAGE_ROUNDS, metavar="N", help=f"timings per image ({_IMAGE_ROUNDS})"

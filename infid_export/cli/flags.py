@@ -112,9 +112,14 @@ def prompt_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_steps(parser: argparse._ActionsContainer) -> None:
+    """Add the number of steps."""
+    parser.add_argument("--steps", type=int, metavar="N", help="number of steps (the folder's)")
+
+
 def add_sampler(parser: argparse._ActionsContainer) -> None:
     """Add the sampling settings of both streams."""
-    parser.add_argument("--steps", type=int, metavar="N", help="number of steps (the folder's)")
+    add_steps(parser)
     parser.add_argument("--sampler", choices=SAMPLERS, metavar="NAME", help=f"{', '.join(SAMPLERS)} (the folder's)")
     parser.add_argument(
         "--spacing", choices=SPACINGS, metavar="NAME", help=f"of the timesteps: {', '.join(SPACINGS)} (the folder's)"

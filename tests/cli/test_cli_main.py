@@ -221,9 +221,10 @@ def test_a_flag_means_one_thing_in_all_commands() -> None:
         for action in commands.choices[command]._actions:  # type: ignore[index]
             for flag in action.option_strings:
                 meanings.setdefault(flag, set()).add((action.help, action.type, action.metavar))
-    # -o is each command's own output, and build takes several backends where the others take one
+    # -o is each command's own output, build takes several backends where the others take one, and evaluate compares
+    # with another evaluation where bench compares with other software
     differing = {flag for flag, seen in meanings.items() if len(seen) > 1}
-    assert differing == {"-o", "--output", "--backend"}
+    assert differing == {"-o", "--output", "--backend", "--against"}
 
 
 @pytest.mark.parametrize("command", main.COMMANDS)
