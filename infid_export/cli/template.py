@@ -153,25 +153,28 @@ def _delete(paths: list[Path], output: Output) -> int:
     for path in paths:
         Template.load(path, check=False)
     for path in paths:
-        path.unlink()
+        try:
+            path.unlink()
+        except OSError as error:
+            raise InputError(f"{path} cannot be deleted ({error.strerror}).", fix="Check its folder.") from error
         output.line(f"deleted {path}")
     output.document({"deleted": paths})
     return 0
 
 
 def _files(paths: list[Path]) -> list[Path]:
-    """Return the files, and those of folders.
+    """Return the files, and those of folders, each once.
 
     Raises:
         InputError: a folder has none.
     """
-    found = []
+    found: list[Path] = []
     for path in paths:
         inside = sorted(path.glob(f"*{_SUFFIX}")) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path} has no file that ends in {_SUFFIX}.", fix="Give a folder with templates.")
         found += inside
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _facts(template: Template) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from infid_engines.errors import InputError
+from infid_engines.validation import whole_number
 from infid_export.sampling import PREDICTIONS, TIMESTEP_SPACINGS
 
 Array = np.ndarray[Any, Any]
@@ -29,6 +30,9 @@ SDXL_SCHEDULER: Mapping[str, Any] = {
 }
 # ᾱ of the last timestep where it is rescaled to zero and a sampler divides by it: as in diffusers, the least of fp16
 _NEARLY_ZERO = 2.0**-24
+
+
+_FIX = "Use a base model with SDXL's schedule."
 
 
 class NoiseSchedule(NamedTuple):
@@ -81,7 +85,7 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
         if config.get(name, SDXL_SCHEDULER[name]) not in values:
             raise InputError(
                 f"The noise schedule has {name} = {config[name]!r}; supported: {', '.join(map(str, values))}.",
-                fix="Use a base model with SDXL's schedule.",
+                fix=_FIX,
             )
     alphas = _alphas_cumprod(
         float(config["beta_start"]), float(config["beta_end"]), int(config["num_train_timesteps"]),
@@ -97,9 +101,11 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     return NoiseSchedule(
         alphas,
         prediction,
-        int(config["steps_offset"]),
+        whole_number("The noise schedule's steps_offset", config["steps_offset"], _FIX, least=0),
         1.0 if config.get("set_alpha_to_one", False) else float(alphas[0]),
-        int(config.get("original_inference_steps", 50)),
+        whole_number(
+            "The noise schedule's original_inference_steps", config.get("original_inference_steps", 50), _FIX, least=1
+        ),
     )
 
 

@@ -45,7 +45,7 @@ def test_a_template_is_made_listed_checked_used_and_deleted(cli: Cli, here: Path
     different = sum(a != b for a, b in zip(images[0], images[2], strict=True))
     assert different < 0.1 * len(images[2])  # rounding to 8 bits of what differs by fp16's rounding
 
-    code, out, _ = cli("template", "delete", path)
+    code, out, _ = cli("template", "delete", path, path)
     assert (code, out) == (0, f"deleted {path}\n")
     assert not (here / path).exists()
 

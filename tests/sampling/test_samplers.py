@@ -151,3 +151,10 @@ def test_what_of_a_scheduler_is_not_applied_is_said() -> None:
         "sampler: dpmpp_2m with karras spacing, as the checkpoint's DPMSolverMultistepScheduler, without "
         "solver_order = 3"
     )
+
+
+@pytest.mark.parametrize("field", ["steps_offset", "original_inference_steps"])
+@pytest.mark.parametrize("value", ["null", "", -1, 1.5, True])
+def test_numbers_of_a_schedule_are_whole(field: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"The noise schedule's {field} must be"):
+        noise_schedule({**SDXL_SCHEDULER, field: value})
