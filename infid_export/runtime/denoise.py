@@ -15,7 +15,7 @@ from infid_engines.validation import finite_number, shown, whole_number
 from infid_export.sampling.samplers import SamplerTable
 
 Array = np.ndarray[Any, Any]
-OnStep = Callable[[int, float, Callable[[], Array]], None]
+OnStep = Callable[[int, float, Callable[[str], Array]], None]
 FEATURES = "text_features."  # begins the names of the features' inputs and outputs
 _STATE = ("latents", "denoised")  # that a step hands to the next one, for each stream
 
@@ -30,21 +30,23 @@ def denoise(
     *,
     on_step: OnStep,
     cancel: threading.Event | None,
+    stream: str = "identity",
 ) -> Array:
     """Run all steps of one batch.
 
     Args:
-        engine: of a step graph with an identity stream.
+        engine: of a step graph.
         fixed: the inputs that do not change between steps: text inputs, identity keys and values, guidance, strengths.
-        streams: by stream, the noise of all images.
+        streams: by stream of the graph, the noise of all images.
         batch: the images of this batch.
         table: the sampler's.
         varying: returns further inputs of a step.
-        on_step: called after each step with its index, its timestep and a function that reads the latents.
+        on_step: called after each step with its index, its timestep and a function that reads an output of the graph.
         cancel: checked before each step and after the last.
+        stream: the stream whose latents are returned.
 
     Returns:
-        `[B, 4, h, w]` float32, the identity stream's final latents.
+        `[B, 4, h, w]` float32, the stream's final latents.
 
     Raises:
         CancelledError: `cancel` was set.
@@ -61,54 +63,10 @@ def denoise(
         for index, row in enumerate(table.rows):
             reject_cancelled(cancel)
             loop.step()
-            on_step(index, float(row[0]), lambda: loop.read("next_identity_latents"))
+            on_step(index, float(row[0]), loop.read)
         reject_cancelled(cancel)
-        latents = loop.read("next_identity_latents")
+        latents = loop.read(f"next_{stream}_latents")
     finally:  # a cancelled or failed generation must not hold the GPU's memory until it is collected
-        loop.close()
-    reject_non_finite(latents, "latents")
-    return latents
-
-
-def text_stream(
-    engine: Engine,
-    fixed: Mapping[str, Array],
-    noise: Noise,
-    table: SamplerTable,
-    *,
-    on_step: Callable[[int, Mapping[str, Array]], None],
-    cancel: threading.Event | None,
-) -> Array:
-    """Run the text stream of one prompt.
-
-    Args:
-        engine: of the graph `text_step`.
-        fixed: the inputs that do not change between steps.
-        noise: of one image.
-        table: the sampler's.
-        on_step: called after each step with its index and its features, `[R, N, C]` by name of the output.
-        cancel: as in `denoise`.
-
-    Returns:
-        The last latents, `[1, 4, h, w]`.
-
-    Raises:
-        CancelledError: `cancel` was set.
-        EngineFolderError: the latents have non-finite values.
-    """
-    streams = {"text": noise}
-    state, constant = initial_state(streams, [0], table)
-    inputs = ({**step_inputs(row), **fresh_noise(streams, [0], table)} for row in table.rows)
-    loop = engine.loop({**fixed, **constant}, _carried(streams), state, inputs)
-    names = [name for name in engine.outputs if name.startswith(FEATURES)]
-    try:
-        for index in range(len(table)):
-            reject_cancelled(cancel)
-            loop.step()
-            on_step(index, {name: loop.read(name) for name in names})
-        reject_cancelled(cancel)
-        latents = loop.read("next_text_latents")
-    finally:
         loop.close()
     reject_non_finite(latents, "latents")
     return latents

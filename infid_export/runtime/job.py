@@ -19,6 +19,7 @@ from infid_export.sampling.samplers import SamplerTable
 
 Array = np.ndarray[Any, Any]
 Callback = Callable[[int, float, Array], None]
+Read = Callable[[str], Array]
 REPORTER = ("plan", "stage", "note")  # methods of a reporter
 _LOOKS_EVERY = 0.05  # seconds between two checks of `cancel` while another generation runs
 _READ_SPEED = 5e8  # bytes per second, to estimate the loading time; hashing alone runs at about 1e9
@@ -92,10 +93,10 @@ class JobRunner:
             with report.stage("denoising") as stage:
                 for number, batch in enumerate(rows):
 
-                    def on_step(index: int, timestep: float, read: Callable[[], Array], number: int = number) -> None:
+                    def on_step(index: int, timestep: float, read: Read, number: int = number) -> None:
                         stage.update((number * steps + index + 1) / (steps * len(rows)), f"step {index + 1}")
                         if watch.callback is not None:
-                            watch.callback(index, timestep, read().copy())
+                            watch.callback(index, timestep, read("next_identity_latents").copy())
 
                     finished.append(
                         denoise(

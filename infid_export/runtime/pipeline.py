@@ -22,17 +22,18 @@ from infid_export.faces.photos import Photo
 from infid_export.faces.reader import FaceInputs, FaceReader
 from infid_export.runtime.conditioning import check_guidance, fitted_person, has_guidance, identity_inputs, text_inputs
 from infid_export.runtime.denoise import (
+    FEATURES,
+    denoise,
     image_size,
     open_noise,
     random_seed,
     reject_non_finite,
     scalar,
     seeded_noise,
-    text_stream,
 )
 from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_target
 from infid_export.runtime.enrollment import open_face_reader
-from infid_export.runtime.job import REPORTER, Callback, Job, JobRunner, Watch, pil_images, turn
+from infid_export.runtime.job import REPORTER, Callback, Job, JobRunner, Read, Watch, pil_images, turn
 from infid_export.runtime.person import Person, mix
 from infid_export.runtime.requirements import GENERATE, TEXT, require_usable
 from infid_export.runtime.template import Template, TemplateSettings, check_template, keep_features, new_template
@@ -368,19 +369,24 @@ class Pipeline:
                 pixels,
             )  # fmt: skip
             conditioning = {name: each[:: self.manifest.batch] for name, each in texts.items()}
+            engine = self._engines["text_step"]
+            names = [name for name in engine.outputs if name.startswith(FEATURES)]
             with report.stage("denoising") as stage:
 
-                def on_step(index: int, features: Mapping[str, Array]) -> None:
-                    keep_features(made.tensors, index, features)
+                def on_step(index: int, _: float, read: Read) -> None:
+                    keep_features(made.tensors, index, {name: read(name) for name in names})
                     stage.update((index + 1) / len(table), f"step {index + 1}")
 
-                latents = text_stream(
-                    self._engines["text_step"],
+                latents = denoise(
+                    engine,
                     {**conditioning, **self._guidance_input(settings.guidance, 1)},
-                    noise,
+                    {"text": noise},
+                    [0],
                     table,
+                    lambda index: {},
                     on_step=on_step,
                     cancel=cancel,
+                    stream="text",
                 )
             others = {"rows": table.rows, "initial_scale": np.float32(table.initial_scale), "latents": latents}
             for name, values in {**conditioning, **others}.items():

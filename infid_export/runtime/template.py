@@ -20,7 +20,7 @@ from infid_engines.manifest import Manifest, TensorSpec, canonical_key
 from infid_engines.validation import path_of, shown
 from infid_export.runtime.conditioning import has_guidance
 from infid_export.runtime.denoise import FEATURES, image_size, reject_non_finite
-from infid_export.runtime.template_file import TensorLayout, read_tensors, views, written_tensors
+from infid_export.runtime.template_file import TensorLayout, layout_size, read_tensors, views, written_tensors
 
 Array = np.ndarray[Any, Any]
 SCALES = "text_scales."  # begins the names of the inputs with the scales of 8-bit features
@@ -85,6 +85,11 @@ class Template:
         return sum(each.nbytes for each in self.tensors.values())
 
     @property
+    def layout(self) -> dict[str, TensorLayout]:
+        """Dtypes and shapes of the tensors."""
+        return {name: TensorLayout(each.dtype.name, each.shape) for name, each in self.tensors.items()}
+
+    @property
     def guidance(self) -> bool:
         """Whether it has unconditional rows."""
         return len(self.tensors["time_ids"]) == 2
@@ -110,8 +115,7 @@ class Template:
             InputError: the file cannot be written.
             DiskFullError: the disk is full.
         """
-        layout = {name: TensorLayout(each.dtype.name, each.shape) for name, each in self.tensors.items()}
-        with written_tensors(_target(path), layout, self.settings, self.model) as tensors:
+        with written_tensors(_target(path), self.layout, self.settings, self.model) as tensors:
             for name, values in self.tensors.items():
                 tensors[name][...] = values
 
@@ -140,7 +144,7 @@ def text_model_id(manifest: Manifest) -> str:
 
 def template_size(manifest: Manifest, settings: TemplateSettings) -> int:
     """Return the bytes of a template, before it is made."""
-    return sum(each.nbytes for each in template_layout(manifest, settings).values())
+    return layout_size(template_layout(manifest, settings))
 
 
 def template_layout(manifest: Manifest, settings: TemplateSettings) -> dict[str, TensorLayout]:
@@ -186,7 +190,7 @@ def new_template(manifest: Manifest, settings: TemplateSettings, path: str | Pat
         with written_tensors(_target(path), layout, settings, model) as tensors:
             yield Template(tensors, settings, model)
         return
-    size = template_size(manifest, settings)
+    size = layout_size(layout)
     try:
         content = np.empty(size, np.uint8)  # in one block: the system may grant parts that it has not got together
     except MemoryError as error:
@@ -209,9 +213,9 @@ def keep_features(tensors: Mapping[str, Array], index: int, features: Mapping[st
         if scales is None:
             kept[index] = values
             continue
-        kept[index], scales[index] = quantized(values)
-        reject_non_finite(scales[index], "text features")
         exact = values.astype(np.float32)
+        kept[index], scales[index] = quantized(exact)
+        reject_non_finite(scales[index], "text features")
         signal += float(np.square(exact).sum())
         noise += float(np.square(exact - kept[index] * scales[index]).sum())
     if "snr" in tensors:
@@ -229,7 +233,7 @@ def quantized(values: Array) -> tuple[Array, Array]:
     Returns:
         `[R, N, C]` int8 and `[R, 1, C]` float32.
     """
-    exact = values.astype(np.float32)
+    exact = values.astype(np.float32, copy=False)
     scales = np.abs(exact).max(axis=-2, keepdims=True) / np.float32(_LARGEST)
     with np.errstate(invalid="ignore"):  # not finite: rejected by the caller, by its scale
         steps = np.rint(exact / np.where(scales == 0, np.float32(1), scales))
@@ -261,16 +265,16 @@ def check_template(template: Any, manifest: Manifest) -> None:
         )
     image_size(manifest, template.settings.height, template.settings.width)
     layout = template_layout(manifest, template.settings)
-    found = {name: TensorLayout(each.dtype.name, each.shape) for name, each in template.tensors.items()}
+    found = template.layout
     if found != layout:
         names = sorted(layout | found, key=lambda name: (not name.startswith(FEATURES), name))
         first = next(name for name in names if found.get(name) != layout.get(name))
-        own, expected = (
+        given, expected = (
             "nothing" if each is None else f"{each.dtype} {list(each.shape)}"
             for each in (found.get(first), layout.get(first))
         )
         raise InputError(
-            f"The template's {first} is {own}, but these engines take {expected}.",
+            f"The template's {first} is {given}, but these engines take {expected}.",
             fix="Make it again with these engines.",
         )
 

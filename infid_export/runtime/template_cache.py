@@ -23,6 +23,7 @@ from infid_engines.validation import path_of, whole_number
 from infid_export.runtime.job import Watch
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.runtime.template import Template, TemplateSettings, template_layout, template_size, text_model_id
+from infid_export.runtime.template_file import layout_size
 
 _HEADER = 1 << 16  # more bytes than a template file has besides its tensors
 _NAME = re.compile(r"cached-[0-9a-f]{64}\.safetensors")
@@ -72,10 +73,10 @@ class TemplateCache:
         seed = whole_number("The seed of a cached template", seed, "Give one from 0 up.", least=0)
         chosen = self._pipe.template_settings(prompt, seed=seed, **settings)
         manifest = self._pipe.manifest
-        need = template_size(manifest, chosen) + self._store.overhead
+        layout = template_layout(manifest, chosen)
+        need = layout_size(layout) + self._store.overhead
         if need > self._budget:
             raise _too_small(self._budget, need, manifest, chosen)
-        layout = template_layout(manifest, chosen)
         key = canonical_key({"model": text_model_id(manifest), "settings": asdict(chosen), "layout": layout})
         found = self._find(key)
         while found is None:

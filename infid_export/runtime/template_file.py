@@ -45,6 +45,11 @@ class TensorLayout(NamedTuple):
         return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
+def layout_size(layout: Mapping[str, TensorLayout]) -> int:
+    """Return the bytes of all tensors."""
+    return sum(each.nbytes for each in layout.values())
+
+
 @contextmanager
 def written_tensors(
     path: Path, layout: Mapping[str, TensorLayout], settings: Any, model: str
@@ -57,7 +62,7 @@ def written_tensors(
         DiskFullError: the disk is too full for the whole file.
     """
     metadata = {_MODEL_KEY: model, _SETTINGS_KEY: json.dumps(asdict(settings), sort_keys=True)}
-    header, size = _header(metadata, layout, "0" * 64), sum(each.nbytes for each in layout.values())
+    header, size = _header(metadata, layout, "0" * 64), layout_size(layout)
     with ExitStack() as stack:
         with _explained(path, size):
             if path.is_dir() or not path.name:

@@ -267,7 +267,7 @@ def test_other_errors_are_not_blamed_on_the_file(
     def broken(*_: object, **__: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(pipeline_module, "text_stream", broken)
+    monkeypatch.setattr(pipeline_module, "denoise", broken)
     with pytest.raises(BrokenPipeError):
         tiny_pipe.template("a", seed=1, steps=1, path=tmp_path / "t.safetensors")
     assert list(tmp_path.iterdir()) == []
