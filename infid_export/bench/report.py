@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 _WIDTH, _LABELS, _BAR, _GAP = 860, 210, 18, 10  # of charts, in pixels
+_PARTS = {"text encoders": "--four", "steps": "--one", "decoder": "--two", "the rest": "--faint"}  # with their colors
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --faint: #66707a; --line: #d9dee3; --paper: #fff; --one: #2f6f9f;
   --two: #c0702c; --three: #4f8a4b; --four: #8a5a9c; }
@@ -109,14 +110,14 @@ def _stages(document: Mapping[str, Any]) -> str:
         known["the rest"] = max(0.0, each["median_ms"] - sum(known.values()))
         x, y = float(_LABELS), row * (_BAR + _GAP)
         parts.append(f'<text x="{_LABELS - 8}" y="{y + _BAR / 2 + 4}" text-anchor="end">{escape(name)}</text>')
-        for (what, value), color in zip(known.items(), ("--four", "--one", "--two", "--faint"), strict=True):
+        for what, value in known.items():
             width, told = value * scale, f"<title>{what}: {_milliseconds(value)}</title>"
             place = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_BAR}"'
-            parts.append(f'<rect {place} fill="var({color})">{told}</rect>')
+            parts.append(f'<rect {place} fill="var({_PARTS[what]})">{told}</rect>')
             x += width
     legend = len(document["images"]) * (_BAR + _GAP)
     x = float(_LABELS)
-    for what, color in (("text encoders", "--four"), ("steps", "--one"), ("decoder", "--two"), ("the rest", "--faint")):
+    for what, color in _PARTS.items():
         parts.append(f'<rect x="{x}" y="{legend + 2}" width="10" height="10" fill="var({color})"/>')
         parts.append(f'<text class="faint" x="{x + 15}" y="{legend + 11}">{what}</text>')
         x += 115
