@@ -28,8 +28,8 @@ _SHIFTS = {"mixed_attention": "mean_shift", "merged_cross_attention": "value_shi
 
 def parts(call: Call, device: torch.device) -> list[tuple[str, Configuration, bool]]:
     """Return the kernels that a call in fp16 needs: name, tiles, and whether the tiles divide all lengths."""
-    configuration, even_n = choose_kernel(call.op, device, call.d, call.queries, call.lengths)
-    return [(call.op, configuration.plain, even_n), (_SHIFTS[call.op], mean_shift.CONFIGURATION, False)]
+    configuration, even_n = choose_kernel(call.op, device, call.d, call.queries, call.lengths, "plain")
+    return [(call.op, configuration, even_n), (_SHIFTS[call.op], mean_shift.CONFIGURATION, False)]
 
 
 def bundle_of(call: Call, device: torch.device, folder: Path) -> KernelBundle:

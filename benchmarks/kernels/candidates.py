@@ -17,10 +17,11 @@ from benchmarks.kernels.checks import form_of
 from benchmarks.suite.bench import Bench, Item, Result, Workload
 from infid_kernels.autotune import Level, NoCandidateError, Trial, measure, select
 from infid_kernels.measure import Timing
-from infid_kernels.tuning import Choice, Entry, choices, load, parse_choice, write
+from infid_kernels.tuning import Choice, Configuration, Entry, choices, load, parse_choice, runs, write
 
 _FEW = 5  # candidates of a level that is not tried in full
 _QUICK = 3
+_PLAIN = 2  # of them at least in plain form, which some callers need
 _SAMPLES = 20  # enough to compare candidates, whose times are not reported
 _ITEM_SECONDS, _CANDIDATE_SECONDS = 1.0, 0.8
 ADOPTED = "fastest candidates"
@@ -51,7 +52,7 @@ def items(workload: Workload, quick: bool, architecture: str) -> list[Item]:
                 found.append(_item(f"candidates {level.name}: {form}", level, len(those), partial(whole, level, form)))
     for level in workload.levels:
         if not in_full(level):
-            count = min(_FEW, len(worth_trying(level, quick, architecture)))
+            count = min(_FEW + _PLAIN, len(worth_trying(level, quick, architecture)))
             found.append(_item(f"candidates {level.name}: few", level, count, partial(few, level)))
     return [*found, Item(ADOPTED, 0.5, adopt, always=True)]
 
@@ -83,8 +84,17 @@ def few(level: Level, bench: Bench) -> Result:
         for trial in timed(other, bench.results)
     ]
     fastest = [trial.configuration for trial in sorted(like, key=_median)]
-    tried = fastest or worth_trying(level, bench.quick, bench.architecture)
-    return _measured(level, tried[: _QUICK if bench.quick else _FEW], bench)
+    known = fastest or worth_trying(level, bench.quick, bench.architecture)
+    ranked = [each for each in known if can_compute(level, each)]
+    plain = [each for each in ranked if runs(each, "plain")]
+    tried = dict.fromkeys((*ranked[: _QUICK if bench.quick else _FEW], *plain[:_PLAIN]))
+    return _measured(level, list(tried), bench)
+
+
+def can_compute(level: Level, choice: Choice) -> bool:
+    """Return whether a choice can compute a level: full blocks must divide it, and Gluon only has full blocks."""
+    even_only = level.even_n or (isinstance(choice, Configuration) and choice.gluon)
+    return not even_only or choice.divides(level.call.lengths)
 
 
 def _measured(level: Level, tried: Sequence[Choice], bench: Bench) -> Result:

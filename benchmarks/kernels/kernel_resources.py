@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import triton
@@ -76,7 +76,10 @@ def _cases(architectures: Sequence[str], head_sizes: Sequence[int]) -> Iterator[
             for entry in table():
                 mine = (entry.architecture, entry.block_d) == (architecture, triton.next_power_of_2(d))
                 if mine and isinstance(entry.configuration, Configuration):
-                    yield entry.op, architecture, d, entry.even_n, entry.queries, entry.configuration
+                    configuration = entry.configuration
+                    if configuration.gluon and d not in GLUON_CANDIDATES:  # as `mixed_attention_choice` does
+                        configuration = replace(configuration, gluon=False, descriptors=True)
+                    yield entry.op, architecture, d, entry.even_n, entry.queries, configuration
 
 
 def _forms(architectures: Sequence[str], head_sizes: Sequence[int]) -> Iterator[Case]:

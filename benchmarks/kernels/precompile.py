@@ -25,7 +25,6 @@ from triton.runtime.jit import JITFunction
 from benchmarks.kernels import bundles, candidates, checks
 from benchmarks.suite import child
 from benchmarks.suite.bench import DTYPES, Bench, Item, Result
-from infid_kernels.autotune import Level
 from infid_kernels.compile import compile_kernel
 from infid_kernels.measure import Call, Inputs
 from infid_kernels.tuning import Choice, Configuration, choose, parse_choice
@@ -49,8 +48,9 @@ def jobs(bench: Bench, phase: int) -> list[Job]:
     if phase == 1:
         made += [_job(call, *_choice(call, bench), "float16") for call in calls]
         for level in workload.levels:
-            tried = candidates.worth_trying(level, bench.quick, bench.architecture)
-            made += [_job(level.call, each, level.even_n, "float16") for each in tried if _takes(level, each)]
+            worth = candidates.worth_trying(level, bench.quick, bench.architecture)
+            tried = [each for each in worth if candidates.can_compute(level, each)]
+            made += [_job(level.call, each, level.even_n, "float16") for each in tried]
         for call in workload.calls.values():
             made += [_job(call, configuration, fits, "float16") | {"bundle": op}
                      for op, configuration, fits in bundles.parts(call, bench.device)]  # fmt: skip
@@ -60,12 +60,6 @@ def jobs(bench: Bench, phase: int) -> list[Job]:
             chosen, fits = _choice(call, bench) if configuration is None else (configuration, None)
             made.append(_job(call, chosen, fits, "float16"))
     return list({_specialization(job): job for job in made}.values())
-
-
-def _takes(level: Level, choice: Choice) -> bool:
-    """Return whether a choice can compute a level: full blocks must divide it, and Gluon only has full blocks."""
-    even_only = level.even_n or (isinstance(choice, Configuration) and choice.gluon)
-    return not even_only or choice.divides(level.call.lengths)
 
 
 def _choice(call: Call, bench: Bench) -> tuple[Choice, bool]:

@@ -212,7 +212,7 @@ def even_table() -> str:
     for architecture in ARCHITECTURES:
         cells = [architecture]
         for even_n in (True, False):
-            row = tuning.entry("mixed_attention", architecture, 64, 0, even_n, kernels_only=True)
+            row = tuning.entry("mixed_attention", architecture, 64, 0, even_n, only="kernels")
             assert row is not None
             cells.append(_report(row))
         rows.append(tuple(cells))
@@ -279,14 +279,61 @@ def _report(row: tuning.Entry) -> str:
 
 
 def measured(name: str, gpu: Gpu) -> str:
-    """Return what `gpu_suite.py` measured of a call in fp16, from the newest of its results on such a GPU."""
+    """Return what `gpu_suite.py` measured of a call in fp16, from the newest of its results on such a GPU.
+
+    That is the operation with its fastest configuration, which the tuning table has from the same results.
+    """
     found = [document for document in results() if gpu.mark in document["gpu"]["name"]]
     for document in sorted(found, key=lambda document: str(document["date"]), reverse=True):
-        item = document["items"].get(f"speed {name} float16", {})
+        item = document["items"].get(f"tuned {name} float16", {})
         if item.get("state") == "measured":
             ours = item["result"]["contenders"]["infid_kernels"]
-            return f"{ours['median'] * 1e3:.1f} µs, {ours['teraflops']:.0f} TFLOP/s"
+            share = f"{ours['of_matrix_ceiling']:.0%} of the run's matrix product"
+            return f"{ours['median'] * 1e3:.1f} µs, {ours['teraflops']:.0f} TFLOP/s, {share}"
     return NOT_MEASURED
+
+
+def trial_table() -> str:
+    """Return the fastest candidate of every form on a GPU, in the newest results."""
+    document = max(results(), key=lambda document: str(document["date"]))
+    levels = ("mixed attention, 4096 tokens", "mixed attention, 1024 tokens")
+    rows = []
+    for form in dict.fromkeys(name.partition(": ")[2] for name in document["items"] if name.startswith("candidates")):
+        cells = []
+        for level in levels:
+            item = document["items"].get(f"candidates {level}: {form}")
+            trials = [each for each in item["result"]["trials"] if each["timing"]] if item else []
+            if trials:
+                best = min(trials, key=lambda each: float(each["timing"]["median"]))
+                choice = label(tuning.parse_choice(best["configuration"]))
+                cells += [choice, f"{best['timing']['median'] * 1e3:.1f}"]
+        if len(cells) == 2 * len(levels):
+            rows.append(cells)
+    rows.sort(key=lambda cells: float(cells[1]))
+    gpu = document["gpu"]["name"]
+    return _markdown((f"4096 tokens, {gpu}", "µs", "1024 tokens", "µs"), rows)
+
+
+def rival_table() -> str:
+    """Return the operations on a GPU and what does the same work in PyTorch, in the newest results."""
+    document = max(results(), key=lambda document: str(document["date"]))
+    rows = []
+    for op in ("mixed", "merged"):
+        columns = {level: _contenders(document, f"{op}-{level}") for level in ("4096", "1024")}
+        for name in sorted(columns["4096"], key=columns["4096"].__getitem__):
+            cells = (f"{columns[level][name] * 1e3:.1f}" if name in columns[level] else "–" for level in columns)
+            rows.append((f"{op} attention" if op == "mixed" else "merged cross-attention", name, *cells))
+    return _markdown(("operation", document["gpu"]["name"], "4096 queries, µs", "1024 queries, µs"), rows)
+
+
+def _contenders(document: Mapping[str, Any], call: str) -> dict[str, float]:
+    """Return the milliseconds of what does all the work of a call: our operation as tuned, and the baselines."""
+    items, op = document["items"], SDXL_CALLS[call].op
+    found = {**items[f"speed {call} float16"]["result"]["contenders"]}
+    found |= items[f"compiled baselines {op}"]["result"]["calls"][call]["contenders"]
+    times = {name: each["median"] for name, each in found.items() if each.get("complete") and "infid" not in name}
+    ours = items[f"tuned {call} float16"]["result"]["contenders"]["infid_kernels"]["median"]
+    return {"**`infid_kernels`**": float(ours), **times}
 
 
 def results() -> list[Mapping[str, Any]]:
@@ -297,7 +344,7 @@ def results() -> list[Mapping[str, Any]]:
 TABLES = {
     "gpus": gpu_table, "calls": call_table, "clocks": clock_table, "floors": floor_table, "shift": shift_table,
     "waves": wave_table, "products": product_table, "forms": form_table, "padding": padding_table,
-    "even": even_table,
+    "even": even_table, "trials": trial_table, "rivals": rival_table,
 }  # fmt: skip
 
 

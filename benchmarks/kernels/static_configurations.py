@@ -1,10 +1,12 @@
 """Write the kernels' tuning table without a GPU, from the candidates that compile best.
 
-A candidate must spill no register and fit into the architecture's shared memory; its compiler report is stored as the
-evidence. On Hopper, ptxas must also not have serialized its products, and of the remaining candidates, including those
-with descriptors, the one with the fewest estimated clocks is chosen (`estimate`). On other architectures it is the
-first plain candidate (for merged cross-attention in order of the least padding of SDXL's keys); other forms have to be
-measured first. A measurement by `infid-export tune` is better evidence.
+Where a result of `gpu_suite.py` in benchmarks/results has correct candidates, the fastest is chosen (no library: that
+is left to `infid-export tune` on the user's machine). Elsewhere a candidate must spill no register and fit into the
+architecture's shared memory; its compiler report is stored as the evidence. On Hopper, ptxas must also not have
+serialized its products, and of the remaining candidates, including those with descriptors, the one with the fewest
+estimated clocks is chosen (`estimate`). On other architectures it is the first plain candidate (for merged
+cross-attention in order of the least padding of SDXL's keys); other forms have to be measured first. A case has a
+second entry in plain form where the first is not plain.
 
 Usage::
 
@@ -20,12 +22,27 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from benchmarks.kernels import roofline
+from benchmarks.kernels.candidates import entries
 from benchmarks.kernels.roofline import EXPONENTIALS_PER_CLOCK, GPUS, at_once, padded
+from benchmarks.suite.bench import WORKLOADS
+from benchmarks.suite.report import results
 from infid_kernels.compile import compile_code
 from infid_kernels.measure import SDXL_CALLS, Call
 from infid_kernels.sass import SHARED_LIMIT, MachineCode, read_machine_code
 from infid_kernels.targets import ARCHITECTURES, TUNED_HEAD_SIZES
-from infid_kernels.tuning import CANDIDATES, OPS, TABLE, Configuration, Entry, candidates, table, write
+from infid_kernels.tuning import (
+    CANDIDATES,
+    OPS,
+    TABLE,
+    Configuration,
+    Entry,
+    candidates,
+    nearest,
+    runs,
+    table,
+    write,
+)
 
 _HOPPER = "sm_90"
 _ISSUED_PER_CLOCK = 4  # instructions per SM, one per scheduler
@@ -38,17 +55,30 @@ def main() -> None:
     parser.add_argument("--architecture", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES, metavar="SM",
                         help="others keep their entries")  # fmt: skip
     wanted = parser.parse_args().architecture
-    before = {_case(entry): entry for entry in table()}
-    cases, started, made = [case for case in _cases(ARCHITECTURES) if case[1] in wanted], time.monotonic(), {}
+    made, timed = _by_case(table()), _by_case(measured())
+    cases, started = [case for case in _cases(ARCHITECTURES) if case[1] in wanted], time.monotonic()
     for index, case in enumerate(cases):
-        made[case] = _choose(*case)
+        made[case] = timed.get(case) or _choose(*case)
         left = (time.monotonic() - started) / (index + 1) * (len(cases) - index - 1)
-        print(f"{index + 1}/{len(cases)} {case}: {made[case].configuration}, {left:.0f} s left", file=sys.stderr)
-    write(TABLE, [(before | made)[case] for case in _cases(ARCHITECTURES)])
+        print(f"{index + 1}/{len(cases)} {case}: {made[case][0].configuration}, {left:.0f} s left", file=sys.stderr)
+    write(TABLE, [entry for case in _cases(ARCHITECTURES) for entry in made[case]])
 
 
-def _case(entry: Entry) -> tuple[str, str, int, bool]:
-    return entry.op, entry.architecture, entry.block_d, entry.even_n
+def measured() -> list[Entry]:
+    """Return the entries of our kernels that follow from the results of `gpu_suite.py`."""
+    found = []
+    for document in roofline.results():
+        architecture = nearest(document["gpu"]["architecture"])
+        origin = f"{document['gpu']['name']}, triton {document['triton']}"
+        found += entries(WORKLOADS[document["model"]], results(document), architecture, origin)
+    return [each for each in found if isinstance(each.configuration, Configuration)]
+
+
+def _by_case(found: Sequence[Entry]) -> dict[tuple[str, str, int, bool], list[Entry]]:
+    cases: dict[tuple[str, str, int, bool], list[Entry]] = {}
+    for each in found:
+        cases.setdefault((each.op, each.architecture, each.block_d, each.even_n), []).append(each)
+    return cases
 
 
 def _cases(architectures: Sequence[str]) -> Iterator[tuple[str, str, int, bool]]:
@@ -59,23 +89,30 @@ def _cases(architectures: Sequence[str]) -> Iterator[tuple[str, str, int, bool]]
                     yield op, architecture, d, even_n
 
 
-def _choose(op: str, architecture: str, d: int, even_n: bool) -> Entry:
+def _choose(op: str, architecture: str, d: int, even_n: bool) -> list[Entry]:
+    """Return the best entry by the compiler's reports, and if that is not in plain form, the best that is."""
     if architecture == _HOPPER:
-        return _fewest_clocks(op, d, even_n)
-    plain = CANDIDATES if even_n else [each for each in candidates(op, architecture) if each in CANDIDATES]
+        every = candidates(op, _HOPPER)
+        best = _fewest_clocks(op, d, even_n, every)
+        if runs(best.configuration, "plain"):
+            return [best]
+        return [best, _fewest_clocks(op, d, even_n, [each for each in every if runs(each, "plain")])]
+    plain: Sequence[Configuration] = (
+        CANDIDATES if even_n else [each for each in candidates(op, architecture) if each in CANDIDATES]
+    )
     for candidate in plain:
         shared, code = _report(op, architecture, d, even_n, candidate)
         if code.stack_bytes == 0 and shared <= SHARED_LIMIT[architecture]:
             evidence = f"{_said(code, shared)}{_padding(op, even_n, candidate)}; not yet timed"
-            return Entry(op, architecture, d, 0, even_n, candidate, evidence)
+            return [Entry(op, architecture, d, 0, even_n, candidate, evidence)]
     raise RuntimeError(f"every candidate of {op} spills on {architecture} with head size {d}")
 
 
-def _fewest_clocks(op: str, d: int, even_n: bool) -> Entry:
+def _fewest_clocks(op: str, d: int, even_n: bool, tried: Sequence[Configuration]) -> Entry:
     """Return the entry of the candidate with the fewest estimated clocks on Hopper; the first one in a tie."""
     good: dict[Configuration, tuple[float, str]] = {}
     call = replace(_STAND_FOR[op], d=d)
-    for candidate in candidates(op, _HOPPER):
+    for candidate in tried:
         shared, code = _report(op, _HOPPER, d, even_n, candidate)
         products = code.count("HGMMA")
         if code.stack_bytes or shared > SHARED_LIMIT[_HOPPER] or 2 * code.product_groups >= products:

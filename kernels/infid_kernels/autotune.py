@@ -16,7 +16,7 @@ import triton
 
 from infid_kernels.arguments import empty_output
 from infid_kernels.measure import LIMITS, SDXL_CALLS, Call, Inputs, Timing, input_sets, relative_rms
-from infid_kernels.tuning import Choice, Configuration, Entry, Library, architecture_of
+from infid_kernels.tuning import Choice, Entry, Library, Only, architecture_of, runs
 
 Timer = Callable[[Sequence[Callable[[], object]]], Timing]
 Progress = Callable[[float, str], None]  # fraction done, and what is being measured now
@@ -81,8 +81,7 @@ class Tuned:
     Args:
         level: the level.
         trials: results of all candidates.
-        entries: the choice, with its evidence. If that is a library, also our fastest kernel, for bundles and
-            TensorRT, where no library can run.
+        entries: the choice, with its evidence, and what callers take that cannot run it; see `select`.
     """
 
     level: Level
@@ -161,7 +160,8 @@ def _trial(level: Level, candidate: Choice, inputs: Sequence[Inputs], expected: 
 def select(level: Level, trials: Sequence[Trial], architecture: str, machine: str) -> list[Entry]:
     """Return the fastest correct candidate as an entry; in a tie, the one that was measured first.
 
-    If that is a library, the fastest of our kernels follows as a second entry.
+    If that is a library, the fastest of our kernels follows, and if that is not plain, the fastest in plain form: for
+    callers that cannot run the others.
 
     Args:
         level: the level that was measured.
@@ -176,9 +176,13 @@ def select(level: Level, trials: Sequence[Trial], architecture: str, machine: st
     if not correct:
         reasons = "; ".join(f"{label(trial.configuration)}: {trial.rejection}" for trial in trials)
         raise NoCandidateError(f"no candidate of {level.call.op} is correct for {level.name}: {reasons}")
-    kernels = [trial for trial in correct if isinstance(trial.configuration, Configuration)]
-    ranked = [correct] if correct[0] in kernels else [correct, kernels]
-    return [_entry(level, trials, architecture, machine) for trials in ranked if trials]
+    ranked: list[list[Trial]] = []
+    callers: tuple[Only | None, ...] = (None, "kernels", "plain")
+    for only in callers:
+        fitting = [trial for trial in correct if runs(trial.configuration, only)]
+        if fitting and fitting[0] not in (trials[0] for trials in ranked):
+            ranked.append(fitting)
+    return [_entry(level, trials, architecture, machine) for trials in ranked]
 
 
 def _entry(level: Level, ranked: Sequence[Trial], architecture: str, machine: str) -> Entry:

@@ -63,7 +63,7 @@ def merged_cross_attention_kernel(
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     initial = (row_max, row_sum, acc)  # of both softmaxes
-    scale = logit_scale * 1.4426950408889634  # log2 e: the exponentials are powers of two
+    scale = tl.cast(logit_scale, tl.float32) * 1.4426950408889634  # log2 e; torch.compile declares floats as fp64
     _, text_sum, text_acc = attend(
         initial, q_tile, k_t, v_t, row, head,
         (stride_ktb, stride_kth, stride_ktn), (stride_vtb, stride_vth, stride_vtn),

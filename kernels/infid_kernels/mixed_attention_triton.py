@@ -38,7 +38,7 @@ from infid_kernels.library_attention import launch_library
 from infid_kernels.mean_shift import launch_mean_shift
 from infid_kernels.mixed_attention_gluon import launch_mixed_attention_gluon, takes
 from infid_kernels.operands import Operands, strides
-from infid_kernels.tuning import Configuration, Library, choose
+from infid_kernels.tuning import Choice, Configuration, Library, choose
 
 
 @triton.jit
@@ -70,7 +70,7 @@ def mixed_attention_kernel(
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    scale = logit_scale * 1.4426950408889634  # log2 e: the exponentials are powers of two
+    scale = tl.cast(logit_scale, tl.float32) * 1.4426950408889634  # log2 e; torch.compile declares floats as fp64
     row_max, row_sum, acc = attend(
         (row_max, row_sum, acc), q_tile, k_id, v_id, row, head,
         (stride_kb, stride_kh, stride_kn), (stride_vb, stride_vh, stride_vn),
@@ -94,7 +94,7 @@ def mixed_attention_kernel(
 
 
 def launch_mixed_attention(
-    operands: Operands, shifts: tuple[Tensor, Tensor], scale: float, out: Tensor, choice: Configuration | Library,
+    operands: Operands, shifts: tuple[Tensor, Tensor], scale: float, out: Tensor, choice: Choice,
     even_n: bool,
 ) -> None:  # fmt: skip
     """Launch a given choice; `mixed_attention` takes the choice of the tuning table.
@@ -141,16 +141,20 @@ def _describable(tensor: Tensor) -> bool:
     return all(stride > 0 and stride % elements == 0 for stride in strides(tensor)) and tensor.data_ptr() % 16 == 0
 
 
-def _form(chosen: Configuration, operands: Operands) -> Configuration:
-    """Return the same tiles in a form that can compute this call: Gluon, else descriptors, else pointers."""
-    if not has_values(operands.q):
+def mixed_attention_choice(operands: Operands) -> tuple[Choice, bool]:
+    """Return the table's choice for a call, in a form that can compute it: Gluon, else descriptors, else plain."""
+    q = operands.q
+    call = ("mixed_attention", q.device, q.shape[3], q.shape[2], operands.lengths)
+    if not has_values(q):
         # a traced call is launched later, on other memory and maybe another GPU; torch 2.14 traces no descriptors
-        return chosen.plain
-    if chosen.gluon and not takes(operands, chosen):
-        chosen = replace(chosen, gluon=False, descriptors=True)
-    if chosen.descriptors and not all(_describable(each) for each in operands.segments):
-        return chosen.plain
-    return chosen
+        return choose(*call, only="plain")
+    chosen, even_n = choose(*call)
+    if isinstance(chosen, Configuration):
+        if chosen.gluon and not takes(operands, chosen):
+            chosen = replace(chosen, gluon=False, descriptors=True)
+        if chosen.descriptors and not all(_describable(each) for each in operands.segments):
+            return choose(*call, only="plain")
+    return chosen, even_n
 
 
 @triton_op("infid::mixed_attention", mutates_args={})
@@ -159,10 +163,7 @@ def _mixed_attention(
 ) -> Tensor:
     out, operands = empty_output(q), Operands(q, k_id, v_id, k_t, v_t)
     shifts = launch_mean_shift(*operands.segments, style_strength)
-    chosen, even_n = choose("mixed_attention", q.device, q.shape[3], q.shape[2], operands.lengths)
-    if isinstance(chosen, Configuration):
-        chosen = _form(chosen, operands)
-    launch_mixed_attention(operands, shifts, scale, out, chosen, even_n)
+    launch_mixed_attention(operands, shifts, scale, out, *mixed_attention_choice(operands))
     return out
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
@@ -86,6 +86,7 @@ class Library:
 
 
 Choice = Configuration | Library
+Only = Literal["kernels", "plain"]  # what a caller can run: our kernels, or their plain form
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def choices(op: str, architecture: str, d: int, most: int | None = None) -> tupl
 
 
 def choose(
-    op: str, device: torch.device, d: int, queries: int, lengths: Sequence[int], kernels_only: bool = False
+    op: str, device: torch.device, d: int, queries: int, lengths: Sequence[int], only: Only | None = None
 ) -> tuple[Choice, bool]:
     """Return the choice for an operation; the choice for the same call changes only with `load`.
 
@@ -195,7 +196,7 @@ def choose(
         d: head size.
         queries: number of queries N.
         lengths: numbers of keys of the segments.
-        kernels_only: whether entries of libraries are skipped.
+        only: as in `entry`.
 
     Returns:
         The choice, and whether it is for segments whose lengths `block_n` divides.
@@ -206,20 +207,20 @@ def choose(
     if device.type != "cuda":
         return _INTERPRETER, _INTERPRETER.divides(lengths)
     architecture = architecture_of(device)
-    even = entry(op, architecture, d, queries, True, kernels_only)
+    even = entry(op, architecture, d, queries, True, only)
     if even is not None and even.configuration.divides(lengths):
         return even.configuration, True
-    any_length = entry(op, architecture, d, queries, False, kernels_only)
+    any_length = entry(op, architecture, d, queries, False, only)
     if any_length is None:
         raise RuntimeError(f"{TABLE.name} has no entry of {op} for {architecture} and head size {d}")
     return any_length.configuration, False
 
 
 def choose_kernel(
-    op: str, device: torch.device, d: int, queries: int, lengths: Sequence[int]
+    op: str, device: torch.device, d: int, queries: int, lengths: Sequence[int], only: Only = "kernels"
 ) -> tuple[Configuration, bool]:
-    """Return the configuration of our kernel, even if `choose` returns a library."""
-    chosen, even_n = choose(op, device, d, queries, lengths, kernels_only=True)
+    """Return the configuration of our kernel, even if `choose` returns a library; arguments as in `choose`."""
+    chosen, even_n = choose(op, device, d, queries, lengths, only)
     assert isinstance(chosen, Configuration)
     return chosen, even_n
 
@@ -247,7 +248,7 @@ def nearest(architecture: str) -> str:
     return older[-1]
 
 
-def entry(op: str, architecture: str, d: int, queries: int, even_n: bool, kernels_only: bool = False) -> Entry | None:
+def entry(op: str, architecture: str, d: int, queries: int, even_n: bool, only: Only | None = None) -> Entry | None:
     """Return the entry that applies to a call: a measured one if there is one, else the table's, else None.
 
     Args:
@@ -256,19 +257,26 @@ def entry(op: str, architecture: str, d: int, queries: int, even_n: bool, kernel
         d: head size.
         queries: number of queries N.
         even_n: whether `block_n` divides the segments' lengths.
-        kernels_only: whether entries of libraries are skipped, for callers that cannot run a library.
+        only: for callers that cannot run a library (`kernels`), and for those that launch from a description or while
+            PyTorch traces, where neither descriptors nor Gluon exist (`plain`); other entries are skipped.
     """
     block_d = triton.next_power_of_2(d)
     for rows in (_measured, table()):
         fitting = [
             row
             for row in rows
-            if row.fits(op, architecture, block_d, queries, even_n)
-            and not (kernels_only and isinstance(row.configuration, Library))
+            if row.fits(op, architecture, block_d, queries, even_n) and runs(row.configuration, only)
         ]
         if fitting:
             return max(fitting, key=lambda row: row.queries)
     return None
+
+
+def runs(choice: Choice, only: Only | None) -> bool:
+    """Return whether a caller can run a choice."""
+    if only is None:
+        return True
+    return isinstance(choice, Configuration) and (only == "kernels" or choice == choice.plain)
 
 
 @functools.cache

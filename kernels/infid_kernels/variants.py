@@ -56,15 +56,15 @@ def compile_variants(op: str, architecture: str, head_size: int, dtype: str = "f
 
 
 def _tuned(op: str, architecture: str, head_size: int, even_n: bool) -> dict[Configuration, list[int]]:
-    """Return the plain form of every tuned configuration, with the smallest numbers of queries that it applies to."""
+    """Return every tuned configuration in plain form, with the smallest numbers of queries that it applies to."""
     tuned: dict[Configuration, list[int]] = {}
     queries = sys.maxsize
     while queries >= 0:
-        entry = tuning.entry(op, tuning.nearest(architecture), head_size, queries, even_n, kernels_only=True)
+        entry = tuning.entry(op, tuning.nearest(architecture), head_size, queries, even_n, only="plain")
         if entry is None:
             break
         assert isinstance(entry.configuration, Configuration)
-        tuned.setdefault(entry.configuration.plain, []).insert(0, entry.queries)
+        tuned.setdefault(entry.configuration, []).insert(0, entry.queries)
         queries = entry.queries - 1
     return tuned
 

@@ -39,11 +39,10 @@ def test_a_bundle_holds_every_form_of_every_operation(kernels_bundle: Path) -> N
         mine = [each for each in found.values() if (each["op"], each["constants"].get("EVEN_N")) == (op, even_n)]
         assert min(each["shared_bytes"] for each in mine) <= 49152
         if op in tuning.OPS:
-            entry = tuning.entry(op, "sm_90", 64, 0, bool(even_n))
+            entry = tuning.entry(op, "sm_90", 64, 0, bool(even_n), only="plain")
             assert entry is not None
-            tuned = [each["configuration"] for each in mine if each["queries"] == [0]]
-            assert isinstance(entry.configuration, tuning.Configuration)
-            assert tuned == [entry.configuration.plain.to_dict()]
+            tuned = [each["configuration"] for each in mine if 0 in each["queries"]]
+            assert tuned == [entry.configuration.to_dict()]
         assert all(each["stack_bytes"] == 0 for each in mine)
 
 
@@ -267,12 +266,12 @@ def test_find_chooses_what_the_launcher_would(tmp_path: Path, monkeypatch: pytes
 
 
 def test_forms_that_need_more_than_sizes_are_not_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bundle or plugin cannot make descriptors or call a library, so it gets the best kernel in plain form."""
-    best = tuning.Configuration(64, 128, 4, 2, descriptors=True)
+    """A bundle or plugin cannot make descriptors or call a library, so it gets the best plain kernel."""
+    best, plain = tuning.Configuration(64, 128, 4, 2, descriptors=True), tuning.Configuration(128, 64, 8, 3)
     rows = [
         tuning.Entry("mixed_attention", "sm_90", 64, 0, even_n, choice, "made up")
         for even_n in (True, False)
-        for choice in (tuning.Library("cudnn"), best)
+        for choice in (tuning.Library("cudnn"), best, plain)
     ]
     monkeypatch.setattr(tuning, "_measured", rows)
     asked = []
@@ -287,7 +286,7 @@ def test_forms_that_need_more_than_sizes_are_not_bundled(monkeypatch: pytest.Mon
     monkeypatch.setattr(variants, "compile_kernel", compile_kernel)
     monkeypatch.setattr(variants, "read_machine_code", lambda cubin: MachineCode(128, 0, {}))
     made = list(variants.compile_variants("mixed_attention", "sm_90", 64))
-    assert asked == 2 * [best.plain, tuning.CANDIDATES[0]]
+    assert asked == 2 * [plain, tuning.CANDIDATES[0]]
     assert [kernel.launch["queries"] for kernel in made] == 2 * [[0], []]
 
 

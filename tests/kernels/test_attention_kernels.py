@@ -58,7 +58,11 @@ def choosing(monkeypatch: pytest.MonkeyPatch, chosen: Choice) -> list[Choice]:
         launched.append(arguments[4])
         launch(*arguments)
 
-    monkeypatch.setattr(module, "choose", lambda *call: (chosen, chosen.divides(call[-1])))
+    def choose(*call: Any, only: str | None = None) -> tuple[Choice, bool]:
+        allowed = chosen.plain if only == "plain" and isinstance(chosen, Configuration) else chosen
+        return allowed, allowed.divides(call[-1])
+
+    monkeypatch.setattr(module, "choose", choose)
     monkeypatch.setattr(module, "launch_mixed_attention", watched)
     return launched
 

@@ -107,11 +107,41 @@ def test_the_table_covers_every_call() -> None:
     assert sorted(grid - present) == [], f"missing in {TABLE.name}"
 
 
+# Compiles each operation as torch.compile declares its arguments: Python's floats as fp64 (torch 2.11).
+DECLARED = """
+from infid_kernels import compile
+from infid_kernels.tuning import OPS, Configuration
+
+constants, arguments = compile._constants, compile._arguments
+
+def without_scale(*given):
+    return {name: value for name, value in constants(*given).items() if name != "logit_scale"}
+
+def declared(*given):
+    return [{**each, "type": "fp64"} if each["name"] == "logit_scale" else each for each in arguments(*given)]
+
+compile._constants, compile._arguments = without_scale, declared
+for op in OPS:
+    for even_n in (True, False):
+        made = compile.compile_code(op, "sm_90", 64, Configuration(64, 64, 4, 3), even_n=even_n)
+        print(".f64" in "".join(line for line in made.asm["ptx"].splitlines() if "fma" in line or "mul" in line))
+"""
+
+
+def test_a_scale_declared_as_float64_is_narrowed_once() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
+    command = [sys.executable, "-c", DECLARED]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["False"] * 4  # no arithmetic in fp64
+
+
 @pytest.mark.parametrize("d", [40, 80, 96])
 def test_other_head_sizes_compile(d: int) -> None:
     """They use the tiles of the next power of two, which may spill: the table is tuned for powers of two."""
     rows = resources("--head-size", str(d), "--architecture", "sm_90", "--op", "mixed_attention")
-    assert len(rows) == 2
+    assert {row["even_n"] for row in rows} == {True, False}
     for row in rows:
         assert [fault for fault in wrong(row) if "spilled" not in fault] == []
 

@@ -38,7 +38,7 @@ MUTATIONS = {
     ),
     "the tail is skipped": ("attend.py", "if tail > 0:", "if tail > BLOCK_N:", "merged"),
     "the scale is wrong": ("arguments.py", "1 / math.sqrt(d)", "1 / d", "merged"),
-    "log2 e is forgotten": ("mixed_attention_triton.py", "logit_scale * 1.4426950408889634", "logit_scale", "mixed"),
+    "log2 e is forgotten": ("mixed_attention_triton.py", "* 1.4426950408889634", "* 1.0", "mixed"),
     "the state is not rescaled": ("attend.py", "acc * alpha[:, None]", "acc", "merged"),
     "descriptors read the first head": ("attend.py", "head.to(tl.int32)", "0", DESCRIPTORS),
     "descriptors read the first row": ("attend.py", "[row.to(tl.int32)", "[0", DESCRIPTORS),

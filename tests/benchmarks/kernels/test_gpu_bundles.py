@@ -128,8 +128,8 @@ def test_without_cuda_python_that_is_recorded(
 def test_a_bundle_of_the_tables_own_configuration(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bench: FakeBench
 ) -> None:
-    """The form is one that a bundle cannot hold, so its tiles are bundled in plain form."""
-    chosen = Configuration(64, 128, 4, 2, descriptors=True)
+    """A bundle holds plain forms only."""
+    chosen = Configuration(64, 128, 4, 2)
     asked: dict[str, Any] = {}
 
     def compile_kernel(op: str, architecture: str, d: int, tiles: Configuration, even_n: bool) -> CompiledKernel:
@@ -143,9 +143,10 @@ def test_a_bundle_of_the_tables_own_configuration(
         return CompiledKernel("ptx", b"cubin", launch)
 
     monkeypatch.setattr(bundles, "compile_kernel", compile_kernel)
-    monkeypatch.setattr(bundles, "choose_kernel", lambda *_: (chosen, True))
+    choices = {"plain": (chosen, True)}
+    monkeypatch.setattr(bundles, "choose_kernel", lambda *call: choices[call[-1]])
     monkeypatch.setattr(bundles, "architecture_of", lambda device: "sm_90")
     made = bundles.bundle_of(MIXED, bench.device, tmp_path / "bundle")
-    assert asked[MIXED.op] == ("sm_90", 64, chosen.plain, True)
+    assert asked[MIXED.op] == ("sm_90", 64, chosen, True)
     assert made.find(MIXED.op, "sm_90", "float16", 64, (128, 256), 4096).description["queries"] == [0]
     assert made.find("mean_shift", "sm_90", "float16", 64, (77, 77)).form == "cubin"

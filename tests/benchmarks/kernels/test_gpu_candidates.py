@@ -12,7 +12,7 @@ import pytest
 import torch
 from suite_parts import TINY, FakeBench, spoil
 
-from benchmarks.kernels import candidates
+from benchmarks.kernels import candidates, static_configurations
 from benchmarks.suite import child
 from benchmarks.suite.bench import DEMO, SDXL, Bench, Result
 from benchmarks.suite.runner import Suite
@@ -99,3 +99,34 @@ def test_a_candidate_that_is_wrong_makes_no_entry(suite: Suite, monkeypatch: pyt
     assert len(trials) == 3
     assert all(trial["timing"] is None for trial in trials)
     assert candidates.entries(TINY, suite.bench.results, "sm_89", "L40S") == []
+
+
+def test_at_the_odd_length_some_are_plain_and_none_needs_full_blocks(
+    bench: FakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd, tried = LEVELS[2], list[tuning.Choice]()
+    fastest = [
+        *tuning.GLUON_CANDIDATES[64], *(each for each in tuning.candidates(odd.call.op, "sm_90") if each.descriptors),
+        *tuning.CANDIDATES,
+    ]  # fmt: skip
+    trials = [
+        {"configuration": each.to_dict(), "error": 1e-4, "timing": {**TIMING, "median": float(place)}, "rejection": ""}
+        for place, each in enumerate(fastest)
+    ]
+    bench.workload, level = SDXL, LEVELS[0].name
+    bench.results = {"candidates": {"level": level, "trials": trials}}
+    monkeypatch.setattr(candidates, "_measured", lambda level, these, bench: tried.extend(these))
+    candidates.few(odd, bench)
+    assert [candidates.form_of(each) for each in tried] == [*5 * ["descriptors"], *2 * ["plain"]]
+
+
+def test_the_table_has_what_was_measured() -> None:
+    shipped, measured = tuning.table(), static_configurations.measured()
+    assert measured and set(measured) < set(shipped)
+    timed = {entry for entry in shipped if entry.evidence.startswith("measured")}
+    assert timed == set(measured)
+
+
+def test_every_case_of_the_table_has_a_plain_entry() -> None:
+    for each in tuning.table():
+        assert tuning.entry(each.op, each.architecture, each.block_d, 0, each.even_n, only="plain")

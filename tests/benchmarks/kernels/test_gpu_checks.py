@@ -83,7 +83,7 @@ def test_what_the_sanitizer_finds_decides(
     assert outcome["state"] == state
     assert outcome["result"]["exit_code"] == code
     assert outcome["result"]["output"][0].startswith("--tool racecheck --error-exitcode 9 ")
-    assert outcome["result"]["output"][0].endswith(" -m benchmarks.kernels.checks 1")
+    assert outcome["result"]["output"][0].endswith(" -m benchmarks.kernels.checks racecheck 1")
     if code == 1:  # it could not run, which says nothing about the kernels
         assert outcome["why"] == "it ended with exit code 1"
 
@@ -112,11 +112,15 @@ def test_every_form_and_operation_runs_under_the_sanitizer(monkeypatch: pytest.M
     monkeypatch.setattr(checks, "architecture_of", lambda device: "sm_90")
     monkeypatch.setattr(checks, "public", lambda call, inputs: launched.append((call.op, "public")))
     monkeypatch.setattr(Call, "launched", lambda call, inputs, each: launched.append((call.op, checks.form_of(each))))
-    checks.sanitized()
+    checks.sanitized("memcheck")
     assert {(op, "public") for op in OPS} < set(launched)
     forms = {(op, checks.form_of(each)) for op in OPS for each in choices(op, "sm_90", 64)}
     assert forms == {each for each in launched if each[1] != "public"}
     assert len(forms) > len(OPS)
+    before = set(launched)
+    launched.clear()
+    checks.sanitized("racecheck")
+    assert {form for _, form in before - set(launched)} == {"library cudnn", "library flash"}
 
 
 @pytest.mark.parametrize("call", [MIXED, MERGED], ids=lambda call: call.op)

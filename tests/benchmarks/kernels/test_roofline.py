@@ -56,10 +56,11 @@ def test_a_result_replaces_the_words(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(roofline, "RESULTS", tmp_path)
     assert roofline.measured("mixed-4096", H100) == roofline.NOT_MEASURED
     for date, median in (("2026-11-23T10:00", 0.4), ("2026-11-24T10:00", 0.36)):
-        item = {"state": "measured", "result": {"contenders": {"infid_kernels": {"median": median, "teraflops": 477}}}}
-        document = {"gpu": {"name": "NVIDIA H100 80GB HBM3"}, "date": date, "items": {"speed mixed-4096 float16": item}}
+        ours = {"median": median, "teraflops": 477, "of_matrix_ceiling": 0.7}
+        item = {"state": "measured", "result": {"contenders": {"infid_kernels": ours}}}
+        document = {"gpu": {"name": "NVIDIA H100 80GB HBM3"}, "date": date, "items": {"tuned mixed-4096 float16": item}}
         (tmp_path / f"gpu-{date[:10]}.json").write_text(json.dumps(document))
-    assert roofline.measured("mixed-4096", H100) == "360.0 µs, 477 TFLOP/s"
+    assert roofline.measured("mixed-4096", H100) == "360.0 µs, 477 TFLOP/s, 70% of the run's matrix product"
     assert roofline.measured("mixed-4096", H200) == roofline.NOT_MEASURED
     assert roofline.drawn() != roofline.PAGE.read_text()
 
