@@ -124,11 +124,15 @@ class Backend(ABC):
 
     Attributes:
         name: name in `--backend`, in the manifest and in the engines' paths.
-        rank: position in the order of `auto`, fastest first: the lowest rank that runs here is used.
         extras: the extras that install the library; several are alternatives, and a machine has exactly one.
         cuda_builds: CUDA major version by distribution, if the library has one distribution per CUDA version.
         device: kind of device that its engines run on: `cpu` or `cuda`.
+        suffix: suffix of its engine files.
+        automatic: whether `--backend auto` builds its engines.
         uses_graph_as_engine: whether the exported graph, with its weights files, is the engine, so nothing is built.
+        builds_from_modules: whether the exporter compiles its engines from the PyTorch modules; `build` is not called.
+        reads_weights: whether its engines read the folder's weights files.
+        compares: whether a build and `verify` compare its engines with the reference, since it runs where it builds.
         builds_anywhere: whether engines can be built without the device that they run on.
         takes_targets: whether the user can choose the GPU architectures of engines.
         takes_flags: whether it supports refit, strip and the optimization level.
@@ -137,16 +141,25 @@ class Backend(ABC):
     """
 
     name: ClassVar[str]
-    rank: ClassVar[int]
     extras: ClassVar[tuple[Extra, ...]]
     cuda_builds: ClassVar[Mapping[str, int]] = {}
     device: ClassVar[str]
+    suffix: ClassVar[str] = "engine"
+    automatic: ClassVar[bool] = True
     uses_graph_as_engine: ClassVar[bool] = False
+    builds_from_modules: ClassVar[bool] = False
+    reads_weights: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
     builds_anywhere: ClassVar[bool] = True
     takes_targets: ClassVar[bool] = False
     takes_flags: ClassVar[bool] = False
     takes_plugins: ClassVar[bool] = False
     takes_threads: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """Position in the order of `auto`, fastest first: the lowest rank that runs here is used."""
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
@@ -185,13 +198,13 @@ class Backend(ABC):
             BackendUnavailableError: there is no suitable device.
         """
 
-    @abstractmethod
     def build(self, request: BuildRequest, stage: Stage) -> None:
         """Build in this process; see `worker` for builds in a separate one.
 
         Raises:
             BuildError: the library rejected the graph.
         """
+        raise RuntimeError(f"{self.name} builds nothing from a graph")
 
     @abstractmethod
     def load(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
+
+_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux, and Linux under Windows
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,17 @@ def find_gpu() -> Gpu | None:
         return None
     names = tuple(f"{name} (sm_{capability.replace('.', '')})" for name, capability, _ in rows)
     return Gpu(names, rows[0][2], (int(cuda[1]), int(cuda[2])))
+
+
+def has_gpu() -> bool:
+    """Return whether there is an NVIDIA driver, without asking it."""
+    return any(path.exists() for path in _DEVICES)
+
+
+def present_architecture() -> str | None:
+    """Return the architecture of the first GPU as `sm_…`; None without one."""
+    gpu = find_gpu() if has_gpu() else None
+    return None if gpu is None else gpu.names[0].rpartition("(")[2].rstrip(")")
 
 
 def _output_of(command: list[str]) -> str:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infid_engines.backends import Backend, BuildRequest, Extra
+from infid_engines.backends import Backend, Extra
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
-from infid_engines.progress import Stage
 
 if TYPE_CHECKING:
     from infid_engines.onnxruntime_runner import OnnxRuntimeEngine
@@ -59,10 +58,10 @@ class OnnxRuntimeBackend(Backend):
     """The default: nothing to build, and parity on every machine."""
 
     name = "onnxruntime"
-    rank = 2
+    rank = 3
     extras = (_CPU, _CUDA)
     device = "cpu"
-    uses_graph_as_engine = True
+    uses_graph_as_engine = reads_weights = True
     takes_threads = True
 
     def versions(self) -> dict[str, str]:
@@ -84,10 +83,6 @@ class OnnxRuntimeBackend(Backend):
 
     def check_device(self) -> None:
         """Accept every machine."""
-
-    def build(self, request: BuildRequest, stage: Stage) -> None:
-        """Do nothing: ONNX Runtime's engine is the graph itself."""
-        stage.update(1.0)
 
     def choose_target(self, device: str, targets: Sequence[str]) -> tuple[str | None, str]:
         """Use the graphs, which are the same for all targets; `auto` runs them on the CPU."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from infid_engines.aotinductor_backend import AOTInductorBackend
 from infid_engines.backends import Backend
 from infid_engines.errors import InputError
 from infid_engines.onnxruntime_backend import OnnxRuntimeBackend
 from infid_engines.tensorrt_backend import TensorRTBackend, TensorRTRTXBackend
 
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (OnnxRuntimeBackend(), TensorRTBackend(), TensorRTRTXBackend())
+    backend.name: backend
+    for backend in (OnnxRuntimeBackend(), TensorRTBackend(), TensorRTRTXBackend(), AOTInductorBackend())
 }
 # The backend for parity and for face models: it needs neither a GPU nor a build.
 PARITY_BACKEND = OnnxRuntimeBackend.name

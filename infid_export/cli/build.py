@@ -174,7 +174,7 @@ def _dry_run(options: BuildOptions, output: Output) -> int:
 def show_parity(parity: ParityReport, output: Output) -> None:
     """Print the comparisons; for a failed one, also the smallest tolerance that would pass."""
     rows = [
-        (_verdict(row.passed), f"{row.graph}.{row.output}", row.dtype, _short(row.max_error), _short(row.max_tolerance),
+        (_verdict(row.passed), f"{row.name}.{row.output}", row.dtype, _short(row.max_error), _short(row.max_tolerance),
          _short(row.rms_error), _short(row.rms_tolerance), _short(row.cosine))
         for row in parity.rows
     ]  # fmt: skip
@@ -183,7 +183,7 @@ def show_parity(parity: ParityReport, output: Output) -> None:
     output.table(title, columns, rows, numbers=columns[3:])
     for row in parity.rows:
         if not row.passed:
-            output.line(f"FAILED {row.graph}.{row.output} would pass with {row.smallest_tolerance}")
+            output.line(f"FAILED {row.name}.{row.output} would pass with {row.smallest_tolerance}")
     if parity.image is not None:
         output.line(
             f"{_verdict(parity.image.passed)} {parity.image.steps}-step image: PSNR {parity.image.psnr_db:.1f} dB "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import time
@@ -13,11 +14,13 @@ from pathlib import Path
 from infid_engines.documents import sealed
 from infid_engines.errors import EngineFolderError
 from infid_engines.folder import FolderTransaction
-from infid_engines.manifest import FileRecord, Manifest, differing_fields, verify_file, write_json
+from infid_engines.manifest import EngineRecord, FileRecord, Manifest, differing_fields, verify_file, write_json
 from infid_engines.progress import Reporter, SilentReporter
+from infid_engines.registry import get_backend
 from infid_export.export.artifact import Artifact, Seconds
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.folder_manifest import (
+    comparable,
     engine_record,
     graph_records,
     make_manifest,
@@ -109,11 +112,7 @@ def previous_parity(plan: Plan, transaction: FolderTransaction) -> ParityReport:
     """Return the stored comparisons that are still valid, from an interrupted build or the old folder."""
     rows: dict[str, tuple[ParityRow, ...]] = {}
     image = None
-    for folder in (transaction.staging, transaction.target):
-        try:
-            stored = stored_parity(folder)
-        except EngineFolderError:
-            continue
+    for stored in _stored_reports(transaction):
         for form in plan.graphs:
             found = tuple(row for row in stored.rows if (row.graph, row.key) == (form.name, plan.parity_key(form)))
             if found and all(row.passed for row in found):
@@ -123,6 +122,28 @@ def previous_parity(plan: Plan, transaction: FolderTransaction) -> ParityReport:
     return ParityReport(tuple(chain(*rows.values())), image if plan.image_steps() else None)
 
 
+def previous_engine_rows(
+    plan: Plan, transaction: FolderTransaction, manifest: Manifest
+) -> list[tuple[EngineRecord, tuple[ParityRow, ...]]]:
+    """Return each engine that is compared itself, with its stored rows if they are still valid, else with none."""
+    found = []
+    reports = _stored_reports(transaction)
+    for engine in comparable(manifest.engines):
+        key = plan.engine_parity_key(manifest, engine)
+        fitting = [tuple(row for row in report.rows if row.key == key) for report in reports]
+        found.append((engine, next((rows for rows in fitting if rows and all(row.passed for row in rows)), ())))
+    return found
+
+
+def _stored_reports(transaction: FolderTransaction) -> list[ParityReport]:
+    """Return the comparisons of an interrupted build and of the old folder, as far as they can be read."""
+    found = []
+    for folder in (transaction.staging, transaction.target):
+        with contextlib.suppress(EngineFolderError):
+            found.append(stored_parity(folder))
+    return found
+
+
 def _unchanged(
     plan: Plan, transaction: FolderTransaction, reasons: Mapping[str, str], started: float
 ) -> BuildReport | None:
@@ -130,16 +151,23 @@ def _unchanged(
     if manifest is None or reasons:
         return None
     parity = previous_parity(plan, transaction)
+    own = previous_engine_rows(plan, transaction, manifest)
     engines = {(e.graph, e.backend, e.target, e.key) for e in manifest.engines}
     wanted = {(i.graph, i.backend, i.target, i.artifact.key) for i in plan.engines}
     complete = {row.graph for row in parity.rows} == {form.name for form in plan.graphs} and parity.passed
-    if engines != wanted or not complete or (plan.image_steps() and parity.image is None):
+    if (
+        engines != wanted
+        or not complete
+        or not all(rows for _, rows in own)
+        or (plan.image_steps() and parity.image is None)
+    ):
         return None
     if set(manifest.files) != set(plan.artifacts()):
         return None
     if sampling_facts(plan) != {"scheduler": manifest.scheduler, "defaults": manifest.defaults}:
         return None
     kept = tuple(plan.artifacts())
+    parity = replace(parity, rows=(*parity.rows, *chain(*(rows for _, rows in own))))
     return BuildReport(transaction.target, manifest, parity, {}, kept, plan.notes, time.monotonic() - started)
 
 
@@ -161,7 +189,9 @@ class _Builder:
         steps = plan.image_steps() if parity.image is None else None
         artifacts = plan.artifacts()
         stages = {name: _seconds(plan, artifacts[name].seconds) for name in self.reasons}
-        self.report.plan(stages | _parity_stages(plan, len(to_compare), steps))
+        compiled = sum(get_backend(item.backend).compares for item in plan.engines)
+        own = {"engine parity": compiled * _seconds(plan, _COMPARED)} if compiled else {}
+        self.report.plan(stages | _parity_stages(plan, len(to_compare), steps) | own)
         self._have(plan.exported)
         graphs = graph_records(plan, self.transaction.staging, self.files)
         if VAE_RANGE in self.files:
@@ -177,6 +207,7 @@ class _Builder:
         manifest = make_manifest(plan, graphs, engines, self.files, tuple(self.notes))
         order = {form.name: index for index, form in enumerate(plan.graphs)}
         parity = replace(parity, rows=tuple(sorted(parity.rows, key=lambda row: order[row.graph])))
+        parity = self._compare_engines(manifest, parity)
         self.transaction.commit(manifest, {PARITY: parity.to_json()})
         kept = tuple(name for name in artifacts if name not in self.reasons)
         notes, took = tuple(self.notes), time.monotonic() - started
@@ -212,6 +243,22 @@ class _Builder:
                 parity = replace(parity, rows=(*parity.rows, *rows))
                 self._keep(parity)
         self._require(parity)
+        return parity
+
+    def _compare_engines(self, manifest: Manifest, parity: ParityReport) -> ParityReport:
+        """Add the comparisons of the engines that are compared themselves, those that are missing."""
+        before = previous_engine_rows(self.plan, self.transaction, manifest)
+        missing = [engine for engine, rows in before if not rows]
+        parity = replace(parity, rows=(*parity.rows, *chain(*(rows for _, rows in before))))
+        if missing:
+            from infid_export.export.graph_parity import compare_engines
+
+            with self.report.stage("engine parity") as stage:
+                found = compare_engines(self.plan, self.transaction.staging, manifest, missing, stage)
+                for _, rows in groupby(found, key=lambda row: row.graph):
+                    parity = replace(parity, rows=(*parity.rows, *rows))
+                    self._keep(parity)
+            self._require(parity)
         return parity
 
     def _compare_image(self, manifest: Manifest, steps: int, parity: ParityReport) -> ParityReport:
@@ -267,7 +314,9 @@ def verify(folder: Path, reporter: Reporter | None = None) -> ParityReport:
     plan = make_plan(options)
     steps = plan.image_steps()
     hashes = sum(record.size for record in manifest.files.values()) / _HASHED_A_SECOND
-    report.plan({"hashes": hashes, **_parity_stages(plan, len(manifest.graphs), steps)})
+    own = comparable(manifest.engines)
+    engines = {"engine parity": len(own) * _seconds(plan, _COMPARED)} if own else {}
+    report.plan({"hashes": hashes, **_parity_stages(plan, len(manifest.graphs), steps), **engines})
     with report.stage("hashes") as stage:
         for index, (name, record) in enumerate(manifest.files.items()):
             verify_file(folder, name, record)
@@ -278,6 +327,11 @@ def verify(folder: Path, reporter: Reporter | None = None) -> ParityReport:
     with report.stage("parity") as stage:
         forms = [form for form in plan.graphs if form.name in manifest.graphs]
         rows = tuple(compare_graphs(plan, folder, manifest, forms, stage))
+    if own:
+        from infid_export.export.graph_parity import compare_engines
+
+        with report.stage("engine parity") as stage:
+            rows += tuple(compare_engines(plan, folder, manifest, own, stage))
     result = ParityReport(rows)
     if steps and result.passed:
         with report.stage("image parity") as stage:

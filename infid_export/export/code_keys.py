@@ -35,6 +35,7 @@ _CODE: Mapping[str, Code] = {
         _STOPS,
         _OF_PARITY,
     ),
+    "package": Code(("infid_export.export.packages:write_package",), _STOPS, (*_OF_PARITY, *_OF_KEYS)),
     "fused": Code(("infid_export.export.plugin_nodes", "infid_kernels.ops:TRITON"), _REJECTING),
     "plugins": Code(("infid_kernels.variants:write_plugins", "infid_kernels.tuning:loaded"), _REJECTING),
     "tokenizer": Code(("infid_export.model.tokenizers",), _STOPS),

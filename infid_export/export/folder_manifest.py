@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from infid_engines.manifest import EngineRecord, FileRecord, GraphRecord, Manifest
-from infid_engines.registry import PARITY_BACKEND
+from infid_engines.registry import PARITY_BACKEND, get_backend
 from infid_export import __version__
 from infid_export.export.artifact import DETECTOR, RECOGNIZER, weights_file
 from infid_export.export.build_options import BuildOptions
@@ -50,6 +50,14 @@ def parity_engines(graphs: Mapping[str, GraphRecord], files: Mapping[str, FileRe
         )
         for name, record in graphs.items()
     )  # fmt: skip
+
+
+def comparable(engines: Iterable[EngineRecord]) -> list[EngineRecord]:
+    """Return the engines that are compared with the reference themselves, and that this machine can run."""
+    return [
+        engine for engine in engines
+        if get_backend(engine.backend).compares and get_backend(engine.backend).present_target() == engine.target
+    ]  # fmt: skip
 
 
 def sampling_facts(plan: Plan) -> dict[str, dict[str, Any]]:

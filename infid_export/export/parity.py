@@ -11,6 +11,7 @@ import numpy as np
 
 from infid_engines.documents import read_json, record, unsealed
 from infid_engines.errors import EngineFolderError, ParityError
+from infid_engines.registry import PARITY_BACKEND
 from infid_export.export.tolerances import VERSION, tolerance
 
 Array = np.ndarray[Any, Any]
@@ -40,6 +41,7 @@ class ParityRow:
         passed: whether both limits are met and every value is finite.
         key: key of the graph and weights that were compared.
         size: height and width of the comparison.
+        backend: the backend that ran it.
     """
 
     graph: str
@@ -54,6 +56,12 @@ class ParityRow:
     passed: bool
     key: str
     size: tuple[int, int]
+    backend: str = PARITY_BACKEND
+
+    @property
+    def name(self) -> str:
+        """The graph's name, with the backend unless it is the one that runs every graph."""
+        return self.graph if self.backend == PARITY_BACKEND else f"{self.graph} ({self.backend})"
 
     @property
     def smallest_tolerance(self) -> str:
@@ -117,7 +125,7 @@ class ParityReport:
         if failed:
             worst = max(failed, key=lambda row: row.rms_error if np.isfinite(row.rms_error) else np.inf)
             raise ParityError(
-                f"{len(failed)} output(s) differ from the reference, worst {worst.graph}.{worst.output}: "
+                f"{len(failed)} output(s) differ from the reference, worst {worst.name}.{worst.output}: "
                 f"{worst.smallest_tolerance} against max {worst.max_tolerance:.1e}, rms {worst.rms_tolerance:.1e}.",
                 fix=_FIXES[worst.precision],
             )
@@ -149,6 +157,7 @@ def compare(
     key: str,
     size: tuple[int, int],
     groups: Mapping[str, Sequence[str]],
+    backend: str = PARITY_BACKEND,
 ) -> list[ParityRow]:
     """Compare a graph's outputs.
 
@@ -160,6 +169,7 @@ def compare(
         key: key of the graph and weights that are compared.
         size: height and width of the comparison.
         groups: outputs that share one row, by the row's name; an output in no group has its own row.
+        backend: the backend of the engine.
 
     Returns:
         One row per group, with the worst errors of its outputs.
@@ -186,6 +196,7 @@ def compare(
                 bool(largest <= limits.max and rms <= limits.rms),
                 key,
                 size,
+                backend,
             )
         )
     return rows

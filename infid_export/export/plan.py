@@ -12,7 +12,7 @@ from typing import Any
 
 from infid_engines.backends import BuildRequest
 from infid_engines.errors import BackendUnavailableError, InputError
-from infid_engines.manifest import canonical_key, sha256_file
+from infid_engines.manifest import EngineRecord, Manifest, canonical_key, sha256_file
 from infid_engines.registry import BACKENDS, PARITY_BACKEND, fastest_first, get_backend
 from infid_export.export.artifact import RECOGNIZER, SMALL, TOKENIZERS, Artifact, Seconds, plugins_file, weights_file
 from infid_export.export.build_options import BuildOptions
@@ -31,6 +31,7 @@ _EXPORTERS = ("torch", "onnxscript", "onnx_ir", "diffusers", "transformers", "op
 _EXPORTED = Seconds(8.0, 45.0)
 _STREAMED = Seconds(0.5, 45.0)
 _BUILT = Seconds(4.0, 100.0)
+_COMPILED = Seconds(30.0, 400.0)
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,18 @@ class Plan:
             }
         )
 
+    def engine_parity_key(self, manifest: Manifest, engine: EngineRecord) -> str:
+        """Return the key of an engine's own comparison."""
+        graph = GRAPHS[engine.graph]
+        return canonical_key(
+            {
+                "engine": engine.key,
+                "weights": [manifest.files[weights_file(name)].key for name in graph.components.values()],
+                "size": (manifest.height, manifest.width),
+                "code": code_hash("parity", type(graph), type(self.source)),
+            }
+        )
+
     def image_steps(self) -> int | None:
         """Return the steps of the whole-image comparison, or None without one."""
         wanted, built = self.options.parity_image, {form.graph.name for form in self.graphs}
@@ -216,8 +229,7 @@ def make_plan(options: BuildOptions) -> Plan:
 
 def _check_fused(options: BuildOptions, source: ModelSource) -> None:
     """Reject what the fused kernels do not support, before anything is built."""
-    config = source.config
-    if config.self_attention == "mutual" or config.adain != "mean" or config.cross_adain != "kv":
+    if not source.config.fits_kernels:
         raise InputError(
             "The Triton kernels support only the method itself: mixed (or plain) self-attention with AdaIN-mean on "
             "keys and values.",
@@ -254,6 +266,14 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
             )
 
 
+def _package_fields(form: GraphForm, device: str) -> dict[str, Any]:
+    """Return what a package depends on: not on the weights, which are not in it."""
+    fields: dict[str, Any] = {"weights": {}, "code": code_hash("package")}
+    if device == "cuda" and "triton" in form.graph.kernels:
+        fields["plugins"] = canonical_key({"code": code_hash("fused"), "triton": _version("triton")})
+    return fields
+
+
 def _plugin_fields(target: str, tuning: Path | None) -> dict[str, Any]:
     # a missing file is rejected later, by `require_measured`
     chosen = sha256_file(tuning) if tuning is not None and tuning.is_file() else ""
@@ -261,7 +281,14 @@ def _plugin_fields(target: str, tuning: Path | None) -> dict[str, Any]:
 
 
 def _check_ranges(options: BuildOptions) -> None:
-    """Reject a size together with a range for the same dimension."""
+    """Reject a size together with a range for the same dimension, and a range for a backend that takes none."""
+    ranges = [name for name in ("height", "width", "batch") if getattr(options, f"{name}_range")]
+    fixed = [name for name in options.backends if name in BACKENDS and BACKENDS[name].builds_from_modules]
+    if ranges and fixed:
+        raise InputError(
+            f"--{ranges[0]}-range was given, but engines of {fixed[0]} have one size.",
+            fix=f"Leave out --{ranges[0]}-range or --backend {fixed[0]}.",
+        )
     for name, single in (("height", options.height), ("width", options.width)):
         if getattr(options, f"{name}_range") and single is not None:
             raise InputError(f"--{name} and --{name}-range were both given.", fix=f"Leave --{name} out.")
@@ -314,7 +341,7 @@ def _backends(options: BuildOptions) -> tuple[list[str], tuple[str, ...]]:
         names.append(PARITY_BACKEND)
         notes.append(f"backend {PARITY_BACKEND}: chosen automatically, it runs everywhere and parity is measured on it")
         for candidate in fastest_first():
-            if candidate.name == PARITY_BACKEND:
+            if candidate.name == PARITY_BACKEND or not candidate.automatic:
                 continue
             try:
                 candidate.versions()
@@ -374,8 +401,13 @@ def _engines(
             if backend.uses_graph_as_engine:
                 artifact = replace(graphs[form], key_fields=made_from)
             else:
-                path = f"engines/{name}-{target}/{graph.name}.engine"
-                artifact = Artifact(path, made_from, writers.engine(form, name, target), _BUILT)
+                path = f"engines/{name}-{target}/{graph.name}.{backend.suffix}"
+                if backend.builds_from_modules:
+                    _, device = backend.choose_target(target, (target,))
+                    made_from |= _package_fields(form, device)
+                    artifact = Artifact(path, made_from, writers.package(form, device), _COMPILED)
+                else:
+                    artifact = Artifact(path, made_from, writers.engine(form, name, target), _BUILT)
             items.append(EngineItem(form, name, target, artifact))
     return items
 

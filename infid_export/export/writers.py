@@ -103,6 +103,18 @@ class Writers:
 
         return write
 
+    def package(self, form: GraphForm, device: str) -> Write:
+        """Compile a graph's module for `cpu` or `cuda`."""
+
+        def write(folder: Path, path: Path, _: Stage) -> None:
+            from infid_export.export.packages import write_package
+
+            components = form.graph.components.values()
+            precision = precision_of(components, self._options.precision, folder)
+            write_package(self.exporter, form, precision, device, path)
+
+        return write
+
     def engine(self, form: GraphForm, backend: str, target: str) -> Write:
         """Build an engine from an exported graph."""
 

@@ -80,6 +80,11 @@ class IdentityConfig:
                 )
 
     @property
+    def fits_kernels(self) -> bool:
+        """Whether the fused kernels compute this variant: mixed or plain attention, AdaIN-mean on keys and values."""
+        return self.self_attention != "mutual" and self.adain == "mean" and self.cross_adain == "kv"
+
+    @property
     def tokens(self) -> int:
         """Identity tokens of one person: image tokens, then face tokens."""
         return self.clip_tokens + self.face_tokens

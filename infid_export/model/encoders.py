@@ -16,9 +16,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 def normalized(pixels: Tensor) -> Tensor:
     """Return `[B, 3, H, W]` RGB in [0, 1] minus OpenCLIP's mean, divided by its deviation."""
-    mean = torch.tensor(MEAN, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1)
-    return (pixels - mean) / std
+    # without a tensor of its own, which a package without weights could not hold
+    channels = zip(pixels.split(1, 1), MEAN, STD, strict=True)
+    return torch.cat([(channel - mean) / deviation for channel, mean, deviation in channels], 1)
 
 
 class ImageEncoder(nn.Module):

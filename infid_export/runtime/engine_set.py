@@ -101,8 +101,7 @@ class EngineSet:
         return stored
 
     def _files(self, graph: str) -> list[str]:
-        reads_weights = get_backend(self._backend).uses_graph_as_engine
-        weights = self._manifest.graph(graph).weights if reads_weights else ()
+        weights = self._manifest.graph(graph).weights if get_backend(self._backend).reads_weights else ()
         return [self._stored(graph).file, *weights]
 
     def _record(self, name: str) -> FileRecord:

@@ -1,0 +1,308 @@
+"""Runs AOTInductor packages on weights that are mapped from the folder. Needs PyTorch.
+
+A package cannot run before its weights are loaded (it would crash), so an engine exists only once they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infid_engines.backends import Arrays, CheckedInputs
+from infid_engines.errors import BackendUnavailableError, EngineFolderError
+from infid_engines.manifest import TensorSpec
+from infid_engines.processor import missing_sets
+
+# The entry of a package's metadata that holds its `PackageFacts`, as JSON.
+FACTS = "infid"
+_INSTRUCTIONS = "AOTI_CPU_ISA"  # PyTorch's entry, such as "AVX512 AVX512_VNNI"
+_TYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64}
+# At every first use it reports that it found no CUDA toolkit, which nothing here needs.
+_NOISY = logging.getLogger("torch.utils.cpp_extension")
+_AGAIN = "Build the folder again with `infid-export build`."
+
+# PyTorch warns once about read-only memory, such as the features of a template that are mapped from its file. Inputs
+# are only read, so it warns here, where nobody hears it.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(bytes(1), np.uint8))
+
+
+class StoredWeight(NamedTuple):
+    """Where a package finds one of its weights.
+
+    Args:
+        file: weights file, relative to the package.
+        name: its name in that file.
+        transposed: whether it is stored transposed; the package was compiled for the transposed view.
+    """
+
+    file: str
+    name: str
+    transposed: bool
+
+
+class PackageFacts(NamedTuple):
+    """What a package records about itself.
+
+    Args:
+        inputs: names of its inputs, in the order that it takes them.
+        outputs: names of its outputs, in the order that it returns them.
+        weights: by the name that the compiled module has for it.
+        constants: small tensors that are not in a weights file, as nested lists, with their dtypes.
+        channels_last: whether it was compiled for convolution weights in channels_last layout.
+    """
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    weights: Mapping[str, StoredWeight]
+    constants: Mapping[str, tuple[str, Any]]
+    channels_last: bool
+
+    def to_json(self) -> str:
+        """Return the facts as they are stored in the package."""
+        return json.dumps(self._asdict())
+
+    @classmethod
+    def from_json(cls, text: str) -> PackageFacts:
+        """Read stored facts.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are not what `to_json` returns.
+        """
+        found = json.loads(text)
+        weights = {name: StoredWeight(*each) for name, each in found["weights"].items()}
+        return cls(**{**found, "weights": weights})
+
+
+class SharedWeights:
+    """A weights file, mapped into memory; on a GPU, a copy of each tensor that is asked for.
+
+    All packages that use a file on a device share one object.
+
+    Args:
+        path: the safetensors file.
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, path: Path, device: str) -> None:
+        with path.open("rb") as file:
+            # private: PyTorch warns about read-only memory, and nothing writes
+            self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        length = int.from_bytes(self._memory[:8], "little")
+        self._entries = json.loads(self._memory[8 : 8 + length])
+        self._start, self._device = 8 + length, device
+        self._uploaded: dict[tuple[StoredWeight, bool], Tensor] = {}
+
+    def tensor(self, stored: StoredWeight, channels_last: bool) -> Tensor:
+        """Return a weight with the strides that a package was compiled for.
+
+        Raises:
+            KeyError: the file has no such tensor.
+        """
+        if (stored, channels_last) in self._uploaded:
+            return self._uploaded[stored, channels_last]
+        entry = self._entries[stored.name]
+        dtype, (first, last) = _TYPES[entry["dtype"]], entry["data_offsets"]
+        count = (last - first) // dtype.itemsize
+        flat = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=self._start + first)
+        found = flat.view(entry["shape"])
+        found = found.t() if stored.transposed else found
+        if self._device != "cpu":
+            layout = torch.channels_last if channels_last and found.dim() == 4 else torch.preserve_format
+            found = self._uploaded[stored, channels_last] = found.to(self._device, memory_format=layout)
+        return found
+
+
+_shared: WeakValueDictionary[tuple[Path, int, str], SharedWeights] = WeakValueDictionary()
+
+
+def shared_weights(path: Path, device: str) -> SharedWeights:
+    """Return a weights file on a device, which stays there while a package uses it."""
+    key = (path.resolve(), path.stat().st_mtime_ns, device)
+    found = _shared.get(key)
+    if found is None:
+        found = _shared[key] = SharedWeights(path, device)
+    return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence PyTorch's search for a CUDA toolkit."""
+    before = _NOISY.level
+    _NOISY.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        _NOISY.setLevel(before)
+
+
+def open_package(
+    path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str
+) -> AOTInductorEngine:
+    """Load a verified package and its weights.
+
+    Raises:
+        BackendUnavailableError: it needs instructions that this processor lacks.
+        EngineFolderError: it cannot be loaded, or does not fit its weights or the manifest.
+    """
+    try:
+        # only then can a call be captured in a CUDA graph
+        with quiet():
+            package: Any = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
+        metadata = package.get_metadata()
+        facts = PackageFacts.from_json(metadata[FACTS])
+    except Exception as error:  # PyTorch raises RuntimeError and others, without a common class
+        raise EngineFolderError(f"PyTorch cannot load {path} ({error}).", fix=_AGAIN) from error
+    lacking = missing_sets(metadata.get(_INSTRUCTIONS, "").lower().split()) if device == "cpu" else []
+    if lacking:
+        raise BackendUnavailableError(
+            f"{path.name} was compiled for a processor with {', '.join(lacking)}, which this one lacks.", fix=_AGAIN
+        )
+    for kind, specs, names in (("inputs", inputs, facts.inputs), ("outputs", outputs, facts.outputs)):
+        different = sorted({spec.name for spec in specs} ^ set(names))
+        if different:
+            raise EngineFolderError(
+                f"The {kind} of {path} differ from the manifest's: only one of them has {different[0]!r}.", fix=_AGAIN
+            )
+    files = {each.file: shared_weights(path.parent / each.file, device) for each in facts.weights.values()}
+    constants = {
+        name: torch.tensor(value, dtype=getattr(torch, dtype), device=device)
+        for name, (dtype, value) in facts.constants.items()
+    }
+    try:
+        for name in package.get_constant_fqns():
+            if name not in constants:
+                stored = facts.weights[name]
+                constants[name] = files[stored.file].tensor(stored, facts.channels_last)
+        package.load_constants(constants, check_full_update=True, user_managed=True)
+    except (KeyError, RuntimeError) as error:
+        raise EngineFolderError(f"{path.name} does not fit its weights ({error}).", fix=_AGAIN) from error
+    return AOTInductorEngine(package, facts, inputs, outputs, device, (constants, files))
+
+
+class AOTInductorEngine:
+    """A package whose weights are loaded.
+
+    Args:
+        package: PyTorch's loaded package.
+        facts: its names.
+        inputs: the graph's inputs.
+        outputs: the graph's outputs.
+        device: `cpu` or `cuda`.
+        held: what the package uses and does not own.
+    """
+
+    def __init__(
+        self, package: Any, facts: PackageFacts, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...],
+        device: str, held: object,
+    ) -> None:  # fmt: skip
+        self.inputs = {spec.name: spec for spec in inputs}
+        self.outputs = {spec.name: spec for spec in outputs}
+        self.facts, self.device, self.checked = facts, device, CheckedInputs(self.inputs)
+        self.busy_seconds = 0.0
+        self._package, self._held = package, held
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """Run once on host arrays."""
+        self.checked.check(inputs)
+        found = self.run_tensors({name: self.tensor(array) for name, array in inputs.items()})
+        with self.in_library():
+            return {name: found[name].cpu().numpy() for name in self.outputs}
+
+    def tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
+        """Return an array as a tensor on the device; on the CPU, one of the same memory."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def run_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run on tensors of the device; it may still compute when this returns."""
+        with self.in_library():
+            results = self._package.loader.run([tensors[name] for name in self.facts.inputs])
+        return dict(zip(self.facts.outputs, results, strict=True))
+
+    def loop(
+        self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]
+    ) -> AOTInductorLoop:
+        """Start a loop: fixed inputs are copied to the device once, and carried tensors stay there."""
+        return AOTInductorLoop(self, fixed, carry, initial, varying)
+
+    @contextmanager
+    def in_library(self) -> Iterator[None]:
+        """Count the seconds of a call, and name the fix for its errors.
+
+        Raises:
+            EngineFolderError: the call failed.
+        """
+        started = time.perf_counter()
+        try:
+            yield
+        except RuntimeError as error:
+            raise EngineFolderError(
+                f"PyTorch cannot run the package ({error}).",
+                fix="Run `infid-export verify` on the folder, and build it again if it fails.",
+            ) from error
+        finally:
+            self.busy_seconds += time.perf_counter() - started
+
+    def close(self) -> None:
+        """Free the package; the weights are freed with the last package that uses them."""
+        self._package = self._held = None
+
+
+class AOTInductorLoop:
+    """See `StepLoop`: the outputs of a step are passed to the next one as they are.
+
+    Args:
+        engine: the engine.
+        fixed: inputs that do not change.
+        carry: per input, the output that becomes its next value.
+        initial: initial values of the carried inputs.
+        varying: the other inputs of each step.
+
+    Raises:
+        InputError: an input is missing, unknown, mistyped or misshapen.
+    """
+
+    def __init__(
+        self,
+        engine: AOTInductorEngine,
+        fixed: Arrays,
+        carry: Mapping[str, str],
+        initial: Arrays,
+        varying: Iterable[Arrays],
+    ) -> None:
+        self._engine, self._carry, self._varying = engine, dict(carry), iter(varying)
+        self._next = next(self._varying, None)
+        engine.checked.check({**fixed, **initial, **(self._next or {})})
+        self._tensors = {name: engine.tensor(array) for name, array in {**fixed, **initial}.items()}
+        self._outputs = {result: self._tensors[source] for source, result in carry.items()}
+
+    def step(self) -> None:
+        """Run once."""
+        if self._next is None:
+            raise RuntimeError("the loop has no further step")
+        self._tensors |= {name: self._engine.tensor(array) for name, array in self._next.items()}
+        self._outputs = self._engine.run_tensors(self._tensors)
+        self._tensors |= {source: self._outputs[result] for source, result in self._carry.items()}
+        self._next = next(self._varying, None)
+
+    def read(self, output: str) -> np.ndarray[Any, Any]:
+        """Return a copy of an output of the last step."""
+        with self._engine.in_library():
+            return np.array(self._outputs[output].cpu().numpy())
+
+    def close(self) -> None:
+        """Release the tensors."""
+        self._tensors, self._outputs, self._next, self._varying = {}, {}, None, iter(())

@@ -1,0 +1,340 @@
+"""AOTInductor packages: compiled without weights, and run on the folder's own weights files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from infid_engines import aotinductor_backend, aotinductor_runner, processor
+from infid_engines.aotinductor_runner import AOTInductorEngine, PackageFacts, open_package, shared_weights
+from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
+from infid_engines.manifest import EngineRecord, Manifest, TensorSpec
+from infid_engines.registry import get_backend
+from infid_export.cli.main import run
+from infid_export.runtime.engine_set import EngineSet, choose_backend
+
+BACKEND = get_backend("aotinductor")
+GRAPHS = ("text_encoder_2", "vae_decoder")  # one with buffers, and one with convolutions
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with packages of two graphs; to be copied before it is changed."""
+    folder = tmp_path_factory.mktemp("packages") / "engines"
+    words = [word for graph in GRAPHS for word in ("--graph", graph)]
+    assert run(["build", "--backend", "aotinductor", "-o", str(folder), *words, "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "engines"))
+
+
+def engines(folder: Path, manifest: Manifest | None = None) -> EngineSet:
+    target, device = BACKEND.choose_target("auto", [processor.cpu_target()])
+    return EngineSet(folder, manifest or Manifest.load(folder), BACKEND.name, target, device)
+
+
+def packages(manifest: Manifest) -> dict[str, EngineRecord]:
+    return {engine.graph: engine for engine in manifest.engines if engine.backend == BACKEND.name}
+
+
+def inputs(graph: str) -> dict[str, np.ndarray[Any, Any]]:
+    if graph == "vae_decoder":
+        return {"latents": np.random.default_rng(1).standard_normal((1, 4, 32, 32), np.float32)}
+    return {"input_ids": np.arange(2 * 77, dtype=np.int32).reshape(2, 77)}
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_package_computes_what_onnxruntime_does(built: Path, graph: str) -> None:
+    other = EngineSet(built, Manifest.load(built), "onnxruntime", None, "cpu")[graph].run(inputs(graph))
+    found = engines(built)[graph].run(inputs(graph))
+    assert list(found) == list(other)
+    for name, expected in other.items():
+        np.testing.assert_allclose(found[name], expected, rtol=2e-5, atol=2e-5)
+
+
+def test_the_packages_are_compared_with_the_reference(built: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads((built / "parity.json").read_text())["rows"]
+    assert {row["graph"] for row in rows if row["backend"] == BACKEND.name} == set(GRAPHS)
+    assert run(["verify", str(built), "--quiet"]) == 0
+    out = capfd.readouterr().out
+    assert "vae_decoder (aotinductor).image" in out
+    assert out.count("FAILED") == 0
+
+
+def test_a_comparison_that_fails_is_reported(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The manifest is made to say that a package of other values is right."""
+    manifest = Manifest.load(folder)
+    weights = folder / "onnx/vae.safetensors"
+    data = bytearray(weights.read_bytes())
+    size = 8 + int.from_bytes(data[:8], "little")
+    data[size:] = (np.frombuffer(bytes(data[size:]), np.float32) * np.float32(1.5)).tobytes()
+    weights.write_bytes(data)
+
+    record = replace(manifest.files["onnx/vae.safetensors"], sha256=hashlib.sha256(data).hexdigest())
+    replace(manifest, files={**manifest.files, "onnx/vae.safetensors": record}).write(folder)
+    assert run(["verify", str(folder), "--quiet"]) == 1
+    assert "vae_decoder (aotinductor).image" in capfd.readouterr().out
+
+
+def test_weights_are_not_in_the_package(built: Path) -> None:
+    manifest = Manifest.load(built)
+    for graph, engine in packages(manifest).items():
+        names = zipfile.ZipFile(built / engine.file).namelist()
+        assert not [name for name in names if name.endswith((".bin", ".blob", ".safetensors"))]
+        assert engine.file == f"engines/aotinductor-{processor.cpu_target()}/{graph}.pt2"
+    large = manifest.files["onnx/text_encoder_2.safetensors"].size
+    assert packages(manifest)["text_encoder_2"].size < large
+
+
+def test_a_package_depends_on_pytorch_but_not_on_weights(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {engine.graph: engine.key_fields for engine in packages(Manifest.load(folder)).values()}
+    assert all(fields["weights"] == {} for fields in keys.values())
+    monkeypatch.setattr(aotinductor_backend, "version", lambda name: "9.9")
+    assert run(["build", "--backend", "aotinductor", "-o", str(folder), "--graph", "vae_decoder", "--dry-run",
+                "--json"]) == 0  # fmt: skip
+    rows = {row["name"]: row["state"] for row in json.loads(capfd.readouterr().out)["rows"]}
+    package = f"engines/aotinductor-{processor.cpu_target()}/vae_decoder.pt2"
+    assert rows["onnx/vae_decoder.onnx"] == "cached"
+    assert rows[package] != "cached"
+
+
+def test_an_unchanged_rebuild_compiles_and_compares_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = [word for graph in GRAPHS for word in ("--graph", graph)]
+    assert run(["build", "--backend", "aotinductor", "-o", str(folder), *words, "--json", "--quiet"]) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert document["made"] == {}
+    assert {row["backend"] for row in document["parity"]["rows"]} == {"onnxruntime", "aotinductor"}
+
+
+def test_a_damaged_package_or_weights_file_is_not_loaded(folder: Path) -> None:
+    manifest = Manifest.load(folder)
+    for name in (packages(manifest)["vae_decoder"].file, "onnx/vae.safetensors"):
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        with pytest.raises(EngineFolderError, match=Path(name).name):
+            engines(folder, manifest)["vae_decoder"]
+        (folder / name).write_bytes(before)
+
+
+def test_what_is_no_package_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt2"
+    path.write_bytes(b"no zip")
+    with pytest.raises(EngineFolderError, match="PyTorch cannot load"):
+        open_package(path, (), (), "cpu")
+
+
+def test_a_package_without_its_weights_is_not_opened(folder: Path) -> None:
+    """Running it would crash the process."""
+    engine = packages(Manifest.load(folder))["vae_decoder"]
+    other = folder / "onnx/text_encoder_2.safetensors"
+    shutil.copyfile(other, folder / "onnx/vae.safetensors")
+    record = Manifest.load(folder).graph("vae_decoder")
+    with pytest.raises(EngineFolderError, match="does not fit its weights"):
+        open_package(folder / engine.file, record.inputs, record.outputs, "cpu")
+
+
+def test_a_package_whose_names_differ_is_not_opened(built: Path) -> None:
+    engine, record = packages(Manifest.load(built))["vae_decoder"], Manifest.load(built).graph("vae_decoder")
+    renamed = (replace(record.inputs[0], name="noise"),)
+    with pytest.raises(EngineFolderError, match="only one of them has 'latents'"):
+        open_package(built / engine.file, renamed, record.outputs, "cpu")
+
+
+def test_packages_share_a_weights_file(built: Path) -> None:
+    path = built / "onnx/vae.safetensors"
+    first, second = engines(built), engines(built)
+    before = shared_weights(path, "cpu")
+    first["vae_decoder"], second["vae_decoder"]
+    assert shared_weights(path, "cpu") is before
+    assert shared_weights(built / "onnx/../onnx/vae.safetensors", "cpu") is before
+    first.close()
+    second["vae_decoder"].run(inputs("vae_decoder"))  # still mapped
+    second.close()
+    key = [key for key in aotinductor_runner._shared if key[0] == path.resolve()]
+    assert len(key) == 1
+    del before
+    assert [key for key in aotinductor_runner._shared if key[0] == path.resolve()] == []
+
+
+class Elsewhere:
+    """Makes this processor another one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, flags: str) -> None:
+        (folder / "cpuinfo").write_text(f"processor : 0\nflags\t\t: fpu {flags}\n")
+        monkeypatch.setattr(processor, "_CPUINFO", folder / "cpuinfo")
+        processor.instruction_sets.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def own_processor() -> Iterator[None]:
+    yield
+    processor.instruction_sets.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sets", "target"),
+    [
+        ("sse4_2", (), "cpu-x86_64"),
+        ("avx2 fma f16c", ("avx2",), "cpu-avx2"),
+        ("avx2 fma f16c avx512f avx512dq avx512bw avx512vl", ("avx2", "avx512"), "cpu-avx512"),
+        ("avx2 fma f16c avx512f avx512dq avx512bw avx512vl avx512_vnni", ("avx2", "avx512", "avx512_vnni"),
+         "cpu-avx512_vnni"),
+        ("avx2 avx512f", (), "cpu-x86_64"),
+    ],
+)  # fmt: skip
+def test_a_processor_is_named_by_its_widest_instructions(
+    flags: str, sets: tuple[str, ...], target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor.platform, "machine", lambda: "x86_64")
+    Elsewhere(monkeypatch, tmp_path, flags)
+    assert (processor.instruction_sets(), processor.cpu_target()) == (sets, target)
+    assert processor.missing_sets([*sets, "amx_tile"]) == ["amx_tile"]
+
+
+def test_a_package_for_other_instructions_is_refused(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.load(built)
+    targets = sorted({engine.target for engine in packages(manifest).values()})
+    Elsewhere(monkeypatch, tmp_path, "avx2 fma f16c")
+    with pytest.raises(BackendUnavailableError, match=f"are for {targets[0]}, but this machine has cpu-avx2"):
+        BACKEND.choose_target("auto", targets)
+    engine, record = packages(manifest)["vae_decoder"], manifest.graph("vae_decoder")
+    with pytest.raises(BackendUnavailableError, match="compiled for a processor with avx512"):
+        open_package(built / engine.file, record.inputs, record.outputs, "cpu")
+    assert choose_backend(manifest)[0] == "onnxruntime"
+
+
+def test_targets_are_the_gpu_that_is_present_and_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = processor.cpu_target()
+    assert (BACKEND.present_target(), BACKEND.default_targets()) == (cpu, (cpu,))
+    assert BACKEND.choose_target("cpu", [cpu, "sm_90"]) == (cpu, "cpu")
+    with pytest.raises(InputError, match="cannot run on 'cuda' here"):
+        BACKEND.choose_target("cuda", [cpu])
+    with pytest.raises(InputError, match="builds only for the device that it runs on"):
+        BACKEND.check_target("sm_90")
+    ranks = [BACKEND.rank]
+    monkeypatch.setattr(aotinductor_backend, "has_gpu", lambda: True)
+    monkeypatch.setattr(aotinductor_backend, "present_architecture", lambda: "sm_90")
+    assert BACKEND.choose_target("auto", [cpu, "sm_90"]) == ("sm_90", "cuda")
+    assert BACKEND.choose_target("cuda", [cpu, "sm_90"]) == ("sm_90", "cuda")
+    assert BACKEND.choose_target("cpu", [cpu, "sm_90"]) == (cpu, "cpu")
+    assert BACKEND.choose_target("auto", [cpu]) == (cpu, "cpu")
+    BACKEND.check_target("sm_90")
+    ranks.append(BACKEND.rank)
+    assert ranks[1] < get_backend("onnxruntime").rank < ranks[0]
+
+
+def test_it_is_built_on_request_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["build", "-o", str(tmp_path / "engines"), "--graph", "text_encoder", "--dry-run"]) == 0
+    assert "aotinductor" not in "".join(capfd.readouterr())
+
+
+def test_a_range_of_sizes_is_rejected(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--backend", "aotinductor", "--batch-range", "1", "1", "2"]
+    assert run(["build", "-o", str(tmp_path / "engines"), "--graph", "text_encoder", *words]) == 1
+    assert "--batch-range was given, but engines of aotinductor have one size." in capfd.readouterr().err
+
+
+def test_without_pytorch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise aotinductor_backend.PackageNotFoundError(name)
+
+    monkeypatch.setattr(aotinductor_backend, "version", missing)
+    with pytest.raises(BackendUnavailableError, match=r"PyTorch is not installed.*") as caught:
+        BACKEND.versions()
+    assert caught.value.fix == 'pip install "infid-export[aotinductor]"'
+
+
+def doubling() -> AOTInductorEngine:
+    """An engine that returns x · 2 + y as `next`, and x as `seen`."""
+
+    def double(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        y, x = tensors
+        return [x * 2 + y, x]
+
+    package = SimpleNamespace(loader=SimpleNamespace(run=double))
+    specs = {name: TensorSpec(name, "float32", (2,)) for name in ("x", "y", "next", "seen")}
+    facts = PackageFacts(("y", "x"), ("next", "seen"), {}, {}, False)
+    return AOTInductorEngine(package, facts, (specs["x"], specs["y"]), (specs["next"], specs["seen"]), "cpu", held=None)
+
+
+def test_a_loop_carries_its_outputs() -> None:
+    engine, start = doubling(), np.array([1, 2], np.float32)
+    ys = [np.full(2, value, np.float32) for value in (10, 20, 30)]
+    loop = engine.loop({}, {"x": "next"}, {"x": start}, ({"y": y} for y in ys))
+    np.testing.assert_array_equal(loop.read("next"), start)
+    expected = start
+    for y in ys:
+        loop.step()
+        np.testing.assert_array_equal(loop.read("seen"), expected)
+        expected = expected * 2 + y
+        np.testing.assert_array_equal(loop.read("next"), expected)
+    with pytest.raises(RuntimeError, match="no further step"):
+        loop.step()
+    np.testing.assert_array_equal(start, [1, 2])
+    assert engine.busy_seconds > 0
+
+
+def test_a_loop_takes_memory_that_is_read_only() -> None:
+    y = np.ones(2, np.float32)
+    y.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop = doubling().loop({"y": y}, {"x": "next"}, {"x": np.zeros(2, np.float32)}, [{}])
+        loop.step()
+    np.testing.assert_array_equal(loop.read("next"), [1, 1])
+
+
+def test_wrong_inputs_are_named() -> None:
+    with pytest.raises(InputError, match=r"lacks input y"):
+        doubling().run({"x": np.zeros(2, np.float32)})
+    with pytest.raises(InputError, match=r"Input y must be float32 \[2\]"):
+        doubling().loop({"y": np.zeros(3, np.float32)}, {"x": "next"}, {"x": np.zeros(2, np.float32)}, [])
+
+
+def test_facts_survive_being_stored() -> None:
+    facts = PackageFacts(
+        ["a"], ["b"], {"unet.w": aotinductor_runner.StoredWeight("../../onnx/unet.safetensors", "w", True)},
+        {"ids": ("int64", [[0, 1]])}, False,
+    )  # fmt: skip
+    read = PackageFacts.from_json(facts.to_json())
+    assert read.weights == facts.weights
+    assert (list(read.inputs), read.channels_last, tuple(read.constants["ids"])) == (["a"], False, ("int64", [[0, 1]]))
+
+
+@pytest.mark.slow
+def test_the_whole_demo_makes_the_same_picture(tmp_path: Path) -> None:
+    """Every graph as a package, joint and from a template; compiling takes a few minutes."""
+    from infid_export.bench.folder import stand_in
+    from infid_export.runtime.pipeline import Pipeline
+
+    folder = tmp_path / "engines"
+    words = ["--graph", "default", "--graph", "text_step", "--graph", "identity_step"]
+    assert run(["build", "--backend", "aotinductor", "-o", str(folder), *words, "--quiet"]) == 0
+    pictures = {}
+    for backend in ("aotinductor", "onnxruntime"):
+        with Pipeline.load(folder, backend=backend) as pipe:
+            person = stand_in(pipe)
+            template = pipe.template("a watercolor of a person", seed=3)
+            made = [pipe.generate("a watercolor of a person", person, seed=3), pipe.generate(template, person)]
+            pictures[backend] = [np.asarray(each[0], np.int16) for each in made]
+    for ours, theirs in zip(*pictures.values(), strict=True):
+        assert np.abs(ours - theirs).max() <= 1
