@@ -116,7 +116,7 @@ def price(held: Held, bench: Bench) -> Result:
 
 
 def items(workload: Workload) -> list[Item]:
-    """Return the items of the full-size model, the most important first, with seconds on an H100."""
+    """Return the items of the full-size model, the most important first, with seconds on an H200."""
     held = Held()
     kernels = "mixed_attention"
 
@@ -126,13 +126,13 @@ def items(workload: Workload) -> list[Item]:
         return Item(name, seconds, measure, kernels if ops == "triton" else None)
 
     return [
-        Item("step torch against triton", 25, partial(parity, held), decides=True),
+        Item("step torch against triton", 12, partial(parity, held), decides=True),
         of_step("denoise_step", "torch", False, 6),
-        of_step("denoise_step", "triton", False, 6),
-        of_step("denoise_step", "triton", True, 6),
-        of_step("denoise_step", "torch", True, 6),
-        of_step("identity_step", "triton", True, 6),
-        of_step("text_step", "torch", True, 5),
+        of_step("denoise_step", "triton", False, 5),
+        of_step("denoise_step", "triton", True, 4),
+        of_step("denoise_step", "torch", True, 4),
+        of_step("identity_step", "triton", True, 5),
+        of_step("text_step", "torch", True, 4),
         Item("price of an identity", 0.1, partial(price, held)),
         *images.items(held, workload, kernels),
         *diffusers_pipeline.items(held),
