@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.model import aot, compiled, diffusers_pipeline, images
+from benchmarks.model import compiled, diffusers_pipeline, images
 from benchmarks.model.network import SAMPLES, Held, Network, alone, latents_of
 from benchmarks.suite.bench import Bench, Item, Result, Workload
 from infid_kernels.measure import relative_rms
@@ -137,5 +137,4 @@ def items(workload: Workload) -> list[Item]:
         *images.items(held, workload, kernels),
         *diffusers_pipeline.items(held),
         *compiled.items(held, kernels),
-        *aot.items(held, kernels),
     ]

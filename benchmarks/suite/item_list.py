@@ -21,7 +21,6 @@ def items(workload: Workload, quick: bool, architecture: str = "sm_90") -> list[
         quick: fewer candidates.
         architecture: the architecture whose candidates are tried; sm_90 has the most.
     """
-    model = steps.items(workload)
     return [
         Item("clocks", 3.0, machine.clocks, always=True),
         *precompile.items(1),
@@ -34,11 +33,10 @@ def items(workload: Workload, quick: bool, architecture: str = "sm_90") -> list[
             for name, call in workload.calls.items()
         ),
         *speeds.mean_shifts(workload),
-        *(item for item in model if item.phase == 1),
+        *steps.items(workload),
         *speeds.compiled(),
         *bundles.items(workload),
         Item("race", 0.5, checks.race, decides=True),
-        *(item for item in model if item.phase == 2),
         *precompile.items(2),
         *checks.correctness(workload, "bfloat16", 2),
         *speeds.items(workload, "bfloat16", 2),
