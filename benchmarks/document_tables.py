@@ -16,16 +16,15 @@ document is `<!-- table: NAME -->` … `<!-- end -->`; each table has exactly on
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks import reliability, template_speed
+from benchmarks.page_tables import with_tables
 from benchmarks.provenance import RESULTS, ROOT, measured_on
 from benchmarks.quality import ablation_scores, backend_scores
 
-_MARKER = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13")
 
 
@@ -165,18 +164,8 @@ def tables() -> dict[str, str]:
 
 
 def drawn() -> dict[Path, str]:
-    """Return the text of every document with its tables drawn from the results.
-
-    Raises:
-        ValueError: a table has no place or several, or a place names no table.
-    """
-    made, texts = tables(), {path: path.read_text() for path in documents()}
-    places = [match[2] for text in texts.values() for match in _MARKER.finditer(text)]
-    if sorted(places) != sorted(made):
-        raise ValueError(f"the documents have places for {sorted(places)}, the tables are {sorted(made)}")
-    return {
-        path: _MARKER.sub(lambda match: f"{match[1]}{made[match[2]]}\n{match[3]}", text) for path, text in texts.items()
-    }
+    """Return the text of every document with its tables drawn from the results."""
+    return with_tables(documents(), tables())
 
 
 def draw() -> None:

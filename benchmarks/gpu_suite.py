@@ -9,8 +9,8 @@ Usage::
     TRITON_INTERPRET=1 PYTHONPATH=.:kernels:engines python benchmarks/gpu_suite.py --model demo
 
 The first command measures the most important items, and ends by itself before --limit-s. The second continues its file,
-on the same GPU, versions and source: what was skipped, then ahead-of-time packages, bf16, and compute-sanitizer. On a
-CPU, with Triton's interpreter, both parts run in one command on the demo model.
+on the same GPU, versions and source: what was skipped, then bf16, and compute-sanitizer. On a CPU, with Triton's
+interpreter, both parts run in one command on the demo model.
 
 An operation is timed only after its comparison with float64 passed. Results are written after every item, to
 `gpu-<name>-<date>.json`, and the resulting entries of the tuning table to `configurations-….json` beside it.

@@ -107,6 +107,6 @@ def measure_bundle(name: str, bench: Bench) -> Result:
 def items(workload: Workload) -> list[Item]:
     """Return one item per call: its bundle, launched through the driver."""
     return [
-        Item(f"bundle {name}", 2.0, partial(measure_bundle, name), call.op, call.d, decides=True)
+        Item(f"bundle {name}", 1.3, partial(measure_bundle, name), call.op, call.d, decides=True)
         for name, call in workload.calls.items()
     ]

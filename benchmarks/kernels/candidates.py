@@ -23,7 +23,7 @@ _FEW = 5  # candidates of a level that is not tried in full
 _QUICK = 3
 _PLAIN = 2  # of them at least in plain form, which some callers need
 _SAMPLES = 20  # enough to compare candidates, whose times are not reported
-_ITEM_SECONDS, _CANDIDATE_SECONDS = 1.0, 0.8
+_ITEM_SECONDS, _CANDIDATE_SECONDS, _GFLOP_SECONDS = 0.1, 0.06, 0.002  # expected on an H200
 ADOPTED = "fastest candidates"
 
 
@@ -58,7 +58,8 @@ def items(workload: Workload, quick: bool, architecture: str) -> list[Item]:
 
 
 def _item(name: str, level: Level, count: int, measured: partial[Result]) -> Item:
-    return Item(name, _ITEM_SECONDS + _CANDIDATE_SECONDS * count, measured, level.call.op)
+    each = _CANDIDATE_SECONDS + _GFLOP_SECONDS * roofline.flops(level.call) / 1e9
+    return Item(name, _ITEM_SECONDS + each * count, measured, level.call.op)
 
 
 def by_form(tried: Sequence[Choice]) -> dict[str, list[Choice]]:

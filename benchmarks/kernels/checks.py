@@ -17,10 +17,10 @@ from infid_kernels.measure import LIMITS, Call, Inputs, relative_rms
 from infid_kernels.mixed_attention_triton import mixed_attention_choice
 from infid_kernels.tuning import OPS, Choice, Library, architecture_of, choices, choose_kernel
 
-_SANITIZER_SECONDS = 22.0  # expected per tool
+_SANITIZER_SECONDS = 13.0  # expected per tool
 _SANITIZER_LIMIT = 60.0  # maximum per tool
 _TOOLS = ("memcheck", "racecheck")
-_CHECK_SECONDS = {"float16": 0.5, "bfloat16": 0.25}  # per comparison; the first ones also load libraries
+_CHECK_SECONDS = {"float16": 0.2, "bfloat16": 0.1}  # per comparison; the first ones take longer, the others less
 _PROGRAM = "benchmarks.kernels.checks"  # this module as a program: launches the calls for the sanitizer
 _FOUND = 9  # the sanitizer's exit code if it found an error
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+from benchmarks.page_tables import markdown, with_tables
 from benchmarks.provenance import RESULTS, ROOT
 from infid_kernels import tuning
 from infid_kernels.autotune import label
@@ -127,7 +126,7 @@ def padded(call: Call, block_n: int) -> float:
 def gpu_table() -> str:
     """Return one row per GPU."""
     head = ("GPU", "TFLOP/s", "TB/s", "SMs", "FLOP per clock and SM", "clock, GHz", "FLOP/byte", "source")
-    return _markdown(head, [
+    return markdown(head, [
         (gpu.name, f"{gpu.teraflops:g}", f"{gpu.terabytes:g}", str(gpu.sms), str(gpu.flops_per_clock),
          f"{gpu.gigahertz:.2f}", f"{gpu.teraflops / gpu.terabytes:.0f}", gpu.source)
         for gpu in GPUS
@@ -137,7 +136,7 @@ def gpu_table() -> str:
 def call_table() -> str:
     """Return one row per call: its work."""
     head = ("call", "rows × heads", "queries", "keys", "GFLOP", "MB", "FLOP/byte", "million exponentials")
-    return _markdown(head, [
+    return markdown(head, [
         (f"`{name}`", f"{call.rows} × {call.heads}", str(call.queries), f"{call.identity} + {call.text}",
          f"{flops(call) / 1e9:.2f}", f"{least_bytes(call) / 1e6:.1f}", f"{flops(call) / least_bytes(call):.0f}",
          f"{exponentials(call) / 1e6:.1f}")
@@ -149,7 +148,7 @@ def clock_table(d: int = 64) -> str:
     """Return one row per GPU: what one logit costs an SM."""
     head = ("GPU", "products, clocks per logit", "exponential, clocks per logit", "products to exponentials")
     raised = 1 / EXPONENTIALS_PER_CLOCK
-    return _markdown(head, [
+    return markdown(head, [
         (gpu.name, f"{4 * d} / {gpu.flops_per_clock} = {4 * d / gpu.flops_per_clock:g}",
          f"1 / {EXPONENTIALS_PER_CLOCK} = {raised:g}", f"{4 * d / gpu.flops_per_clock / raised:g} to 1")
         for gpu in GPUS
@@ -165,7 +164,7 @@ def floor_table() -> str:
             needed = limits(call, gpu)
             cells = [f"{microseconds:.1f}" for microseconds in needed.values()]
             rows.append((f"`{name}`", gpu.name, *cells, f"{max(needed.values()):.1f}", measured(name, gpu)))
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def shift_table() -> str:
@@ -182,7 +181,7 @@ def shift_table() -> str:
             microseconds = shift_bytes(call) / (gpu.terabytes * 1e6)
             cells.append(f"{microseconds:.1f}, {microseconds / max(limits(call, gpu).values()):.0%}")
         rows.append(tuple(cells))
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def wave_table() -> str:
@@ -195,7 +194,7 @@ def wave_table() -> str:
             tiles = waves(call, block_m, 1)[0]
             cells = [f"{needed}, {filled:.0%}" for _, needed, filled in (waves(call, block_m, chip) for chip in chips)]
             rows.append((f"`{name}`", str(block_m), str(tiles), *cells))
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def padding_table() -> str:
@@ -203,7 +202,7 @@ def padding_table() -> str:
     blocks = (128, 64, 32)
     head = ("keys of both segments", *(f"blocks of {block}" for block in blocks))
     call = SDXL_CALLS["merged-4096"]
-    return _markdown(head, [(f"{call.text} + {call.identity}", *(f"{padded(call, block):.2f} ×" for block in blocks))])
+    return markdown(head, [(f"{call.text} + {call.identity}", *(f"{padded(call, block):.2f} ×" for block in blocks))])
 
 
 def even_table() -> str:
@@ -216,7 +215,7 @@ def even_table() -> str:
             assert row is not None
             cells.append(_report(row))
         rows.append(tuple(cells))
-    return _markdown(("architecture", "full blocks", "any length"), rows)
+    return markdown(("architecture", "full blocks", "any length"), rows)
 
 
 def form_table() -> str:
@@ -226,7 +225,7 @@ def form_table() -> str:
     found: dict[str, dict[bool, dict[str, Any]]] = {}
     for row in json.loads(FORMS.read_text()):
         found.setdefault(label(tuning.Configuration(**row["configuration"])), {})[row["even_n"]] = row
-    return _markdown(head, [
+    return markdown(head, [
         (name, str(even["registers"]), str(even["shared_bytes"]), str(_programs(even)), _groups(even),
          f"{_per_128_keys(even):.0f}", *_any_length(forms))
         for name, forms in found.items() for even in (forms[True],)
@@ -257,7 +256,7 @@ def product_table() -> str:
             form = label(tuning.Configuration(**row["configuration"]))
             cells += [form, str(row["registers"]), str(_programs(row)), _groups(row)]
         rows.append(tuple(cells))
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _programs(row: Mapping[str, Any]) -> int:
@@ -295,7 +294,7 @@ def measured(name: str, gpu: Gpu) -> str:
 
 def trial_table() -> str:
     """Return the fastest candidate of every form on a GPU, in the newest results."""
-    document = max(results(), key=lambda document: str(document["date"]))
+    document = newest()
     levels = ("mixed attention, 4096 tokens", "mixed attention, 1024 tokens")
     rows = []
     for form in dict.fromkeys(name.partition(": ")[2] for name in document["items"] if name.startswith("candidates")):
@@ -311,34 +310,40 @@ def trial_table() -> str:
             rows.append(cells)
     rows.sort(key=lambda cells: float(cells[1]))
     gpu = document["gpu"]["name"]
-    return _markdown((f"4096 tokens, {gpu}", "µs", "1024 tokens", "µs"), rows)
+    return markdown((f"4096 tokens, {gpu}", "µs", "1024 tokens", "µs"), rows)
 
 
 def rival_table() -> str:
     """Return the operations on a GPU and what does the same work in PyTorch, in the newest results."""
-    document = max(results(), key=lambda document: str(document["date"]))
+    document = newest()
     rows = []
     for op in ("mixed", "merged"):
         columns = {level: _contenders(document, f"{op}-{level}") for level in ("4096", "1024")}
         for name in sorted(columns["4096"], key=columns["4096"].__getitem__):
             cells = (f"{columns[level][name] * 1e3:.1f}" if name in columns[level] else "–" for level in columns)
             rows.append((f"{op} attention" if op == "mixed" else "merged cross-attention", name, *cells))
-    return _markdown(("operation", document["gpu"]["name"], "4096 queries, µs", "1024 queries, µs"), rows)
+    return markdown(("operation", document["gpu"]["name"], "4096 queries, µs", "1024 queries, µs"), rows)
 
 
 def _contenders(document: Mapping[str, Any], call: str) -> dict[str, float]:
     """Return the milliseconds of what does all the work of a call: our operation as tuned, and the baselines."""
-    items, op = document["items"], SDXL_CALLS[call].op
-    found = {**items[f"speed {call} float16"]["result"]["contenders"]}
-    found |= items[f"compiled baselines {op}"]["result"]["calls"][call]["contenders"]
-    times = {name: each["median"] for name, each in found.items() if each.get("complete") and "infid" not in name}
-    ours = items[f"tuned {call} float16"]["result"]["contenders"]["infid_kernels"]["median"]
-    return {"**`infid_kernels`**": float(ours), **times}
+    found = {name: item["result"] for name, item in document["items"].items() if "result" in item}
+    compiled = found.get(f"compiled baselines {SDXL_CALLS[call].op}", {}).get("calls", {})
+    rows = [each.get("contenders", {}) for each in (found.get(f"speed {call} float16", {}), compiled.get(call, {}))]
+    times = {name: float(each["median"]) for contenders in rows for name, each in contenders.items()
+             if each.get("complete") and "infid" not in name}  # fmt: skip
+    ours = found.get(f"tuned {call} float16", {}).get("contenders", {}).get("infid_kernels")
+    return ({"**`infid_kernels`**": float(ours["median"])} if ours else {}) | times
 
 
 def results() -> list[Mapping[str, Any]]:
     """Return the documents that `gpu_suite.py` wrote."""
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("gpu-*.json"))]
+
+
+def newest() -> Mapping[str, Any]:
+    """Return the newest of these documents."""
+    return max(results(), key=lambda document: str(document["date"]))
 
 
 TABLES = {
@@ -350,22 +355,7 @@ TABLES = {
 
 def drawn() -> str:
     """Return kernels/README.md with its tables drawn."""
-    text = PAGE.read_text()
-    for name, draw in TABLES.items():
-        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, count = pattern.subn(partial(_in_its_place, draw()), text)
-        if count != 1:
-            raise ValueError(f"{PAGE} has {count} places for the table {name}")
-    return text
-
-
-def _in_its_place(table: str, match: re.Match[str]) -> str:
-    return f"{match[1]}{table}\n{match[2]}"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    return with_tables([PAGE], {name: draw() for name, draw in TABLES.items()})[PAGE]
 
 
 if __name__ == "__main__":

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.model.network import SAMPLES, Held, Network, latents_of, peak
+from benchmarks.model.network import SAMPLES, Network, compared, latents_of, peak
+from benchmarks.model.turns import turn
 from benchmarks.suite import child
-from benchmarks.suite.bench import Bench, Item, Result
+from benchmarks.suite.bench import Bench, Result
 from infid_kernels.measure import relative_rms, summarize
 
 GRAPH = "identity_step"
-_SECONDS = 110.0
+NAME = f"{GRAPH} AOTInductor package"
 _PROGRAM = Path(__file__).with_name("run_package.cpp")
 _MEMORY_FOLDER = Path("/dev/shm")  # weights are written and read once: 5 GB through memory instead of a disk
 # Weights stay outside, including those of up to eight values, which would otherwise be written into the code. The code
@@ -40,13 +41,16 @@ _CONFIGS = {
 }
 
 
-def package(bench: Bench, work: str, memory: str) -> Result:
-    """Export, compile and package the step, then run it from Python and from C++. Runs in the child.
+def package(bench: Bench, work: str, memory: str, name: str, names: Sequence[str], folder: str) -> Result:
+    """Export, compile and package the step, then time it from Python and from C++. Runs in the child.
 
     Args:
         bench: the child's bench.
         work: folder for the package and the program.
         memory: folder for the tensors that C++ reads.
+        name: name of the item, as for `turn`.
+        names: names of all that compile at the same time.
+        folder: folder of their turns.
     """
     with torch.no_grad():
         compiler = compile_program(Path(work))
@@ -59,17 +63,21 @@ def package(bench: Bench, work: str, memory: str) -> Result:
         model, weights = _loaded(path, module)
         call = partial(model, **arguments)
         pairs = zip(latents_of(call()), expected, strict=True)
-        result |= _compared([relative_rms(each, wanted.double()) for each, wanted in pairs], network.dtype(ops))
-        result |= {"ops": ops, **network.rated(bench.time_long(call, SAMPLES), GRAPH)}
+        errors = [relative_rms(each, wanted.double()) for each, wanted in pairs]
+        result |= {"ops": ops, **compared(errors, network.dtype(ops))}
         bench.keep(result)
         write_tensors(Path(memory) / "weights", weights)
         write_tensors(Path(memory) / "inputs", flat(arguments))
         write_tensors(Path(memory) / "outputs", flat({"output": expected}))
-        cpp = _from_cpp(bench, compiler, Path(work) / _PROGRAM.stem, path, Path(memory), network.dtype(ops))
-        result |= {"cpp": cpp, "passed": result["passed"] and cpp["passed"]}
-        bench.keep(result)
-        replay, _ = bench.graphed(call)
-        return result | {"graph": asdict(bench.time_long(replay, SAMPLES))} | peak(bench)
+        _finish(compiler, bench)
+        with turn(Path(folder), name, names, bench):
+            result |= network.rated(bench.time_long(call, SAMPLES), GRAPH)
+            bench.keep(result)
+            cpp = _from_cpp(bench, Path(work) / _PROGRAM.stem, path, Path(memory), network.dtype(ops))
+            result |= {"cpp": cpp, "passed": result["passed"] and cpp["passed"]}
+            bench.keep(result)
+            replay, _ = bench.graphed(call)
+            return result | {"graph": asdict(bench.time_long(replay, SAMPLES))} | peak(bench)
 
 
 def _packaged(bench: Bench, module: torch.nn.Module, arguments: Mapping[str, Any], folder: Path) -> tuple[str, Result]:
@@ -95,13 +103,6 @@ def _loaded(path: str, module: torch.nn.Module) -> tuple[Any, dict[str, Tensor]]
     return model, weights
 
 
-def _compared(errors: Sequence[float], dtype: torch.dtype) -> Result:
-    from infid_export.export.tolerances import tolerance
-
-    limit = tolerance("fp32" if dtype == torch.float32 else "fp16").rms
-    return {"relative_rms": max(errors), "limit": limit, "passed": all(error <= limit for error in errors)}
-
-
 def compile_program(folder: Path) -> subprocess.Popen[str]:
     """Start compiling the C++ program against torch's own headers and libraries, in this process's group."""
     root = Path(torch.__file__).parent
@@ -117,12 +118,13 @@ def compile_program(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def _from_cpp(
-    bench: Bench, compiler: subprocess.Popen[str], program: Path, package: str, tensors: Path, dtype: torch.dtype
-) -> Result:
+def _finish(compiler: subprocess.Popen[str], bench: Bench) -> None:
     said, _ = compiler.communicate(timeout=max(bench.seconds_left(), 1.0))
     if compiler.returncode != 0:
         raise RuntimeError(f"the C++ program does not compile: {said[-2000:]}")
+
+
+def _from_cpp(bench: Bench, program: Path, package: str, tensors: Path, dtype: torch.dtype) -> Result:
     names = [str(tensors / name) for name in ("weights", "inputs", "outputs")]
     command = [str(program), package, *names, str(bench.device), str(SAMPLES)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=max(bench.seconds_left(), 1.0))
@@ -131,7 +133,7 @@ def _from_cpp(
     found = json.loads(ended.stdout)
     errors = [float(each) for each in found.pop("relative_rms")]
     timing = summarize(found.pop("milliseconds"), captured=False)
-    return {**asdict(timing), **found, **_compared(errors, dtype)}
+    return {**asdict(timing), **found, **compared(errors, dtype)}
 
 
 def flat(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -175,19 +177,19 @@ def _dense(tensor: Tensor) -> bool:
     return all(stride == math.prod(size for _, size in axes[:i]) for i, (stride, _) in enumerate(axes))
 
 
-def packaged(held: Held, bench: Bench) -> Result:
-    """Measure the package in a child; this process owns the folders, since it outlives the child."""
-    held.give_up()
+def packaged(bench: Bench, seconds: float, **arguments: Any) -> Result:
+    """Measure the package in a child; this process owns the folders, since it outlives the child.
+
+    Args:
+        bench: bench of this process.
+        seconds: time limit.
+        arguments: arguments of `turn`, as plain JSON.
+    """
     with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory(dir=_memory_folder()) as memory:
-        return child.measure_in_child(f"{__name__}:package", bench, _SECONDS, work=work, memory=memory)
+        return child.measure_in_child(f"{__name__}:package", bench, seconds, work=work, memory=memory, **arguments)
 
 
 def _memory_folder() -> str | None:
     """Return the in-memory folder if the full-size weights fit into it twice."""
     fits = _MEMORY_FOLDER.is_dir() and shutil.disk_usage(_MEMORY_FOLDER).free > 12e9
     return str(_MEMORY_FOLDER) if fits else None
-
-
-def items(held: Held, op: str) -> list[Item]:
-    """Return the item that measures AOTInductor; arguments as for `compiled.items`."""
-    return [Item(f"{GRAPH} AOTInductor package", _SECONDS, partial(packaged, held), op, phase=2)]

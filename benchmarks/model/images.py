@@ -171,8 +171,8 @@ def items(held: Held, workload: Workload, op: str) -> list[Item]:
         workload: gives the numbers of steps.
         op: the operation whose checks must have passed.
     """
-    found = [Item(f"vae_decoder {name} graph", 4, partial(vae_decoder, held, dtype=name)) for name in VAE_DTYPES]
-    for steps, guidance, seconds in ((workload.steps, True, 12), (workload.few_steps, False, 5)):
+    found = [Item(f"vae_decoder {name} graph", 3, partial(vae_decoder, held, dtype=name)) for name in VAE_DTYPES]
+    for steps, guidance, seconds in ((workload.steps, True, 13), (workload.few_steps, False, 4)):
         found += [
             Item(f"image {steps} {kind}", seconds, partial(image, held, steps=steps, guidance=guidance, kind=kind), op)
             for kind in ("joint", "template")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -234,3 +234,11 @@ def peak(bench: Bench) -> Result:
 def latents_of(outputs: Any) -> list[Tensor]:
     """Return a step's outputs without the text features."""
     return [each for each in ([outputs] if isinstance(outputs, Tensor) else outputs) if each.dim() == 4]
+
+
+def compared(errors: Sequence[float], dtype: torch.dtype) -> Result:
+    """Return the largest RMS error of a step's outputs, and whether all are within the limit of a graph's dtype."""
+    from infid_export.export.tolerances import tolerance
+
+    limit = tolerance("fp32" if dtype == torch.float32 else "fp16").rms
+    return {"relative_rms": max(errors), "limit": limit, "passed": all(error <= limit for error in errors)}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.model import aot, compiled, diffusers_pipeline, images
+from benchmarks.model import compiled, diffusers_pipeline, images
 from benchmarks.model.network import SAMPLES, Held, Network, alone, latents_of
 from benchmarks.suite.bench import Bench, Item, Result, Workload
 from infid_kernels.measure import relative_rms
@@ -116,7 +116,7 @@ def price(held: Held, bench: Bench) -> Result:
 
 
 def items(workload: Workload) -> list[Item]:
-    """Return the items of the full-size model, the most important first, with seconds on an H100."""
+    """Return the items of the full-size model, the most important first, with seconds on an H200."""
     held = Held()
     kernels = "mixed_attention"
 
@@ -126,16 +126,15 @@ def items(workload: Workload) -> list[Item]:
         return Item(name, seconds, measure, kernels if ops == "triton" else None)
 
     return [
-        Item("step torch against triton", 25, partial(parity, held), decides=True),
+        Item("step torch against triton", 12, partial(parity, held), decides=True),
         of_step("denoise_step", "torch", False, 6),
-        of_step("denoise_step", "triton", False, 6),
-        of_step("denoise_step", "triton", True, 6),
-        of_step("denoise_step", "torch", True, 6),
-        of_step("identity_step", "triton", True, 6),
-        of_step("text_step", "torch", True, 5),
+        of_step("denoise_step", "triton", False, 5),
+        of_step("denoise_step", "triton", True, 4),
+        of_step("denoise_step", "torch", True, 4),
+        of_step("identity_step", "triton", True, 5),
+        of_step("text_step", "torch", True, 4),
         Item("price of an identity", 0.1, partial(price, held)),
         *images.items(held, workload, kernels),
         *diffusers_pipeline.items(held),
         *compiled.items(held, kernels),
-        *aot.items(held, kernels),
     ]

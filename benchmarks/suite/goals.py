@@ -51,9 +51,20 @@ class Goal:
     found: Callable[[Results], Found | None]
     more: bool = False
 
+    @property
+    def words(self) -> str:
+        """The value to reach, in words."""
+        return f"{'≥' if self.more else '≤'} {self.wanted:g} {self.unit}"
+
     def met(self, value: float) -> bool:
         """Return whether a value meets the goal."""
         return value >= self.wanted if self.more else value <= self.wanted
+
+    def verdict(self, value: float | None) -> str:
+        """Return whether a value meets the goal, in words; None was not measured."""
+        if value is None:
+            return "not measured"
+        return "met" if self.met(value) else f"missed by {abs(value / self.wanted - 1):.1%}"
 
 
 def median(result: Result) -> float | None:
@@ -154,14 +165,10 @@ def verdicts(results: Results) -> list[str]:
     lines = []
     for goal in GOALS:
         found = goal.found(results)
-        wanted = f"goal {'≥' if goal.more else '≤'} {goal.wanted:g} {goal.unit}"
         floor = "" if goal.floor is None else f", {'ceiling' if goal.more else 'floor'} {goal.floor:.4g}"
-        if found is None:
-            lines.append(f"not measured  {goal.what}: {wanted}{floor}")
-            continue
-        value, how = found
-        verdict = "met" if goal.met(value) else f"missed by {abs(value / goal.wanted - 1):.1%}"
-        lines.append(f"{verdict:13} {goal.what}: {value:.4g} {goal.unit} ({how}), {wanted}{floor}")
+        verdict = goal.verdict(found[0] if found else None)
+        measured = f"{found[0]:.4g} {goal.unit} ({found[1]}), " if found else ""
+        lines.append(f"{verdict:13} {goal.what}: {measured}goal {goal.words}{floor}")
     return lines
 
 

@@ -12,8 +12,6 @@ from benchmarks.model import steps
 from benchmarks.suite import machine
 from benchmarks.suite.bench import Item, Workload
 
-_SPEED_SECONDS = {"float16": 10.0, "bfloat16": 3.0}
-
 
 def items(workload: Workload, quick: bool, architecture: str = "sm_90") -> list[Item]:
     """Return everything that is measured, the most important first.
@@ -23,26 +21,24 @@ def items(workload: Workload, quick: bool, architecture: str = "sm_90") -> list[
         quick: fewer candidates.
         architecture: the architecture whose candidates are tried; sm_90 has the most.
     """
-    model = steps.items(workload)
     return [
-        Item("clocks", 5.0, machine.clocks, always=True),
+        Item("clocks", 3.0, machine.clocks, always=True),
         *precompile.items(1),
         *checks.correctness(workload, "float16", 1),
         Item("ceilings", 3.0, speeds.ceilings, always=True),
-        *speeds.items(workload, "float16", 1, _SPEED_SECONDS["float16"]),
+        *speeds.items(workload, "float16", 1),
         *candidates.items(workload, quick, architecture),
         *(
-            Item(f"tuned {name} float16", 2.0, partial(speeds.tuned, name), call.op)
+            Item(f"tuned {name} float16", 0.6, partial(speeds.tuned, name), call.op)
             for name, call in workload.calls.items()
         ),
         *speeds.mean_shifts(workload),
-        *(item for item in model if item.phase == 1),
+        *steps.items(workload),
         *speeds.compiled(),
         *bundles.items(workload),
-        Item("race", 3.0, checks.race, decides=True),
-        *(item for item in model if item.phase == 2),
+        Item("race", 0.5, checks.race, decides=True),
         *precompile.items(2),
         *checks.correctness(workload, "bfloat16", 2),
-        *speeds.items(workload, "bfloat16", 2, _SPEED_SECONDS["bfloat16"]),
+        *speeds.items(workload, "bfloat16", 2),
         *checks.sanitizers(),
     ]

@@ -200,9 +200,8 @@ def test_a_step_of_diffusers_own_pipeline_is_an_images_time_over_its_steps(
     assert result["finite"]
 
 
-def test_every_item_has_a_name_of_its_own_and_a_phase() -> None:
+def test_every_item_has_a_name_of_its_own_in_the_first_command() -> None:
     names = [item.name for item in steps.items(SDXL)]
     assert len(set(names)) == len(names)
-    phases = {item.name: item.phase for item in steps.items(SDXL)}
-    assert [name for name, phase in phases.items() if phase == 2] == ["identity_step AOTInductor package"]
+    assert {item.phase for item in steps.items(SDXL)} == {1}  # the second command compiles no UNet
     assert {"image 30 joint", "image 30 template", "image 4 joint", "image 4 template"} <= set(names)

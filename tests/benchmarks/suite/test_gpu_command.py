@@ -14,6 +14,7 @@ from suite_parts import MERGED, MIXED, FakeBench, spoil, timed
 from benchmarks import gpu_suite
 from benchmarks.kernels import baselines, checks
 from benchmarks.kernels.baselines import BASELINES
+from benchmarks.model import compiled
 from benchmarks.suite import item_list, machine, report
 from benchmarks.suite.bench import DEMO, SDXL, Item
 from benchmarks.suite.runner import SLACK
@@ -23,10 +24,10 @@ from infid_kernels.tuning import read
 FIRST = (
     "clocks", "compile float16", "correct ", "ceilings", "speed ", "candidates mixed attention, 4096",
     "candidates mixed attention, 1024", "candidates mixed attention, 3952", "mean-shift ", "step ",
-    "denoise_step triton graph", "image ", "denoise_step compiled", "compiled baselines ", "bundle ", "race",
+    "denoise_step triton graph", "image ", "denoise_step compiled", "identity_step AOTInductor", "compiled baselines ",
+    "bundle ", "race",
 )  # fmt: skip
-SECOND = ("identity_step AOTInductor", "compile bfloat16", "correct ", "speed ", "sanitizer memcheck",
-          "sanitizer racecheck")  # fmt: skip
+SECOND = ("compile bfloat16", "correct ", "speed ", "sanitizer memcheck", "sanitizer racecheck")
 
 
 @pytest.mark.parametrize(("phase", "seconds", "order"), [(1, 590, FIRST), (2, 200, SECOND)], ids=["first", "second"])
@@ -35,7 +36,9 @@ def test_the_plan_fits_its_command_in_order_of_worth(phase: int, seconds: float,
     part = {1: "first", 2: "second"}[phase]
     assert report.LIMITS[part] <= seconds
     spare = gpu_suite._IMPORTS + SLACK
-    assert sum(item.seconds for item in planned) <= report.LIMITS[part] - spare
+    # even if the steps that compile together need all the time that they may have
+    late = compiled.LIMIT - compiled.EXPECTED if phase == 1 else 0.0
+    assert sum(item.seconds for item in planned) + late <= report.LIMITS[part] - spare
     names = [item.name for item in planned]
     assert len(set(names)) == len(names)
     firsts = [next((place for place, name in enumerate(names) if name.startswith(start)), None) for start in order]

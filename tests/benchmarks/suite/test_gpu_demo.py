@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import gpu_suite
+from benchmarks.model import aot
 from benchmarks.model.compiled import NAMES, PIPELINE
 from benchmarks.suite import item_list
 from benchmarks.suite.bench import DEMO
@@ -44,9 +45,12 @@ def test_the_same_sections_run_on_a_cpu(tmp_path: Path) -> None:
     assert parity["network"] == "demo"
     assert parity["relative_rms"]["identity"]["between"] > 0  # another implementation did run
     assert 1e-4 < parity["relative_rms"]["identity"]["torch"] < 1e-2  # fp16's rounding, magnified by guidance
-    for name in (each for each in NAMES if each != PIPELINE):
+    for name in (each for each in NAMES if each not in (PIPELINE, aot.NAME)):
         assert results[name]["passed"] and results[name]["graph_breaks"] == 0, name
         assert results[name]["backend"] == DEMO.compiler
         assert results[name]["median"] > 0 and results[name]["child_seconds"] > results[name]["compile_seconds"]
+    package = results[aot.NAME]
+    assert package["passed"] and package["cpp"]["passed"]
+    assert package["median"] > 0 and package["graph"]["median"] > 0
     assert results[PIPELINE]["finite"] and results[PIPELINE]["graph_breaks"] == 0
     assert results[PIPELINE]["steps"] == DEMO.steps
