@@ -138,6 +138,25 @@ def bench_table(document: dict[str, Any]) -> str:
     )
 
 
+def graph_table(document: dict[str, Any]) -> str:
+    """Return the graphs of a document of `infid-export bench`, with what it ran on."""
+    folder, machine = document["folder"], document["machine"]
+    lines = ["| graph | milliseconds |", "|---|---|"]
+    lines += [f"| `{name}` | {each['median_ms']:.1f} |" for name, each in document["graphs"].items()]
+    samples = next(iter(document["graphs"].values()))["samples"]
+    timed = "one call each, the fourth in a row" if samples == 1 else f"medians of {samples}"
+    versions = ", ".join(f"{name} {document['versions'][name]}" for name in ("onnxruntime-gpu", "numpy"))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{folder['model']}, {folder['precision']}, {folder['height']} × {folder['width']}, with guidance; "
+            f"{timed}; {', '.join(machine['gpus'])}, driver {machine['driver']}, {versions}. The host adds "
+            f"{document['host_ms_per_step']:.2f} ms to a step.",
+        ]
+    )
+
+
 def documents() -> list[Path]:
     """Return the documents that may hold tables."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -145,11 +164,11 @@ def documents() -> list[Path]:
 
 def tables() -> dict[str, str]:
     """Return every table in Markdown, by name."""
-    demo, full, variants, engines, tried, templates, medium, speed = (
+    demo, full, variants, engines, tried, templates, medium, speed, cuda = (
         json.loads((RESULTS / f"{name}.json").read_text())
         for name in (
             "demo-fp16", "random-sdxl-fp16", "ablation", "backends", "reliability", "template-speed",
-            "template-speed-medium", "bench-medium",
+            "template-speed-medium", "bench-medium", "bench-sdxl-cuda",
         )
     )  # fmt: skip
     return {
@@ -160,6 +179,7 @@ def tables() -> dict[str, str]:
         "reliability": reliability.markdown(tried),
         "templates": template_speed.table([templates, medium]),
         "bench": bench_table(speed),
+        "bench-cuda": graph_table(cuda),
     }
 
 

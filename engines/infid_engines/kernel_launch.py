@@ -1,7 +1,7 @@
 """Launches a compiled kernel through the CUDA driver API, without Triton and torch.
 
 The launch description has everything that a launch needs: the arguments in order, grid and integers as expressions of
-sizes, block size, shared memory, and the alignment of every address and stride. Not yet run on a GPU.
+sizes, block size, shared memory, and the alignment of every address and stride. Run on an H200 (sm_90).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SAMPLES, _QUICK_SAMPLES = 50, 10
 _QUICK_CANDIDATES = 6  # the most promising come first
-_SECONDS = 3.0  # to compile and time one candidate; an estimate, not measured on a GPU yet
+_SECONDS = 3.0  # to compile and time one candidate; an estimate
 EXAMPLES = ("infid-export tune", "infid-export tune --quick -o tuning.json")
 
 

@@ -131,7 +131,7 @@ CANDIDATES: Sequence[Configuration] = tuple(
 # Candidates of mixed attention where TMA loads the blocks: one thread issues a load instead of every thread. That frees
 # registers (sm_90, 64 × 128 with 4 warps: 166 instead of 228), so an SM holds three programs, and its units are busy
 # while one program waits for its product. Per 128 keys and 64 queries: 452 instructions, 512 clocks of products, 512 of
-# exponentials. Not yet timed.
+# exponentials. An H200 ran the best of them as fast as the best plain tiles.
 _TMA = ("sm_90", "sm_100")
 _TMA_CANDIDATES: Sequence[Configuration] = tuple(
     Configuration(*sizes, descriptors=True)
@@ -143,7 +143,7 @@ _TMA_CANDIDATES: Sequence[Configuration] = tuple(
 # Candidates in the Gluon form of mixed attention, by head size: none spills or is serialized, and at least half of a
 # block's exponentials overlap with the second product, with triton 3.6 and 3.8. For d = 64, 64 × 128 with 2 stages
 # needs 163 to 165 registers, so an SM holds three programs. 128 × 64 with 4 warps and 128 × 128 with 3 stages are left
-# out: with triton 3.6 ptxas moves their exponentials after both waits. Not yet run on a GPU, so no entry uses it.
+# out: with triton 3.6 ptxas moves their exponentials after both waits. On an H200, the first is the fastest of all.
 GLUON_CANDIDATES: Mapping[int, Sequence[Configuration]] = {
     d: tuple(Configuration(*sizes, gluon=True) for sizes in tiles)
     for d, tiles in {
