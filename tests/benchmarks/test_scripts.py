@@ -14,7 +14,8 @@ import benchmarks
 
 FOLDER = Path(benchmarks.__file__).parent
 SCRIPTS = (
-    "kernels/static_configurations.py", "quality/ablation_scores.py", "quality/backend_scores.py", "rebuild_speed.py",
+    "kernels/static_configurations.py", "quality/ablation_scores.py", "quality/backend_scores.py",
+    "quality/saver_scores.py", "rebuild_speed.py",
     "reliability.py", "template_speed.py", "world_speed.py",
 )  # fmt: skip
 
