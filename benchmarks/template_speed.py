@@ -29,8 +29,8 @@ from benchmarks.provenance import RESULTS, measured_on
 from benchmarks.publishing import publish
 from infid_engines.backends import Engine
 from infid_engines.registry import get_backend
-from infid_export.bench.folder import stand_in
 from infid_export.bench.recording import RecordingEngines, recording_pipeline, repeated
+from infid_export.bench.stand_in import stand_in
 from infid_export.bench.timing import take_turns
 from infid_export.cli.output import Output
 from infid_export.export.build_options import BuildOptions

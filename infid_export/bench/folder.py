@@ -12,10 +12,11 @@ from typing import Any
 from infid_engines.memory import peak_memory, reset_peak_memory
 from infid_engines.progress import Reporter, SilentReporter, Stage
 from infid_export.bench import PROMPT, SEED
+from infid_export.bench.first_picture import first_picture_seconds
 from infid_export.bench.machine import library_versions, machine_facts
 from infid_export.bench.recording import RecordingEngines, recording_pipeline
+from infid_export.bench.stand_in import stand_in
 from infid_export.bench.timing import Times, take_turns
-from infid_export.export.parity_case import parity_face
 from infid_export.runtime.conditioning import has_guidance
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
@@ -79,6 +80,7 @@ def bench(
                 "graphs": (options.rounds + 1) * _BURST * seconds / steps,
                 "images": (options.image_rounds + 1) * seconds * len(images) / len(calls),
                 "host": seconds,
+                "first picture": 2 * seconds,
             }
         )
         with reporter.stage("graphs") as stage:
@@ -89,6 +91,8 @@ def bench(
             times = take_turns(images, options.image_rounds, stage.update)
         with reporter.stage("host"):
             host = _host(pipe, engines, person, steps)
+        with reporter.stage("first picture"):
+            first = first_picture_seconds(options.folder, pipe.backend, options.device, options.threads, steps)
         manifest = pipe.manifest
         return {
             "kind": "bench",
@@ -108,15 +112,9 @@ def bench(
             "ratios": _ratios(graphs, times, manifest.batch),
             "host_ms_per_step": round(host, 3),
             "host_share": round(host / graphs[_JOINT].median_ms, 4),
+            "first_picture_seconds": round(first, 3),
             "peak_bytes": peak_memory(),
         }  # fmt: skip
-
-
-def stand_in(pipe: Pipeline) -> Person:
-    """Return a person that was encoded from the face of the parity check: speed does not depend on the face."""
-    shapes = {spec.name: spec.shape for spec in pipe.manifest.graph("identity_encoder").inputs}
-    sizes = (shapes["face_crop"][-1], shapes["face_embedding"][-1])
-    return pipe.encode(parity_face(*(int(each) for each in sizes)))  # type: ignore[arg-type]
 
 
 def _images(pipe: Pipeline, person: Person, steps: int) -> dict[str, Callable[[], object]]:

@@ -16,9 +16,10 @@ from infid_engines.errors import BackendUnavailableError, EngineFolderError, Inp
 from infid_engines.manifest import Manifest
 from infid_engines.progress import SilentReporter
 from infid_export.bench import others
-from infid_export.bench.folder import BenchOptions, bench, stand_in
+from infid_export.bench.folder import BenchOptions, bench
 from infid_export.bench.recording import recording_pipeline
 from infid_export.bench.report import html
+from infid_export.bench.stand_in import stand_in
 from infid_export.runtime.pipeline import Pipeline
 
 QUICK: dict[str, Any] = {"rounds": 2, "image_rounds": 1, "steps": 3}
@@ -55,6 +56,7 @@ def test_every_key_is_there_and_plain_json(document: dict[str, Any]) -> None:
     assert document["versions"]["onnxruntime"]
     assert document["host_ms_per_step"] > 0
     assert document["peak_bytes"] > 1 << 20
+    assert 0.1 < document["first_picture_seconds"] < 100
 
 
 def test_the_ratios_are_those_of_as_many_rows(document: dict[str, Any]) -> None:

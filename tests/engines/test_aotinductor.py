@@ -323,7 +323,7 @@ def test_facts_survive_being_stored() -> None:
 @pytest.mark.slow
 def test_the_whole_demo_makes_the_same_picture(tmp_path: Path) -> None:
     """Every graph as a package, joint and from a template; compiling takes a few minutes."""
-    from infid_export.bench.folder import stand_in
+    from infid_export.bench.stand_in import stand_in
     from infid_export.runtime.pipeline import Pipeline
 
     folder = tmp_path / "engines"
