@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import mmap
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infid_engines.backends import Arrays, CheckedInputs
+from infid_engines.backends import Arrays, CountedEngine
 from infid_engines.errors import BackendUnavailableError, EngineFolderError
 from infid_engines.manifest import TensorSpec
 from infid_engines.processor import missing_sets
@@ -193,7 +192,7 @@ def open_package(
     return AOTInductorEngine(package, facts, inputs, outputs, device, (constants, files))
 
 
-class AOTInductorEngine:
+class AOTInductorEngine(CountedEngine):
     """A package whose weights are loaded.
 
     Args:
@@ -205,14 +204,15 @@ class AOTInductorEngine:
         held: what the package uses and does not own.
     """
 
+    failure = "PyTorch cannot run the package"
+    errors = RuntimeError
+
     def __init__(
         self, package: Any, facts: PackageFacts, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...],
         device: str, held: object,
     ) -> None:  # fmt: skip
-        self.inputs = {spec.name: spec for spec in inputs}
-        self.outputs = {spec.name: spec for spec in outputs}
-        self.facts, self.device, self.checked = facts, device, CheckedInputs(self.inputs)
-        self.busy_seconds = 0.0
+        super().__init__(inputs, outputs)
+        self.facts, self.device = facts, device
         self._package, self._held = package, held
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
@@ -237,24 +237,6 @@ class AOTInductorEngine:
     ) -> AOTInductorLoop:
         """Start a loop: fixed inputs are copied to the device once, and carried tensors stay there."""
         return AOTInductorLoop(self, fixed, carry, initial, varying)
-
-    @contextmanager
-    def in_library(self) -> Iterator[None]:
-        """Count the seconds of a call, and name the fix for its errors.
-
-        Raises:
-            EngineFolderError: the call failed.
-        """
-        started = time.perf_counter()
-        try:
-            yield
-        except RuntimeError as error:
-            raise EngineFolderError(
-                f"PyTorch cannot run the package ({error}).",
-                fix="Run `infid-export verify` on the folder, and build it again if it fails.",
-            ) from error
-        finally:
-            self.busy_seconds += time.perf_counter() - started
 
     def close(self) -> None:
         """Free the package; the weights are freed with the last package that uses them."""

@@ -6,13 +6,15 @@ Imports are light here and in the modules of the backends, so that help and `doc
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
-from infid_engines.errors import BackendUnavailableError, InputError
+from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
 from infid_engines.progress import Stage
 
@@ -282,3 +284,44 @@ class CheckedInputs:
                     f"{list(array.shape)}.",
                     fix="Build the folder for this size, or change the input.",
                 )
+
+
+class CountedEngine:
+    """The part of an engine that counts the seconds in its library, and names the fix for the library's errors.
+
+    Args:
+        inputs: the graph's inputs.
+        outputs: the graph's outputs.
+
+    Attributes:
+        busy_seconds: see `Engine`.
+        failure: what the error says, such as "onnxruntime cannot run the graph".
+        errors: the library's exceptions.
+    """
+
+    failure: ClassVar[str]
+    errors: ClassVar[type[Exception]] = Exception
+
+    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        self.inputs = {spec.name: spec for spec in inputs}
+        self.outputs = {spec.name: spec for spec in outputs}
+        self.checked = CheckedInputs(self.inputs)
+        self.busy_seconds = 0.0
+
+    @contextmanager
+    def in_library(self) -> Iterator[None]:
+        """Count the seconds of a call.
+
+        Raises:
+            EngineFolderError: the call failed.
+        """
+        started = time.perf_counter()
+        try:
+            yield
+        except self.errors as error:
+            raise EngineFolderError(
+                f"{self.failure} ({error}).",
+                fix="Run `infid-export verify` on the folder, and build it again if it fails.",
+            ) from error
+        finally:
+            self.busy_seconds += time.perf_counter() - started

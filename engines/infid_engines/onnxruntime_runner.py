@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from infid_engines.backends import Arrays, CheckedInputs
-from infid_engines.errors import EngineFolderError
+from infid_engines.backends import Arrays, CountedEngine
 from infid_engines.manifest import TensorSpec
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(CountedEngine):
     """A graph in ONNX Runtime.
 
     Args:
@@ -24,14 +21,13 @@ class OnnxRuntimeEngine:
         device: `cpu` or `cuda`.
     """
 
+    failure = "onnxruntime cannot run the graph"
+
     def __init__(
         self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str
     ) -> None:
-        self.inputs = {spec.name: spec for spec in inputs}
-        self.outputs = {spec.name: spec for spec in outputs}
+        super().__init__(inputs, outputs)
         self.session, self.device = session, device
-        self.checked = CheckedInputs(self.inputs)
-        self.busy_seconds = 0.0
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """Run once on host arrays."""
@@ -45,24 +41,6 @@ class OnnxRuntimeEngine:
     ) -> OnnxRuntimeLoop:
         """Start a loop: buffers are allocated here, and fixed inputs are copied to the device once."""
         return OnnxRuntimeLoop(self, fixed, carry, initial, varying)
-
-    @contextmanager
-    def in_library(self) -> Iterator[None]:
-        """Count the seconds of a call, and name the fix for its errors.
-
-        Raises:
-            EngineFolderError: the call failed.
-        """
-        started = time.perf_counter()
-        try:
-            yield
-        except Exception as error:  # onnxruntime's exception types are not public
-            raise EngineFolderError(
-                f"onnxruntime cannot run the graph ({error}).",
-                fix="Run `infid-export verify` on the folder, and build it again if it fails.",
-            ) from error
-        finally:
-            self.busy_seconds += time.perf_counter() - started
 
     def close(self) -> None:
         """Free the session."""
