@@ -6,6 +6,7 @@ Usage::
     python benchmarks/document_tables.py keep demo-fp16 build.json "2 CPU cores"
     python benchmarks/quality/ablation_scores.py --identity-with-text benchmarks/quality/identity-with-text.safetensors
     python benchmarks/quality/backend_scores.py
+    python benchmarks/quality/saver_scores.py
     python benchmarks/reliability.py
     python benchmarks/document_tables.py draw
 
@@ -23,7 +24,7 @@ from typing import Any
 from benchmarks import reliability, template_speed
 from benchmarks.page_tables import with_tables
 from benchmarks.provenance import RESULTS, ROOT, measured_on
-from benchmarks.quality import ablation_scores, backend_scores
+from benchmarks.quality import ablation_scores, backend_scores, saver_scores
 
 _PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13")
 
@@ -164,11 +165,11 @@ def documents() -> list[Path]:
 
 def tables() -> dict[str, str]:
     """Return every table in Markdown, by name."""
-    demo, full, variants, engines, tried, templates, medium, speed, cuda = (
+    demo, full, variants, engines, tried, templates, medium, speed, cuda, savers = (
         json.loads((RESULTS / f"{name}.json").read_text())
         for name in (
             "demo-fp16", "random-sdxl-fp16", "ablation", "backends", "reliability", "template-speed",
-            "template-speed-medium", "bench-medium", "bench-sdxl-cuda",
+            "template-speed-medium", "bench-medium", "bench-sdxl-cuda", "savers",
         )
     )  # fmt: skip
     return {
@@ -180,6 +181,7 @@ def tables() -> dict[str, str]:
         "templates": template_speed.table([templates, medium]),
         "bench": bench_table(speed),
         "bench-cuda": graph_table(cuda),
+        "savers": saver_scores.markdown(savers),
     }
 
 

@@ -404,6 +404,11 @@ def _engines(
                 path = f"engines/{name}-{target}/{graph.name}.{backend.suffix}"
                 if backend.builds_from_modules:
                     _, device = backend.choose_target(target, (target,))
+                    if (device, options.precision) == ("cpu", "fp16"):
+                        raise InputError(
+                            f"{name} computes fp16 in fp16 on a CPU, which is not exact enough for parity.",
+                            fix=f"Leave out --fp16, or --backend {name}: ONNX Runtime computes fp16 graphs in fp32.",
+                        )
                     made_from |= _package_fields(form, device)
                     artifact = Artifact(path, made_from, writers.package(form, device), _COMPILED)
                 else:

@@ -253,6 +253,12 @@ def test_a_range_of_sizes_is_rejected(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert "--batch-range was given, but engines of aotinductor have one size." in capfd.readouterr().err
 
 
+def test_fp16_on_a_processor_is_rejected(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--backend", "aotinductor", "--fp16", "--graph", "text_encoder"]
+    assert run(["build", "-o", str(tmp_path / "engines"), *words]) == 1
+    assert "computes fp16 in fp16 on a CPU, which is not exact enough for parity." in capfd.readouterr().err
+
+
 def test_without_pytorch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise aotinductor_backend.PackageNotFoundError(name)
