@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 
 from benchmarks.model import aot
 from benchmarks.model.diffusers_pipeline import Pipeline
+from benchmarks.model.images import VAE_DTYPES, decoder_dtype, decoder_of
 from benchmarks.model.network import SAMPLES, Held, Network, compared, latents_of, peak
 from benchmarks.model.turns import turn
 from benchmarks.suite import child
@@ -30,6 +32,7 @@ from infid_kernels.measure import relative_rms
 # in 123 s, and the package alone had all its kernels after 195 s.
 EXPECTED, LIMIT = 270.0, 300.0
 PIPELINE = "diffusers pipeline step compiled"
+DECODER = "vae_decoder compiled graph"
 
 
 def compile_step(bench: Bench, name: str, names: Sequence[str], folder: str) -> Result:
@@ -49,6 +52,24 @@ def compile_step(bench: Bench, name: str, names: Sequence[str], folder: str) -> 
         with turn(Path(folder), name, names, bench):
             replay, _ = bench.graphed(partial(compiled, **arguments))
             return result | network.rated(bench.time_long(replay, SAMPLES), graph) | peak(bench)
+
+
+def compile_decoder(bench: Bench, name: str, names: Sequence[str], folder: str) -> Result:
+    """Compile the VAE decoder in the dtype of the images, and time it as a CUDA graph. Runs in the child."""
+    with torch.no_grad():
+        network = Network(bench)
+        dtype = decoder_dtype(network, bench.results)
+        module = decoder_of(network, VAE_DTYPES[dtype])
+        latents = network.arguments("text_step", network.dtype("torch"))["text_latents"]
+        expected = module(latents).double()
+        compiled = torch.compile(module, backend=bench.workload.compiler, dynamic=False)
+        picture, result = _first_call(bench, partial(compiled, latents))
+        result |= {"vae": dtype, "relative_rms_to_eager": relative_rms(picture, expected)}
+        result |= {"finite": bool(picture.isfinite().all())}
+        bench.keep(result)
+        with turn(Path(folder), name, names, bench):
+            replay, _ = bench.graphed(partial(compiled, latents))
+            return result | asdict(bench.time_long(replay, SAMPLES)) | peak(bench) | {"network": network.name}
 
 
 def compile_pipeline(bench: Bench, name: str, names: Sequence[str], folder: str) -> Result:
@@ -85,6 +106,7 @@ MEASURES: Mapping[str, Callable[..., Result]] = {
     "denoise_step compiled graph": partial(_in_child, "compile_step"),
     "identity_step compiled graph": partial(_in_child, "compile_step"),
     "text_step compiled graph": partial(_in_child, "compile_step"),
+    DECODER: partial(_in_child, "compile_decoder"),
     PIPELINE: partial(_in_child, "compile_pipeline"),
     aot.NAME: aot.packaged,
 }

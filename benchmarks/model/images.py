@@ -111,7 +111,7 @@ def image(held: Held, bench: Bench, steps: int, guidance: bool, kind: str) -> Re
     noise = running.latents[-1].clone()
     replay, _ = bench.graphed(running.advance)
     dtype = decoder_dtype(network, bench.results)
-    decoder = _decoder(network, VAE_DTYPES[dtype])
+    decoder = decoder_of(network, VAE_DTYPES[dtype])
     decode, picture = bench.graphed(lambda: decoder(running.latents[-1]))
 
     def whole() -> None:
@@ -146,7 +146,8 @@ def decoder_dtype(network: Network, results: Mapping[str, Result]) -> str:
     return next((name for name in fit if results.get(f"vae_decoder {name} graph", {}).get("finite", True)), "fp32")
 
 
-def _decoder(network: Network, dtype: torch.dtype) -> nn.Module:
+def decoder_of(network: Network, dtype: torch.dtype) -> nn.Module:
+    """Return the VAE decoder's module."""
     from infid_export.export.graphs.vae_decoder import VAE_DECODER
 
     return VAE_DECODER.module({"vae": network.component("vae", dtype)}, network.config)
@@ -156,7 +157,7 @@ def _decoder(network: Network, dtype: torch.dtype) -> nn.Module:
 def vae_decoder(held: Held, bench: Bench, dtype: str) -> Result:
     """Time the VAE decoder, and check whether its output is finite."""
     network = held.network(bench)
-    module = _decoder(network, VAE_DTYPES[dtype])
+    module = decoder_of(network, VAE_DTYPES[dtype])
     latents = network.arguments("text_step", network.dtype("torch"))["text_latents"]
     replay, picture = bench.graphed(lambda: module(latents))
     timing = bench.time_long(replay)

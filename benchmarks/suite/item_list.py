@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from benchmarks.kernels import bundles, candidates, checks, precompile, speeds
-from benchmarks.model import steps
+from benchmarks.model import product, steps
 from benchmarks.suite import machine
 from benchmarks.suite.bench import Item, Workload
 
@@ -40,5 +40,6 @@ def items(workload: Workload, quick: bool, architecture: str = "sm_90") -> list[
         *precompile.items(2),
         *checks.correctness(workload, "bfloat16", 2),
         *speeds.items(workload, "bfloat16", 2),
+        *product.items(),
         *checks.sanitizers(),
     ]

@@ -79,6 +79,7 @@ def test_all_compile_at_the_same_time_and_their_folders_outlive_them(
         "denoise_step compiled graph": "compiled:compile_step",
         "identity_step compiled graph": "compiled:compile_step",
         "text_step compiled graph": "compiled:compile_step",
+        "vae_decoder compiled graph": "compiled:compile_decoder",
         "diffusers pipeline step compiled": "compiled:compile_pipeline",
         "identity_step AOTInductor package": "aot:package",
     }

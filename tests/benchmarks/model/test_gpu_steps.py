@@ -149,7 +149,7 @@ def test_a_template_of_other_steps_gives_another_image(
 
 
 def test_an_image_that_is_not_finite_says_so(bench: Bench, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_decoder", lambda network, dtype: lambda latents: latents * float("inf"))
+    monkeypatch.setattr(images, "decoder_of", lambda network, dtype: lambda latents: latents * float("inf"))
     assert not image(held, bench, "joint", True)["finite"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import gpu_suite
 from benchmarks.model import aot
-from benchmarks.model.compiled import NAMES, PIPELINE
+from benchmarks.model.compiled import DECODER, NAMES, PIPELINE
 from benchmarks.suite import item_list
 from benchmarks.suite.bench import DEMO
 
@@ -45,10 +45,14 @@ def test_the_same_sections_run_on_a_cpu(tmp_path: Path) -> None:
     assert parity["network"] == "demo"
     assert parity["relative_rms"]["identity"]["between"] > 0  # another implementation did run
     assert 1e-4 < parity["relative_rms"]["identity"]["torch"] < 1e-2  # fp16's rounding, magnified by guidance
-    for name in (each for each in NAMES if each not in (PIPELINE, aot.NAME)):
+    for name in (each for each in NAMES if each not in (DECODER, PIPELINE, aot.NAME)):
         assert results[name]["passed"] and results[name]["graph_breaks"] == 0, name
         assert results[name]["backend"] == DEMO.compiler
         assert results[name]["median"] > 0 and results[name]["child_seconds"] > results[name]["compile_seconds"]
+    assert results[DECODER]["finite"] and results[DECODER]["relative_rms_to_eager"] < 2e-3  # in fp16
+    assert results[DECODER]["median"] > 0
+    product = results["product AOTInductor packages"]
+    assert {row["graph"] for row in product["rows"]} == {"vae_decoder"} and product["passed"]
     package = results[aot.NAME]
     assert package["passed"] and package["cpp"]["passed"]
     assert package["median"] > 0 and package["graph"]["median"] > 0
