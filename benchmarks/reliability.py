@@ -5,7 +5,7 @@ Usage::
     python benchmarks/reliability.py [--machine "2 CPU cores"] [SECTION ...]
     python benchmarks/document_tables.py draw
 
-The tests marked `reliability` are the measurement: 13,000 damaged inputs, processes killed at random moments, a disk
+The tests marked `reliability` are the measurement: 15,000 damaged inputs, processes killed at random moments, a disk
 that is full at each write, and eight threads. Each test records its figures, and this script collects them. The
 document is written after each section, so that an interrupted run keeps its results.
 """
