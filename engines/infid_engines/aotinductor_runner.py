@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import mmap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from infid_engines.backends import Arrays, CountedEngine
@@ -27,7 +27,6 @@ from infid_engines.processor import missing_sets
 # The entry of a package's metadata that holds its `PackageFacts`, as JSON.
 FACTS = "infid"
 _INSTRUCTIONS = "AOTI_CPU_ISA"  # PyTorch's entry, such as "AVX512 AVX512_VNNI"
-_TYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64}
 # At every first use it reports that it found no CUDA toolkit, which nothing here needs.
 _NOISY = logging.getLogger("torch.utils.cpp_extension")
 _AGAIN = "Build the folder again with `infid-export build`."
@@ -97,27 +96,19 @@ class SharedWeights:
     """
 
     def __init__(self, path: Path, device: str) -> None:
-        with path.open("rb") as file:
-            # private: PyTorch warns about read-only memory, and nothing writes
-            self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        length = int.from_bytes(self._memory[:8], "little")
-        self._entries = json.loads(self._memory[8 : 8 + length])
-        self._start, self._device = 8 + length, device
+        self._file: Any = safe_open(path, "pt")  # tensors on the CPU are views of the mapped file
+        self._device = device
         self._uploaded: dict[tuple[StoredWeight, bool], Tensor] = {}
 
     def tensor(self, stored: StoredWeight, channels_last: bool) -> Tensor:
         """Return a weight with the strides that a package was compiled for.
 
         Raises:
-            KeyError: the file has no such tensor.
+            SafetensorError: the file has no such tensor.
         """
         if (stored, channels_last) in self._uploaded:
             return self._uploaded[stored, channels_last]
-        entry = self._entries[stored.name]
-        dtype, (first, last) = _TYPES[entry["dtype"]], entry["data_offsets"]
-        count = (last - first) // dtype.itemsize
-        flat = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=self._start + first)
-        found = flat.view(entry["shape"])
+        found: Tensor = self._file.get_tensor(stored.name)
         found = found.t() if stored.transposed else found
         if self._device != "cpu":
             layout = torch.channels_last if channels_last and found.dim() == 4 else torch.preserve_format
@@ -187,7 +178,7 @@ def open_package(
                 stored = facts.weights[name]
                 constants[name] = files[stored.file].tensor(stored, facts.channels_last)
         package.load_constants(constants, check_full_update=True, user_managed=True)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, SafetensorError) as error:
         raise EngineFolderError(f"{path.name} does not fit its weights ({error}).", fix=_AGAIN) from error
     return AOTInductorEngine(package, facts, inputs, outputs, device, (constants, files))
 
