@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 _DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux, and Linux under Windows
@@ -43,6 +44,7 @@ def has_gpu() -> bool:
     return any(path.exists() for path in _DEVICES)
 
 
+@cache
 def present_architecture() -> str | None:
     """Return the architecture of the first GPU as `sm_…`; None without one."""
     gpu = find_gpu() if has_gpu() else None
