@@ -6,7 +6,7 @@ import contextlib
 import gc
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
@@ -234,14 +234,12 @@ class _Builder:
         self.report.note(note)
 
     def _compare(self, manifest: Manifest, forms: Sequence[GraphForm], parity: ParityReport) -> ParityReport:
-        """Add the comparisons of graphs, and store them after each graph in case the build is interrupted."""
+        """Add the comparisons of graphs."""
         from infid_export.export.graph_parity import compare_graphs
 
         with self.report.stage("parity") as stage:
             found = compare_graphs(self.plan, self.transaction.staging, manifest, forms, stage)
-            for _, rows in groupby(found, key=lambda row: row.graph):
-                parity = replace(parity, rows=(*parity.rows, *rows))
-                self._keep(parity)
+            parity = self._with_rows(parity, found)
         self._require(parity)
         return parity
 
@@ -250,15 +248,21 @@ class _Builder:
         before = previous_engine_rows(self.plan, self.transaction, manifest)
         missing = [engine for engine, rows in before if not rows]
         parity = replace(parity, rows=(*parity.rows, *chain(*(rows for _, rows in before))))
-        if missing:
-            from infid_export.export.graph_parity import compare_engines
+        if not missing:
+            return parity
+        from infid_export.export.graph_parity import compare_engines
 
-            with self.report.stage("engine parity") as stage:
-                found = compare_engines(self.plan, self.transaction.staging, manifest, missing, stage)
-                for _, rows in groupby(found, key=lambda row: row.graph):
-                    parity = replace(parity, rows=(*parity.rows, *rows))
-                    self._keep(parity)
-            self._require(parity)
+        with self.report.stage("engine parity") as stage:
+            found = compare_engines(self.plan, self.transaction.staging, manifest, missing, stage)
+            parity = self._with_rows(parity, found)
+        self._require(parity)
+        return parity
+
+    def _with_rows(self, parity: ParityReport, found: Iterable[ParityRow]) -> ParityReport:
+        """Add rows as they are compared, and store them after each graph in case the build is interrupted."""
+        for _, rows in groupby(found, key=lambda row: row.graph):
+            parity = replace(parity, rows=(*parity.rows, *rows))
+            self._keep(parity)
         return parity
 
     def _compare_image(self, manifest: Manifest, steps: int, parity: ParityReport) -> ParityReport:
@@ -321,15 +325,13 @@ def verify(folder: Path, reporter: Reporter | None = None) -> ParityReport:
         for index, (name, record) in enumerate(manifest.files.items()):
             verify_file(folder, name, record)
             stage.update((index + 1) / len(manifest.files), name)
-    from infid_export.export.graph_parity import compare_graphs
+    from infid_export.export.graph_parity import compare_engines, compare_graphs
     from infid_export.export.image_parity import compare_image
 
     with report.stage("parity") as stage:
         forms = [form for form in plan.graphs if form.name in manifest.graphs]
         rows = tuple(compare_graphs(plan, folder, manifest, forms, stage))
     if own:
-        from infid_export.export.graph_parity import compare_engines
-
         with report.stage("engine parity") as stage:
             rows += tuple(compare_engines(plan, folder, manifest, own, stage))
     result = ParityReport(rows)
