@@ -20,7 +20,7 @@ _MEASURED = ("max_error", "rms_error", "cosine")
 # The fix for a failed comparison, by precision.
 _FIXES = {
     "fp16": "Nothing was kept. Build with --precision fp32 to see whether rounding is the cause.",
-    "fp32": "Nothing was kept. fp32 rounding cannot explain this, so the graph or ONNX Runtime is wrong: please "
+    "fp32": "Nothing was kept. fp32 rounding cannot explain this, so the graph or its backend is wrong: please "
     "report it with the saved comparison, the model's configuration and the output of `infid-export doctor`.",
 }
 
