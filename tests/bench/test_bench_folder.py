@@ -16,6 +16,7 @@ from infid_engines.errors import BackendUnavailableError, EngineFolderError, Inp
 from infid_engines.manifest import Manifest
 from infid_engines.progress import SilentReporter
 from infid_export.bench import others
+from infid_export.bench.first_picture import first_picture_seconds
 from infid_export.bench.folder import BenchOptions, bench
 from infid_export.bench.recording import recording_pipeline
 from infid_export.bench.report import html
@@ -150,3 +151,8 @@ def test_a_number_of_threads_is_for_cpus(demo_folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(OnnxRuntimeBackend, "takes_threads", False)
     with pytest.raises(InputError, match="onnxruntime does not take a number of threads"):
         Pipeline.load(demo_folder, threads=2)
+
+
+def test_a_process_that_makes_no_picture_is_a_fault(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)the first picture failed:\n.*missing-folder"):
+        first_picture_seconds(tmp_path / "missing-folder", "auto", "cpu", None, 1)
