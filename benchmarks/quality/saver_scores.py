@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
 
 
 def _timed(names: list[str], chosen: Any) -> dict[str, float]:
-    """Return the seconds of a picture on this machine, one at a time; the variants take turns."""
+    """Return the seconds of an image on this machine, one at a time; the variants take turns."""
     calls = {}
     for name in names:
         generator = open_variant(name)
@@ -124,7 +124,7 @@ def _timed(names: list[str], chosen: Any) -> dict[str, float]:
 
 
 def _work(names: list[str]) -> dict[str, float]:
-    """Return the operations of a picture's steps with full-size SDXL at 1024 × 1024."""
+    """Return the operations of an image's steps with full-size SDXL at 1024 × 1024."""
     from infid_export.export.graphs.denoise_step import DENOISE_STEP
     from infid_export.export.graphs.sizes import Sizes
     from infid_export.model.processors import identity_blocks
@@ -156,7 +156,7 @@ def _work(names: list[str]) -> dict[str, float]:
 
 
 def _psnr(found: list[Any], expected: list[Any]) -> float:
-    """Return the median PSNR of pictures against others, in dB."""
+    """Return the median PSNR of images against others, in dB."""
     values = []
     for one, other in zip(found, expected, strict=True):
         error = float(np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2))
@@ -181,8 +181,8 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         f"Work: operations of all steps with SDXL at 1024 × 1024, of {full['sdxl_teraflop']:.0f} TFLOP for "
         f"{document['steps']} joint steps. Time and scores: the demo model in PyTorch on {document['machine']}, "
-        f"{len(chosen['people'])} people × {len(chosen['prompts'])} prompts, medians of {document['rounds']} pictures; "
-        "in brackets the difference to all steps, picture by picture, with its "
+        f"{len(chosen['people'])} people × {len(chosen['prompts'])} prompts, medians of {document['rounds']} images; "
+        "in brackets the difference to all steps, image by image, with its "
         f"{document['bootstrap']['level']:.0%} interval over people. PSNR: median, against all steps.",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Training-free ways to make a picture cheaper, around the reference's step. None of them is part of the product.
+"""Training-free ways to make an image cheaper, around the reference's step. None of them is part of the product.
 
 Each one wraps the step of `InfiniteIDPipeline`, and decides for every step what is computed and what is reused.
 """
@@ -21,7 +21,7 @@ class StepSaver:
 
     Args:
         step: the reference's step.
-        steps: steps per picture; the index starts again with every picture.
+        steps: steps per image; the index starts again with every image.
     """
 
     def __init__(self, step: Any, steps: int) -> None:
@@ -178,7 +178,7 @@ def conditional(
 def teraflop(
     saver: StepSaver, inputs: Callable[[], tuple[Any, Any, Any, Any]], counted: MutableMapping[str, int]
 ) -> float:
-    """Return the floating-point operations of a picture's steps, in 1e12, counted by PyTorch on meta tensors.
+    """Return the floating-point operations of an image's steps, in 1e12, counted by PyTorch on meta tensors.
 
     Args:
         saver: around a step on the meta device.

@@ -12,7 +12,7 @@ from typing import Any
 from infid_engines.memory import peak_memory, reset_peak_memory
 from infid_engines.progress import Reporter, SilentReporter, Stage
 from infid_export.bench import PROMPT, SEED
-from infid_export.bench.first_picture import first_picture_seconds
+from infid_export.bench.first_image import first_image_seconds
 from infid_export.bench.machine import library_versions, machine_facts
 from infid_export.bench.recording import RecordingEngines, recording_pipeline
 from infid_export.bench.stand_in import stand_in
@@ -80,7 +80,7 @@ def bench(
                 "graphs": (options.rounds + 1) * _BURST * seconds / steps,
                 "images": (options.image_rounds + 1) * seconds * len(images) / len(calls),
                 "host": seconds,
-                "first picture": 2 * seconds,
+                "first image": 2 * seconds,
             }
         )
         with reporter.stage("graphs") as stage:
@@ -91,8 +91,8 @@ def bench(
             times = take_turns(images, options.image_rounds, stage.update)
         with reporter.stage("host"):
             host = _host(pipe, engines, person, steps)
-        with reporter.stage("first picture"):
-            first = first_picture_seconds(options.folder, pipe.backend, options.device, options.threads, steps)
+        with reporter.stage("first image"):
+            first = first_image_seconds(options.folder, pipe.backend, options.device, options.threads, steps)
         manifest = pipe.manifest
         return {
             "kind": "bench",
@@ -112,7 +112,7 @@ def bench(
             "ratios": _ratios(graphs, times, manifest.batch),
             "host_ms_per_step": round(host, 3),
             "host_share": round(host / graphs[_JOINT].median_ms, 4),
-            "first_picture_seconds": round(first, 3),
+            "first_image_seconds": round(first, 3),
             "peak_bytes": peak_memory(),
         }  # fmt: skip
 

@@ -63,8 +63,8 @@ def html(document: Mapping[str, Any]) -> str:
             ],
         ),
         f"<p>The host adds {document['host_ms_per_step']:.2f} ms to a step ({document['host_share']:.1%}). Peak memory "
-        f"of the process: {document['peak_bytes'] / 1e9:.2f} GB. A new process has its first picture after "
-        f"{document['first_picture_seconds']:.1f} s.</p>",
+        f"of the process: {document['peak_bytes'] / 1e9:.2f} GB. A new process has its first image after "
+        f"{document['first_image_seconds']:.1f} s.</p>",
         "<h2>The price of 1,000 images</h2>",
         '<p>At <input id="price" type="number" min="0" step="0.1" value="1.0"> per hour of this machine:</p>',
         _table(

@@ -98,6 +98,6 @@ def _show(document: dict[str, Any], output: Output) -> None:
     output.table("Ratios of medians", ("ratio", "value"), [(name, f"{value:.2f}") for name, value in ratios.items()],
                  numbers=("value",))  # fmt: skip
     output.line(
-        f"host: {document['host_ms_per_step']:.2f} ms per step ({document['host_share']:.1%}); first picture of a new "
-        f"process: {document['first_picture_seconds']:.1f} s; peak memory {size(document['peak_bytes'])}"
+        f"host: {document['host_ms_per_step']:.2f} ms per step ({document['host_share']:.1%}); first image of a new "
+        f"process: {document['first_image_seconds']:.1f} s; peak memory {size(document['peak_bytes'])}"
     )

@@ -16,7 +16,7 @@ from infid_engines.errors import BackendUnavailableError, EngineFolderError, Inp
 from infid_engines.manifest import Manifest
 from infid_engines.progress import SilentReporter
 from infid_export.bench import others
-from infid_export.bench.first_picture import first_picture_seconds
+from infid_export.bench.first_image import first_image_seconds
 from infid_export.bench.folder import BenchOptions, bench
 from infid_export.bench.recording import recording_pipeline
 from infid_export.bench.report import html
@@ -57,7 +57,7 @@ def test_every_key_is_there_and_plain_json(document: dict[str, Any]) -> None:
     assert document["versions"]["onnxruntime"]
     assert document["host_ms_per_step"] > 0
     assert document["peak_bytes"] > 1 << 20
-    assert 0.1 < document["first_picture_seconds"] < 100
+    assert 0.1 < document["first_image_seconds"] < 100
 
 
 def test_the_ratios_are_those_of_as_many_rows(document: dict[str, Any]) -> None:
@@ -153,6 +153,6 @@ def test_a_number_of_threads_is_for_cpus(demo_folder: Path, monkeypatch: pytest.
         Pipeline.load(demo_folder, threads=2)
 
 
-def test_a_process_that_makes_no_picture_is_a_fault(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"(?s)the first picture failed:\n.*missing-folder"):
-        first_picture_seconds(tmp_path / "missing-folder", "auto", "cpu", None, 1)
+def test_a_process_that_makes_no_image_is_a_fault(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)the first image failed:\n.*missing-folder"):
+        first_image_seconds(tmp_path / "missing-folder", "auto", "cpu", None, 1)

@@ -1,4 +1,4 @@
-"""How long a new process takes from its start to its first picture: imports, hashes, loading, and the picture."""
+"""How long a new process takes from its start to its first image: imports, hashes, loading, and the image."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from infid_export.runtime.pipeline import Pipeline
 _MADE = "made"
 
 
-def first_picture_seconds(folder: Path, backend: str, device: str, threads: int | None, steps: int) -> float:
-    """Start a process that makes a batch of pictures of a person, and return the seconds until they are made.
+def first_image_seconds(folder: Path, backend: str, device: str, threads: int | None, steps: int) -> float:
+    """Start a process that makes a batch of images of a person, and return the seconds until they are made.
 
     Args:
         folder: the engine folder.
         backend: as in `Pipeline.load`.
         device: likewise.
         threads: likewise.
-        steps: steps per picture.
+        steps: steps per image.
     """
     job = json.dumps([str(folder), backend, device, threads, steps])
     started = time.perf_counter()
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            [sys.executable, "-m", "infid_export.bench.first_picture", job], stdout=subprocess.PIPE, stderr=errors,
+            [sys.executable, "-m", "infid_export.bench.first_image", job], stdout=subprocess.PIPE, stderr=errors,
             text=True,
         ) as process,
     ):  # fmt: skip
@@ -45,7 +45,7 @@ def first_picture_seconds(folder: Path, backend: str, device: str, threads: int 
         process.wait()
         errors.seek(0)
         if not made:
-            raise RuntimeError(f"the process that makes the first picture failed:\n{errors.read()}")
+            raise RuntimeError(f"the process that makes the first image failed:\n{errors.read()}")
     return seconds
 
 
