@@ -100,11 +100,13 @@ class _Slot:
         buffers: by name of the input.
         uploaded: event after the copies to the device.
         consumed: event after the step that reads them.
+        graph: the CUDA graph of a step that reads them, once it is captured.
     """
 
     buffers: dict[str, _Buffer]
     uploaded: Any
     consumed: Any
+    graph: Any = None
 
 
 class TensorRTLoop:
@@ -112,6 +114,9 @@ class TensorRTLoop:
 
     Steps are queued on one stream. The varying inputs of the next step are copied on another one meanwhile, which
     hides the features of a template behind the computation. The host is at most three steps ahead of the device.
+
+    TensorRT prepares for its shapes in the first step. The next two are captured as CUDA graphs, one for each set of
+    buffers, and all later ones replay them: one call per step. An engine whose work cannot be captured is enqueued.
 
     Args:
         engine: the engine.
@@ -135,6 +140,7 @@ class TensorRTLoop:
     ) -> None:
         self._frees: list[Callable[[], tuple[Any, ...]]] = []
         self._streams: list[Any] = []
+        self._done, self._capturable = 0, True
         from cuda.bindings import runtime as cudart
 
         self._cudart, self._engine = cudart, engine
@@ -220,21 +226,51 @@ class TensorRTLoop:
             self._upload(buffer, self._next[name], self._copies)
         _checked(cudart.cudaEventRecord(slot.uploaded, self._copies))
 
+    def _enqueue(self, slot: _Slot) -> bool:
+        """Queue a run on the buffers of this step, and return whether TensorRT accepted it."""
+        context = self._engine.context
+        for name, buffer in slot.buffers.items():
+            context.set_tensor_address(name, buffer.device)
+        for pair in self._carry.items():
+            for name in pair:
+                context.set_tensor_address(name, self._buffers[name].device)
+        return bool(self._timed(context.execute_async_v3, int(self._compute)))
+
+    def _captured(self, slot: _Slot) -> Any:
+        """Return a run on the buffers of this step as a CUDA graph; None if it cannot be captured."""
+        cudart = self._cudart
+        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        _checked(cudart.cudaStreamBeginCapture(self._compute, mode))
+        queued = self._enqueue(slot)
+        status, graph = cudart.cudaStreamEndCapture(self._compute)
+        launched = None
+        if int(status) == 0:
+            try:
+                launched = _checked(cudart.cudaGraphInstantiate(graph, 0)) if queued else None
+            finally:
+                _checked(cudart.cudaGraphDestroy(graph))
+        if launched is None:
+            self._capturable = False
+        else:
+            self._frees.append(lambda: cudart.cudaGraphExecDestroy(launched))
+        return launched
+
     def step(self) -> None:
         """Queue a run and the copies for the next one, and swap the buffers of carried tensors."""
         if self._next is None:
             raise RuntimeError("the loop has no further step")
-        slot, cudart, context = self._slots[0], self._cudart, self._engine.context
+        slot, cudart = self._slots[0], self._cudart
         _checked(cudart.cudaStreamWaitEvent(self._compute, slot.uploaded, 0))
-        for name, buffer in slot.buffers.items():
-            context.set_tensor_address(name, buffer.device)
-        if not self._timed(context.execute_async_v3, int(self._compute)):
+        if slot.graph is None and self._done and self._capturable:
+            slot.graph = self._captured(slot)
+        if slot.graph is not None:
+            _checked(self._timed(cudart.cudaGraphLaunch, slot.graph, self._compute))
+        elif not self._enqueue(slot):
             raise RuntimeError("TensorRT could not enqueue the step")
         _checked(cudart.cudaEventRecord(slot.consumed, self._compute))
         for source, result in self._carry.items():
             self._buffers[source], self._buffers[result] = self._buffers[result], self._buffers[source]
-            context.set_tensor_address(source, self._buffers[source].device)
-            context.set_tensor_address(result, self._buffers[result].device)
+        self._done += 1
         self._slots.reverse()
         self._next = next(self._varying, None)
         self._fill()

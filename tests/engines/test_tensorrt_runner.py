@@ -39,6 +39,7 @@ class FakeCuda:
     """
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
     def __init__(self, room: int = 1 << 20, eager: int | None = None, **failing: Status) -> None:
         self.room, self.eager, self.failing = room, eager, failing
@@ -47,10 +48,13 @@ class FakeCuda:
         self.events: dict[int, int] = {}  # how often each was recorded
         self.reached: dict[int, int] = {}  # and how often its stream has come to it
         self.owner: dict[int, int] = {}
+        self.capture: list[Callable[[], object]] | None = None
+        self.graphs: dict[int, list[Callable[[], object]]] = {}
+        self.launches: list[int] = []
 
     @property
     def held(self) -> int:
-        return len(self.queues) + len(self.events) + sum(map(len, self.memory.values()))
+        return len(self.queues) + len(self.events) + len(self.graphs) + sum(map(len, self.memory.values()))
 
     def _status(self, call: str) -> Status:
         return self.failing.get(call, Status.cudaSuccess)
@@ -64,6 +68,9 @@ class FakeCuda:
         return Status.cudaSuccess, ctypes.addressof(block)
 
     def queue(self, stream: int, work: Callable[[], object]) -> tuple[Status]:
+        if self.capture is not None:
+            self.capture.append(work)
+            return (Status.cudaSuccess,)
         self.queues[stream].append(work)
         if stream == self.eager:
             self.drain(stream)
@@ -125,6 +132,34 @@ class FakeCuda:
 
     def cudaFreeHost(self, address: int) -> tuple[Status]:
         del self.memory["host"][address]
+        return (Status.cudaSuccess,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Status]:
+        assert (self.capture, mode) == (None, 1)
+        self.capture = []
+        return (Status.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Status, int]:
+        assert self.capture is not None
+        work, self.capture, status = self.capture, None, self._status("cudaStreamEndCapture")
+        if status == Status.cudaSuccess:
+            self.graphs[id(work)] = work
+        return status, id(work)
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Status, int]:
+        self.graphs[-graph] = self.graphs[graph]
+        return Status.cudaSuccess, -graph
+
+    def cudaGraphDestroy(self, graph: int) -> tuple[Status]:
+        del self.graphs[graph]
+        return (Status.cudaSuccess,)
+
+    cudaGraphExecDestroy = cudaGraphDestroy
+
+    def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Status]:
+        self.launches.append(graph)
+        for work in self.graphs[graph]:
+            self.queue(stream, work)
         return (Status.cudaSuccess,)
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[Status]:
@@ -202,9 +237,32 @@ def test_it_runs_and_loops_and_frees_everything(monkeypatch, eager):
     with pytest.raises(RuntimeError, match="no further step"):
         loop.step()
     assert cuda.held > 0
+    odd, even = cuda.launches[:2]  # the first step is enqueued, the others replay one of two graphs
+    assert odd != even
+    assert cuda.launches == [odd, even] * 3
     loop.close()
     loop.close()
     assert cuda.held == 0
+
+
+@pytest.mark.parametrize("refusing", ["TensorRT", "CUDA"])
+def test_what_cannot_be_captured_is_enqueued(monkeypatch, refusing):
+    cuda = FakeCuda(**({"cudaStreamEndCapture": Status.cudaErrorIllegalAddress} if refusing == "CUDA" else {}))
+    engine = engine_on(monkeypatch, cuda)
+    enqueue, asked = FakeContext.execute_async_v3, []
+
+    def execute(self: FakeContext, stream: int) -> bool:
+        asked.append(cuda.capture is not None)
+        return enqueue(self, stream) and not (cuda.capture is not None and refusing == "TensorRT")
+
+    monkeypatch.setattr(FakeContext, "execute_async_v3", execute)
+    loop = engine.loop({}, {"x": "next"}, {"x": X}, [{"y": X}] * 4)
+    for _ in range(4):
+        loop.step()
+    np.testing.assert_array_equal(loop.read("next"), 31 * X)
+    assert asked == [False, True, False, False, False]
+    loop.close()
+    assert (cuda.held, cuda.launches) == (0, [])
 
 
 def test_the_next_inputs_are_copied_while_a_step_computes(monkeypatch):
