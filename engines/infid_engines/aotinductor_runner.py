@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from infid_engines.backends import Arrays, CountedEngine
+from infid_engines.aotinductor_cuda import CudaLoop
+from infid_engines.backends import Arrays, CountedEngine, StepLoop
 from infid_engines.errors import BackendUnavailableError, EngineFolderError
 from infid_engines.manifest import TensorSpec
 from infid_engines.processor import missing_sets
@@ -209,8 +210,8 @@ class AOTInductorEngine(CountedEngine):
     def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """Run once on host arrays."""
         self.checked.check(inputs)
-        found = self.run_tensors({name: self.tensor(array) for name, array in inputs.items()})
         with self.in_library():
+            found = self.run_tensors({name: self.tensor(array) for name, array in inputs.items()})
             return {name: found[name].cpu().numpy() for name in self.outputs}
 
     def tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
@@ -218,16 +219,35 @@ class AOTInductorEngine(CountedEngine):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def run_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run on tensors of the device; it may still compute when this returns."""
-        with self.in_library():
-            results = self._package.loader.run([tensors[name] for name in self.facts.inputs])
+        """Run on tensors of the device, within `in_library`; a GPU may still compute when this returns."""
+        results = self._package.loader.run([tensors[name] for name in self.facts.inputs])
         return dict(zip(self.facts.outputs, results, strict=True))
 
     def loop(
         self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]
-    ) -> AOTInductorLoop:
+    ) -> StepLoop:
         """Start a loop: fixed inputs are copied to the device once, and carried tensors stay there."""
-        return AOTInductorLoop(self, fixed, carry, initial, varying)
+        kind = AOTInductorLoop if self.device == "cpu" else CudaLoop
+        return kind(self, fixed, carry, initial, varying)
+
+    @contextmanager
+    def in_library(self) -> Iterator[None]:
+        """Count the seconds of calls.
+
+        Raises:
+            BackendUnavailableError: the GPU has too little memory.
+            EngineFolderError: a call failed.
+        """
+        try:
+            with super().in_library():
+                yield
+        except EngineFolderError as error:
+            if isinstance(error.__cause__, torch.OutOfMemoryError):
+                raise BackendUnavailableError(
+                    f"There is not enough GPU memory ({str(error.__cause__).splitlines()[0]}).",
+                    fix="Close other programs that use it, or build for a smaller batch or size.",
+                ) from error.__cause__
+            raise
 
     def close(self) -> None:
         """Free the package; the weights are freed with the last package that uses them."""
@@ -235,7 +255,7 @@ class AOTInductorEngine(CountedEngine):
 
 
 class AOTInductorLoop:
-    """See `StepLoop`: the outputs of a step are passed to the next one as they are.
+    """See `StepLoop`, on the CPU: the outputs of a step are passed to the next one as they are.
 
     Args:
         engine: the engine.
@@ -267,7 +287,8 @@ class AOTInductorLoop:
         if self._next is None:
             raise RuntimeError("the loop has no further step")
         self._tensors |= {name: self._engine.tensor(array) for name, array in self._next.items()}
-        self._outputs = self._engine.run_tensors(self._tensors)
+        with self._engine.in_library():
+            self._outputs = self._engine.run_tensors(self._tensors)
         self._tensors |= {source: self._outputs[result] for source, result in self._carry.items()}
         self._next = next(self._varying, None)
 
