@@ -44,6 +44,13 @@ def has_gpu() -> bool:
     return any(path.exists() for path in _DEVICES)
 
 
+def free_memory() -> int | None:
+    """Return the free memory of the first GPU in bytes; None without one."""
+    listed = _output_of(["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]) if has_gpu() else ""
+    found = re.match(r"\d+", listed)
+    return None if found is None else int(found[0]) << 20
+
+
 @cache
 def present_architecture() -> str | None:
     """Return the architecture of the first GPU as `sm_…`; None without one."""

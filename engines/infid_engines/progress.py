@@ -28,9 +28,11 @@ class Reporter(Protocol):
         """Show one sentence to the user, for example what was chosen and why."""
 
 
-class _SilentStage:
+class SilentStage:
+    """A stage that shows nothing."""
+
     def update(self, fraction: float, detail: str = "") -> None:
-        pass
+        """Ignore the progress."""
 
 
 class SilentReporter:
@@ -42,7 +44,7 @@ class SilentReporter:
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
         """Enter a stage that shows nothing."""
-        yield _SilentStage()
+        yield SilentStage()
 
     def note(self, text: str) -> None:
         """Ignore the sentence."""

@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
+from math import ceil
 from pathlib import Path
 
 from infid_engines.documents import sealed
 from infid_engines.errors import EngineFolderError
 from infid_engines.folder import FolderTransaction
+from infid_engines.gpu import free_memory
 from infid_engines.manifest import EngineRecord, FileRecord, Manifest, differing_fields, verify_file, write_json
-from infid_engines.progress import Reporter, SilentReporter
+from infid_engines.memory import available_memory
+from infid_engines.progress import Reporter, SilentReporter, SilentStage, Stage
 from infid_engines.registry import get_backend
 from infid_export.export.artifact import Artifact, Seconds
 from infid_export.export.build_options import BuildOptions
@@ -30,12 +35,14 @@ from infid_export.export.folder_manifest import (
 )
 from infid_export.export.graphs import GraphForm
 from infid_export.export.parity import PARITY, ParityReport, ParityRow, stored_parity
-from infid_export.export.plan import Plan, make_plan
+from infid_export.export.plan import COMPILED, Plan, make_plan
 from infid_export.export.vae_range import VAE_RANGE, range_note
 
 _HASHED_A_SECOND = 1.2e9  # bytes
 _COMPARED = Seconds(1.0, 90.0)  # per graph
 _STEP = Seconds(0.4, 60.0)  # per step of the image, for engine and reference together
+_PACKAGES = "packages"  # the stage in which several packages are compiled
+_COMPILER_MEMORY = 4e9  # bytes that the compilation of one package needs, besides its weights on a GPU
 
 
 @dataclass(frozen=True)
@@ -188,10 +195,14 @@ class _Builder:
         to_compare = [form for form in plan.graphs if form.name not in compared]
         steps = plan.image_steps() if parity.image is None else None
         artifacts = plan.artifacts()
-        stages = {name: _seconds(plan, artifacts[name].seconds) for name in self.reasons}
+        to_compile = [artifact for artifact in plan.packages if artifact.path in self.reasons]
+        one_by_one = self.reasons.keys() - {artifact.path for artifact in to_compile}
+        stages = {name: _seconds(plan, artifacts[name].seconds) for name in self.reasons if name in one_by_one}
+        workers = _compiled_at_once(plan) if to_compile else 1
+        compiling = {_PACKAGES: ceil(len(to_compile) / workers) * _seconds(plan, COMPILED)} if to_compile else {}
         compiled = sum(get_backend(item.backend).compares for item in plan.engines)
         own = {"engine parity": compiled * _seconds(plan, _COMPARED)} if compiled else {}
-        self.report.plan(stages | _parity_stages(plan, len(to_compare), steps) | own)
+        self.report.plan(stages | _parity_stages(plan, len(to_compare), steps) | compiling | own)
         self._have(plan.exported)
         graphs = graph_records(plan, self.transaction.staging, self.files)
         if VAE_RANGE in self.files:
@@ -203,6 +214,8 @@ class _Builder:
             parity = self._compare_image(known, steps, parity)
         gc.collect()  # engines are built in separate processes, which need the memory
         self._have(plan.built)
+        self._compile(to_compile, workers)
+        self._have(plan.packages)
         engines = tuple(engine_record(item, self.files) for item in plan.engines)
         manifest = make_manifest(plan, graphs, engines, self.files, tuple(self.notes))
         order = {form.name: index for index, form in enumerate(plan.graphs)}
@@ -221,13 +234,31 @@ class _Builder:
                 record = self._made(artifact)
             self.files[artifact.path] = record
 
+    def _compile(self, artifacts: Sequence[Artifact], workers: int) -> None:
+        """Compile packages, several at the same time; after an error, those that are being compiled are finished."""
+        if not artifacts:
+            return
+        with self.report.stage(_PACKAGES) as stage, ThreadPoolExecutor(workers) as pool:
+            stage.update(0.0, f"{workers} at the same time")
+            waiting = {pool.submit(self._placed, artifact, SilentStage()): artifact for artifact in artifacts}
+            try:
+                for done, future in enumerate(as_completed(waiting), 1):
+                    future.result()
+                    stage.update(done / len(artifacts), Path(waiting[future].path).stem)
+            except BaseException as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                if not isinstance(error, Exception):  # an interrupt
+                    self.plan.writers.children.kill()
+                raise
+
     def _made(self, artifact: Artifact) -> FileRecord:
         with self.report.stage(artifact.path) as stage:
-            return self.transaction.place(
-                artifact.path,
-                artifact.key_fields,
-                lambda path: artifact.write(self.transaction.staging, path, stage),
-            )
+            return self._placed(artifact, stage)
+
+    def _placed(self, artifact: Artifact, stage: Stage) -> FileRecord:
+        return self.transaction.place(
+            artifact.path, artifact.key_fields, lambda path: artifact.write(self.transaction.staging, path, stage)
+        )
 
     def _note(self, note: str) -> None:
         self.notes.append(note)
@@ -287,6 +318,21 @@ class _Builder:
             self.report.note(f"the comparison was written to {failed}")
             self.transaction.discard()
         parity.require()
+
+
+def _compiled_at_once(plan: Plan) -> int:
+    """Return how many packages can be compiled at the same time: cores and memory limit them."""
+    limits = [(os.cpu_count() or 1) // 2, int(available_memory() // _COMPILER_MEMORY)]
+    free = free_memory()
+    if free is not None:
+        from infid_export.export.graph_export import TYPES
+        from infid_export.export.weights import WeightsLayout
+
+        dtype = TYPES[plan.options.precision]
+        sizes = {name: WeightsLayout.of(plan.source.empty(name), dtype).size for name in plan.weights}
+        weights = max(sum(sizes[part] for part in form.graph.components.values()) for form in plan.graphs)
+        limits.append(int(free // (weights + _COMPILER_MEMORY)))
+    return max(1, min(*limits, len(plan.packages)))
 
 
 def _seconds(plan: Plan, seconds: Seconds) -> float:

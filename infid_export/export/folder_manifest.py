@@ -13,8 +13,8 @@ from infid_export import __version__
 from infid_export.export.artifact import DETECTOR, RECOGNIZER, weights_file
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.plan import EngineItem, Plan
+from infid_export.export.stored_options import read_options, stored_options
 from infid_export.faces.detection import INSIGHTFACE_LICENSE
-from infid_export.model.sources import BUILT_IN
 from infid_export.sampling.samplers import sampler_table
 
 
@@ -93,7 +93,7 @@ def make_manifest(
     return Manifest(
         infid_export=__version__,
         model=dict(plan.model),
-        options=_stored_options(options),
+        options=stored_options(options),
         precision=options.precision,
         height=plan.height,
         width=plan.width,
@@ -116,27 +116,11 @@ def make_manifest(
     )
 
 
-def _stored_options(options: BuildOptions) -> dict[str, Any]:
-    """Return JSON-ready options, with absolute paths, since a folder may be verified from another one."""
-    values = asdict(options)
-    for name in ("model", "image_encoder"):  # a name or a path
-        if values[name] and values[name] not in BUILT_IN and Path(values[name]).exists():
-            values[name] = Path(values[name])
-    plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
-
-
 def options_of(manifest: Manifest, folder: Path) -> BuildOptions:
     """Return the build options of a folder, as far as parity needs them."""
-    values = dict(manifest.options)
-    for name in ("identity", "recognizer", "face_models"):
-        values[name] = None if values[name] in (None, "None") else Path(values[name])
-    if values["recognizer"] is not None:
-        values["recognizer"] = folder / RECOGNIZER  # the folder has its own copy
-    for name in ("backends", "targets", "graphs", "height_range", "width_range", "batch_range"):
-        values[name] = None if values[name] is None else tuple(values[name])
-    for name in ("height", "width"):
-        values[name] = None if values[f"{name}_range"] else values[name]
-    engines = {"backends": (PARITY_BACKEND,), "targets": (), "refit": False, "strip": False, "optimization_level": None,
-               "tuning": None}  # fmt: skip
-    return BuildOptions(**{**values, **engines, "output": folder})
+    options = read_options(manifest.options)
+    recognizer = None if options.recognizer is None else folder / RECOGNIZER  # the folder has its own copy
+    return replace(
+        options, output=folder, recognizer=recognizer, backends=(PARITY_BACKEND,), targets=(), refit=False, strip=False,
+        optimization_level=None, tuning=None,
+    )  # fmt: skip

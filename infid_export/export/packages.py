@@ -15,15 +15,26 @@ from torch import Tensor, nn
 
 from infid_engines.aotinductor_runner import FACTS, PackageFacts, StoredWeight, quiet
 from infid_engines.errors import BuildError
+from infid_engines.progress import Stage
 from infid_export.export.artifact import weights_file
 from infid_export.export.graph_export import TYPES, GraphExporter
+from infid_export.export.graphs import GRAPHS
 from infid_export.export.graphs.graph import GraphForm, flat
+from infid_export.export.plan import source_of
+from infid_export.export.stored_options import read_options
 from infid_export.export.weights import WeightsLayout
 from infid_export.model.components import cast_module
 
 _LARGEST = 4096  # elements of a tensor that is stored in the package itself
 # Weights stay outside, including those of up to eight values, which PyTorch would write into the code.
 _CONFIGURATION = {"aot_inductor.package_constants_in_so": False, "always_keep_tensor_constants": True}
+
+
+def compile_package(job: dict[str, Any], _: Stage) -> None:
+    """Compile a graph in this process, see `Writers.package`."""
+    options = read_options(job["options"])
+    exporter, form = GraphExporter(source_of(options), options), GraphForm(GRAPHS[job["graph"]])
+    write_package(exporter, form, job["precision"], job["device"], Path(job["path"]))
 
 
 def write_package(exporter: GraphExporter, form: GraphForm, precision: str, device: str, path: Path) -> None:

@@ -31,7 +31,7 @@ _EXPORTERS = ("torch", "onnxscript", "onnx_ir", "diffusers", "transformers", "op
 _EXPORTED = Seconds(8.0, 45.0)
 _STREAMED = Seconds(0.5, 45.0)
 _BUILT = Seconds(4.0, 100.0)
-_COMPILED = Seconds(30.0, 400.0)
+COMPILED = Seconds(30.0, 400.0)
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,25 @@ class Plan:
 
     @property
     def built(self) -> tuple[Artifact, ...]:
-        """The engines that have their own files."""
-        return tuple(item.artifact for item in self.engines if not item.is_graph)
+        """The engines that are built from graphs, one after the other."""
+        return self._files(compiled=False)
+
+    @property
+    def packages(self) -> tuple[Artifact, ...]:
+        """The engines that are compiled from modules, several at the same time."""
+        return self._files(compiled=True)
+
+    def _files(self, compiled: bool) -> tuple[Artifact, ...]:
+        """Return the engines that have their own files."""
+        return tuple(
+            item.artifact
+            for item in self.engines
+            if not item.is_graph and get_backend(item.backend).builds_from_modules == compiled
+        )
 
     def artifacts(self) -> dict[str, Artifact]:
         """Return all artifacts by path, in build order."""
-        return {artifact.path: artifact for artifact in (*self.exported, *self.built)}
+        return {artifact.path: artifact for artifact in (*self.exported, *self.built, *self.packages)}
 
     def parity_key(self, form: GraphForm) -> str:
         """Return the key of a graph's comparison."""
@@ -165,14 +178,7 @@ def make_plan(options: BuildOptions) -> Plan:
         BackendUnavailableError: a requested backend is missing.
     """
     _check_ranges(options)
-    choices = {name: getattr(options, name) for name in ("self_attention", "adain", "cross_adain", "uncond_identity")}
-    source = open_source(
-        options.model,
-        identity=options.identity,
-        image_encoder=options.image_encoder,
-        seed=options.seed,
-        choices=choices,
-    )
+    source = source_of(options)
     size = source.architecture.size
     options = replace(
         options,
@@ -225,6 +231,22 @@ def make_plan(options: BuildOptions) -> Plan:
         )
     notes = (*source.notes, *notes, *why)
     return Plan(options, source, model, files, weights, graphs, tuple(engines), writers, notes)
+
+
+def source_of(options: BuildOptions) -> ModelSource:
+    """Return the model of a build.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    choices = {name: getattr(options, name) for name in ("self_attention", "adain", "cross_adain", "uncond_identity")}
+    return open_source(
+        options.model,
+        identity=options.identity,
+        image_encoder=options.image_encoder,
+        seed=options.seed,
+        choices=choices,
+    )
 
 
 def _check_fused(options: BuildOptions, source: ModelSource) -> None:
@@ -410,7 +432,7 @@ def _engines(
                             fix=f"Leave out --fp16, or --backend {name}: ONNX Runtime computes fp16 graphs in fp32.",
                         )
                     made_from |= _package_fields(form, device)
-                    artifact = Artifact(path, made_from, writers.package(form, device), _COMPILED)
+                    artifact = Artifact(path, made_from, writers.package(form, name, device), COMPILED)
                 else:
                     artifact = Artifact(path, made_from, writers.engine(form, name, target), _BUILT)
             items.append(EngineItem(form, name, target, artifact))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from infid_engines.backends import BuildRequest
 from infid_engines.folder import Written
 from infid_engines.progress import Stage
-from infid_engines.worker import build_in_subprocess
+from infid_engines.worker import Children, build_in_subprocess
 from infid_export.export.artifact import Write, plugins_file
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.face_models import write_detector, write_random_recognizer, write_shipped
 from infid_export.export.graphs.graph import GraphForm
+from infid_export.export.stored_options import stored_options
 from infid_export.export.vae_range import precision_of, write_vae_range
 from infid_export.model.sources import ModelSource
 
@@ -28,10 +29,14 @@ class Writers:
     Args:
         source: the model.
         options: options of the build, with height, width and detector settled.
+
+    Attributes:
+        children: the processes that compile packages.
     """
 
     def __init__(self, source: ModelSource, options: BuildOptions) -> None:
         self._source, self._options = source, options
+        self.children = Children()
 
     @cached_property
     def exporter(self) -> GraphExporter:
@@ -103,15 +108,20 @@ class Writers:
 
         return write
 
-    def package(self, form: GraphForm, device: str) -> Write:
-        """Compile a graph's module for `cpu` or `cuda`."""
+    def package(self, form: GraphForm, backend: str, device: str) -> Write:
+        """Compile a graph's module for `cpu` or `cuda`, in a process of its own."""
 
-        def write(folder: Path, path: Path, _: Stage) -> None:
-            from infid_export.export.packages import write_package
-
+        def write(folder: Path, path: Path, stage: Stage) -> Written:
             components = form.graph.components.values()
-            precision = precision_of(components, self._options.precision, folder)
-            write_package(self.exporter, form, precision, device, path)
+            job = {
+                "options": stored_options(self._options),
+                "graph": form.graph.name,
+                "precision": precision_of(components, self._options.precision, folder),
+                "device": device,
+                "path": str(path),
+            }
+            function = "infid_export.export.packages:compile_package"
+            return Written(peak_bytes=self.children.build(backend, form.name, function, job, stage))
 
         return write
 

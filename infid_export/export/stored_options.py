@@ -1,0 +1,36 @@
+"""Build options as plain JSON: in the manifest, and for the processes that build parts of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from infid_export.export.build_options import BuildOptions
+from infid_export.model.sources import BUILT_IN
+
+_PATHS = ("output", "identity", "recognizer", "face_models", "tuning")
+_TUPLES = ("backends", "targets", "graphs", "height_range", "width_range", "batch_range")
+
+
+def stored_options(options: BuildOptions) -> dict[str, Any]:
+    """Return JSON-ready options, with absolute paths, since a folder may be verified from another one."""
+    values = asdict(options)
+    for name in ("model", "image_encoder"):  # a name or a path
+        if values[name] and values[name] not in BUILT_IN and Path(values[name]).exists():
+            values[name] = Path(values[name])
+    plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+
+def read_options(stored: Mapping[str, Any]) -> BuildOptions:
+    """Return the options that `stored_options` stored; a size that was settled from a range is left out."""
+    values = dict(stored)
+    for name in _PATHS:
+        values[name] = None if values[name] is None else Path(values[name])
+    for name in _TUPLES:
+        values[name] = None if values[name] is None else tuple(values[name])
+    for name in ("height", "width"):
+        values[name] = None if values[f"{name}_range"] else values[name]
+    return BuildOptions(**values)
