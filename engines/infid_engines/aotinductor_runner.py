@@ -223,9 +223,7 @@ class AOTInductorEngine(CountedEngine):
         results = self._package.loader.run([tensors[name] for name in self.facts.inputs])
         return dict(zip(self.facts.outputs, results, strict=True))
 
-    def loop(
-        self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]
-    ) -> StepLoop:
+    def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]) -> StepLoop:
         """Start a loop: fixed inputs are copied to the device once, and carried tensors stay there."""
         kind = AOTInductorLoop if self.device == "cpu" else CudaLoop
         return kind(self, fixed, carry, initial, varying)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LARGE_WEIGHTS = 1 << 31
 
 
+_CAPTURING = {"enable_cuda_graph": "1"}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _CPU = Extra("cpu", {"onnxruntime": "1.23"})
 _CUDA = Extra("cuda", {"onnxruntime-gpu": "1.23"}, needs_gpu=True)
@@ -119,8 +120,16 @@ class OnnxRuntimeBackend(Backend):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.enable_cpu_mem_arena = False
+        # a captured step writes its outputs to fixed addresses, so their shapes must be known
+        captures = device != "cpu" and repeats and all(isinstance(n, int) for spec in outputs for n in spec.shape)
         try:
-            session = ort.InferenceSession(str(path), options, providers=[provider])
+            if captures:
+                try:
+                    session = ort.InferenceSession(str(path), options, providers=[(provider, _CAPTURING)])
+                except Exception:  # some operators of the graph run on the CPU, so it cannot be captured
+                    captures = False
+            if not captures:
+                session = ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # onnxruntime's exception types are not public
             raise EngineFolderError(
                 f"onnxruntime cannot load {path}: {error}",
@@ -134,7 +143,7 @@ class OnnxRuntimeBackend(Backend):
         _check_names(path, session, inputs, outputs)
         from infid_engines.onnxruntime_runner import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(session, inputs, outputs, device)
+        return OnnxRuntimeEngine(session, inputs, outputs, device, captures)
 
     def _provider(self, device: str) -> str:
         if device not in _PROVIDERS:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from infid_engines.backends import Arrays, CountedEngine
+from infid_engines.backends import Arrays, CountedEngine, StepLoop
 from infid_engines.manifest import TensorSpec
+from infid_engines.onnxruntime_cuda import ANNOTATION, UNCAPTURED, OnnxRuntimeCudaLoop, StepMemory
 
 
 class OnnxRuntimeEngine(CountedEngine):
@@ -19,36 +21,62 @@ class OnnxRuntimeEngine(CountedEngine):
         inputs: the graph's inputs.
         outputs: the graph's outputs.
         device: `cpu` or `cuda`.
+        captures: whether the session captures its runs as CUDA graphs.
     """
 
     failure = "onnxruntime cannot run the graph"
 
     def __init__(
-        self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str
+        self,
+        session: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        device: str,
+        captures: bool = False,
     ) -> None:
         super().__init__(inputs, outputs)
-        self.session, self.device = session, device
+        self.session, self.device, self._captures = session, device, captures
+        self._free: list[tuple[dict[str, Any], StepMemory]] = []
+        self._graphs = itertools.count()
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """Run once on host arrays."""
         self.checked.check(inputs)
-        names = list(self.outputs)
-        with self.in_library():
-            return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+        names, options = list(self.outputs), None
+        if self._captures:
+            from onnxruntime import RunOptions
 
-    def loop(
-        self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]
-    ) -> OnnxRuntimeLoop:
+            options = RunOptions()
+            options.add_run_config_entry(ANNOTATION, UNCAPTURED)
+        with self.in_library():
+            return dict(zip(names, self.session.run(names, dict(inputs), options), strict=True))
+
+    def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]) -> StepLoop:
         """Start a loop: buffers are allocated here, and fixed inputs are copied to the device once."""
-        return OnnxRuntimeLoop(self, fixed, carry, initial, varying)
+        kind = OnnxRuntimeCudaLoop if self._captures else OnnxRuntimeLoop
+        return kind(self, fixed, carry, initial, varying)
+
+    def take_memory(self, carry: Mapping[str, str], arrays: Arrays) -> StepMemory:
+        """Return memory for a loop on such inputs, used before if possible; `give_memory` gives it back."""
+        for index, (shapes, _) in enumerate(self._free):
+            if shapes == {name: array.shape for name, array in arrays.items()}:
+                return self._free.pop(index)[1]
+        return StepMemory(self, carry, arrays, (str(next(self._graphs)), str(next(self._graphs))))
+
+    def give_memory(self, memory: StepMemory) -> None:
+        """Keep the memory of a loop that has ended for the next one."""
+        self._free.append(({name: tuple(value.shape()) for name, value in memory.inputs.items()}, memory))
 
     def close(self) -> None:
         """Free the session."""
+        self._free.clear()
         self.session = None
 
 
 class OnnxRuntimeLoop:
-    """See `StepLoop`. Fixed inputs are bound once; a carried tensor has two buffers, which are swapped at every step.
+    """See `StepLoop`, without CUDA graphs. Fixed inputs are bound once.
+
+    A carried tensor has two buffers, which are swapped at every step.
 
     Args:
         engine: the engine.

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from infid_engines.backends import BuildRequest
 from infid_engines.errors import BackendUnavailableError, BuildError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
+from infid_engines.onnxruntime_runner import OnnxRuntimeEngine
 from infid_engines.registry import BACKENDS, get_backend
 from infid_engines.worker import build_in_subprocess
 
@@ -161,6 +162,82 @@ def test_onnxruntime_runs_and_loops(tmp_path):
     for _ in range(3):
         loop.step()
     np.testing.assert_array_equal(loop.read("next"), np.full((4, 8), 15, np.float16))
+
+
+@pytest.fixture
+def captured(tmp_path):
+    """An engine as on a GPU, on the CPU: next = 2x + y and seen = x."""
+    half = [helper.make_tensor_value_info(name, HALF, [2, 8]) for name in ("x", "y", "next", "seen")]
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["twice"]),
+        helper.make_node("Add", ["twice", "y"], ["next"]),
+        helper.make_node("Identity", ["x"], ["seen"]),
+    ]
+    made = helper.make_graph(nodes, "g", half[:2], half[2:])
+    onnx.save(
+        helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(tmp_path / "g.onnx")
+    )
+    x, y, following, seen = (TensorSpec(name, "float16", (2, 8)) for name in ("x", "y", "next", "seen"))
+    plain = get_backend("onnxruntime").load(tmp_path / "g.onnx", (x, y), (following, seen), "cpu")
+    return OnnxRuntimeEngine(plain.session, (x, y), (following, seen), "cpu", captures=True)
+
+
+def test_captured_steps_run_in_memory_that_is_used_again(captured):
+    x = np.ones((2, 8), np.float16)
+
+    def steps(start, added):
+        loop = captured.loop({}, {"x": "next"}, {"x": start}, [{"y": y * x} for y in added])
+        expected = start
+        for y in added:
+            loop.step()
+            np.testing.assert_array_equal(loop.read("seen"), expected)
+            expected = 2 * expected + y
+            np.testing.assert_array_equal(loop.read("next"), expected)
+            yield loop
+        with pytest.raises(RuntimeError, match="no further step"):
+            loop.step()
+        loop.close()
+        loop.close()
+
+    memories = [loop._memory for loop in steps(x, [1, 2, 3])]
+    assert [loop._memory for loop in steps(5 * x, [4, 5])] == memories[:2]
+    first, second = steps(x, [1, 2, 3]), steps(7 * x, [5, 6, 7])
+    for one, other in zip(first, second, strict=True):  # two loops at once have memory of their own
+        runs = [*one._memory.runs, *other._memory.runs]
+        names = [options.get_run_config_entry("gpu_graph_annotation_id") for _, options, _ in runs]
+        assert sorted(names) == ["0", "1", "2", "3"]
+    np.testing.assert_array_equal(captured.run({"x": x, "y": x})["next"], 3 * x)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_steps_with_known_shapes_are_captured_on_a_gpu(tmp_path, monkeypatch, refuses):
+    import onnxruntime
+
+    asked = []
+
+    class Session:
+        def __init__(self, path, options, providers):
+            asked.append(providers)
+            if refuses and isinstance(providers[0], tuple):
+                raise RuntimeError("not all nodes are on the GPU")
+
+        def get_providers(self):
+            return ["CUDAExecutionProvider"]
+
+        def get_inputs(self):
+            return [TensorSpec("x", "float16", (4, 8))]
+
+        def get_outputs(self):
+            return [TensorSpec("next_x", "float16", (4, 8))]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    (given,), (result,) = specs()
+    backend = get_backend("onnxruntime")
+    for shape in ((4, 8), ([1, 4, 8], 8)):
+        backend.load(tmp_path, (given,), (replace(result, name="next_x", shape=shape),), "cuda")
+    capturing, plain = [("CUDAExecutionProvider", {"enable_cuda_graph": "1"})], ["CUDAExecutionProvider"]
+    assert asked == [capturing, *([plain] if refuses else []), plain]
 
 
 @pytest.mark.parametrize(
