@@ -14,6 +14,7 @@ from infid_engines.progress import Reporter, SilentReporter, Stage
 from infid_export.bench import PROMPT, SEED
 from infid_export.bench.first_image import first_image_seconds
 from infid_export.bench.machine import library_versions, machine_facts
+from infid_export.bench.meters import meter
 from infid_export.bench.recording import RecordingEngines, recording_pipeline
 from infid_export.bench.stand_in import stand_in
 from infid_export.bench.timing import Times, take_turns
@@ -88,7 +89,9 @@ def bench(
                 {name: engines.call(name) for name in engines.inputs}, options.rounds, stage.update, _BURST
             )
         with reporter.stage("images") as stage:
-            times = take_turns(images, options.image_rounds, stage.update)
+            device = meter(pipe.device)
+            times = take_turns(images, options.image_rounds, stage.update, joules=device.joules)
+            in_use = device.memory()
         with reporter.stage("host"):
             host = _host(pipe, engines, person, steps)
         with reporter.stage("first image"):
@@ -114,6 +117,7 @@ def bench(
             "host_share": round(host / graphs[_JOINT].median_ms, 4),
             "first_image_seconds": round(first, 3),
             "peak_bytes": peak_memory(),
+            "device_bytes": in_use,
         }  # fmt: skip
 
 

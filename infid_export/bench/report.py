@@ -64,7 +64,7 @@ def html(document: Mapping[str, Any]) -> str:
         ),
         f"<p>The host adds {document['host_ms_per_step']:.2f} ms to a step ({document['host_share']:.1%}). Peak memory "
         f"of the process: {document['peak_bytes'] / 1e9:.2f} GB. A new process has its first image after "
-        f"{document['first_image_seconds']:.1f} s.</p>",
+        f"{document['first_image_seconds']:.1f} s.{_on_device(document['device_bytes'])}</p>",
         "<h2>The price of 1,000 images</h2>",
         '<p>At <input id="price" type="number" min="0" step="0.1" value="1.0"> per hour of this machine:</p>',
         _table(
@@ -72,11 +72,25 @@ def html(document: Mapping[str, Any]) -> str:
             [(name, f'<span data-ms="{each["median_ms"] / batch}"></span>') for name, each in every.items()],
             raw=True,
         ),
+        *_energy(every, batch),
     ]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body>\n" + "\n".join(body) + f"\n<script>{_COST}</script></body></html>\n"
     )
+
+
+def _on_device(memory: int | None) -> str:
+    return "" if memory is None else f" {memory / 1e9:.2f} GB of GPU memory were in use after the images."
+
+
+def _energy(times: Mapping[str, Mapping[str, Any]], batch: int) -> list[str]:
+    """Return a table of the energy of 1,000 images; nothing if it was not metered."""
+    watt_hours = {name: each["joules"] / batch / 3.6 for name, each in times.items() if each["joules"] is not None}
+    if not watt_hours:
+        return []
+    rows = [(name, f"{each:.1f} Wh") for name, each in watt_hours.items()]
+    return ["<p>The device's own energy for them:</p>", _table(("image", "energy"), rows)]
 
 
 def _bars(times: Mapping[str, Mapping[str, float]], colors: Mapping[str, str]) -> str:

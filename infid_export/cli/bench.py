@@ -89,15 +89,23 @@ def _show(document: dict[str, Any], output: Output) -> None:
     kinds = (("graphs", "Graphs, milliseconds"), ("images", f"Images of {document['steps']} steps, milliseconds"),
              ("others", "Other software, the same image, milliseconds"))  # fmt: skip
     for kind, title in kinds:
+        metered = any(each["joules"] is not None for each in document[kind].values())
+        shown = (*columns, "joules") if metered else columns
         rows = [
-            (name, *(f"{each[key]:.1f}" for key in ("median_ms", "p20_ms", "p80_ms")))
+            (name, *(f"{each[key]:.1f}" for key in ("median_ms", "p20_ms", "p80_ms")), _joules(each["joules"]))
             for name, each in document[kind].items()
         ]
-        output.table(title, columns, rows, numbers=columns[1:])
+        output.table(title, shown, [row[: len(shown)] for row in rows], numbers=shown[1:])
     ratios = {name.replace("_", " "): value for name, value in document["ratios"].items() if value is not None}
     output.table("Ratios of medians", ("ratio", "value"), [(name, f"{value:.2f}") for name, value in ratios.items()],
                  numbers=("value",))  # fmt: skip
+    device = document["device_bytes"]
+    on_device = "" if device is None else f"; GPU memory in use {size(device)}"
     output.line(
         f"host: {document['host_ms_per_step']:.2f} ms per step ({document['host_share']:.1%}); first image of a new "
-        f"process: {document['first_image_seconds']:.1f} s; peak memory {size(document['peak_bytes'])}"
+        f"process: {document['first_image_seconds']:.1f} s; peak memory {size(document['peak_bytes'])}{on_device}"
     )
+
+
+def _joules(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"

@@ -57,6 +57,7 @@ def test_every_key_is_there_and_plain_json(document: dict[str, Any]) -> None:
     assert document["versions"]["onnxruntime"]
     assert document["host_ms_per_step"] > 0
     assert document["peak_bytes"] > 1 << 20
+    assert document["device_bytes"] is None
     assert 0.1 < document["first_image_seconds"] < 100
 
 
@@ -112,6 +113,17 @@ def test_the_report_needs_no_network_and_shows_everything(document: dict[str, An
         assert text in page
     assert page.count("<svg") == page.count("</svg>") == 3
     assert f'data-ms="{document["images"]["joint"]["median_ms"] / 2}"' in page
+
+
+def test_the_report_shows_energy_and_gpu_memory_only_if_they_were_measured(document: dict[str, Any]) -> None:
+    images = {name: {**each, "joules": None} for name, each in document["images"].items()}
+    unmetered = html({**document, "images": images, "others": {}})
+    assert " Wh<" not in unmetered
+    assert "GPU memory" not in unmetered
+    images["joint"]["joules"] = 7200.0  # for a batch of two
+    page = html({**document, "images": images, "others": {}, "device_bytes": 5_250_000_000})
+    assert '<td>joint</td><td class="number">1000.0 Wh</td>' in page
+    assert "5.25 GB of GPU memory" in page
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {

@@ -37,3 +37,15 @@ def test_quantiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     assert take_turns({"a": call}, 6)["a"] == Times(3500.0, 2000.0, 5000.0, 6)
+
+
+def test_the_energy_of_a_call_is_the_mean_of_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    used, costs = [100.0], {"a": iter([50.0, 2.0, 4.0]), "b": iter([1.0, 10.0, -200.0])}
+
+    def call(name: str) -> None:
+        used[0] += next(costs[name])
+
+    found = take_turns({name: lambda name=name: call(name) for name in "ab"}, 2, joules=lambda: used[0])
+    # the first turn does not count, nor one in which the counter started again
+    assert {name: each.joules for name, each in found.items()} == {"a": 3.0, "b": 10.0}
+    assert take_turns({"a": lambda: None}, 1)["a"].joules is None
