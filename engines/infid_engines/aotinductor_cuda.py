@@ -31,8 +31,8 @@ class _Slot:
 
     host: dict[str, Tensor]
     device: dict[str, Tensor]
-    uploaded: torch.cuda.Event = field(default_factory=torch.cuda.Event)
-    consumed: torch.cuda.Event = field(default_factory=torch.cuda.Event)
+    uploaded: torch.cuda.Event = field(default_factory=lambda: torch.cuda.Event())
+    consumed: torch.cuda.Event = field(default_factory=lambda: torch.cuda.Event())
     graph: torch.cuda.CUDAGraph | None = None
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
@@ -73,7 +73,7 @@ class CudaLoop:
         self._fill()
 
     def _slot(self, arrays: Arrays) -> _Slot:
-        host = {name: torch.empty_like(torch.from_numpy(each), pin_memory=True) for name, each in arrays.items()}
+        host = {name: page_locked(torch.from_numpy(each)) for name, each in arrays.items()}
         return _Slot(host, {name: torch.empty_like(each, device=self._engine.device) for name, each in host.items()})
 
     def _fill(self) -> None:
@@ -135,6 +135,11 @@ class CudaLoop:
                 slot.graph.reset()
         self._tensors, self._slots, self._next, self._varying = {}, [], None, iter(())
         torch.cuda.empty_cache()  # a graph's memory is of no use to others before
+
+
+def page_locked(like: Tensor) -> Tensor:
+    """Return host memory that the GPU can copy from by itself."""
+    return torch.empty_like(like, pin_memory=True)
 
 
 def captured(call: Callable[[], None], other: torch.cuda.CUDAGraph | None) -> torch.cuda.CUDAGraph:
