@@ -6,21 +6,19 @@ A package cannot run before its weights are loaded (it would crash), so an engin
 from __future__ import annotations
 
 import json
-import logging
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from infid_engines.aotinductor_cuda import CudaLoop
-from infid_engines.backends import Arrays, CountedEngine, StepLoop
+from infid_engines.backends import Arrays, CountedEngine
 from infid_engines.errors import BackendUnavailableError, EngineFolderError
 from infid_engines.manifest import TensorSpec
 from infid_engines.processor import missing_sets
@@ -28,8 +26,6 @@ from infid_engines.processor import missing_sets
 # The entry of a package's metadata that holds its `PackageFacts`, as JSON.
 FACTS = "infid"
 _INSTRUCTIONS = "AOTI_CPU_ISA"  # PyTorch's entry, such as "AVX512 AVX512_VNNI"
-# At every first use it reports that it found no CUDA toolkit, which nothing here needs.
-_NOISY = logging.getLogger("torch.utils.cpp_extension")
 _AGAIN = "Build the folder again with `infid-export build`."
 
 # PyTorch warns once about read-only memory, such as the features of a template that are mapped from its file. Inputs
@@ -89,7 +85,8 @@ class PackageFacts(NamedTuple):
 class SharedWeights:
     """A weights file, mapped into memory; on a GPU, a copy of each tensor that is asked for.
 
-    All packages that use a file on a device share one object.
+    All packages that use a file on a device share one object. PyTorch never gives up a package's references to tensors
+    that it does not own, so the copies are freed by hand, with the object.
 
     Args:
         path: the safetensors file.
@@ -100,6 +97,7 @@ class SharedWeights:
         self._file: Any = safe_open(path, "pt")  # tensors on the CPU are views of the mapped file
         self._device = device
         self._uploaded: dict[tuple[StoredWeight, bool], Tensor] = {}
+        weakref.finalize(self, _free, self._uploaded)
 
     def tensor(self, stored: StoredWeight, channels_last: bool) -> Tensor:
         """Return a weight with the strides that a package was compiled for.
@@ -113,11 +111,17 @@ class SharedWeights:
         found = found.t() if stored.transposed else found
         if self._device != "cpu":
             layout = torch.channels_last if channels_last and found.dim() == 4 else torch.preserve_format
-            found = self._uploaded[stored, channels_last] = found.to(self._device, memory_format=layout)
+            found = found.to(self._device, memory_format=layout, copy=True)
+            self._uploaded[stored, channels_last] = found
         return found
 
 
-_shared: WeakValueDictionary[tuple[Path, int, str], SharedWeights] = WeakValueDictionary()
+def _free(tensors: dict[tuple[StoredWeight, bool], Tensor]) -> None:
+    for tensor in tensors.values():
+        tensor.untyped_storage().resize_(0)
+
+
+_shared: weakref.WeakValueDictionary[tuple[Path, int, str], SharedWeights] = weakref.WeakValueDictionary()
 
 
 def shared_weights(path: Path, device: str) -> SharedWeights:
@@ -127,17 +131,6 @@ def shared_weights(path: Path, device: str) -> SharedWeights:
     if found is None:
         found = _shared[key] = SharedWeights(path, device)
     return found
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence PyTorch's search for a CUDA toolkit."""
-    before = _NOISY.level
-    _NOISY.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        _NOISY.setLevel(before)
 
 
 def open_package(
@@ -150,9 +143,9 @@ def open_package(
         EngineFolderError: it cannot be loaded, or does not fit its weights or the manifest.
     """
     try:
-        # only then can a call be captured in a CUDA graph
-        with quiet():
-            package: Any = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
+        # not `aoti_load_package`: to compare processors, it needs a C++ compiler, and starts it a dozen times
+        name, single_threaded, runners, device_index = "model", True, 1, -1
+        package = torch._C._aoti.AOTIModelPackageLoader(str(path), name, single_threaded, runners, device_index)
         metadata = package.get_metadata()
         facts = PackageFacts.from_json(metadata[FACTS])
     except Exception as error:  # PyTorch raises RuntimeError and others, without a common class
@@ -178,7 +171,8 @@ def open_package(
             if name not in constants:
                 stored = facts.weights[name]
                 constants[name] = files[stored.file].tensor(stored, facts.channels_last)
-        package.load_constants(constants, check_full_update=True, user_managed=True)
+        use_inactive, check_full_update, user_managed = False, True, True
+        package.load_constants(constants, use_inactive, check_full_update, user_managed)
     except (KeyError, RuntimeError, SafetensorError) as error:
         raise EngineFolderError(f"{path.name} does not fit its weights ({error}).", fix=_AGAIN) from error
     return AOTInductorEngine(package, facts, inputs, outputs, device, (constants, files))
@@ -220,13 +214,14 @@ class AOTInductorEngine(CountedEngine):
 
     def run_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run on tensors of the device, within `in_library`; a GPU may still compute when this returns."""
-        results = self._package.loader.run([tensors[name] for name in self.facts.inputs])
+        results = self._package.run([tensors[name] for name in self.facts.inputs])
         return dict(zip(self.facts.outputs, results, strict=True))
 
-    def loop(self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]) -> StepLoop:
+    def loop(
+        self, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]
+    ) -> AOTInductorLoop:
         """Start a loop: fixed inputs are copied to the device once, and carried tensors stay there."""
-        kind = AOTInductorLoop if self.device == "cpu" else CudaLoop
-        return kind(self, fixed, carry, initial, varying)
+        return AOTInductorLoop(self, fixed, carry, initial, varying)
 
     @contextmanager
     def in_library(self) -> Iterator[None]:
@@ -253,7 +248,7 @@ class AOTInductorEngine(CountedEngine):
 
 
 class AOTInductorLoop:
-    """See `StepLoop`, on the CPU: the outputs of a step are passed to the next one as they are.
+    """See `StepLoop`: the outputs of a step are passed to the next one as they are.
 
     Args:
         engine: the engine.

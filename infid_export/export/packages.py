@@ -6,6 +6,9 @@ be mapped and used in place. The weights' values are not needed, and not read.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infid_engines.aotinductor_runner import FACTS, PackageFacts, StoredWeight, quiet
+from infid_engines.aotinductor_runner import FACTS, PackageFacts, StoredWeight
 from infid_engines.errors import BuildError
 from infid_engines.progress import Stage
 from infid_export.export.artifact import weights_file
@@ -28,6 +31,8 @@ from infid_export.model.components import cast_module
 _LARGEST = 4096  # elements of a tensor that is stored in the package itself
 # Weights stay outside, including those of up to eight values, which PyTorch would write into the code.
 _CONFIGURATION = {"aot_inductor.package_constants_in_so": False, "always_keep_tensor_constants": True}
+# On a GPU, the C++ code only launches kernels. Optimizing that of a full-size step took about 100 s.
+_LAUNCHES_ONLY = {"aot_inductor.compile_wrapper_opt_level": "O0"}
 
 
 def compile_package(job: dict[str, Any], _: Stage) -> None:
@@ -66,7 +71,8 @@ def write_package(exporter: GraphExporter, form: GraphForm, precision: str, devi
     inputs, outputs = list(flat(graph.inputs(sizes))), list(flat(graph.outputs(sizes)))
     facts = PackageFacts(inputs, outputs, weights, constants, device != "cpu")
     configuration = {**_CONFIGURATION, "aot_inductor.metadata": {FACTS: facts.to_json()}}
-    with TemporaryDirectory(dir=path.parent) as scratch, torch.no_grad(), quiet():
+    configuration |= {} if device == "cpu" else _LAUNCHES_ONLY
+    with TemporaryDirectory(dir=path.parent) as scratch, torch.no_grad(), _quiet():
         try:
             program = torch.export.export(module, (), arguments, strict=False)
             made = torch._inductor.aoti_compile_and_package(
@@ -81,6 +87,18 @@ def write_package(exporter: GraphExporter, form: GraphForm, precision: str, devi
         if literal:
             raise RuntimeError(f"the code of {graph.name} makes the tensor {literal[0]}, which the package lacks")
         Path(made).replace(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence PyTorch's search for a CUDA toolkit, which nothing here needs; it reports that it found none."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _without_values(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
-from infid_engines import aotinductor_backend, aotinductor_cuda, aotinductor_runner, processor
-from infid_engines.aotinductor_cuda import CudaLoop
+from infid_engines import aotinductor_backend, aotinductor_runner, processor
 from infid_engines.aotinductor_runner import AOTInductorEngine, PackageFacts, open_package, shared_weights
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
 from infid_engines.manifest import EngineRecord, Manifest, TensorSpec
@@ -175,6 +177,43 @@ def test_packages_share_a_weights_file(built: Path) -> None:
     assert [key for key in aotinductor_runner._shared if key[0] == path.resolve()] == []
 
 
+def test_a_package_runs_without_a_compiler(built: Path, tmp_path: Path) -> None:
+    """Production machines have none; PyTorch's own loader starts it a dozen times."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from infid_engines import processor\n"
+        "from infid_engines.manifest import Manifest\n"
+        "from infid_export.runtime.engine_set import EngineSet\n"
+        "folder = Path(sys.argv[1])\n"
+        "manifest, target = Manifest.load(folder), processor.cpu_target()\n"
+        "engine = EngineSet(folder, manifest, 'aotinductor', target, 'cpu')['vae_decoder']\n"
+        "import numpy as np\n"
+        "print(engine.run({'latents': np.zeros((1, 4, 32, 32), np.float32)})['image'].shape)\n"
+    )
+    environment = {**os.environ, "PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(built)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("(1, 3, ")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_uploaded_weights_are_freed_with_the_last_package(built: Path) -> None:
+    """`cpu:0` stands for another device: weights are copied to it."""
+    path = built / "onnx/vae.safetensors"
+    name = next(iter(safe_open(path, "pt").keys()))
+    stored = aotinductor_runner.StoredWeight("", name, transposed=False)
+    shared = shared_weights(path, "cpu:0")
+    tensor = shared.tensor(stored, channels_last=True)
+    assert tensor is shared.tensor(stored, channels_last=True)
+    kept_by_pytorch = tensor.view_as(tensor)
+    assert tensor.untyped_storage().nbytes() > 0
+    del shared
+    assert kept_by_pytorch.untyped_storage().nbytes() == 0
+
+
 class Elsewhere:
     """Makes this processor another one."""
 
@@ -276,9 +315,9 @@ def doubling() -> AOTInductorEngine:
 
     def double(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         y, x = tensors
-        return [x * 2 + y, x + 0]
+        return [x * 2 + y, x]
 
-    package = SimpleNamespace(loader=SimpleNamespace(run=double))
+    package = SimpleNamespace(run=double)
     specs = {name: TensorSpec(name, "float32", (2,)) for name in ("x", "y", "next", "seen")}
     facts = PackageFacts(("y", "x"), ("next", "seen"), {}, {}, False)
     return AOTInductorEngine(package, facts, (specs["x"], specs["y"]), (specs["next"], specs["seen"]), "cpu", held=None)
@@ -326,78 +365,6 @@ def test_facts_survive_being_stored() -> None:
     read = PackageFacts.from_json(facts.to_json())
     assert read.weights == facts.weights
     assert (list(read.inputs), read.channels_last, tuple(read.constants["ids"])) == (["a"], False, ("int64", [[0, 1]]))
-
-
-class Device:
-    """Stands in for torch.cuda: streams whose work runs at once, and graphs that repeat what was captured."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.graphs: list[SimpleNamespace] = []
-        self.pools: list[object] = []
-        self.emptied = 0
-
-        def nothing(*_: object) -> None:
-            pass
-
-        def emptied() -> None:
-            self.emptied += 1
-
-        kinds = {
-            "Stream": lambda: SimpleNamespace(wait_event=nothing, synchronize=nothing),
-            "Event": lambda: SimpleNamespace(synchronize=nothing, record=nothing),
-            "stream": lambda _: contextlib.nullcontext(),
-            "empty_cache": emptied,
-        }
-        monkeypatch.setattr(aotinductor_cuda.torch, "cuda", SimpleNamespace(**kinds))
-        monkeypatch.setattr(aotinductor_cuda, "page_locked", torch.empty_like)
-        monkeypatch.setattr(aotinductor_cuda, "captured", self.captured)
-
-    def captured(self, call: Any, other: object) -> SimpleNamespace:
-        graph = SimpleNamespace(replays=0, open=True)
-
-        def replay() -> None:
-            assert graph.open
-            graph.replays += 1
-            call()
-
-        graph.replay, graph.reset = replay, lambda: setattr(graph, "open", False)
-        self.graphs.append(graph)
-        self.pools.append(other)
-        return graph
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    return Device(monkeypatch)
-
-
-def on_device(y: Iterable[np.ndarray[Any, Any]]) -> CudaLoop:
-    return CudaLoop(doubling(), {}, {"x": "next"}, {"x": np.array([1, 2], np.float32)}, ({"y": each} for each in y))
-
-
-def test_on_a_gpu_the_second_and_third_step_are_captured(device: Device) -> None:
-    loop, expected = on_device(np.full(2, value, np.float32) for value in range(6)), np.array([1, 2], np.float32)
-    np.testing.assert_array_equal(loop.read("next"), expected)
-    for value in range(6):
-        loop.step()
-        np.testing.assert_array_equal(loop.read("seen"), expected)
-        expected = 2 * expected + value
-        np.testing.assert_array_equal(loop.read("next"), expected)
-    with pytest.raises(RuntimeError, match="no further step"):
-        loop.step()
-    assert [graph.replays for graph in device.graphs] == [3, 2]
-    assert device.pools == [None, device.graphs[0]]  # the second uses the memory of the first
-    loop.close()
-    assert not any(graph.open for graph in device.graphs)
-    assert device.emptied == 1
-
-
-@pytest.mark.parametrize("later", [np.zeros(3, np.float32), np.zeros(2)])
-def test_on_a_gpu_a_later_step_must_be_like_the_first(device: Device, later: np.ndarray[Any, Any]) -> None:
-    loop = on_device([np.zeros(2, np.float32), later])
-    with pytest.raises(RuntimeError, match="differs in shape or type"):
-        loop.step()
-    loop.close()
 
 
 def test_too_little_gpu_memory_is_a_sentence() -> None:
