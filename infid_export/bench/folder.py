@@ -13,16 +13,18 @@ from infid_engines.memory import peak_memory, reset_peak_memory
 from infid_engines.progress import Reporter, SilentReporter, Stage
 from infid_export.bench import PROMPT, SEED
 from infid_export.bench.first_image import first_image_seconds
+from infid_export.bench.floor import floors
+from infid_export.bench.images import IDENTITY, TEXT, image_calls
 from infid_export.bench.machine import library_versions, machine_facts
 from infid_export.bench.meters import meter
 from infid_export.bench.recording import RecordingEngines, recording_pipeline
 from infid_export.bench.stand_in import stand_in
+from infid_export.bench.sweep import Sweep, folder_facts
 from infid_export.bench.timing import Times, take_turns
-from infid_export.runtime.conditioning import has_guidance
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
 
-_JOINT, _TEXT, _IDENTITY = "denoise_step", "text_step", "identity_step"
+_JOINT = "denoise_step"
 _BURST = 4
 
 
@@ -38,6 +40,7 @@ class BenchOptions:
         rounds: how often each graph is timed.
         image_rounds: how often each kind of image is timed.
         steps: steps per image; None is the folder's.
+        beside: further engine folders, to see how time grows with what they differ in.
     """
 
     folder: Path
@@ -47,6 +50,7 @@ class BenchOptions:
     rounds: int = 15
     image_rounds: int = 3
     steps: int | None = None
+    beside: tuple[Path, ...] = ()
 
 
 def bench(
@@ -70,18 +74,21 @@ def bench(
         reporter.note(pipe.choice)
         steps = pipe.manifest.defaults["steps"] if options.steps is None else options.steps
         person = stand_in(pipe)
-        calls = _images(pipe, person, steps)
+        calls = image_calls(pipe, steps, person)
+        beside = [Pipeline.load(each, pipe.backend, options.device, threads=options.threads) for each in options.beside]
+        sweep = Sweep(pipe, steps, person, beside)
         started = time.perf_counter()
         for call in calls.values():
             call()  # loads the engines, and records their inputs
         seconds = time.perf_counter() - started
-        images = {**calls, **(others or {})}
+        images = {**calls, **(others or {}), **sweep.calls}
         reporter.plan(
             {
                 "graphs": (options.rounds + 1) * _BURST * seconds / steps,
                 "images": (options.image_rounds + 1) * seconds * len(images) / len(calls),
                 "host": seconds,
                 "first image": 2 * seconds,
+                "floor": 5.0,
             }
         )
         with reporter.stage("graphs") as stage:
@@ -97,21 +104,21 @@ def bench(
         with reporter.stage("first image"):
             first = first_image_seconds(options.folder, pipe.backend, options.device, options.threads, steps)
         manifest = pipe.manifest
+        with reporter.stage("floor"):
+            files = {name: pipe.folder / manifest.graph(name).file for name in graphs}
+            floor = floors(files, pipe.device, manifest.precision, options.threads)
         return {
             "kind": "bench",
             "machine": machine_facts(),
             "versions": library_versions(),
-            "folder": {
-                "model": manifest.model["name"], "precision": manifest.precision, "height": manifest.height,
-                "width": manifest.width, "batch": manifest.batch, "people": manifest.people,
-                "guidance": has_guidance(manifest),
-            },
+            "folder": folder_facts(manifest),
             "backend": pipe.backend,
             "device": pipe.device,
             "steps": steps,
-            "graphs": {name: asdict(each) for name, each in graphs.items()},
-            "images": {name: asdict(each) for name, each in times.items() if name in calls},
-            "others": {name: asdict(each) for name, each in times.items() if name not in calls},
+            "graphs": {name: {**asdict(each), "floor_ms": floor[name]} for name, each in graphs.items()},
+            "images": {name: asdict(times[name]) for name in calls},
+            "others": {name: asdict(times[name]) for name in others or ()},
+            "scaling": sweep.scaling(times),
             "ratios": _ratios(graphs, times, manifest.batch),
             "host_ms_per_step": round(host, 3),
             "host_share": round(host / graphs[_JOINT].median_ms, 4),
@@ -121,25 +128,13 @@ def bench(
         }  # fmt: skip
 
 
-def _images(pipe: Pipeline, person: Person, steps: int) -> dict[str, Callable[[], object]]:
-    """Return calls that each make a batch of images: joint, and from a template if the folder can."""
-    batch = pipe.manifest.batch
-    calls: dict[str, Callable[[], object]] = {
-        "joint": lambda: pipe.generate([PROMPT] * batch, person, seed=SEED, steps=steps)
-    }
-    if {_TEXT, _IDENTITY} <= set(pipe.manifest.graphs):
-        template = pipe.template(PROMPT, seed=SEED, steps=steps)
-        calls["template"] = lambda: pipe.generate(template, [person] * batch)
-    return calls
-
-
 def _ratios(graphs: Mapping[str, Times], images: Mapping[str, Times], batch: int) -> dict[str, float | None]:
     """Return the price of an identity: a step against SDXL's own step of as many rows.
 
     `text_step` is that step for one image. A joint step has two streams of `batch` images, one from a template has one.
     """
-    plain = graphs[_TEXT].median_ms * batch if _TEXT in graphs else None
-    joint, template = graphs[_JOINT].median_ms, graphs[_IDENTITY].median_ms if _IDENTITY in graphs else None
+    plain = graphs[TEXT].median_ms * batch if TEXT in graphs else None
+    joint, template = graphs[_JOINT].median_ms, graphs[IDENTITY].median_ms if IDENTITY in graphs else None
     return {
         "joint_over_plain": None if plain is None else round(joint / (2 * plain), 3),
         "template_over_plain": None if plain is None or template is None else round(template / plain, 3),

@@ -1,4 +1,4 @@
-"""Other software that makes the same image from the same model: our PyTorch reference, and diffusers' own pipelines."""
+"""Other ways to make the same image from the same model: other backends of the folder, our reference, and diffusers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from infid_engines.errors import BackendUnavailableError
 from infid_engines.manifest import Manifest
+from infid_engines.registry import BACKENDS
 from infid_export.bench import PROMPT, SEED
+from infid_export.bench.images import image_calls
+from infid_export.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     import torch
@@ -24,27 +27,36 @@ def open_others(names: Sequence[str], folder: Path, steps: int | None) -> dict[s
     """Return calls that each make a batch of images with the folder's model, size, steps and guidance.
 
     Args:
-        names: keys of `OTHERS`.
+        names: keys of `OTHERS`, or backends that the folder has engines for.
         folder: the engine folder.
         steps: steps per image; None is the folder's.
 
     Raises:
-        BackendUnavailableError: the software is not installed.
-        EngineFolderError: the folder is missing or damaged.
+        BackendUnavailableError: the software is not installed, or the backend cannot run here.
+        EngineFolderError: the folder is missing or damaged, or has no engines for a backend.
     """
-    if not names:
-        return {}
-    if any(find_spec(package) is None for package in ("torch", "diffusers", "transformers", "open_clip")):
+    found: dict[str, Call] = {}
+    software = [name for name in names if name not in BACKENDS]
+    packages = ("torch", "diffusers", "transformers", "open_clip") if software else ()
+    if any(find_spec(package) is None for package in packages):
         raise BackendUnavailableError(
-            f"{', '.join(names)} cannot run: PyTorch, diffusers, transformers or open_clip is not installed.",
+            f"{', '.join(software)} cannot run: PyTorch, diffusers, transformers or open_clip is not installed.",
             fix='pip install "infid-export[export]"',
         )
-    from infid_export.export.folder_manifest import options_of
-    from infid_export.export.plan import make_plan
-
+    if not names:
+        return found
     manifest = Manifest.load(folder)
-    plan = make_plan(options_of(manifest, folder))
-    return {name: OTHERS[name](plan, manifest, steps or int(manifest.defaults["steps"])) for name in names}
+    chosen = steps or int(manifest.defaults["steps"])
+    for name in (each for each in names if each in BACKENDS):
+        calls = image_calls(Pipeline.load(folder, backend=name), chosen)
+        found |= {f"{name}, {kind}": call for kind, call in calls.items()}
+    if software:
+        from infid_export.export.folder_manifest import options_of
+        from infid_export.export.plan import make_plan
+
+        plan = make_plan(options_of(manifest, folder))
+        found |= {name: OTHERS[name](plan, manifest, chosen) for name in software}
+    return found
 
 
 def _arguments(plan: Plan, manifest: Manifest, steps: int) -> dict[str, Any]:

@@ -53,6 +53,10 @@ def html(document: Mapping[str, Any]) -> str:
         _stages(document),
         "<h2>Each graph</h2>",
         _bars(graphs, dict.fromkeys(graphs, "var(--three)")),
+        *_floor(graphs),
+        "<h2>Scaling</h2>",
+        "<p>Milliseconds an image.</p>",
+        *(_lines(name, kinds) for name, kinds in document["scaling"].items()),
         "<h2>The price of an identity</h2>",
         _table(
             ("ratio of medians", "value"),
@@ -80,6 +84,46 @@ def html(document: Mapping[str, Any]) -> str:
     )
 
 
+def _floor(graphs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence and a table on the floor of each graph; nothing if none is known."""
+    shares = {
+        name: each["floor_ms"] / each["median_ms"] for name, each in graphs.items() if each["floor_ms"] is not None
+    }
+    if not shares:
+        return []
+    return [
+        "<p>The mark is the floor: the graph's matrix products and convolutions at the speed of a large matrix product "
+        "on this device.</p>",
+        _table(("graph", "share of the floor"), [(name, f"{share:.0%}") for name, share in shares.items()]),
+    ]
+
+
+def _lines(name: str, kinds: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Return a chart of milliseconds against a property, with a line for each kind of image."""
+    points = [pair for pairs in kinds.values() for pair in pairs]
+    right, top, height = max(x for x, _ in points), max(y for _, y in points), 180
+    parts = [
+        f'<path d="M{_LABELS} 10V{height}H{_WIDTH - 90}" stroke="var(--line)" fill="none"/>',
+        f'<text class="faint" x="{_LABELS - 8}" y="20" text-anchor="end">{_milliseconds(top)}</text>',
+        f'<text class="faint" x="{_LABELS - 8}" y="{height}" text-anchor="end">0</text>',
+        f'<text x="8" y="{height / 2}">{escape(name)}</text>',
+    ]
+    for (kind, pairs), color in zip(kinds.items(), ("--one", "--two"), strict=False):
+        places = [(_LABELS + x / right * (_WIDTH - _LABELS - 110), height - y / top * (height - 20)) for x, y in pairs]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="var({color})" stroke-width="2"/>')
+        for (x, y), (value, each) in zip(places, pairs, strict=True):
+            told = f"<title>{escape(kind)}, {value:g}: {_milliseconds(each)}</title>"
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="var({color})">{told}</circle>')
+        parts.append(f'<text x="{places[-1][0] + 10:.1f}" y="{places[-1][1] + 4:.1f}">{escape(kind)}</text>')
+    parts += [
+        f'<text class="faint" x="{_LABELS + x / right * (_WIDTH - _LABELS - 110):.1f}" y="{height + 16}" '
+        f'text-anchor="middle">{x:g}</text>'
+        for x in sorted({x for x, _ in points})
+    ]
+    return _svg(height + 30, parts)
+
+
 def _on_device(memory: int | None) -> str:
     return "" if memory is None else f" {memory / 1e9:.2f} GB of GPU memory were in use after the images."
 
@@ -101,13 +145,16 @@ def _bars(times: Mapping[str, Mapping[str, float]], colors: Mapping[str, str]) -
     for row, (name, each) in enumerate(times.items()):
         y, end = row * (_BAR + _GAP), _LABELS + each["median_ms"] * scale
         low, high = (_LABELS + each[key] * scale for key in ("p20_ms", "p80_ms"))
-        middle = y + _BAR / 2
+        middle, floor = y + _BAR / 2, each.get("floor_ms")
         parts += [
             f'<text x="{_LABELS - 8}" y="{middle + 4}" text-anchor="end">{escape(name)}</text>',
             f'<rect x="{_LABELS}" y="{y}" width="{end - _LABELS:.1f}" height="{_BAR}" fill="{colors[name]}"/>',
             f'<path d="M{low:.1f} {middle}H{high:.1f}" stroke="var(--ink)" stroke-width="1.5"/>',
             f'<text x="{max(end, high) + 6:.1f}" y="{middle + 4}">{_milliseconds(each["median_ms"])}</text>',
         ]
+        if floor is not None:
+            place = _LABELS + min(floor, longest) * scale
+            parts.append(f'<path d="M{place:.1f} {y - 2}v{_BAR + 4}" stroke="var(--two)" stroke-width="2"/>')
     return _svg(len(times) * (_BAR + _GAP), parts)
 
 

@@ -15,6 +15,7 @@ from infid_export.cli.output import Output, size
 
 EXAMPLES = (
     "infid-export bench infid-engines",
+    "infid-export bench infid-engines --beside batch-2 batch-4 -o bench",
     "infid-export bench infid-engines --against diffusers --steps 4 -o bench",
 )
 _ROUNDS, _IMAGE_ROUNDS = 15, 3
@@ -22,13 +23,19 @@ _ROUNDS, _IMAGE_ROUNDS = 15, 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    from infid_engines.registry import BACKENDS
     from infid_export.bench.others import OTHERS
 
     add_folder(parser, "folder", "engine folder")
     add_running(parser)
     parser.add_argument(
-        "--against", nargs="+", choices=OTHERS, default=[], metavar="NAME",
-        help=f"also time other software on the same model, in the same run: {', '.join(OTHERS)}",
+        "--against", nargs="+", choices=(*OTHERS, *BACKENDS), default=[], metavar="NAME",
+        help=f"also time other software on the same model, in the same run: {', '.join(OTHERS)}; or other backends of "
+        f"the folder: {', '.join(BACKENDS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--beside", nargs="+", type=Path, default=[], metavar="FOLDER",
+        help="also time images of folders that differ only in batch, size or people",
     )  # fmt: skip
     add_steps(parser)
     parser.add_argument("--rounds", type=int, default=_ROUNDS, metavar="N", help=f"timings per graph ({_ROUNDS})")
@@ -61,7 +68,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             whole_number(f"--{name.replace('_', '-')}", value, "Give 1 or more.", least=1)
     options = BenchOptions(
         arguments.folder, arguments.backend, arguments.device, arguments.threads, arguments.rounds,
-        arguments.image_rounds, arguments.steps,
+        arguments.image_rounds, arguments.steps, tuple(arguments.beside),
     )  # fmt: skip
     with output.progress() as reporter:
         others = open_others(arguments.against, arguments.folder, arguments.steps)
@@ -85,17 +92,23 @@ def _show(document: dict[str, Any], output: Output) -> None:
         f"{folder['model']} {folder['precision']}, {folder['height']} × {folder['width']}, batch {folder['batch']}, "
         f"{document['backend']} on {where} ({machine['cores']} cores)"
     )
-    columns = ("", "median", "20 %", "80 %")
     kinds = (("graphs", "Graphs, milliseconds"), ("images", f"Images of {document['steps']} steps, milliseconds"),
-             ("others", "Other software, the same image, milliseconds"))  # fmt: skip
+             ("others", "Beside it, the same image, milliseconds"))  # fmt: skip
     for kind, title in kinds:
-        metered = any(each["joules"] is not None for each in document[kind].values())
-        shown = (*columns, "joules") if metered else columns
-        rows = [
-            (name, *(f"{each[key]:.1f}" for key in ("median_ms", "p20_ms", "p80_ms")), _joules(each["joules"]))
-            for name, each in document[kind].items()
-        ]
-        output.table(title, shown, [row[: len(shown)] for row in rows], numbers=shown[1:])
+        columns = {"median": "median_ms", "20 %": "p20_ms", "80 %": "p80_ms", "joules": "joules", "floor": "floor_ms"}
+        rows = document[kind]
+        known = {head: key for head, key in columns.items() if any(each.get(key) is not None for each in rows.values())}
+        cells = [(name, *(_number(each[key]) for key in known.values())) for name, each in rows.items()]
+        output.table(title, ("", *known), cells, numbers=tuple(known))
+    points = [
+        (name, str(value), kind, f"{milliseconds:.1f}")
+        for name, kinds_of in document["scaling"].items()
+        for kind, pairs in kinds_of.items()
+        for value, milliseconds in pairs
+    ]
+    output.table(
+        "Scaling, milliseconds an image", ("", "value", "image", "median"), points, numbers=("value", "median")
+    )
     ratios = {name.replace("_", " "): value for name, value in document["ratios"].items() if value is not None}
     output.table("Ratios of medians", ("ratio", "value"), [(name, f"{value:.2f}") for name, value in ratios.items()],
                  numbers=("value",))  # fmt: skip
@@ -107,5 +120,5 @@ def _show(document: dict[str, Any], output: Output) -> None:
     )
 
 
-def _joules(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"

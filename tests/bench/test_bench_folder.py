@@ -58,6 +58,11 @@ def test_every_key_is_there_and_plain_json(document: dict[str, Any]) -> None:
     assert document["host_ms_per_step"] > 0
     assert document["peak_bytes"] > 1 << 20
     assert document["device_bytes"] is None
+    steps = document["scaling"]["steps"]["joint"]
+    assert [value for value, _ in steps] == [1, 3]
+    assert steps[-1][1] == round(document["images"]["joint"]["median_ms"] / 2, 3)  # a batch of two
+    assert set(document["scaling"]) == {"steps"}
+    assert document["graphs"]["vae_decoder"]["floor_ms"] is None  # the hand-made graphs have no products
     assert 0.1 < document["first_image_seconds"] < 100
 
 
@@ -111,7 +116,7 @@ def test_the_report_needs_no_network_and_shows_everything(document: dict[str, An
         "The price of 1,000 images",
     ):
         assert text in page
-    assert page.count("<svg") == page.count("</svg>") == 3
+    assert page.count("<svg") == page.count("</svg>") == 4
     assert f'data-ms="{document["images"]["joint"]["median_ms"] / 2}"' in page
 
 
@@ -124,6 +129,34 @@ def test_the_report_shows_energy_and_gpu_memory_only_if_they_were_measured(docum
     page = html({**document, "images": images, "others": {}, "device_bytes": 5_250_000_000})
     assert '<td>joint</td><td class="number">1000.0 Wh</td>' in page
     assert "5.25 GB of GPU memory" in page
+
+
+def test_the_report_shows_the_floor_and_every_property(document: dict[str, Any]) -> None:
+    graphs = {
+        **document["graphs"],
+        "vae_decoder": {**document["graphs"]["vae_decoder"], "median_ms": 8.0, "floor_ms": 2.0},
+    }
+    scaling = {**document["scaling"], "batch": {"joint": [[1, 5.0], [2, 4.0]], "template": [[1, 3.0], [2, 2.5]]}}
+    page = html({**document, "graphs": graphs, "scaling": scaling})
+    unknown = {name: {**each, "floor_ms": None} for name, each in graphs.items()}
+    assert "share of the floor" not in html({**document, "graphs": unknown})
+    assert '<td>vae_decoder</td><td class="number">25%</td>' in page
+    assert page.count("<svg") == 5
+    for text in ("batch", "joint, 2: 4.0 ms", "template, 1: 3.0 ms"):
+        assert text in page
+
+
+def test_other_backends_of_the_folder_take_turns(quick_folder: Path) -> None:
+    calls = others.open_others(["onnxruntime"], quick_folder, 1)
+    assert set(calls) == {"onnxruntime, joint", "onnxruntime, template"}
+    (image,) = calls["onnxruntime, joint"]()  # type: ignore[misc]
+    assert image.size == (128, 128)
+
+
+def test_folders_beside_it_are_measured(tmp_path: Path) -> None:
+    folder, other = write_folder(tmp_path / "engines"), write_folder(tmp_path / "other")
+    with pytest.raises(InputError, match="must differ from"):
+        bench(BenchOptions(folder, **QUICK, beside=(other,)), SilentReporter())
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {

@@ -1,0 +1,113 @@
+"""The arithmetic floor of a graph: its matrix products and convolutions at the speed of a large matrix product.
+
+No version of a graph runs much faster than that in the same precision; what is above the floor is memory, small
+operations, and overhead.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+_SIZES = {"cpu": 2048, "cuda": 8192}
+_SECONDS = 1.0
+
+
+def operations(graph: Path) -> int | None:
+    """Return the floating-point operations of a graph's matrix products and convolutions: two per multiplication.
+
+    Args:
+        graph: the .onnx file.
+
+    Returns:
+        The number; None if it has none, its shapes are not fixed, or the package onnx is not installed.
+    """
+    if find_spec("onnx") is None:
+        return None
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(graph), load_external_data=False), data_prop=True)
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    shapes: dict[str, list[int]] = {
+        value.name: [int(dim.dim_value) for dim in value.type.tensor_type.shape.dim] for value in values
+    }
+    shapes |= {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    total = 0
+    for node in model.graph.node:
+        if node.op_type not in ("MatMul", "Gemm", "Conv"):
+            continue
+        result, first, second = (shapes.get(name, []) for name in (node.output[0], *node.input[:2]))
+        if not all(result) or not result or not first or not second:
+            return None
+        total += 2 * math.prod(result) * _summed(node, first, second)
+    return total or None
+
+
+def _summed(node: object, first: list[int], second: list[int]) -> int:
+    """Return how many products are added up for one element of a node's output."""
+    flags = {each.name: each.i for each in node.attribute}  # type: ignore[attr-defined]
+    kind = node.op_type  # type: ignore[attr-defined]
+    if kind == "Conv":  # a filter has the shape [M, C / groups, kernel…]
+        return math.prod(second[1:])
+    return first[0] if kind == "Gemm" and flags.get("transA") else first[-1]
+
+
+def ceiling(device: str, precision: str, threads: int | None) -> float | None:
+    """Measure a large matrix product in PyTorch, in a process of its own, and return its operations per second.
+
+    Args:
+        device: `cpu` or `cuda`.
+        precision: `fp16` or `fp32`; on a CPU, both are computed in fp32.
+        threads: CPU threads; None is one per core.
+
+    Returns:
+        The rate; None if PyTorch is not installed or cannot use the device.
+    """
+    if find_spec("torch") is None:
+        return None
+    job = json.dumps([device, "fp32" if device == "cpu" else precision, threads])
+    ended = subprocess.run(
+        [sys.executable, "-m", "infid_export.bench.floor", job], capture_output=True, text=True, check=False
+    )
+    return float(ended.stdout) if ended.returncode == 0 else None
+
+
+def floors(
+    graphs: Mapping[str, Path], device: str, precision: str, threads: int | None = None
+) -> dict[str, float | None]:
+    """Return the milliseconds of each graph's floor; None where it is not known."""
+    rate = ceiling(device, precision, threads)
+    counted = {name: operations(path) for name, path in graphs.items()}
+    return {
+        name: None if rate is None or each is None else round(1e3 * each / rate, 4) for name, each in counted.items()
+    }
+
+
+def _main(text: str) -> None:
+    import torch
+
+    device, precision, threads = json.loads(text)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    size = _SIZES[device]
+    shape, dtype = (size, size), {"fp16": torch.float16, "fp32": torch.float32}[precision]
+    # not zeros, which a GPU multiplies faster
+    a, b = (torch.randn(shape, dtype=torch.float32).to(device, dtype) for _ in range(2))
+    best, until = math.inf, time.perf_counter() + _SECONDS
+    while time.perf_counter() < until:
+        started = time.perf_counter()
+        torch.matmul(a, b)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    sys.stdout.write(f"{2 * size**3 / best}\n")
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
