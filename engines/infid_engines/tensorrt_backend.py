@@ -196,6 +196,16 @@ class TensorRTRTXBackend(TensorRTBackend):
         """Return one architecture that many GPUs have."""
         return ("sm_89",)
 
+    def check_device(self) -> None:
+        """Reject a machine without a GPU that TensorRT-RTX runs on, such as a data-center GPU."""
+        super().check_device()
+        present = _present_gpu()
+        if present not in self.targets():
+            raise BackendUnavailableError(
+                f"TensorRT-RTX does not run on {present}, only on {', '.join(self.targets())}.",
+                fix="Use another backend, such as --backend tensorrt.",
+            )
+
     def build(self, request: BuildRequest, stage: Stage) -> None:
         """Parse the graph and build its engine.
 

@@ -4,6 +4,8 @@ import importlib.util
 import os
 import re
 import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +14,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from infid_engines import tensorrt_backend
 from infid_engines.backends import BuildRequest
 from infid_engines.errors import BackendUnavailableError, BuildError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
 from infid_engines.onnxruntime_runner import OnnxRuntimeEngine
 from infid_engines.registry import BACKENDS, get_backend
-from infid_engines.worker import build_in_subprocess
+from infid_engines.worker import Children, build_in_subprocess
 
 HALF = TensorProto.FLOAT16
 
@@ -62,6 +65,31 @@ def test_rtx_builds_a_real_engine_without_a_gpu(tmp_path, rows):
     assert (tmp_path / "g.engine").stat().st_size > 1000
     assert peak > 1 << 20
     assert listener.fractions
+
+
+def test_children_can_be_killed(tmp_path, monkeypatch):
+    (tmp_path / "slow.py").write_text("import time\n\ndef build(job, stage):\n    time.sleep(job)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    children, failures = Children(), []
+
+    def build() -> None:
+        try:
+            children.build("slow", "graph", "slow:build", 60, Listener())
+        except BuildError as error:
+            failures.append(error.problem)
+
+    threads = [threading.Thread(target=build) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while len(children._running) < 2:
+        time.sleep(0.01)
+    children.kill()
+    build()  # one that is started later
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert len(failures) == 3
+    assert all("The slow builder was killed (SIGKILL) while building graph" in each for each in failures)
 
 
 def test_a_builder_that_says_much_does_not_hang(tmp_path, monkeypatch):
@@ -129,6 +157,15 @@ def test_unknown_targets_are_rejected():
         backend.check_target("hopper")
     with pytest.raises(InputError, match="no target 'sm_89'"):
         get_backend("onnxruntime").check_target("sm_89")
+
+
+def test_tensorrt_rtx_says_which_gpus_it_runs_on(monkeypatch):
+    backend = get_backend("tensorrt_rtx")
+    monkeypatch.setattr(tensorrt_backend, "_present_gpu", lambda: "sm_89")
+    backend.check_device()
+    monkeypatch.setattr(tensorrt_backend, "_present_gpu", lambda: "sm_90")
+    with pytest.raises(BackendUnavailableError, match="does not run on sm_90, only on sm_75"):
+        backend.check_device()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="tensorrt is installed")
