@@ -6,7 +6,9 @@ be mapped and used in place. The weights' values are not needed, and not read.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from infid_engines.aotinductor_runner import FACTS, PackageFacts, StoredWeight
-from infid_engines.errors import BuildError
+from infid_engines.errors import BuildError, DiskFullError
 from infid_engines.progress import Stage
 from infid_export.export.artifact import weights_file
 from infid_export.export.graph_export import TYPES, GraphExporter
@@ -79,6 +81,12 @@ def write_package(exporter: GraphExporter, form: GraphForm, precision: str, devi
                 program, package_path=str(Path(scratch) / f"{graph.name}.pt2"), inductor_configs=configuration
             )
         except Exception as error:  # PyTorch's compilers raise many types, without a common class
+            if _disk_is_full(error):
+                raise DiskFullError(
+                    f"A disk became full while {form.name} was compiled: that of {path.parent} or PyTorch's cache.",
+                    fix="Free some space, also in /tmp, or set TORCHINDUCTOR_CACHE_DIR to another folder, and run "
+                    "the command again: finished artifacts are kept.",
+                ) from error
             raise BuildError(
                 f"PyTorch cannot compile {form.name}: {str(error).strip().splitlines()[0]}",
                 fix="It needs a C++ compiler (on Debian: apt install g++). Leave out --backend aotinductor otherwise.",
@@ -87,6 +95,17 @@ def write_package(exporter: GraphExporter, form: GraphForm, precision: str, devi
         if literal:
             raise RuntimeError(f"the code of {graph.name} makes the tensor {literal[0]}, which the package lacks")
         Path(made).replace(path)
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Return whether an error or its causes, which may be those of a compiler's process, say so."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager
