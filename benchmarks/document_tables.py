@@ -8,6 +8,7 @@ Usage::
     python benchmarks/quality/backend_scores.py
     python benchmarks/quality/saver_scores.py
     python benchmarks/reliability.py
+    python benchmarks/package_choices.py
     python benchmarks/document_tables.py draw
 
 `keep` stores what the tables need from a build; the other scripts write their results themselves. A table's place in a
@@ -21,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import reliability, template_speed
+from benchmarks import package_choices, reliability, template_speed
 from benchmarks.page_tables import with_tables
 from benchmarks.provenance import RESULTS, ROOT, measured_on
 from benchmarks.quality import ablation_scores, backend_scores, saver_scores
@@ -165,11 +166,11 @@ def documents() -> list[Path]:
 
 def tables() -> dict[str, str]:
     """Return every table in Markdown, by name."""
-    demo, full, variants, engines, tried, templates, medium, speed, cuda, savers = (
+    demo, full, variants, engines, tried, templates, medium, speed, cuda, savers, choices = (
         json.loads((RESULTS / f"{name}.json").read_text())
         for name in (
             "demo-fp16", "random-sdxl-fp16", "ablation", "backends", "reliability", "template-speed",
-            "template-speed-medium", "bench-medium", "bench-sdxl-cuda", "savers",
+            "template-speed-medium", "bench-medium", "bench-sdxl-cuda", "savers", "package-choices",
         )
     )  # fmt: skip
     return {
@@ -182,6 +183,7 @@ def tables() -> dict[str, str]:
         "bench": bench_table(speed),
         "bench-cuda": graph_table(cuda),
         "savers": saver_scores.markdown(savers),
+        "package-choices": package_choices.markdown(choices),
     }
 
 

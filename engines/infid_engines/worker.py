@@ -129,6 +129,8 @@ def _follow(process: subprocess.Popen[str], stage: Stage) -> dict[str, Any]:
     for line in process.stdout:
         with contextlib.suppress(ValueError):
             message = json.loads(line)
+            if not isinstance(message, dict):  # a library has printed a number
+                continue
             if "fraction" in message:
                 stage.update(message["fraction"], message["detail"])
             else:

@@ -1,7 +1,7 @@
 """The arithmetic floor of a graph: its matrix products and convolutions at the speed of a large matrix product.
 
-No version of a graph runs much faster than that in the same precision; what is above the floor is memory, small
-operations, and overhead.
+The product runs in PyTorch and, on a CPU, in ONNX Runtime, and the faster one counts. No version of a graph runs much
+faster than its floor in the same precision; what is above it is memory, small operations, and overhead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def _summed(node: object, first: list[int], second: list[int]) -> int:
 
 
 def ceiling(device: str, precision: str, threads: int | None) -> float | None:
-    """Measure a large matrix product in PyTorch, in a process of its own, and return its operations per second.
+    """Measure a large matrix product in a process of its own, and return its operations per second.
 
     Args:
         device: `cpu` or `cuda`.
@@ -67,15 +67,15 @@ def ceiling(device: str, precision: str, threads: int | None) -> float | None:
         threads: CPU threads; None is one per core.
 
     Returns:
-        The rate; None if PyTorch is not installed or cannot use the device.
+        The rate of the fastest library; None if none is installed that can use the device.
     """
-    if find_spec("torch") is None:
-        return None
     job = json.dumps([device, "fp32" if device == "cpu" else precision, threads])
     ended = subprocess.run(
         [sys.executable, "-m", "infid_export.bench.floor", job], capture_output=True, text=True, check=False
     )
-    return float(ended.stdout) if ended.returncode == 0 else None
+    if ended.returncode != 0:
+        raise RuntimeError(f"the matrix product failed:\n{ended.stderr}")
+    return max(json.loads(ended.stdout), default=None)
 
 
 def floors(
@@ -90,23 +90,61 @@ def floors(
 
 
 def _main(text: str) -> None:
-    import torch
-
     device, precision, threads = json.loads(text)
-    if threads is not None:
-        torch.set_num_threads(threads)
     size = _SIZES[device]
-    shape, dtype = (size, size), {"fp16": torch.float16, "fp32": torch.float32}[precision]
-    # not zeros, which a GPU multiplies faster
-    a, b = (torch.randn(shape, dtype=torch.float32).to(device, dtype) for _ in range(2))
+    products = []
+    if find_spec("torch") is not None:
+        products.append(_in_torch(size, device, precision, threads))
+    if device == "cpu" and find_spec("onnxruntime") is not None and find_spec("onnx") is not None:
+        products.append(_in_onnxruntime(size, threads))
+    json.dump([2 * size**3 / _best_seconds(each) for each in products if each is not None], sys.stdout)
+
+
+def _best_seconds(product: Callable[[], object]) -> float:
     best, until = math.inf, time.perf_counter() + _SECONDS
     while time.perf_counter() < until:
         started = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def _in_torch(size: int, device: str, precision: str, threads: int | None) -> Callable[[], object] | None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        return None
+    if threads is not None:
+        torch.set_num_threads(threads)
+    dtype = {"fp16": torch.float16, "fp32": torch.float32}[precision]
+    # not zeros, which a GPU multiplies faster
+    a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
+
+    def product() -> None:
         torch.matmul(a, b)
         if device == "cuda":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    sys.stdout.write(f"{2 * size**3 / best}\n")
+
+    return product
+
+
+def _in_onnxruntime(size: int, threads: int | None) -> Callable[[], object]:
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    from infid_engines.onnxruntime_backend import import_onnxruntime, session_options
+
+    random = np.random.default_rng(0)
+    a, b = (random.standard_normal((size, size), np.float32) for _ in range(2))
+    given, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size]) for name in ("a", "c"))
+    node, weights = helper.make_node("MatMul", ["a", "b"], ["c"]), numpy_helper.from_array(b, "b")
+    graph = helper.make_graph([node], "product", [given], [result], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    ort = import_onnxruntime()
+    session = ort.InferenceSession(
+        model.SerializeToString(), session_options(ort, threads, spin=True), providers=["CPUExecutionProvider"]
+    )
+    return lambda: session.run(None, {"a": a})
 
 
 if __name__ == "__main__":

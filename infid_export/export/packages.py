@@ -32,7 +32,7 @@ from infid_export.model.components import cast_module
 
 _LARGEST = 4096  # elements of a tensor that is stored in the package itself
 # Weights stay outside, including those of up to eight values, which PyTorch would write into the code.
-_CONFIGURATION = {"aot_inductor.package_constants_in_so": False, "always_keep_tensor_constants": True}
+CONFIGURATION = {"aot_inductor.package_constants_in_so": False, "always_keep_tensor_constants": True}
 # On a GPU, the C++ code only launches kernels. Optimizing that of a full-size step took about 100 s.
 _LAUNCHES_ONLY = {"aot_inductor.compile_wrapper_opt_level": "O0"}
 
@@ -72,7 +72,7 @@ def write_package(exporter: GraphExporter, form: GraphForm, precision: str, devi
     arguments = {name: _placed(each, device) for name, each in graph.arguments(sizes, TYPES[precision]).items()}
     inputs, outputs = list(flat(graph.inputs(sizes))), list(flat(graph.outputs(sizes)))
     facts = PackageFacts(inputs, outputs, weights, constants, device != "cpu")
-    configuration = {**_CONFIGURATION, "aot_inductor.metadata": {FACTS: facts.to_json()}}
+    configuration = {**CONFIGURATION, "aot_inductor.metadata": {FACTS: facts.to_json()}}
     configuration |= {} if device == "cpu" else _LAUNCHES_ONLY
     with TemporaryDirectory(dir=path.parent) as scratch, torch.no_grad(), _quiet():
         try:

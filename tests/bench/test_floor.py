@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import onnx
@@ -60,10 +61,29 @@ def test_a_matrix_product_is_measured_in_a_process_of_its_own() -> None:
     assert 1e9 < found < 1e13
 
 
-def test_a_process_that_fails_has_no_ceiling() -> None:
-    assert ceiling("no such device", "fp16", None) is None
+def test_a_process_that_fails_is_a_fault() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)the matrix product failed.*no such device"):
+        ceiling("no such device", "fp16", None)
 
 
-def test_without_the_packages_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("device", "missing", "libraries"),
+    [("cpu", (), 2), ("cpu", ("torch",), 1), ("cpu", ("torch", "onnx"), 0), ("cuda", ("torch",), 0)],
+)
+def test_the_libraries_that_are_installed_are_measured(
+    device: str,
+    missing: tuple[str, ...],
+    libraries: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(floor, "find_spec", lambda name: None if name in missing else name)
+    monkeypatch.setattr(floor, "_SIZES", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr(floor, "_SECONDS", 0.01)
+    floor._main(json.dumps([device, "fp32", None]))
+    assert len(json.loads(capsys.readouterr().out)) == libraries
+
+
+def test_without_onnx_nothing_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(floor, "find_spec", lambda name: None)
-    assert (operations(tmp_path / "none.onnx"), ceiling("cpu", "fp32", None)) == (None, None)
+    assert operations(tmp_path / "none.onnx") is None

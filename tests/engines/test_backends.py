@@ -94,7 +94,7 @@ def test_children_can_be_killed(tmp_path, monkeypatch):
 
 def test_a_builder_that_says_much_does_not_hang(tmp_path, monkeypatch):
     # a sitecustomize for the worker: it prints more than a pipe holds before it answers
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.stderr.write('x' * 300_000)\n")
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.stderr.write('x' * 300_000)\nprint(7)\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     request = BuildRequest(graph(tmp_path / "g.onnx"), tmp_path / "g.engine", "sm_89", specs(4)[0])
     signal.signal(signal.SIGALRM, lambda *_: pytest.fail("the build hangs"))
