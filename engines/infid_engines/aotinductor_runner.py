@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from infid_engines.backends import Arrays, CountedEngine
+from infid_engines.backends import Arrays, CarryingLoop, CountedEngine
 from infid_engines.errors import BackendUnavailableError, EngineFolderError
 from infid_engines.manifest import TensorSpec
 from infid_engines.processor import missing_sets
@@ -247,18 +247,10 @@ class AOTInductorEngine(CountedEngine):
         self._package = self._held = None
 
 
-class AOTInductorLoop:
+class AOTInductorLoop(CarryingLoop):
     """See `StepLoop`: the outputs of a step are passed to the next one as they are.
 
-    Args:
-        engine: the engine.
-        fixed: inputs that do not change.
-        carry: per input, the output that becomes its next value.
-        initial: initial values of the carried inputs.
-        varying: the other inputs of each step.
-
-    Raises:
-        InputError: an input is missing, unknown, mistyped or misshapen.
+    Args: see `CarryingLoop`.
     """
 
     def __init__(
@@ -269,21 +261,18 @@ class AOTInductorLoop:
         initial: Arrays,
         varying: Iterable[Arrays],
     ) -> None:
-        self._engine, self._carry, self._varying = engine, dict(carry), iter(varying)
-        self._next = next(self._varying, None)
-        engine.checked.check({**fixed, **initial, **(self._next or {})})
+        super().__init__(engine, fixed, carry, initial, varying)
+        self._engine = engine
         self._tensors = {name: engine.tensor(array) for name, array in {**fixed, **initial}.items()}
         self._outputs = {result: self._tensors[source] for source, result in carry.items()}
 
     def step(self) -> None:
         """Run once."""
-        if self._next is None:
-            raise RuntimeError("the loop has no further step")
-        self._tensors |= {name: self._engine.tensor(array) for name, array in self._next.items()}
+        self._tensors |= {name: self._engine.tensor(array) for name, array in self._varying_now().items()}
         with self._engine.in_library():
             self._outputs = self._engine.run_tensors(self._tensors)
         self._tensors |= {source: self._outputs[result] for source, result in self._carry.items()}
-        self._next = next(self._varying, None)
+        self._advance()
 
     def read(self, output: str) -> np.ndarray[Any, Any]:
         """Return a copy of an output of the last step."""
@@ -292,4 +281,5 @@ class AOTInductorLoop:
 
     def close(self) -> None:
         """Release the tensors."""
-        self._tensors, self._outputs, self._next, self._varying = {}, {}, None, iter(())
+        self._tensors, self._outputs = {}, {}
+        self._end()

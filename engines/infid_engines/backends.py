@@ -101,6 +101,53 @@ class Engine(Protocol):
         """Free the engine's resources."""
 
 
+class LoopEngine(Engine, Protocol):
+    """An engine that checks its inputs.
+
+    Attributes:
+        checked: its inputs.
+    """
+
+    checked: CheckedInputs
+
+
+class CarryingLoop:
+    """What the loops of all backends have in common: checked inputs, and those of the next step at hand.
+
+    Args:
+        engine: the engine.
+        fixed: inputs that do not change.
+        carry: per input, the output that becomes its next value.
+        initial: initial values of the carried inputs.
+        varying: the other inputs of each step.
+
+    Raises:
+        InputError: an input is missing, unknown, mistyped or misshapen.
+    """
+
+    def __init__(
+        self, engine: LoopEngine, fixed: Arrays, carry: Mapping[str, str], initial: Arrays, varying: Iterable[Arrays]
+    ) -> None:
+        self._carry, self._varying = dict(carry), iter(varying)
+        self._became = {result: source for source, result in carry.items()}
+        self._next = next(self._varying, None)
+        engine.checked.check({**fixed, **initial, **(self._next or {})})
+
+    def _varying_now(self) -> Arrays:
+        """Return the varying inputs of the step that starts."""
+        if self._next is None:
+            raise RuntimeError("the loop has no further step")
+        return self._next
+
+    def _advance(self) -> None:
+        """Get the varying inputs of the next step."""
+        self._next = next(self._varying, None)
+
+    def _end(self) -> None:
+        """Release the inputs."""
+        self._next, self._varying = None, iter(())
+
+
 @dataclass(frozen=True)
 class Extra:
     """An extra of this package that installs a backend's library.

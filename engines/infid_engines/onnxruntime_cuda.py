@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infid_engines.backends import Arrays
+from infid_engines.backends import Arrays, CarryingLoop
 
 if TYPE_CHECKING:
     from infid_engines.onnxruntime_runner import OnnxRuntimeEngine
@@ -53,18 +53,10 @@ class StepMemory:
             self.runs.append((binding, options, writes))
 
 
-class OnnxRuntimeCudaLoop:
-    """See `StepLoop`.
+class OnnxRuntimeCudaLoop(CarryingLoop):
+    """See `StepLoop`, with CUDA graphs.
 
-    Args:
-        engine: the engine.
-        fixed: inputs that do not change.
-        carry: per input, the output that becomes its next value.
-        initial: initial values of the carried inputs.
-        varying: the other inputs of each step.
-
-    Raises:
-        InputError: an input is missing, unknown, mistyped or misshapen.
+    Args: see `CarryingLoop`.
     """
 
     def __init__(
@@ -75,11 +67,10 @@ class OnnxRuntimeCudaLoop:
         initial: Arrays,
         varying: Iterable[Arrays],
     ) -> None:
-        self._engine, self._varying = engine, iter(varying)
-        self._next = next(self._varying, None)
-        first = {**fixed, **initial, **(self._next or {})}
-        engine.checked.check(first)
+        super().__init__(engine, fixed, carry, initial, varying)
+        self._engine = engine
         with engine.in_library():
+            first = {**fixed, **initial, **(self._next or {})}
             self._memory: StepMemory | None = engine.take_memory(carry, first)
             self._fill({**fixed, **initial})
         self._done = 0
@@ -91,14 +82,14 @@ class OnnxRuntimeCudaLoop:
 
     def step(self) -> None:
         """Copy the varying inputs, and run once."""
-        if self._next is None or self._memory is None:
-            raise RuntimeError("the loop has no further step")
+        varying = self._varying_now()
+        assert self._memory is not None
         binding, options, _ = self._memory.runs[self._done % 2]
         with self._engine.in_library():
-            self._fill(self._next)
+            self._fill(varying)
             self._engine.session.run_with_iobinding(binding, options)
         self._done += 1
-        self._next = next(self._varying, None)
+        self._advance()
 
     def read(self, output: str) -> np.ndarray[Any, Any]:
         """Return a copy of an output of the last step."""
@@ -111,4 +102,5 @@ class OnnxRuntimeCudaLoop:
         """Give the memory back to the engine."""
         if self._memory is not None:
             self._engine.give_memory(self._memory)
-        self._memory, self._next, self._varying = None, None, iter(())
+        self._memory = None
+        self._end()

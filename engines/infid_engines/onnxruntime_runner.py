@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from infid_engines.backends import Arrays, CountedEngine, StepLoop
+from infid_engines.backends import Arrays, CarryingLoop, CountedEngine, StepLoop
 from infid_engines.manifest import TensorSpec
 from infid_engines.onnxruntime_cuda import ANNOTATION, UNCAPTURED, OnnxRuntimeCudaLoop, StepMemory
 
@@ -73,20 +73,12 @@ class OnnxRuntimeEngine(CountedEngine):
         self.session = None
 
 
-class OnnxRuntimeLoop:
+class OnnxRuntimeLoop(CarryingLoop):
     """See `StepLoop`, without CUDA graphs. Fixed inputs are bound once.
 
     A carried tensor has two buffers, which are swapped at every step.
 
-    Args:
-        engine: the engine.
-        fixed: inputs that do not change.
-        carry: per input, the output that becomes its next value.
-        initial: initial values of the carried inputs.
-        varying: the other inputs of each step.
-
-    Raises:
-        InputError: an input is missing, unknown, mistyped or misshapen.
+    Args: see `CarryingLoop`.
     """
 
     def __init__(
@@ -99,10 +91,8 @@ class OnnxRuntimeLoop:
     ) -> None:
         from onnxruntime import OrtValue
 
-        self._engine, self._carry, self._varying = engine, dict(carry), iter(varying)
-        self._next = next(self._varying, None)
-        engine.checked.check({**fixed, **initial, **(self._next or {})})
-        device = engine.device
+        super().__init__(engine, fixed, carry, initial, varying)
+        self._engine, device = engine, engine.device
         self._binding: Any = engine.session.io_binding()
         self._held: dict[str, Any] = {}  # what is bound: the binding does not keep it
         for name, array in fixed.items():
@@ -117,9 +107,7 @@ class OnnxRuntimeLoop:
 
     def step(self) -> None:
         """Run once, and swap the buffers of the carried tensors."""
-        if self._next is None:
-            raise RuntimeError("the loop has no further step")
-        for name, array in self._next.items():
+        for name, array in self._varying_now().items():
             self._held[name] = np.ascontiguousarray(array)
             self._binding.bind_cpu_input(name, self._held[name])
         for source, result in self._carry.items():
@@ -129,16 +117,16 @@ class OnnxRuntimeLoop:
             self._engine.session.run_with_iobinding(self._binding)
         for source, result in self._carry.items():
             self._held[source], self._held[result] = self._held[result], self._held[source]
-        self._next = next(self._varying, None)
+        self._advance()
 
     def read(self, output: str) -> np.ndarray[Any, Any]:
         """Return a copy of an output of the last step."""
-        became = {result: source for source, result in self._carry.items()}
-        if output in became:
-            return np.array(self._held[became[output]].numpy())
+        if output in self._became:
+            return np.array(self._held[self._became[output]].numpy())
         return np.array(self._binding.get_outputs()[self._others.index(output)].numpy())
 
     def close(self) -> None:
         """Release the arrays."""
         self._binding = None
-        self._held, self._next, self._varying = {}, None, iter(())
+        self._held = {}
+        self._end()

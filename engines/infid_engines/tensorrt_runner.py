@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from infid_engines.backends import Arrays, CheckedInputs
+from infid_engines.backends import Arrays, CarryingLoop, CheckedInputs
 from infid_engines.errors import BackendUnavailableError, EngineFolderError
 from infid_engines.manifest import TensorSpec
 
@@ -109,7 +109,7 @@ class _Slot:
     graph: Any = None
 
 
-class TensorRTLoop:
+class TensorRTLoop(CarryingLoop):
     """See `StepLoop`. A carried tensor has two buffers, which are swapped at every step.
 
     Steps are queued on one stream. The varying inputs of the next step are copied on another one meanwhile, which
@@ -118,12 +118,7 @@ class TensorRTLoop:
     TensorRT prepares for its shapes in the first step. The next two are captured as CUDA graphs, one for each set of
     buffers, and all later ones replay them: one call per step. An engine whose work cannot be captured is enqueued.
 
-    Args:
-        engine: the engine.
-        fixed: inputs that do not change.
-        carry: per input, the output that becomes its next value.
-        initial: initial values of the carried inputs.
-        varying: the other inputs of each step.
+    Args: see `CarryingLoop`.
 
     Raises:
         InputError: an input is missing, unknown, mistyped or misshapen.
@@ -144,13 +139,9 @@ class TensorRTLoop:
         from cuda.bindings import runtime as cudart
 
         self._cudart, self._engine = cudart, engine
-        self._carry = dict(carry)
-        self._varying = iter(varying)
-        self._next = next(self._varying, None)
-        first = {**fixed, **initial}
-        engine.checked.check({**first, **(self._next or {})})
+        super().__init__(engine, fixed, carry, initial, varying)
         try:
-            self._prepare(first, self._next or {})
+            self._prepare({**fixed, **initial}, self._next or {})
         except BaseException:
             with contextlib.suppress(RuntimeError):  # report the first error
                 self.close()
@@ -257,8 +248,7 @@ class TensorRTLoop:
 
     def step(self) -> None:
         """Queue a run and the copies for the next one, and swap the buffers of carried tensors."""
-        if self._next is None:
-            raise RuntimeError("the loop has no further step")
+        self._varying_now()
         slot, cudart = self._slots[0], self._cudart
         _checked(cudart.cudaStreamWaitEvent(self._compute, slot.uploaded, 0))
         if slot.graph is None and self._done and self._capturable:
@@ -272,13 +262,12 @@ class TensorRTLoop:
             self._buffers[source], self._buffers[result] = self._buffers[result], self._buffers[source]
         self._done += 1
         self._slots.reverse()
-        self._next = next(self._varying, None)
+        self._advance()
         self._fill()
 
     def read(self, output: str) -> np.ndarray[Any, Any]:
         """Return an output of the last step, copied to the host."""
-        became = {result: source for source, result in self._carry.items()}
-        buffer = self._buffers[became.get(output, output)]
+        buffer = self._buffers[self._became.get(output, output)]
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         _checked(
             self._cudart.cudaMemcpyAsync(

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from infid_engines.errors import BackendUnavailableError
+
 _SIZES = {"cpu": 2048, "cuda": 8192}
 _SECONDS = 1.0
 
@@ -92,10 +94,8 @@ def floors(
 def _main(text: str) -> None:
     device, precision, threads = json.loads(text)
     size = _SIZES[device]
-    products = []
-    if find_spec("torch") is not None:
-        products.append(_in_torch(size, device, precision, threads))
-    if device == "cpu" and find_spec("onnxruntime") is not None and find_spec("onnx") is not None:
+    products = [_in_torch(size, device, precision, threads)]
+    if device == "cpu":
         products.append(_in_onnxruntime(size, threads))
     json.dump([2 * size**3 / _best_seconds(each) for each in products if each is not None], sys.stdout)
 
@@ -110,6 +110,8 @@ def _best_seconds(product: Callable[[], object]) -> float:
 
 
 def _in_torch(size: int, device: str, precision: str, threads: int | None) -> Callable[[], object] | None:
+    if find_spec("torch") is None:
+        return None
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -128,11 +130,17 @@ def _in_torch(size: int, device: str, precision: str, threads: int | None) -> Ca
     return product
 
 
-def _in_onnxruntime(size: int, threads: int | None) -> Callable[[], object]:
+def _in_onnxruntime(size: int, threads: int | None) -> Callable[[], object] | None:
+    from infid_engines.onnxruntime_backend import import_onnxruntime, session_options
+
+    try:
+        ort = import_onnxruntime()
+    except BackendUnavailableError:
+        return None
+    if find_spec("onnx") is None:
+        return None
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
-
-    from infid_engines.onnxruntime_backend import import_onnxruntime, session_options
 
     random = np.random.default_rng(0)
     a, b = (random.standard_normal((size, size), np.float32) for _ in range(2))
@@ -140,7 +148,6 @@ def _in_onnxruntime(size: int, threads: int | None) -> Callable[[], object]:
     node, weights = helper.make_node("MatMul", ["a", "b"], ["c"]), numpy_helper.from_array(b, "b")
     graph = helper.make_graph([node], "product", [given], [result], [weights])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    ort = import_onnxruntime()
     session = ort.InferenceSession(
         model.SerializeToString(), session_options(ort, threads, spin=True), providers=["CPUExecutionProvider"]
     )
