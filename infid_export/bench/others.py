@@ -11,8 +11,6 @@ from infid_engines.errors import BackendUnavailableError
 from infid_engines.manifest import Manifest
 from infid_engines.registry import BACKENDS
 from infid_export.bench import PROMPT, SEED
-from infid_export.bench.images import image_calls
-from infid_export.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +43,9 @@ def open_others(names: Sequence[str], folder: Path, steps: int | None) -> dict[s
         )
     if not names:
         return found
+    from infid_export.bench.images import image_calls
+    from infid_export.runtime.pipeline import Pipeline
+
     manifest = Manifest.load(folder)
     chosen = steps or int(manifest.defaults["steps"])
     for name in (each for each in names if each in BACKENDS):

@@ -15,8 +15,7 @@ from infid_export.cli.output import Output, size
 
 EXAMPLES = (
     "infid-export bench infid-engines",
-    "infid-export bench infid-engines --beside batch-2 batch-4 -o bench",
-    "infid-export bench infid-engines --against diffusers --steps 4 -o bench",
+    "infid-export bench infid-engines --against diffusers --beside batch-2 batch-4 -o bench",
 )
 _ROUNDS, _IMAGE_ROUNDS = 15, 3
 
