@@ -194,14 +194,15 @@ def full_disk_explained(target: Path, fix: str = _AGAIN) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_full(error):
+        if not is_full(error):
             raise
         existing = next(parent for parent in target.absolute().parents if parent.exists())
         free = shutil.disk_usage(existing).free
         raise DiskFullError(f"The disk with {target} is full ({free / 1e9:.2f} GB free).", fix=fix) from error
 
 
-def _is_full(error: Exception) -> bool:
+def is_full(error: BaseException) -> bool:
+    """Return whether an error says that a disk is full."""
     if isinstance(error, OSError):
         return error.errno in _FULL
     # safetensors passes the system's error on as text; its class is matched by name, which avoids an import

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from infid_engines.aotinductor_runner import FACTS, PackageFacts, StoredWeight
+from infid_engines.atomic_files import is_full
 from infid_engines.errors import BuildError, DiskFullError
 from infid_engines.progress import Stage
 from infid_export.export.artifact import weights_file
@@ -100,9 +101,7 @@ def write_package(exporter: GraphExporter, form: GraphForm, precision: str, devi
 def _disk_is_full(error: BaseException | None) -> bool:
     """Return whether an error or its causes, which may be those of a compiler's process, say so."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return True
-        if os.strerror(errno.ENOSPC) in str(error):
+        if is_full(error) or os.strerror(errno.ENOSPC) in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
