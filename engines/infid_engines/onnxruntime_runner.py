@@ -38,7 +38,7 @@ class OnnxRuntimeEngine(CountedEngine):
     ) -> None:
         super().__init__(inputs, outputs)
         self.session, self.device, self._captures = session, device, captures
-        self._free: list[tuple[dict[str, Any], StepMemory]] = []
+        self._free: list[StepMemory] = []
         self._graphs = itertools.count()
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
@@ -60,14 +60,14 @@ class OnnxRuntimeEngine(CountedEngine):
 
     def take_memory(self, carry: Mapping[str, str], arrays: Arrays) -> StepMemory:
         """Return memory for a loop on such inputs, used before if possible; `give_memory` gives it back."""
-        for index, (shapes, _) in enumerate(self._free):
-            if shapes == {name: array.shape for name, array in arrays.items()}:
-                return self._free.pop(index)[1]
+        for index, memory in enumerate(self._free):
+            if memory.fits(arrays):
+                return self._free.pop(index)
         return StepMemory(self, carry, arrays, (str(next(self._graphs)), str(next(self._graphs))))
 
     def give_memory(self, memory: StepMemory) -> None:
         """Keep the memory of a loop that has ended for the next one."""
-        self._free.append(({name: tuple(value.shape()) for name, value in memory.inputs.items()}, memory))
+        self._free.append(memory)
 
     def close(self) -> None:
         """Free the session."""
@@ -156,9 +156,8 @@ class StepMemory:
 
         self.inputs = {name: allocated(array.shape, array.dtype) for name, array in arrays.items()}
         self.outputs = {name: allocated(spec.shape, spec.dtype) for name, spec in engine.outputs.items()}
-        swapped = {result: source for source, result in carry.items()}
         inputs = self.inputs | {source: self.outputs[result] for source, result in carry.items()}
-        outputs = self.outputs | {result: self.inputs[source] for result, source in swapped.items()}
+        outputs = self.outputs | {result: self.inputs[source] for source, result in carry.items()}
         self.runs = []
         for reads, writes, name in ((self.inputs, self.outputs, names[0]), (inputs, outputs, names[1])):
             binding, options = engine.session.io_binding(), RunOptions()
@@ -168,6 +167,11 @@ class StepMemory:
                 binding.bind_ortvalue_output(each, value)
             options.add_run_config_entry(_ANNOTATION, name)
             self.runs.append((binding, options, writes))
+
+    def fits(self, arrays: Arrays) -> bool:
+        """Return whether these inputs have the shapes of the memory."""
+        shapes = {name: tuple(value.shape()) for name, value in self.inputs.items()}
+        return shapes == {name: array.shape for name, array in arrays.items()}
 
 
 class OnnxRuntimeCudaLoop(CarryingLoop):
