@@ -8,13 +8,12 @@ from infid_engines.folder import FolderTransaction
 from infid_engines.progress import SilentReporter
 from infid_export.export.artifact import weights_file
 from infid_export.export.build_options import BuildOptions
-from infid_export.export.builder import previous_parity, stale
+from infid_export.export.builder import previous_parity, stale, weights_layouts
 from infid_export.export.graph_export import TYPES
 from infid_export.export.graphs.graph import Graph
 from infid_export.export.graphs.sizes import Sizes, TensorShape
 from infid_export.export.parity import PARITY
 from infid_export.export.plan import Plan, make_plan
-from infid_export.export.weights import WeightsLayout
 from infid_export.model.sources import BUILT_IN
 
 # Measured on the full-size denoise_step (5.13 GB of fp16 weights): engine 5.24 GB, TensorRT-RTX builder 16.9 GB.
@@ -56,7 +55,7 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
     transaction = FolderTransaction(plan.options.output, SilentReporter())
     transaction.peek()
     reasons = stale(plan, transaction)
-    layouts = {name: WeightsLayout.of(plan.source.empty(name), TYPES[options.precision]) for name in plan.weights}
+    layouts = weights_layouts(plan)
     rows = []
 
     def add(name: str, shapes: str, parameters: int, size: int, peak: int) -> None:

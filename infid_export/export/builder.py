@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from math import ceil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infid_engines.documents import sealed
 from infid_engines.errors import EngineFolderError
@@ -37,6 +38,9 @@ from infid_export.export.graphs import GraphForm
 from infid_export.export.parity import PARITY, ParityReport, ParityRow, stored_parity
 from infid_export.export.plan import COMPILED, Plan, make_plan
 from infid_export.export.vae_range import VAE_RANGE, range_note
+
+if TYPE_CHECKING:
+    from infid_export.export.weights import WeightsLayout
 
 _HASHED_A_SECOND = 1.2e9  # bytes
 _COMPARED = Seconds(1.0, 90.0)  # per graph
@@ -325,14 +329,19 @@ def _compiled_at_once(plan: Plan) -> int:
     limits = [(os.cpu_count() or 1) // 2, int(available_memory() // _COMPILER_MEMORY)]
     free = free_memory()
     if free is not None:
-        from infid_export.export.graph_export import TYPES
-        from infid_export.export.weights import WeightsLayout
-
-        dtype = TYPES[plan.options.precision]
-        sizes = {name: WeightsLayout.of(plan.source.empty(name), dtype).size for name in plan.weights}
-        weights = max(sum(sizes[part] for part in form.graph.components.values()) for form in plan.graphs)
+        layouts = weights_layouts(plan)
+        weights = max(sum(layouts[part].size for part in form.graph.components.values()) for form in plan.graphs)
         limits.append(int(free // (weights + _COMPILER_MEMORY)))
     return max(1, min(*limits, len(plan.packages)))
+
+
+def weights_layouts(plan: Plan) -> dict[str, WeightsLayout]:
+    """Return the layout of each component's weights file; imports torch."""
+    from infid_export.export.graph_export import TYPES
+    from infid_export.export.weights import WeightsLayout
+
+    dtype = TYPES[plan.options.precision]
+    return {name: WeightsLayout.of(plan.source.empty(name), dtype) for name in plan.weights}
 
 
 def _seconds(plan: Plan, seconds: Seconds) -> float:
