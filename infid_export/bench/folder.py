@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,12 +70,15 @@ def bench(
     """
     reset_peak_memory()
     pipe, engines = recording_pipeline(options.folder, options.backend, options.device, options.threads)
-    with pipe:
+    with pipe, ExitStack() as stack:
         reporter.note(pipe.choice)
         steps = pipe.manifest.defaults["steps"] if options.steps is None else options.steps
         person = stand_in(pipe)
         calls = image_calls(pipe, steps, person)
-        beside = [Pipeline.load(each, pipe.backend, options.device, threads=options.threads) for each in options.beside]
+        beside = [
+            stack.enter_context(Pipeline.load(each, pipe.backend, options.device, threads=options.threads))
+            for each in options.beside
+        ]
         sweep = Sweep(pipe, steps, person, beside)
         started = time.perf_counter()
         for call in calls.values():
