@@ -1,4 +1,4 @@
-"""What the driver tells of the device: the energy it has used, and its memory in use."""
+"""What the driver reports about the device: the energy it has used, and its memory in use."""
 
 from __future__ import annotations
 
