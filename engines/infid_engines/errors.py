@@ -41,6 +41,10 @@ class EngineFolderError(InfidError):
     """An engine folder is missing, incomplete, stale or damaged."""
 
 
+class NonFiniteError(EngineFolderError):
+    """Engines returned infinite values or NaN, for these inputs at least."""
+
+
 class BuildError(InfidError):
     """An export or an engine build did not finish."""
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from infid_engines.memory import peak_memory, reset_peak_memory
+from infid_engines.meters import meter
 from infid_engines.progress import Reporter, SilentReporter, Stage
 from infid_export.bench import PROMPT, SEED
 from infid_export.bench.first_image import first_image_seconds
 from infid_export.bench.floor import floors
 from infid_export.bench.images import IDENTITY, TEXT, image_calls
 from infid_export.bench.machine import library_versions, machine_facts
-from infid_export.bench.meters import meter
 from infid_export.bench.recording import RecordingEngines, recording_pipeline
 from infid_export.bench.stand_in import stand_in
 from infid_export.bench.sweep import Sweep, folder_facts

@@ -41,18 +41,18 @@ def load_photo(photo: Photo) -> np.ndarray[Any, Any]:
         return _checked_array(photo)
     if isinstance(photo, Image.Image):
         return _decode("the image", photo)
-    if isinstance(photo, bytes):
-        name, source = "the image", io.BytesIO(photo)
-        if not photo:
-            raise InputError("The image is empty.", fix="Read the photo's file again.")
-    elif isinstance(photo, str | Path) and str(photo):
-        name, source = str(photo), io.BytesIO(_read(Path(photo)))
-    else:
-        raise InputError(
-            f"A photo must be a path, bytes, a PIL image or an array, not {photo!r}.", fix="Give one photo."
-        )
-    with _open(name, source) as image:
-        return _decode(name, image)
+    with _opened(photo) as image:
+        return _decode(photo_name(photo), image)
+
+
+def photo_size(photo: str | Path | bytes) -> tuple[int, int]:
+    """Return width and height of an encoded photo, as stored; only its header is read.
+
+    Raises:
+        InputError: it is not a photo that `load_photo` could read.
+    """
+    with _opened(photo) as image:
+        return image.size
 
 
 def photo_name(photo: Photo) -> str:
@@ -69,6 +69,17 @@ def _checked_array(photo: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if photo.shape[0] * photo.shape[1] > MAX_PIXELS:
         raise _too_large("the array", f"{photo.shape[1]} × {photo.shape[0]}")
     return photo
+
+
+def _opened(photo: Any) -> Image.Image:
+    """Read the header of an encoded photo."""
+    if isinstance(photo, bytes):
+        if not photo:
+            raise InputError("The image is empty.", fix="Read the photo's file again.")
+        return _open(photo_name(photo), io.BytesIO(photo))
+    if isinstance(photo, str | Path) and str(photo):
+        return _open(photo_name(photo), io.BytesIO(_read(Path(photo))))
+    raise InputError(f"A photo must be a path, bytes, a PIL image or an array, not {photo!r}.", fix="Give one photo.")
 
 
 def _read(path: Path) -> bytes:

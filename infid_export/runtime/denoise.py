@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from infid_engines.backends import Engine
-from infid_engines.errors import CancelledError, EngineFolderError, InputError
+from infid_engines.errors import CancelledError, InputError, NonFiniteError
 from infid_engines.manifest import Manifest
 from infid_engines.validation import finite_number, shown, whole_number
 from infid_export.sampling.samplers import SamplerTable
@@ -50,7 +50,7 @@ def denoise(
 
     Raises:
         CancelledError: `cancel` was set.
-        EngineFolderError: the latents have non-finite values.
+        NonFiniteError: the latents have non-finite values.
     """
     reject_cancelled(cancel)
     state, constant = initial_state(streams, batch, table)
@@ -105,6 +105,13 @@ def fresh_noise(streams: Mapping[str, Noise], batch: Sequence[int], table: Sampl
     return {f"{stream}_noise": drawn[noise] for stream, noise in streams.items()}
 
 
+def sizes(manifest: Manifest) -> list[tuple[int, int]]:
+    """Return the smallest and the largest height, and the smallest and the largest width, in pixels."""
+    latents = next(spec for spec in manifest.graph("denoise_step").inputs if spec.name == "identity_latents")
+    extents = [(extent, extent) if isinstance(extent, int) else (extent[0], extent[-1]) for extent in latents.shape[2:]]
+    return [(manifest.vae_scale_factor * least, manifest.vae_scale_factor * most) for least, most in extents]
+
+
 def image_size(manifest: Manifest, height: int | None, width: int | None) -> tuple[int, int]:
     """Return the height and width of the images in pixels.
 
@@ -116,19 +123,16 @@ def image_size(manifest: Manifest, height: int | None, width: int | None) -> tup
     Raises:
         InputError: a size is not a whole number, or not one that the engines were built for.
     """
-    latents = next(spec for spec in manifest.graph("denoise_step").inputs if spec.name == "identity_latents")
     fix = "Give the number of pixels as an int, or leave it out."
     chosen = (
         manifest.height if height is None else whole_number("height", height, fix),
         manifest.width if width is None else whole_number("width", width, fix),
     )
-    for name, pixels, extent in zip(("height", "width"), chosen, latents.shape[2:], strict=True):
-        ends = [extent] if isinstance(extent, int) else extent
-        smallest, largest = (manifest.vae_scale_factor * end for end in (ends[0], ends[-1]))
+    for name, pixels, (smallest, largest) in zip(("height", "width"), chosen, sizes(manifest), strict=True):
         if not smallest <= pixels <= largest or pixels % 32:
-            sizes = str(smallest) if smallest == largest else f"{smallest} to {largest} in steps of 32"
+            named = str(smallest) if smallest == largest else f"{smallest} to {largest} in steps of 32"
             raise InputError(
-                f"The engines were built for a {name} of {sizes}, not {pixels}.",
+                f"The engines were built for a {name} of {named}, not {pixels}.",
                 fix=f"Use that, or build with --{name} {pixels} or --{name}-range.",
             )
     return chosen
@@ -148,11 +152,11 @@ def reject_non_finite(values: Array, what: str) -> None:
     """Raise instead of returning a black image.
 
     Raises:
-        EngineFolderError: a value is not finite.
+        NonFiniteError: a value is not finite.
     """
     bad = values.size - int(np.isfinite(values).sum())
     if bad:
-        raise EngineFolderError(
+        raise NonFiniteError(
             f"The engines returned {what} with {bad} non-finite values out of {values.size}.",
             fix="Run `infid-export verify` on the folder; if it was built with --fp16, build it with --precision fp32.",
         )

@@ -19,6 +19,7 @@ from infid_export.sampling.samplers import SamplerTable
 
 Array = np.ndarray[Any, Any]
 Callback = Callable[[int, float, Array], None]
+Previews = Callable[[int, Array], None]
 Read = Callable[[str], Array]
 REPORTER = ("plan", "stage", "note")  # methods of a reporter
 _LOOKS_EVERY = 0.05  # seconds between two checks of `cancel` while another generation runs
@@ -32,11 +33,13 @@ class Watch(NamedTuple):
         callback: called after each step with its index, the timestep and a copy of the identity latents.
         cancel: stops the generation once it is set.
         reporter: receives the progress.
+        previews: called after each step with its index and a copy of the data prediction.
     """
 
     callback: Callback | None = None
     cancel: threading.Event | None = None
     reporter: Reporter | None = None
+    previews: Previews | None = None
 
     def check(self) -> None:
         """Reject what is none of these.
@@ -45,6 +48,7 @@ class Watch(NamedTuple):
             InputError: an argument has another type.
         """
         require_callable("The callback", self.callback, "Give a function of index, timestep and latents.")
+        require_callable("The function for previews", self.previews, "Give a function of index and latents.")
         require_methods("cancel", self.cancel, ("is_set",), "Give a threading.Event.")
         require_methods("The reporter", self.reporter, REPORTER, "Leave it out.")
 
@@ -97,6 +101,8 @@ class JobRunner:
                         stage.update((number * steps + index + 1) / (steps * len(rows)), f"step {index + 1}")
                         if watch.callback is not None:
                             watch.callback(index, timestep, read("next_identity_latents").copy())
+                        if watch.previews is not None:
+                            watch.previews(index, read("next_identity_denoised").copy())
 
                     finished.append(
                         denoise(

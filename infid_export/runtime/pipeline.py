@@ -33,7 +33,7 @@ from infid_export.runtime.denoise import (
 )
 from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_target
 from infid_export.runtime.enrollment import open_face_reader
-from infid_export.runtime.job import REPORTER, Callback, Job, JobRunner, Read, Watch, pil_images, turn
+from infid_export.runtime.job import REPORTER, Callback, Job, JobRunner, Previews, Read, Watch, pil_images, turn
 from infid_export.runtime.person import Person, mix
 from infid_export.runtime.requirements import GENERATE, TEXT, require_usable
 from infid_export.runtime.template import Template, TemplateSettings, check_template, keep_features, new_template
@@ -55,6 +55,9 @@ class Pipeline:
         backend: name of the backend that runs them.
         device: what they run on: `cpu` or `cuda`.
         choice: one sentence that says which backend was chosen, and why.
+
+    Attributes:
+        tokenizer: reads prompts for both text encoders.
     """
 
     def __init__(
@@ -67,11 +70,12 @@ class Pipeline:
         self.choice = choice
         self._engines = engines
         self._faces: FaceReader | None = None
+        self._faces_lock = threading.Lock()  # photos are read while the engines run, one at a time
         self._lock = threading.RLock()
         self._runner = JobRunner(manifest, engines, self._lock)
         for name in FILES:
             engines.verify(name)
-        self._tokenizer = PromptTokenizer(folder)
+        self.tokenizer = PromptTokenizer(folder)
 
     @classmethod
     def load(
@@ -134,9 +138,10 @@ class Pipeline:
 
     def close(self) -> None:
         """Free all engines. They are loaded again on the next use."""
+        with self._faces_lock:
+            self._faces = None
         with self._lock:
             self._engines.close()
-            self._faces = None
 
     def turn(self, cancel: threading.Event | None = None) -> AbstractContextManager[None]:
         """Hold the engines for several calls: those of other threads wait until the block ends.
@@ -163,43 +168,75 @@ class Pipeline:
             InputError: a photo cannot be read, or shows no usable face. With several photos, its number is given.
             EngineFolderError: the folder cannot enroll, or is damaged.
         """
+        return self.encode(self.read_faces(photo, face_index), name=name)
+
+    def read_faces(self, photo: Photo | Sequence[Photo], face_index: int | None = None) -> list[FaceInputs]:
+        """Find, align and recognize the face of each photo: the part of `enroll` that needs no engine.
+
+        It runs on the CPU, also while another thread generates.
+
+        Args:
+            photo: as in `enroll`.
+            face_index: likewise.
+
+        Returns:
+            One per photo, for `encode`.
+
+        Raises:
+            InputError: as in `enroll`.
+            EngineFolderError: likewise.
+        """
         photos: list[Any] = list(photo) if isinstance(photo, list | tuple) else [photo]
         if not photos:
             raise InputError("No photo was given.", fix="Give at least one.")
         if face_index is not None:
             face_index = whole_number("The face index", face_index, "Give 0 for the largest face, or leave it out.")
-        text_of("The name", name)
-        people = []
-        with self._lock:
-            self._faces = self._faces or open_face_reader(self.manifest, self._engines)
-            if self._faces.limits:
-                warnings.warn(self._faces.limits, stacklevel=2)
-            for number, one in enumerate(photos):
-                try:
-                    people.append(self.encode(self._faces.read(one, face_index), name=name))
-                except InputError as error:
-                    if len(photos) == 1:
-                        raise
-                    raise InputError(f"Photo {number + 1} of {len(photos)}: {error.problem}", fix=error.fix) from error
-        if len(people) == 1:
-            return people[0]
-        faces = tuple(face for person in people for face in person.faces)
-        return replace(mix([(person, 1.0) for person in people], name), faces=faces)
+        faces = []
+        for number, one in enumerate(photos):
+            try:
+                with self._faces_lock:
+                    faces.append(self._face_reader().read(one, face_index))
+            except InputError as error:
+                if len(photos) == 1:
+                    raise
+                raise InputError(f"Photo {number + 1} of {len(photos)}: {error.problem}", fix=error.fix) from error
+        return faces
 
-    def encode(self, face: FaceInputs, *, name: str = "") -> Person:
-        """Turn an aligned face and its embedding into a `Person`. For photos, use `enroll`.
+    def _face_reader(self) -> FaceReader:
+        """Return the open reader of faces."""
+        if self._faces is None:
+            with self._lock:
+                self._faces = open_face_reader(self.manifest, self._engines)
+        if self._faces.limits:
+            warnings.warn(self._faces.limits, stacklevel=4)
+        return self._faces
+
+    def encode(self, face: FaceInputs | Sequence[FaceInputs], *, name: str = "") -> Person:
+        """Turn aligned faces of one person, with their embeddings, into a `Person`. For photos, use `enroll`.
+
+        Args:
+            face: one, or several that are averaged.
+            name: the person's name.
 
         Raises:
             InputError: an argument does not fit.
             EngineFolderError: the engine returns non-finite values.
         """
+        text_of("The name", name)
+        faces = face if isinstance(face, list | tuple) and face else [face]
+        with self._lock:
+            people = [self._encoded(each, name) for each in faces]
+        if len(people) == 1:
+            return people[0]
+        taken = tuple(each for person in people for each in person.faces)
+        return replace(mix([(person, 1.0) for person in people], name), faces=taken)
+
+    def _encoded(self, face: Any, name: str) -> Person:
         if not isinstance(face, FaceInputs):
             raise InputError(f"The face must be FaceInputs, not {shown(face)}.", fix="Use Pipeline.enroll for photos.")
-        text_of("The name", name)
-        with self._lock:
-            outputs = self._engines["identity_encoder"].run(
-                {"face_crop": face.face_crop, "face_embedding": face.face_embedding}
-            )
+        outputs = self._engines["identity_encoder"].run(
+            {"face_crop": face.face_crop, "face_embedding": face.face_embedding}
+        )
         for output, values in outputs.items():
             reject_non_finite(values, output)
         tensors: dict[str, Any] = dict(outputs)
@@ -227,6 +264,7 @@ class Pipeline:
         callback: Callback | None = None,
         cancel: threading.Event | None = None,
         reporter: Reporter | None = None,
+        previews: Previews | None = None,
         output_type: Literal["pil", "np", "latents"] = "pil",
     ) -> Any:
         """Generate one image per prompt, or one image per person from a template.
@@ -235,7 +273,8 @@ class Pipeline:
             prompt: one or several. Each text encoder reads 77 tokens; the rest is dropped, with a warning or a
                 note to the reporter. Or a `Template`: then only the identity stream runs, and what the template decides
                 cannot be given here: negative prompt, text seed and noise, size, steps, guidance and sampler.
-            person: the person that the images show; enrolled with the same model. Several people for a template.
+            person: the person that the images show; enrolled with the same model. Or several: one per prompt, or any
+                number for a template.
             negative_prompt: what to avoid; None is the folder's default, zero embeddings for SDXL.
             seed: seed of the initial noise, for `numpy.random.default_rng(seed)`, and of the noise that a stochastic
                 sampler adds; one, or one per prompt. A single seed for several prompts counts up. None picks a
@@ -260,6 +299,8 @@ class Pipeline:
             cancel: set it from another thread to stop after the current step, or immediately while another
                 generation runs.
             reporter: receives the progress.
+            previews: called after each step with its index and a copy of the batch's data prediction `[B, 4, h, w]`:
+                the latents that the image would have if this step were the last, without noise.
             output_type: `pil` images, `np` `[n, H, W, 3]` float32 in [0, 1], or `latents` `[n, 4, h, w]`.
 
         Returns:
@@ -273,7 +314,7 @@ class Pipeline:
         if not isinstance(output_type, str) or output_type not in ("pil", "np", "latents"):
             raise InputError(f"There is no output type {shown(output_type)}.", fix="Use pil, np or latents.")
         strengths = self._strengths(style_strength=style_strength, identity_strength=identity_strength)
-        watch = Watch(callback, cancel, reporter)
+        watch = Watch(callback, cancel, reporter, previews)
         watch.check()
         if isinstance(prompt, Template):
             given = {
@@ -297,13 +338,13 @@ class Pipeline:
             "text": open_noise("text_noise", text_noise, text_seed, shape, table.stochastic) if apart else own,
             "identity": own,
         }
-        fitted = fitted_person(self.manifest, person)
+        people = self._people(person, len(prompts))
 
         def fixed(batch: list[int]) -> dict[str, Array]:
             texts = [prompts[row] for row in batch]
             return {
-                **text_inputs(self._engines, self._tokenizer, texts, negative, self._guided, pixels),
-                **identity_inputs([fitted] * len(batch), strengths, self._guided),
+                **text_inputs(self._engines, self.tokenizer, texts, negative, self._guided, pixels),
+                **identity_inputs([people[row] for row in batch], strengths, self._guided),
                 **self._guidance_input(guide, len(batch)),
             }
 
@@ -365,7 +406,7 @@ class Pipeline:
         work = {"denoising": float(len(table))}
         with self._runner.prepared(TEXT, work, watch) as report, new_template(self.manifest, settings, path) as made:
             texts = text_inputs(
-                self._engines, self._tokenizer, [prompt] * self.manifest.batch, settings.negative_prompt, self._guided,
+                self._engines, self.tokenizer, [prompt] * self.manifest.batch, settings.negative_prompt, self._guided,
                 pixels,
             )  # fmt: skip
             conditioning = {name: each[:: self.manifest.batch] for name, each in texts.items()}
@@ -440,11 +481,7 @@ class Pipeline:
         self, template: Template, person: Any, strengths: Mapping[str, float], noise: Any, seed: Any
     ) -> Job:
         check_template(template, self.manifest)
-        people = [
-            fitted_person(self.manifest, each) for each in (person if isinstance(person, list | tuple) else [person])
-        ]
-        if not people:
-            raise InputError("No person was given.", fix="Give at least one.")
+        people = self._people(person)
         table = SamplerTable(template.tensors["rows"], float(template.tensors["initial_scale"][0]))
         if noise is None and seed is None:
             seed = [template.settings.seed] * len(people)
@@ -468,6 +505,18 @@ class Pipeline:
             text_of("The negative prompt", negative_prompt, "Give one string, which goes with every prompt.")
         negative: str | None = self.manifest.defaults["negative_prompt"] if negative_prompt is None else negative_prompt
         return prompts, negative
+
+    def _people(self, person: Any, prompts: int | None = None) -> list[Person]:
+        """Return the people with all slots filled: one per prompt, or as many as were given for a template."""
+        given = list(person) if isinstance(person, list | tuple) else [person] * (prompts or 1)
+        if not given:
+            raise InputError("No person was given.", fix="Give at least one.")
+        if prompts is not None and len(given) != prompts:
+            raise InputError(
+                f"{len(given)} people were given for {prompts} prompts.", fix="Give one person, or one per prompt."
+            )
+        fitted = {id(each): fitted_person(self.manifest, each) for each in given}  # large: each is repeated once
+        return [fitted[id(each)] for each in given]
 
     def _strengths(self, **given: float | None) -> dict[str, float]:
         return {name: scalar(name, value, float(self.manifest.defaults[name])) for name, value in given.items()}
@@ -505,7 +554,7 @@ class Pipeline:
 
     def _tell_dropped(self, prompts: Sequence[str], reporter: Reporter | None) -> None:
         for text in prompts:
-            for sentence in self._tokenizer.notes(text):
+            for sentence in self.tokenizer.notes(text):
                 if reporter is None:
                     warnings.warn(sentence, stacklevel=3)
                 else:

@@ -23,7 +23,6 @@ from infid_engines.validation import path_of, whole_number
 from infid_export.runtime.job import Watch
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.runtime.template import Template, TemplateSettings, template_layout, template_size, text_model_id
-from infid_export.runtime.template_file import layout_size
 
 _HEADER = 1 << 16  # more bytes than a template file has besides its tensors
 _NAME = re.compile(r"cached-[0-9a-f]{64}\.safetensors")
@@ -72,12 +71,10 @@ class TemplateCache:
         Watch(None, cancel, reporter).check()
         seed = whole_number("The seed of a cached template", seed, "Give one from 0 up.", least=0)
         chosen = self._pipe.template_settings(prompt, seed=seed, **settings)
-        manifest = self._pipe.manifest
-        layout = template_layout(manifest, chosen)
-        need = layout_size(layout) + self._store.overhead
+        need = self.need(chosen)
         if need > self._budget:
-            raise _too_small(self._budget, need, manifest, chosen)
-        key = canonical_key({"model": text_model_id(manifest), "settings": asdict(chosen), "layout": layout})
+            raise _too_small(self._budget, need, self._pipe.manifest, chosen)
+        key = self.key(chosen)
         found = self._find(key)
         while found is None:
             # the engines are held first: whoever makes a template needs them anyway, and locks in one order
@@ -89,6 +86,37 @@ class TemplateCache:
             if found is None:  # another process makes one; the engines are free meanwhile
                 time.sleep(_LOOKS_EVERY)
         return found
+
+    def fits(self, settings: TemplateSettings) -> bool:
+        """Return whether the budget is large enough for a template."""
+        return self.need(settings) <= self._budget
+
+    def need(self, settings: TemplateSettings) -> int:
+        """Return the bytes that a template takes of the budget."""
+        return template_size(self._pipe.manifest, settings) + self._store.overhead
+
+    def key(self, settings: TemplateSettings) -> str:
+        """Return the hash under which a template is kept: of its settings, its model and its layout."""
+        manifest = self._pipe.manifest
+        layout = template_layout(manifest, settings)
+        return canonical_key({"model": text_model_id(manifest), "settings": asdict(settings), "layout": layout})
+
+    def find(self, settings: TemplateSettings) -> Template | None:
+        """Return a template if it is in the cache.
+
+        Raises:
+            InputError: the folder cannot be used.
+        """
+        return self._find(self.key(settings))
+
+    def drop(self, settings: TemplateSettings) -> None:
+        """Drop a template; it stays valid for whoever uses it.
+
+        Raises:
+            InputError: the folder cannot be used.
+        """
+        with self._lock, _folder_explained():
+            self._store.drop(self.key(settings))
 
     def _find(self, key: str) -> Template | None:
         with self._lock, _folder_explained():
@@ -155,6 +183,10 @@ class _Store(ABC):
         """
 
     @abstractmethod
+    def drop(self, key: str) -> None:
+        """Drop a template, if it is kept."""
+
+    @abstractmethod
     def clear(self) -> None:
         """Drop all templates."""
 
@@ -186,6 +218,12 @@ class _Memory(_Store):
                 f"Templates in use take {self.nbytes:,} bytes, which leaves too little of the budget.",
                 fix="Wait until their images are finished, or give a larger budget.",
             )
+
+    def drop(self, key: str) -> None:
+        self._kept.pop(key, None)
+        template = self._alive.pop(key, None)
+        if template is not None:  # while somebody uses it, it counts but is not found
+            self._alive[f"{key} {id(template)}"] = template
 
     def clear(self) -> None:
         self._kept.clear()
@@ -252,6 +290,10 @@ class _Folder(_Store):
             if taken > most:
                 path.unlink(missing_ok=True)  # the content stays until nobody has it mapped
                 taken -= size
+
+    def drop(self, key: str) -> None:
+        self.path(key).unlink(missing_ok=True)
+        self._opened.pop(key, None)
 
     def clear(self) -> None:
         self.make_room(-1)

@@ -42,6 +42,14 @@ class PromptTokenizer:
         )
         return first, second
 
+    def count(self, prompt: str) -> int:
+        """Return how many of its 77 tokens the first text encoder takes for a prompt.
+
+        Raises:
+            InputError: the prompt is not a text, or not valid Unicode.
+        """
+        return sum(self._tokenizers[0].encode(text_of("A prompt", prompt)).attention_mask)
+
     def dropped(self, prompt: str) -> str:
         """Return the end of a prompt that not both text encoders read, or an empty string.
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from infid_engines.errors import InputError
 from infid_export.faces import photos
-from infid_export.faces.photos import load_photo
+from infid_export.faces.photos import load_photo, photo_size
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -195,3 +195,12 @@ def test_a_large_array_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "MAX_PIXELS", 15)
     with pytest.raises(InputError, match="megapixels"):
         load_photo(np.zeros((4, 4, 3), np.uint8))
+
+
+def test_the_size_is_read_without_decoding() -> None:
+    encoded = io.BytesIO()
+    Image.new("RGB", (300, 200)).save(encoded, format="PNG")
+    truncated = encoded.getvalue()[:60]
+    assert photo_size(encoded.getvalue()) == photo_size(truncated) == (300, 200)
+    with pytest.raises(InputError, match="is not an image that can be read"):
+        photo_size(b"no image")

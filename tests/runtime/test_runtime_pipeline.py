@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -253,6 +254,42 @@ def test_callback_sees_each_step_and_the_last_latents(tiny_pipe: Pipeline, tiny_
     assert all(latents.shape == (BATCH, 4, LATENT, LATENT) for _, _, latents in seen)
     np.testing.assert_array_equal(seen[4][2], final[:2])
     np.testing.assert_array_equal(seen[9][2][0], final[2])
+
+
+def test_previews_are_the_data_predictions(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    seen: list[tuple[int, Array]] = []
+    final = tiny_pipe.generate(
+        ["a", "b", "c"], tiny_person, seed=1, sampler="euler", spacing="leading", output_type="latents",
+        previews=lambda *values: seen.append(values),
+    )  # fmt: skip
+    assert [index for index, _ in seen] == [*range(5), *range(5)]
+    assert all(data.shape == (BATCH, 4, LATENT, LATENT) for _, data in seen)
+    assert np.abs(seen[0][1] - final[:2]).max() > 0.1
+    np.testing.assert_allclose(seen[4][1], final[:2], atol=1e-5)  # Euler's last step goes to the data
+
+
+def test_people_may_differ_by_prompt(tiny_pipe: Pipeline, tiny_person: Person) -> None:
+    other = replace(tiny_person, identity_keys=tiny_person.identity_keys + 1)
+    together = tiny_pipe.generate(["a", "b", "c"], [tiny_person, other, other], seed=1, output_type="latents")
+    apart = [tiny_pipe.generate(text, who, seed=seed, output_type="latents")[0]
+             for text, who, seed in (("a", tiny_person, 1), ("b", other, 2), ("c", other, 3))]  # fmt: skip
+    np.testing.assert_array_equal(together, apart)
+    with pytest.raises(InputError, match="2 people were given for 3 prompts"):
+        tiny_pipe.generate(["a", "b", "c"], [tiny_person] * 2)
+
+
+def test_faces_are_read_while_the_engines_are_busy(tiny_pipe: Pipeline) -> None:
+    whole = tiny_pipe.enroll([dot_photo(), dot_photo(brightness=120)], name="dot")
+    with tiny_pipe.turn():  # of this thread
+        faces: list[Any] = []
+        photos = [dot_photo(), dot_photo(brightness=120)]
+        reading = threading.Thread(target=lambda: faces.extend(tiny_pipe.read_faces(photos)))
+        reading.start()
+        reading.join(10)
+        assert len(faces) == 2
+    person = tiny_pipe.encode(faces, name="dot")
+    np.testing.assert_array_equal(person.identity_keys, whole.identity_keys)
+    assert [str(face) for face in person.faces] == [str(face) for face in whole.faces]
 
 
 def test_a_callback_that_writes_changes_nothing(tiny_pipe: Pipeline, tiny_person: Person) -> None:

@@ -167,7 +167,7 @@ def test_what_a_template_decides_cannot_be_given(
 def test_nobody_and_several_for_a_prompt_are_rejected(pipe: Pipeline, person: Person, template: Template) -> None:
     with pytest.raises(InputError, match="No person was given"):
         pipe.generate(template, [])
-    with pytest.raises(InputError, match="The person must be a Person, not list"):
+    with pytest.raises(InputError, match="2 people were given for 1 prompts"):
         pipe.generate("a knight", [person, person])
 
 

@@ -48,6 +48,23 @@ def cache(request: pytest.FixtureRequest, pipe: Pipeline, size: int, tmp_path: P
     return TemplateCache(pipe, 2 * (size + overhead), folder)
 
 
+def test_a_template_is_found_only_if_it_is_there_and_can_be_dropped(cache: TemplateCache, pipe: Pipeline) -> None:
+    settings = pipe.template_settings("a", seed=0, steps=1)
+    assert cache.fits(settings)
+    assert cache.find(settings) is None
+    made = cache.get("a", steps=1)
+    assert cache.find(settings) is made
+    taken = cache.nbytes
+    cache.drop(settings)
+    cache.drop(settings)
+    assert cache.find(settings) is None
+    assert cache.nbytes in (taken, 0)  # in memory it counts while it is in use, as a file it is gone
+    assert len(made) == 1
+    del made
+    assert cache.nbytes == 0
+    assert not TemplateCache(pipe, 1000).fits(settings)
+
+
 def test_a_template_is_made_once(cache: TemplateCache, made: Made, size: int) -> None:
     first = cache.get("a", steps=1)
     assert cache.get("a", steps=1) is first

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from infid_export.bench import meters
-from infid_export.bench.meters import CpuMeter, GpuMeter, meter
+from infid_engines import meters
+from infid_engines.meters import CpuMeter, GpuMeter, meter
 
 
 class Library:
