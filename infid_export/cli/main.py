@@ -24,6 +24,7 @@ COMMANDS = {
     "generate": "generate images of a person",
     "template": "run the text stream of a prompt once, for any number of people",
     "enroll": "turn photos of a person into a person file",
+    "serve": "serve an engine folder over HTTP, with OpenAI's images API and a page",
     "bench": "measure the speed of an engine folder, beside other software",
     "evaluate": "score how well images match the person and the prompt",
     "prepare": "turn a folder of people's photos into shards for training",

@@ -1,0 +1,82 @@
+"""Errors of the server: a status, and a document in OpenAI's form with one more field, `fix`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+from infid_engines.errors import (
+    BackendUnavailableError,
+    BusyError,
+    CancelledError,
+    DiskFullError,
+    InfidError,
+    InputError,
+)
+
+_STATUSES = (
+    (CancelledError, 499), (DiskFullError, 507), (BusyError, 503), (InputError, 400), (BackendUnavailableError, 503),
+)  # fmt: skip
+_OURS = "The server failed on this request."
+
+
+class Problem(Exception):
+    """What a client gets instead of a result.
+
+    Args:
+        status: of HTTP.
+        message: the problem, in one sentence.
+        fix: what to do.
+        param: the field that is wrong.
+        code: a word for programs.
+        headers: of the response.
+    """
+
+    def __init__(
+        self, status: int, message: str, fix: str = "", *, param: str | None = None, code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        self.status, self.message, self.fix, self.param, self.code = status, message, fix, param, code
+        self.headers = dict(headers or {})
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The body of the response."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code, "fix": self.fix or None}
+        return {"error": error}
+
+    def response(self) -> Response:
+        """Return the response."""
+        # in ASCII, since a message may quote text that is not valid Unicode
+        return Response(json.dumps(self.document), self.status, self.headers, "application/json")
+
+
+def problem_of(error: BaseException) -> Problem:
+    """Return what a client gets for an exception; nothing of a bug's details leaves the server."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, InfidError):
+        status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+        return Problem(status, error.problem, error.fix, code=_code(error))
+    return Problem(500, _OURS, "Try again; the server's log has the details.", code="internal_error")
+
+
+def invalid(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """Return what a client gets for fields that do not validate, by pydantic's list of errors."""
+    first = errors[0]
+    where = [str(each) for each in first["loc"] if each not in ("body", "query", "path")]
+    unknown = first["type"] == "extra_forbidden"
+    name = ".".join(where)
+    message = f"There is no field {name!r}." if unknown else f"{name or 'The body'}: {first['msg']}."
+    return Problem(400, message, "See /openapi.json for the fields.", param=name or None, code="invalid_value")
+
+
+def _code(error: InfidError) -> str:
+    """Return an error's class as a word: `disk_full`."""
+    name = type(error).__name__.removesuffix("Error")
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
