@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,7 +16,6 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from infid_engines.errors import InfidError
-from infid_export import __version__
 from infid_export.serve.guard import Guard
 from infid_export.serve.images import image_routes
 from infid_export.serve.options import ServeOptions
@@ -51,7 +51,7 @@ def create_app(
         service.close()
 
     app = FastAPI(
-        title="infid-export", version=__version__, lifespan=life, responses=_ERRORS, redoc_url=None, docs_url=None,
+        title="infid-export", version=version("infid-export"), lifespan=life, responses=_ERRORS, redoc_url=None, docs_url=None,
         description="Images of a person from an engine folder: OpenAI's images API, people and templates.",
     )  # fmt: skip
     app.state.service = service
