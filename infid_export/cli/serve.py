@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         from infid_export.runtime.enrollment import DRAWN_ONLY
         from infid_export.serve.app import create_app
         from infid_export.serve.options import Limits, ServeOptions, read_tokens
-        from infid_export.serve.server import listen, serve, url_of
+        from infid_export.serve.server import listen, server_of, url_of
     except ModuleNotFoundError as error:
         raise BackendUnavailableError(
             f"`infid-export serve` needs {error.name}, which is not installed.", fix='pip install "infid-export[serve]"'
@@ -98,5 +98,5 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         output.document({"url": url, "backend": pipe.backend, "device": pipe.device})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # once, above, and not at each photo
-            serve(app, listening, arguments.grace, output.note)
+            server_of(app, arguments.grace, output.note).run(sockets=[listening])
     return 0

@@ -66,15 +66,14 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: FastAPI, listening: socket.socket, grace: float, note: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C.
+def server_of(app: FastAPI, grace: float, note: Callable[[str], None]) -> uvicorn.Server:
+    """Return a server, to be run with `run(sockets=[...])` until SIGTERM or Ctrl-C, or until its `should_exit` is set.
 
     Then no new work is taken. What waits is drawn for `grace` seconds; whoever still waits then gets an error with the
-    advice to try again. A second Ctrl-C ends it at once.
+    advice to try again. A second signal ends the wait.
 
     Args:
         app: from `create_app`.
-        listening: from `listen`.
         grace: seconds.
         note: receives a sentence when the server stops.
     """
@@ -83,7 +82,7 @@ def serve(app: FastAPI, listening: socket.socket, grace: float, note: Callable[[
         proxy_headers=False, timeout_keep_alive=15, limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=round(grace + _FLUSH_SECONDS),
     )  # fmt: skip
-    _Server(config, app.state.service, grace, note).run(sockets=[listening])
+    return _Server(config, app.state.service, grace, note)
 
 
 class _Server(uvicorn.Server):

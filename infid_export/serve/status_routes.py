@@ -17,7 +17,10 @@ from infid_export.serve.problems import Problem
 from infid_export.serve.schemas import ListBody
 from infid_export.serve.service import Service
 
-_KINDS = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+_TEXT = "charset=utf-8"
+_KINDS = {
+    "html": f"text/html; {_TEXT}", "js": f"text/javascript; {_TEXT}", "css": f"text/css; {_TEXT}", "png": "image/png",
+}  # fmt: skip
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
@@ -106,4 +109,4 @@ def _file(name: str) -> Response:
     kind = _KINDS.get(name.rpartition(".")[2])
     if name not in found or kind is None:
         raise Problem(404, "There is no such page.", "See /openapi.json for what there is.", code="not_found")
-    return Response(found[name].read_bytes(), media_type=f"{kind}; charset=utf-8", headers=_PAGE_HEADERS)
+    return Response(found[name].read_bytes(), media_type=kind, headers=_PAGE_HEADERS)
