@@ -52,7 +52,7 @@ def create_app(
 
     app = FastAPI(
         title="infid-export", version=version("infid-export"), lifespan=life, responses=_ERRORS, redoc_url=None,
-        docs_url=None, description="Images of a person from an engine folder: OpenAI's images API, people and templates.",
+        docs_url=None, description="Images of a person from an engine folder: OpenAI's images API, people, templates.",
     )  # fmt: skip
     app.state.service = service
     for routes in (image_routes, people_routes, template_routes, status_routes):

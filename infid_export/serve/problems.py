@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from infid_engines.errors import (
@@ -23,8 +24,8 @@ _STATUSES = (
 _OURS = "The server failed on this request."
 
 
-class Problem(Exception):
-    """What a client gets instead of a result.
+class Problem(HTTPException):
+    """What a client gets instead of a result: an HTTPException, which FastAPI passes on while it reads a body.
 
     Args:
         status: of HTTP.
@@ -39,9 +40,8 @@ class Problem(Exception):
         self, status: int, message: str, fix: str = "", *, param: str | None = None, code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(message)
+        super().__init__(status, message, dict(headers or {}))
         self.status, self.message, self.fix, self.param, self.code = status, message, fix, param, code
-        self.headers = dict(headers or {})
 
     @property
     def document(self) -> dict[str, Any]:
