@@ -222,9 +222,9 @@ def test_a_flag_means_one_thing_in_all_commands() -> None:
             for flag in action.option_strings:
                 meanings.setdefault(flag, set()).add((action.help, action.type, action.metavar))
     # -o is each command's own output, build takes several backends where the others take one, and evaluate compares
-    # with another evaluation where bench compares with other software
+    # with another evaluation where bench compares with other software; --people is a number of slots or a folder
     differing = {flag for flag, seen in meanings.items() if len(seen) > 1}
-    assert differing == {"-o", "--output", "--backend", "--against"}
+    assert differing == {"-o", "--output", "--backend", "--against", "--people"}
 
 
 @pytest.mark.parametrize("command", main.COMMANDS)

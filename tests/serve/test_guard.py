@@ -60,7 +60,7 @@ def test_what_is_open_without_a_token(guarded: Running, path: str) -> None:
 
 @pytest.mark.parametrize("token", [TOKEN, "another-token-of-16"])
 def test_each_token_opens(guarded: Running, token: str) -> None:
-    assert [guarded.get(path, headers=bearer(token)).status_code for path in LISTS] == [200] * 6
+    assert [guarded.get(path, headers=bearer(token)).status_code for path in PRIVATE[:-1]] == [200] * 6
     assert guarded.get(PRIVATE[0], headers={"authorization": f"bearer {token}"}).status_code == 200
 
 
@@ -147,6 +147,7 @@ def test_a_client_that_does_not_read_is_closed(tiny: Running, monkeypatch: pytes
 
 def test_each_request_has_an_id_and_a_line_without_content(tiny: Running) -> None:
     person = tiny.enroll(name="Secret Name")
+    wait_until(lambda: tiny.access and "/v1/people" in tiny.access[-1])  # it is written after the response
     tiny.access.clear()
     body = {"prompt": "secret prompt", "person": person}
     answer = tiny.post("/v1/images/generations", json=body, headers={"x-request-id": "my-request-1"})
