@@ -24,7 +24,7 @@ async def hung_up(request: Request) -> None:
         pass
 
 
-async def until_hung_up(request: Request, work: Awaitable[Any], cancel: Callable[[], None]) -> Any:
+async def until_hung_up(request: Request, work: Awaitable[Any], cancel: Callable[[], object]) -> Any:
     """Return the result of some work; if the client closes the connection first, cancel it.
 
     Raises:

@@ -55,7 +55,7 @@ def image_routes(service: Service) -> APIRouter:
         """Generate images of the person on the uploaded photos."""
         photos, body = await read_form(request, EditRequest, service.options.limits)
         job = service.image_job(request.state.request_id, body)
-        job.faces = await service.faces(photos, body.face_index)
+        job.faces = await service.faces(photos, body.face_index, request)
         return await _Answer(service, request, body, job, "image_edit").response()
 
     @router.get("/v1/jobs/{id}", response_model=JobBody)

@@ -136,6 +136,7 @@ class ImageJob:
     started: float | None = None
     progress: Progress = field(default_factory=lambda: Progress(0, 0))
     problem: Problem | None = None
+    finished: int = 0
     waiting: list[ImageTask] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -155,6 +156,13 @@ class ImageJob:
         """Whether nobody waits for it any more."""
         return self.cancel.is_set() or self.problem is not None
 
+    @property
+    def outcome(self) -> str:
+        """What became of the images that are not finished once it is over."""
+        if self.problem is None or self.problem.status == 499:
+            return "cancelled"
+        return "rejected" if self.problem.status < 500 else "failed"
+
     def stop(self, problem: Problem) -> None:
         """End it without a result; the engines stop after the current step."""
         self.fail(problem)
@@ -170,6 +178,7 @@ class ImageJob:
         """Hand an event to the request, from any thread."""
         if isinstance(event, Progress):
             self.progress = event
+        self.finished += isinstance(event, Finished)
         if self.loop is not None:
             with suppress(RuntimeError):  # the server has stopped
                 self.loop.call_soon_threadsafe(self.events.put_nowait, event)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import secrets
 import threading
@@ -15,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from safetensors import SafetensorError, safe_open
 
-from infid_engines.errors import InputError
+from infid_engines.errors import DiskFullError, InputError
 from infid_export.runtime.person import Person
 from infid_export.serve.problems import Problem
 
@@ -160,8 +162,8 @@ class PeopleInFolder(People):
         self._alive: WeakValueDictionary[tuple[str, int], Person] = WeakValueDictionary()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for probe in folder.glob("*"):
-                probe.lstat()
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise InputError(
                 f"The folder of people {folder} cannot be used ({error.strerror}).", fix="Choose another with --people."
@@ -174,7 +176,11 @@ class PeopleInFolder(People):
         with self._lock:
             person = self._alive.get(key)
         if person is None:
-            person = Person.load(path)
+            try:
+                person = Person.load(path)
+            except InputError as error:  # whose sentence has the path
+                raise Problem(404, "The file of the person is damaged.", "Erase the person, and enroll again.",
+                              code="damaged_person") from error  # fmt: skip
         with self._lock:
             self._recent[key] = self._alive[key] = person
             self._recent.move_to_end(key)
@@ -226,7 +232,13 @@ class PeopleInFolder(People):
         return PersonRecord(path.stem, name, int(path.stat().st_mtime))
 
     def _keep(self, record: PersonRecord, person: Person) -> None:
-        person.save(self._folder / f"{record.id}{_SUFFIX}")
+        try:
+            person.save(self._folder / f"{record.id}{_SUFFIX}")
+        except DiskFullError:
+            raise
+        except InputError as error:
+            raise Problem(500, "The person cannot be stored.", "The server's folder of people is not writable.",
+                          code="not_stored") from error  # fmt: skip
 
 
 def _size(person: Person) -> int:

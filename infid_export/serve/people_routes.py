@@ -36,7 +36,7 @@ def people_routes(service: Service) -> APIRouter:
     async def enroll(request: Request) -> Any:
         """Enroll a person from photos, which are not stored."""
         photos, body = await read_form(request, PersonFields, service.options.limits)
-        faces = await service.faces(photos, body.face_index)
+        faces = await service.faces(photos, body.face_index, request)
 
         def keep(_: Event) -> PersonRecord:
             return service.people.add(service.pipe.encode(faces, name=body.name))

@@ -9,19 +9,10 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from infid_engines.errors import (
-    BackendUnavailableError,
-    BusyError,
-    CancelledError,
-    DiskFullError,
-    InfidError,
-    InputError,
-)
+from infid_engines.errors import BusyError, CancelledError, DiskFullError, InfidError, InputError, NonFiniteError
 
-_STATUSES = (
-    (CancelledError, 499), (DiskFullError, 507), (BusyError, 503), (InputError, 400), (BackendUnavailableError, 503),
-)  # fmt: skip
-_OURS = "The server failed on this request."
+_STATUSES = ((CancelledError, 499), (BusyError, 503), (InputError, 400), (NonFiniteError, 500))
+_IN_THE_LOG = "The server's log says more."
 
 
 class Problem(HTTPException):
@@ -57,13 +48,17 @@ class Problem(HTTPException):
 
 
 def problem_of(error: BaseException) -> Problem:
-    """Return what a client gets for an exception; nothing of a bug's details leaves the server."""
+    """Return what a client gets for an exception; paths of the server and details of a bug stay in its log."""
     if isinstance(error, Problem):
         return error
+    if isinstance(error, DiskFullError):
+        return Problem(507, "The server's disk is full.", "Delete something, or try again later.", code="disk_full")
+    for kind, status in _STATUSES:
+        if isinstance(error, kind):
+            return Problem(status, error.problem, error.fix, code=_code(error))
     if isinstance(error, InfidError):
-        status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
-        return Problem(status, error.problem, error.fix, code=_code(error))
-    return Problem(500, _OURS, "Try again; the server's log has the details.", code="internal_error")
+        return Problem(500, "The engines cannot be used.", _IN_THE_LOG, code=_code(error))
+    return Problem(500, "The server failed on this request.", f"Try again. {_IN_THE_LOG}", code="internal_error")
 
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> Problem:

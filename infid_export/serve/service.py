@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -54,7 +55,8 @@ class Service:
         self.queue = JobQueue(options.queue, self.pipe.manifest.batch, self.shelf.kept, self.shelf.fits)
         self.worker = Worker(self.pipe, self.queue, self.shelf, self.metrics, log)
         self.jobs: dict[str, ImageJob] = {}  # that wait or are drawn, by request
-        self._reading = threading.BoundedSemaphore(options.queue)  # photos that wait for the detector
+        self._reader = ThreadPoolExecutor(1, "infid-faces")  # the detector sees one photo at a time
+        self._reading = threading.BoundedSemaphore(options.queue)  # requests whose photos wait for it
 
     def close(self) -> None:
         """End all work, and free the engines."""
@@ -62,6 +64,7 @@ class Service:
         self.worker.abandon()
         if self.worker.is_alive():
             self.worker.join()
+        self._reader.shutdown(cancel_futures=True)
         self.pipe.close()
 
     def require_ready(self) -> None:
@@ -73,8 +76,8 @@ class Service:
         if self.worker.problem is not None:
             raise self.worker.problem
 
-    async def faces(self, photos: Sequence[bytes], face_index: int | None) -> list[FaceInputs]:
-        """Return the face of each photo; this does not wait for the engines.
+    async def faces(self, photos: Sequence[bytes], face_index: int | None, request: Request) -> list[FaceInputs]:
+        """Return the face of each photo, unless the client hangs up first; this does not wait for the engines.
 
         Raises:
             Problem: too many photos wait.
@@ -85,7 +88,9 @@ class Service:
             raise Problem(429, "Too many photos wait.", "Try again in 1 s.", code="queue_full",
                           headers={"Retry-After": "1"})  # fmt: skip
         try:
-            return await asyncio.to_thread(self.pipe.read_faces, list(photos), face_index)
+            reading = self._reader.submit(self.pipe.read_faces, list(photos), face_index)
+            found: list[FaceInputs] = await until_hung_up(request, asyncio.wrap_future(reading), reading.cancel)
+            return found
         finally:
             self._reading.release()
 
@@ -108,11 +113,12 @@ class Service:
             raise Problem(409, f"The request id {job.id!r} is in use.", "Send another one, or none.")
         self.queue.put(job)
         self.jobs[job.id] = job
-        self.metrics.queue.set(len(self.queue))
         try:
             yield job
         finally:
             self.jobs.pop(job.id, None)
+            self.metrics.images.labels("done").inc(job.finished)
+            self.metrics.images.labels(job.outcome).inc(len(job.seeds) - job.finished)
 
     def people_of(self, ids: Sequence[str]) -> Person:
         """Return one enrolled person, or several stacked for one image.

@@ -61,11 +61,16 @@ class Worker(threading.Thread):
             return
         self._set_problem(None if self.problem is LOADING else self.problem)
         while (found := self._queue.take()) is not None:
-            self._metrics.queue.set(len(self._queue))
-            if isinstance(found, Call):
-                self._call(found)
-            else:
-                self._draw(found)
+            try:
+                if isinstance(found, Call):
+                    self._call(found)
+                else:
+                    self._draw(found)
+            except Exception as error:  # of this class itself: the others in the queue must still be drawn
+                self._log(_trace(error))
+                for job in self._drawing:
+                    if isinstance(job, ImageJob):
+                        job.fail(problem_of(error))
             self._drawing = ()
 
     def stop(self) -> None:
@@ -103,9 +108,8 @@ class Worker(threading.Thread):
 
     def _damaged(self, error: Exception) -> None:
         """Stop taking jobs: what the engines give can no longer be relied on."""
-        self._log(_trace(error))
-        known = problem_of(error)
-        problem = Problem(503, known.message, known.fix, code="damaged")
+        self._log(f"error: {error}" if isinstance(error, InfidError) else _trace(error))
+        problem = Problem(503, "The engines cannot be used.", "The server's log says what to do.", code="damaged")
         self._set_problem(problem)
         self._queue.close(problem)
         self._queue.stop(problem)
@@ -138,17 +142,11 @@ class Worker(threading.Thread):
                 return
             self._report(error)
             jobs[0].fail(problem_of(error))
-            self._count("rejected" if isinstance(error, InputError) else "failed", len(found.tasks))
         else:
             seconds = time.monotonic() - started
             self._metrics.drawing.observe(seconds)
             self._metrics.batch.observe(len(found.tasks))
             self._queue.took(seconds)
-        cancelled = [job for job in jobs if job.cancel.is_set()]
-        self._count("cancelled", sum(task.job in cancelled for task in found.tasks))
-
-    def _count(self, outcome: str, images: int) -> None:
-        self._metrics.images.labels(outcome).inc(images)
 
     def _report(self, error: Exception) -> None:
         """Log a bug, and stop if the engines are damaged."""
@@ -183,7 +181,6 @@ class Worker(threading.Thread):
         for task, image in zip(tasks, images, strict=True):
             if not task.job.over:
                 task.job.send(Finished(task.index, task.seed, image))
-                self._count("done", 1)
 
     def _images(
         self, prompt: Any, people: list[Person], seeds: list[int], strengths: tuple[float, float],

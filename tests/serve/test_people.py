@@ -91,6 +91,9 @@ def test_a_file_made_by_hand_is_a_person_and_damaged_ones_are_left_out(tmp_path:
     (tmp_path / "people/broken.safetensors").write_bytes(b"broken")
     (tmp_path / "people/notes.txt").write_text("x")
     assert [(record.id, record.name) for record in people.list()] == [("carla", "Carla")]
+    with pytest.raises(Problem, match="The file of the person is damaged") as caught:
+        people.get("broken")
+    assert str(tmp_path) not in str(caught.value.document)
     replaced = replace(person("Cleo"))
     replaced.save(tmp_path / "people/carla.safetensors")
     os.utime(tmp_path / "people/carla.safetensors", ns=(1, 1))
@@ -219,7 +222,7 @@ def test_a_full_disk_loses_nothing(tiny_folder: Path, tmp_path: Path, monkeypatc
             patched.setattr(Path, "write_bytes", full)
             answer = server.post("/v1/people", files={"image": dot_png()})
         assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
-        assert "is full" in answer.json()["error"]["message"]
+        assert answer.json()["error"]["message"] == "The server's disk is full."
         assert [each["id"] for each in server.get("/v1/people").json()["data"]] == [kept]
         assert [path.name for path in (tmp_path / "people").iterdir()] == [f"{kept}.safetensors"]
         assert server.post("/v1/images/generations", json={"prompt": "a", "person": kept}).status_code == 200
