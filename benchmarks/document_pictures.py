@@ -4,8 +4,10 @@ Usage::
 
     python benchmarks/document_pictures.py layers             # docs/images/layers.svg, from pyproject.toml
     python benchmarks/document_pictures.py sheet SHEET.png    # docs/images/contact-sheet.jpg, from `make demo`
+    python benchmarks/document_pictures.py page URL           # docs/images/serve.png, of a running `infid-export serve`
 
-`make pictures` does both. The layers are those that import-linter enforces, each with the beginning of its docstring.
+`make pictures` does the first two. The layers are those that import-linter enforces, each with the beginning of its
+docstring.
 The contact sheet is the one from `make demo`, as a JPEG, which is a quarter as large.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import sys
 from html import escape
 from pathlib import Path
@@ -28,9 +31,15 @@ else:
     import tomli as tomllib
 
 IMAGES = ROOT / "docs" / "images"
-LAYERS, SHEET = IMAGES / "layers.svg", IMAGES / "contact-sheet.jpg"
+LAYERS, SHEET, PAGE = IMAGES / "layers.svg", IMAGES / "contact-sheet.jpg", IMAGES / "serve.png"
 _SOURCES = ("", "engines", "kernels", "training")  # of the packages, from the repository's root
 _WIDTH, _HEIGHT, _GAP, _MARGIN = 860, 62, 26, 16
+_VIEWPORT: Any = {"width": 1280, "height": 1060}
+_PROMPTS = (
+    ("a pencil sketch of a person wearing a purple hoodie, in a forest", "3"),
+    ("an oil painting of a person wearing a crown, in the city", "5"),
+    ("a photo of a person wearing a red suit, at the beach", "7"),
+)
 _QUALITY = 90  # of the JPEG: labels stay sharp
 _FREE, _TORCH = "#d9efe0", "#dce6f5"  # boxes without torch, and boxes with it
 _LEGEND = ((_FREE, "imports neither torch nor diffusers"), (_TORCH, "may import them"))
@@ -129,9 +138,36 @@ def draw_sheet(source: Path) -> None:
     Image.open(source).convert("RGB").save(SHEET, quality=_QUALITY, optimize=True)
 
 
+def draw_page(url: str) -> None:
+    """Use the page of a server as a person would, and take a screenshot of it.
+
+    Args:
+        url: of a server of the demo model; Playwright, and a Chromium on the path, are needed.
+    """
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport=_VIEWPORT)
+        page.goto(url)
+        page.locator("#drawn button").first.click()
+        page.locator("#face-list li").wait_for()
+        for number, (prompt, seed) in enumerate(_PROMPTS):
+            page.fill("#prompt", prompt)
+            page.fill("#seed", seed)
+            page.click("#generate")
+            page.locator("#history li").nth(number).wait_for(timeout=120_000)
+        page.evaluate("document.activeElement.blur(), scrollTo(0, 0)")
+        page.screenshot(path=PAGE)
+        browser.close()
+    Image.open(PAGE).convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(PAGE, optimize=True)
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
-    if sys.argv[1] == "sheet":
+    if sys.argv[1] == "page":
+        draw_page(sys.argv[2])
+    elif sys.argv[1] == "sheet":
         draw_sheet(Path(sys.argv[2]))
     else:
         LAYERS.write_text(layers_svg())
