@@ -20,6 +20,7 @@ from infid_engines.registry import get_backend
 from infid_engines.validation import path_of, require_methods, shown, text_of, texts_of, whole_number
 from infid_export.faces.photos import Photo
 from infid_export.faces.reader import FaceInputs, FaceReader
+from infid_export.runtime.async_calls import CallThread
 from infid_export.runtime.conditioning import check_guidance, fitted_person, has_guidance, identity_inputs, text_inputs
 from infid_export.runtime.denoise import (
     FEATURES,
@@ -72,6 +73,7 @@ class Pipeline:
         self._faces: FaceReader | None = None
         self._faces_lock = threading.Lock()  # photos are read while the engines run, one at a time
         self._lock = threading.RLock()
+        self._calls = CallThread()
         self._runner = JobRunner(manifest, engines, self._lock)
         for name in FILES:
             engines.verify(name)
@@ -137,7 +139,8 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Free all engines. They are loaded again on the next use."""
+        """Free all engines, after the calls of coroutines. They are loaded again on the next use."""
+        self._calls.close()
         with self._faces_lock:
             self._faces = None
         with self._lock:
@@ -145,6 +148,8 @@ class Pipeline:
 
     def turn(self, cancel: threading.Event | None = None) -> AbstractContextManager[None]:
         """Hold the engines for several calls: those of other threads wait until the block ends.
+
+        Not around an `await` of `generate_async` or `enroll_async`, which run on another thread.
 
         Raises:
             CancelledError: `cancel` was set before this thread got its turn.
@@ -169,6 +174,12 @@ class Pipeline:
             EngineFolderError: the folder cannot enroll, or is damaged.
         """
         return self.encode(self.read_faces(photo, face_index), name=name)
+
+    async def enroll_async(
+        self, photo: Photo | Sequence[Photo], face_index: int | None = None, *, name: str = ""
+    ) -> Person:
+        """`enroll` for coroutines, see `generate_async`. Photos that are being read are read to their end."""
+        return await self._calls.run(lambda _: self.enroll(photo, face_index, name=name))
 
     def read_faces(self, photo: Photo | Sequence[Photo], face_index: int | None = None) -> list[FaceInputs]:
         """Find, align and recognize the face of each photo: the part of `enroll` that needs no engine.
@@ -349,6 +360,29 @@ class Pipeline:
             }
 
         return self._runner.run(Job("denoise_step", GENERATE, table, streams, fixed), watch, output_type)
+
+    async def generate_async(
+        self, prompt: str | Sequence[str] | Template, person: Person | Sequence[Person], **settings: Any
+    ) -> Any:
+        """`generate` for coroutines: the event loop goes on while the image is made.
+
+        Calls run one at a time, on a thread of this pipeline; callback and reporter are called there. When the awaiting
+        task is cancelled, for example by `asyncio.wait_for`, a call that waits for others is dropped at once. One that
+        runs stops after its current step, and only then does the task end, so nothing goes on in the background.
+
+        Args:
+            prompt: as in `generate`.
+            person: as in `generate`.
+            settings: the other arguments of `generate`, except `cancel`: cancel the task instead.
+
+        Returns:
+            As `generate`.
+
+        Raises:
+            asyncio.CancelledError: the task was cancelled.
+            InfidError: as `generate`.
+        """
+        return await self._calls.run(lambda cancel: self.generate(prompt, person, **settings, cancel=cancel))
 
     def template(
         self,
