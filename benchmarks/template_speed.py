@@ -28,6 +28,7 @@ from onnx.utils import Extractor
 from benchmarks.provenance import RESULTS, measured_on
 from benchmarks.publishing import publish
 from infid_engines.backends import Engine
+from infid_engines.device import CPU
 from infid_engines.registry import get_backend
 from infid_export.bench.recording import RecordingEngines, recording_pipeline, repeated
 from infid_export.bench.stand_in import stand_in
@@ -69,7 +70,7 @@ def cut_step(folder: Path, features: Mapping[str, Array]) -> tuple[Engine, dict[
         file = path.with_name(f"{name}.onnx")
         onnx.save(extractor.extract_model(inputs, outputs), str(file))
         facts = read_graph(file)
-        engines.append(get_backend("onnxruntime").load(file, facts.inputs, facts.outputs, "cpu"))
+        engines.append(get_backend("onnxruntime").load(file, facts.inputs, facts.outputs, CPU))
     return engines[1], engines[0].run(features)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infid_engines.backends import Backend, Extra
+from infid_engines.device import CPU, Device, requested_device
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.gpu import has_gpu, present_architecture
 from infid_engines.manifest import TensorSpec
@@ -20,15 +21,13 @@ from infid_engines.processor import cpu_target
 if TYPE_CHECKING:
     from infid_engines.aotinductor_runner import AOTInductorEngine
 
-_CPU, _CUDA = "cpu", "cuda"
-
 
 class AOTInductorBackend(Backend):
     """Packages for the GPU that is present, or without one for the processor."""
 
     name = "aotinductor"
     extras = (Extra("aotinductor", {"torch": "2.11"}),)
-    device = _CPU
+    device = "cpu"
     suffix = "pt2"
     automatic = False
     builds_anywhere = False
@@ -61,30 +60,33 @@ class AOTInductorBackend(Backend):
         """Return the device that is present."""
         return (self.present_target(),)
 
-    def present_target(self) -> str:
-        """Return the architecture of the first GPU, or without one the processor's instruction set."""
-        return present_architecture() or cpu_target()
+    def present_target(self, index: int = 0) -> str:
+        """Return the architecture of a GPU, or without one the processor's instruction set."""
+        return present_architecture(index) or cpu_target()
 
-    def check_device(self) -> None:
+    def check_device(self, index: int = 0) -> None:
         """Accept every machine: the target decides."""
 
-    def choose_target(self, device: str, targets: Sequence[str]) -> tuple[str | None, str]:
+    def choose_target(self, device: str, targets: Sequence[str]) -> tuple[str | None, Device]:
         """Choose the target whose packages are used: this machine's GPU, else its processor.
 
         Raises:
             InputError: the folder has no package for that device.
-            BackendUnavailableError: the folder's packages are for other devices.
+            BackendUnavailableError: the folder's packages are for other devices, or the machine lacks it.
         """
-        here = {kind: name for kind, name in ((_CUDA, present_architecture()), (_CPU, cpu_target())) if name}
-        wanted = [name for kind, name in here.items() if device in ("auto", kind, name)]
-        for kind, name in here.items():
-            if name in wanted and name in targets:
-                return name, kind
-        shown, fix = ", ".join(targets) or "nothing", f"infid-export build --backend {self.name}"
-        if device not in ("auto", *here, *here.values()):
-            raise InputError(f"{self.name} cannot run on '{device}' here.", fix=f"Use {' or '.join(here)}.")
+        asked = requested_device(device)
+        gpu = Device("cuda", asked.index if asked else 0)
+        here = {where: name for where, name in ((gpu, present_architecture(gpu.index)), (CPU, cpu_target())) if name}
+        wanted = {where: name for where, name in here.items() if asked == where or device in ("auto", name)}
+        for where, name in wanted.items():
+            if name in targets:
+                return name, where
+        if not wanted:
+            raise InputError(f"{self.name} cannot run on '{device}' here.", fix=f"Use {' or '.join(map(str, here))}.")
         raise BackendUnavailableError(
-            f"The folder's {self.name} engines are for {shown}, but this machine has {' and '.join(wanted)}.", fix=fix
+            f"The folder's {self.name} engines are for {', '.join(targets) or 'nothing'}, but this machine has "
+            f"{' and '.join(wanted.values())}.",
+            fix=f"infid-export build --backend {self.name}",
         )
 
     def load(
@@ -92,7 +94,7 @@ class AOTInductorBackend(Backend):
         path: Path,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
-        device: str = _CPU,
+        device: Device = CPU,
         threads: int | None = None,
     ) -> AOTInductorEngine:
         """Load a package and its weights.
@@ -102,6 +104,7 @@ class AOTInductorBackend(Backend):
             EngineFolderError: the package or a weights file does not fit.
         """
         self.versions()
-        from infid_engines.aotinductor_runner import open_package
+        from infid_engines.aotinductor_runner import current, open_package
 
-        return open_package(path, inputs, outputs, device)
+        with current(device):
+            return open_package(path, inputs, outputs, device)

@@ -9,7 +9,7 @@ import json
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from infid_engines.backends import Arrays, CarryingLoop, CountedEngine
+from infid_engines.device import CPU, Device
 from infid_engines.errors import BackendUnavailableError, EngineFolderError
 from infid_engines.manifest import TensorSpec
 from infid_engines.processor import missing_sets
@@ -90,10 +91,10 @@ class SharedWeights:
 
     Args:
         path: the safetensors file.
-        device: `cpu` or `cuda`.
+        device: where the packages run.
     """
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: Device) -> None:
         self._file: Any = safe_open(path, "pt")  # tensors on the CPU are views of the mapped file
         self._device = device
         self._uploaded: dict[tuple[StoredWeight, bool], Tensor] = {}
@@ -109,9 +110,9 @@ class SharedWeights:
             return self._uploaded[stored, channels_last]
         found: Tensor = self._file.get_tensor(stored.name)
         found = found.t() if stored.transposed else found
-        if self._device != "cpu":
+        if self._device != CPU:
             layout = torch.channels_last if channels_last and found.dim() == 4 else torch.preserve_format
-            found = found.to(self._device, memory_format=layout, copy=True)
+            found = found.to(torch_device(self._device), memory_format=layout, copy=True)
             self._uploaded[stored, channels_last] = found
         return found
 
@@ -121,10 +122,10 @@ def _free(tensors: dict[tuple[StoredWeight, bool], Tensor]) -> None:
         tensor.untyped_storage().resize_(0)
 
 
-_shared: weakref.WeakValueDictionary[tuple[Path, int, str], SharedWeights] = weakref.WeakValueDictionary()
+_shared: weakref.WeakValueDictionary[tuple[Path, int, Device], SharedWeights] = weakref.WeakValueDictionary()
 
 
-def shared_weights(path: Path, device: str) -> SharedWeights:
+def shared_weights(path: Path, device: Device) -> SharedWeights:
     """Return a weights file on a device, which stays there while a package uses it."""
     key = (path.resolve(), path.stat().st_mtime_ns, device)
     found = _shared.get(key)
@@ -133,8 +134,18 @@ def shared_weights(path: Path, device: str) -> SharedWeights:
     return found
 
 
+def torch_device(device: Device) -> torch.device:
+    """Return a device as PyTorch's; `cuda` alone would be the calling thread's current GPU."""
+    return torch.device(device.kind) if device == CPU else torch.device(device.kind, device.index)
+
+
+def current(device: Device) -> AbstractContextManager[object]:
+    """Make a GPU the current one of this thread while a block runs: packages are loaded and launched there."""
+    return nullcontext() if device == CPU else torch.cuda.device(device.index)
+
+
 def open_package(
-    path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str
+    path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: Device
 ) -> AOTInductorEngine:
     """Load a verified package and its weights.
 
@@ -144,13 +155,13 @@ def open_package(
     """
     try:
         # not `aoti_load_package`: to compare processors, it needs a C++ compiler, and starts it a dozen times
-        name, single_threaded, runners, device_index = "model", True, 1, -1
-        package = torch._C._aoti.AOTIModelPackageLoader(str(path), name, single_threaded, runners, device_index)
+        name, single_threaded, runners, gpu = "model", True, 1, -1 if device == CPU else device.index
+        package = torch._C._aoti.AOTIModelPackageLoader(str(path), name, single_threaded, runners, gpu)
         metadata = package.get_metadata()
         facts = PackageFacts.from_json(metadata[FACTS])
     except Exception as error:  # PyTorch raises RuntimeError and others, without a common class
         raise EngineFolderError(f"PyTorch cannot load {path} ({error}).", fix=_AGAIN) from error
-    lacking = missing_sets(metadata.get(_INSTRUCTIONS, "").lower().split()) if device == "cpu" else []
+    lacking = missing_sets(metadata.get(_INSTRUCTIONS, "").lower().split()) if device == CPU else []
     if lacking:
         raise BackendUnavailableError(
             f"{path.name} was compiled for a processor with {', '.join(lacking)}, which this one lacks.", fix=_AGAIN
@@ -163,7 +174,7 @@ def open_package(
             )
     files = {each.file: shared_weights(path.parent / each.file, device) for each in facts.weights.values()}
     constants = {
-        name: torch.tensor(value, dtype=getattr(torch, dtype), device=device)
+        name: torch.tensor(value, dtype=getattr(torch, dtype), device=torch_device(device))
         for name, (dtype, value) in facts.constants.items()
     }
     try:
@@ -186,7 +197,7 @@ class AOTInductorEngine(CountedEngine):
         facts: its names.
         inputs: the graph's inputs.
         outputs: the graph's outputs.
-        device: `cpu` or `cuda`.
+        device: where it runs.
         held: what the package uses and does not own.
     """
 
@@ -195,7 +206,7 @@ class AOTInductorEngine(CountedEngine):
 
     def __init__(
         self, package: Any, facts: PackageFacts, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...],
-        device: str, held: object,
+        device: Device, held: object,
     ) -> None:  # fmt: skip
         super().__init__(inputs, outputs)
         self.facts, self.device = facts, device
@@ -210,7 +221,7 @@ class AOTInductorEngine(CountedEngine):
 
     def tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         """Return an array as a tensor on the device; on the CPU, one of the same memory."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(torch_device(self.device))
 
     def run_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run on tensors of the device, within `in_library`; a GPU may still compute when this returns."""
@@ -232,7 +243,7 @@ class AOTInductorEngine(CountedEngine):
             EngineFolderError: a call failed.
         """
         try:
-            with super().in_library():
+            with super().in_library(), current(self.device):
                 yield
         except EngineFolderError as error:
             if isinstance(error.__cause__, torch.OutOfMemoryError):

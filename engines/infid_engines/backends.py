@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
+from infid_engines.device import Device, requested_device
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
 from infid_engines.progress import Stage
@@ -236,12 +237,12 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def present_target(self) -> str | None:
-        """Return the target of this machine's device; None without such a device."""
+    def present_target(self, index: int = 0) -> str | None:
+        """Return the target of this machine's device, of several GPUs the numbered one; None without such a device."""
 
     @abstractmethod
-    def check_device(self) -> None:
-        """Reject a machine on which this backend's engines cannot run.
+    def check_device(self, index: int = 0) -> None:
+        """Reject a machine, or one of its GPUs, on which this backend's engines cannot run.
 
         Raises:
             BackendUnavailableError: there is no suitable device.
@@ -261,41 +262,43 @@ class Backend(ABC):
         path: Path,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
-        device: str,
+        device: Device,
         threads: int | None = None,
     ) -> Engine:
         """Load a verified engine file; `threads` only if `takes_threads`."""
 
-    def choose_target(self, device: str, targets: Sequence[str]) -> tuple[str | None, str]:
-        """Choose the target whose engines are used, and the kind of device that they run on.
+    def choose_target(self, device: str, targets: Sequence[str]) -> tuple[str | None, Device]:
+        """Choose the target whose engines are used, and the device that they run on.
 
         Args:
-            device: `auto`, a kind of device, or a target such as `sm_89`.
+            device: `auto`, a device such as `cuda:1`, or a target such as `sm_89`.
             targets: the targets that the folder has engines for.
 
         Returns:
-            The target, or None if the engines are the same for all targets; and `cpu` or `cuda`.
+            The target, or None if the engines are the same for all targets; and the device.
 
         Raises:
             InputError: the device does not fit the backend or the folder.
-            BackendUnavailableError: the folder's engines are for another device.
+            BackendUnavailableError: the folder's engines are for another device, or the machine lacks it.
         """
         if device in targets:
-            return device, self.device
+            return device, Device(self.device)
         shown = ", ".join(targets) or "nothing"
-        if device not in ("auto", self.device):
+        asked = Device(self.device) if device == "auto" else requested_device(device)
+        if asked is None or asked.kind != self.device:
             raise InputError(
                 f"The folder has no {self.name} engines for '{device}', only for {shown}.",
                 fix=f"Use one of them, or build with --backend {self.name} --target {device}.",
             )
-        present = self.present_target()
+        present = self.present_target(asked.index)
         if present not in targets:
             build = f"infid-export build --backend {self.name} --target {present}"
+            where = f"{asked} is" if asked.index else "this machine has"
             raise BackendUnavailableError(
-                f"The folder's {self.name} engines are for {shown}, but this machine has {present or 'no GPU'}.",
+                f"The folder's {self.name} engines are for {shown}, but {where} {present or 'no GPU'}.",
                 fix=build if present else "Run on a machine with such a GPU, or choose another --backend.",
             )
-        return present, self.device
+        return present, asked
 
 
 @dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infid_engines.backends import Backend, Extra
+from infid_engines.device import CPU, Device, requested_device
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
 
@@ -78,25 +79,26 @@ class OnnxRuntimeBackend(Backend):
         """Return the target that every machine has."""
         return ("cpu",)
 
-    def present_target(self) -> str | None:
+    def present_target(self, index: int = 0) -> str | None:
         """Return the CPU, which is always available."""
         return "cpu"
 
-    def check_device(self) -> None:
+    def check_device(self, index: int = 0) -> None:
         """Accept every machine."""
 
-    def choose_target(self, device: str, targets: Sequence[str]) -> tuple[str | None, str]:
+    def choose_target(self, device: str, targets: Sequence[str]) -> tuple[str | None, Device]:
         """Use the graphs, which are the same for all targets; `auto` runs them on the CPU."""
-        if device != "auto":
-            self._provider(device)
-        return None, self.device if device == "auto" else device
+        asked = CPU if device == "auto" else requested_device(device)
+        if asked is None:
+            raise InputError(f"{self.name} has no device '{device}'.", fix=f"Use {' or '.join(_PROVIDERS)}.")
+        return None, asked
 
     def load(
         self,
         path: Path,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
-        device: str = "cpu",
+        device: Device = CPU,
         threads: int | None = None,
     ) -> OnnxRuntimeEngine:
         """Load a graph.
@@ -106,7 +108,7 @@ class OnnxRuntimeBackend(Backend):
             EngineFolderError: the file cannot be loaded.
         """
         ort = import_onnxruntime()
-        provider = self._provider(device)
+        provider = _PROVIDERS[device.kind]
         if provider not in ort.get_available_providers():
             raise BackendUnavailableError(
                 f"This onnxruntime ({ort.__version__}) cannot run on {device}.",
@@ -116,20 +118,21 @@ class OnnxRuntimeBackend(Backend):
         repeats = any(spec.name.startswith("next_") for spec in outputs)
         options = session_options(ort, threads, spin=repeats)
         weights = sum(file.stat().st_size for file in path.parent.glob("*.safetensors"))
-        if device == "cpu" and weights > LARGE_WEIGHTS:
+        if device == CPU and weights > LARGE_WEIGHTS:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.enable_cpu_mem_arena = False
         # a captured step writes its outputs to fixed addresses, so their shapes must be known
-        captures = device != "cpu" and repeats and all(isinstance(n, int) for spec in outputs for n in spec.shape)
+        captures = device != CPU and repeats and all(isinstance(n, int) for spec in outputs for n in spec.shape)
+        place = {} if device == CPU else {"device_id": str(device.index)}
         try:
             if captures:
                 try:
-                    session = ort.InferenceSession(str(path), options, providers=[(provider, _CAPTURING)])
+                    session = ort.InferenceSession(str(path), options, providers=[(provider, place | _CAPTURING)])
                 except Exception:  # some operators of the graph run on the CPU, so it cannot be captured
                     captures = False
             if not captures:
-                session = ort.InferenceSession(str(path), options, providers=[provider])
+                session = ort.InferenceSession(str(path), options, providers=[(provider, place)])
         except Exception as error:  # onnxruntime's exception types are not public
             raise EngineFolderError(
                 f"onnxruntime cannot load {path}: {error}",
@@ -144,11 +147,6 @@ class OnnxRuntimeBackend(Backend):
         from infid_engines.onnxruntime_runner import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(session, inputs, outputs, device, captures)
-
-    def _provider(self, device: str) -> str:
-        if device not in _PROVIDERS:
-            raise InputError(f"{self.name} has no device '{device}'.", fix=f"Use {' or '.join(_PROVIDERS)}.")
-        return _PROVIDERS[device]
 
 
 def _check_names(path: Path, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from infid_engines.backends import Arrays, CarryingLoop, CountedEngine, StepLoop
+from infid_engines.device import Device
 from infid_engines.manifest import TensorSpec
 
 # The entry of a run's options that names a graph; a run with the second value is not captured.
@@ -22,7 +23,7 @@ class OnnxRuntimeEngine(CountedEngine):
         session: onnxruntime.InferenceSession.
         inputs: the graph's inputs.
         outputs: the graph's outputs.
-        device: `cpu` or `cuda`.
+        device: what the session runs on.
         captures: whether the session captures its runs as CUDA graphs.
     """
 
@@ -33,7 +34,7 @@ class OnnxRuntimeEngine(CountedEngine):
         session: Any,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
-        device: str,
+        device: Device,
         captures: bool = False,
     ) -> None:
         super().__init__(inputs, outputs)
@@ -94,18 +95,18 @@ class OnnxRuntimeLoop(CarryingLoop):
         from onnxruntime import OrtValue
 
         super().__init__(engine, fixed, carry, initial, varying)
-        self._engine, device = engine, engine.device
+        self._engine, place = engine, (engine.device.kind, engine.device.index)
         self._binding: Any = engine.session.io_binding()
         self._held: dict[str, Any] = {}  # what is bound: the binding does not keep it
         for name, array in fixed.items():
-            self._held[name] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+            self._held[name] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *place)
             self._binding.bind_ortvalue_input(name, self._held[name])
         for name, array in initial.items():
-            self._held[name] = OrtValue.ortvalue_from_numpy(array.copy(), device, 0)  # it is written to later
-            self._held[carry[name]] = OrtValue.ortvalue_from_numpy(array.copy(), device, 0)
+            self._held[name] = OrtValue.ortvalue_from_numpy(array.copy(), *place)  # it is written to later
+            self._held[carry[name]] = OrtValue.ortvalue_from_numpy(array.copy(), *place)
         self._others = [name for name in engine.outputs if name not in self._held]
         for name in self._others:  # before the carried ones: the binding lists outputs in this order
-            self._binding.bind_output(name, device)
+            self._binding.bind_output(name, *place)
 
     def step(self) -> None:
         """Run once, and swap the buffers of the carried tensors."""
@@ -151,8 +152,10 @@ class StepMemory:
     ) -> None:
         from onnxruntime import OrtValue, RunOptions
 
+        place = engine.device.kind, engine.device.index
+
         def allocated(shape: Iterable[Any], dtype: Any) -> Any:
-            return OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype), engine.device, 0)
+            return OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype), *place)
 
         self.inputs = {name: allocated(array.shape, array.dtype) for name, array in arrays.items()}
         self.outputs = {name: allocated(spec.shape, spec.dtype) for name, spec in engine.outputs.items()}

@@ -14,12 +14,15 @@ from typing import Any, ClassVar
 from infid_engines import tensorrt_plugin
 from infid_engines.atomic_files import whole_file
 from infid_engines.backends import Backend, BuildRequest, Extra
+from infid_engines.device import Device
 from infid_engines.errors import BackendUnavailableError, BuildError, EngineFolderError, InputError
+from infid_engines.gpu import present_architecture
 from infid_engines.manifest import TensorSpec
 from infid_engines.progress import Stage
 
 _PREFIX = "sm_"
 _CUDA_PYTHON = {"cuda-python": "13"}
+_FIRST = Device("cuda")
 
 
 class TensorRTBackend(Backend):
@@ -46,7 +49,7 @@ class TensorRTBackend(Backend):
     def check_target(self, target: str) -> None:
         """Accept the architecture of the GPU that is present."""
         _check_architecture(target)
-        present = _present_gpu()
+        present = present_architecture()
         if present != target:
             raise BackendUnavailableError(
                 f"TensorRT builds only for the GPU that it runs on; here it is {present or 'none'}, not {target}.",
@@ -55,7 +58,7 @@ class TensorRTBackend(Backend):
 
     def default_targets(self) -> tuple[str, ...]:
         """Return the GPU that is present."""
-        present = _present_gpu()
+        present = present_architecture()
         if present is None:
             raise BackendUnavailableError(
                 "TensorRT needs the GPU that it builds for, but this machine has none.",
@@ -63,17 +66,23 @@ class TensorRTBackend(Backend):
             )
         return (present,)
 
-    def present_target(self) -> str | None:
-        """Return the architecture of the first GPU as `sm_…`."""
-        return _present_gpu()
+    def present_target(self, index: int = 0) -> str | None:
+        """Return the architecture of a GPU as `sm_…`."""
+        return present_architecture(index)
 
-    def check_device(self) -> None:
-        """Reject a machine without an NVIDIA GPU."""
-        if _present_gpu() is None:
+    def check_device(self, index: int = 0) -> None:
+        """Reject a machine without an NVIDIA GPU, or without the library that copies to it."""
+        if present_architecture(index) is None:
             raise BackendUnavailableError(
                 f"{self.name} engines need an NVIDIA GPU, but none was found.",
                 fix="Check the driver with `infid-export doctor`, or use --backend onnxruntime.",
             )
+        try:
+            importlib.import_module("cuda.bindings.runtime")
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"{self.name} engines need cuda-python, which is not installed.", fix=self.extras[0].install
+            ) from error
 
     def build(self, request: BuildRequest, stage: Stage) -> None:
         """Parse the graph and build its engine.
@@ -141,7 +150,7 @@ class TensorRTBackend(Backend):
         path: Path,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
-        device: str = "cuda",
+        device: Device = _FIRST,
         threads: int | None = None,
     ) -> Any:
         """Load an engine onto the GPU.
@@ -150,19 +159,22 @@ class TensorRTBackend(Backend):
             BackendUnavailableError: there is no GPU.
             EngineFolderError: the engine was built with another version or for another GPU.
         """
-        from infid_engines.tensorrt_runner import TensorRTEngine
+        from infid_engines.tensorrt_runner import TensorRTEngine, on_gpu
 
-        self.check_device()
-        present = _present_gpu()
+        self.check_device(device.index)
+        from cuda.bindings import runtime as cudart
+
+        present = present_architecture(device.index)
         trt = self._library()
-        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        engine = runtime.deserialize_cuda_engine(path.read_bytes())
-        if engine is None:
-            raise EngineFolderError(
-                f"{path} was not built with {self.name} {trt.__version__}, or not for this GPU ({present}).",
-                fix=f"infid-export build --backend {self.name} --target {present}",
-            )
-        return TensorRTEngine(trt, runtime, engine, inputs, outputs)
+        with on_gpu(cudart, device.index):
+            runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+            engine = runtime.deserialize_cuda_engine(path.read_bytes())
+            if engine is None:
+                raise EngineFolderError(
+                    f"{path} was not built with {self.name} {trt.__version__}, or not for this GPU ({present}).",
+                    fix=f"infid-export build --backend {self.name} --target {present}",
+                )
+            return TensorRTEngine(trt, runtime, engine, inputs, outputs, device.index)
 
 
 class TensorRTRTXBackend(TensorRTBackend):
@@ -196,10 +208,10 @@ class TensorRTRTXBackend(TensorRTBackend):
         """Return one architecture that many GPUs have."""
         return ("sm_89",)
 
-    def check_device(self) -> None:
+    def check_device(self, index: int = 0) -> None:
         """Reject a machine without a GPU that TensorRT-RTX runs on, such as a data-center GPU."""
-        super().check_device()
-        present = _present_gpu()
+        super().check_device(index)
+        present = present_architecture(index)
         if present not in self.targets():
             raise BackendUnavailableError(
                 f"TensorRT-RTX does not run on {present}, only on {', '.join(self.targets())}.",
@@ -213,7 +225,7 @@ class TensorRTRTXBackend(TensorRTBackend):
             BackendUnavailableError: this build needs a GPU, and there is none.
             BuildError: the parser or the builder rejected the graph.
         """
-        if (request.refit or request.strip) and _present_gpu() is None:
+        if (request.refit or request.strip) and present_architecture() is None:
             # measured with 1.7.1: the builder calls CUDA for such engines and fails with an internal error
             raise BackendUnavailableError(
                 "TensorRT-RTX needs a GPU to build refittable or stripped engines.",
@@ -297,24 +309,3 @@ def _progress_monitor(trt: Any, stage: Stage) -> Any:
             return min(fraction, 1.0)
 
     return Monitor()
-
-
-def _present_gpu() -> str | None:
-    """Return the architecture of the first GPU, or None without a driver or GPU."""
-    try:
-        from cuda.bindings import driver
-    except ImportError:
-        return None
-    try:
-        (status,) = driver.cuInit(0)
-        if status != driver.CUresult.CUDA_SUCCESS:
-            return None
-        status, device = driver.cuDeviceGet(0)
-        if status != driver.CUresult.CUDA_SUCCESS:
-            return None
-        attribute = driver.CUdevice_attribute
-        _, major = driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
-        _, minor = driver.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
-    except RuntimeError:  # cuda-python raises it if libcuda is missing
-        return None
-    return f"{_PREFIX}{major}{minor}"

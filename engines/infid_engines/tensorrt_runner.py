@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -16,10 +18,47 @@ from infid_engines.errors import BackendUnavailableError, EngineFolderError
 from infid_engines.manifest import TensorSpec
 
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def on_gpu(cudart: Any, index: int) -> Iterator[None]:
+    """Make a GPU the current one of this thread while the block runs.
+
+    The previous one is restored: Python may free a loop in the middle of a call for another GPU, and the caller's own
+    code may use CUDA on the same thread.
+
+    Args:
+        cudart: the module `cuda.bindings.runtime`.
+        index: number of the GPU.
+    """
+    previous = _checked(cudart.cudaGetDevice())
+    if previous == index:
+        yield
+        return
+    _checked(cudart.cudaSetDevice(index))
+    try:
+        yield
+    finally:
+        _checked(cudart.cudaSetDevice(previous))
+
+
+def _on_its_gpu(
+    method: Callable[Concatenate[TensorRTLoop, Parameters], Result],
+) -> Callable[Concatenate[TensorRTLoop, Parameters], Result]:
+    """Run a method of a loop on the GPU of its engine, whatever the calling thread's current GPU is."""
+
+    @wraps(method)
+    def run(self: TensorRTLoop, /, *arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+        with on_gpu(self._cudart, self._engine.gpu):
+            return method(self, *arguments, **named)
+
+    return run
 
 
 class TensorRTEngine:
-    """A deserialized engine with an execution context.
+    """A deserialized engine with an execution context. Made with its GPU as the current one, see `on_gpu`.
 
     Args:
         trt: the library's module.
@@ -27,6 +66,7 @@ class TensorRTEngine:
         engine: ICudaEngine.
         inputs: the graph's inputs.
         outputs: the graph's outputs.
+        gpu: number of the GPU that it is on.
 
     Raises:
         BackendUnavailableError: the GPU has too little memory.
@@ -40,7 +80,9 @@ class TensorRTEngine:
         engine: Any,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        gpu: int = 0,
     ) -> None:
+        self.gpu = gpu
         self.inputs = {spec.name: spec for spec in inputs}
         self.outputs = {spec.name: spec for spec in outputs}
         self._runtime, self._engine = runtime, engine
@@ -76,7 +118,10 @@ class TensorRTEngine:
 
     def close(self) -> None:
         """Free the context and the engine."""
-        self._context = self._engine = self._runtime = None
+        from cuda.bindings import runtime as cudart
+
+        with on_gpu(cudart, self.gpu):
+            self._context = self._engine = self._runtime = None
 
 
 @dataclass
@@ -147,6 +192,7 @@ class TensorRTLoop(CarryingLoop):
                 self.close()
             raise
 
+    @_on_its_gpu
     def _prepare(self, first: Arrays, varying: Arrays) -> None:
         """Allocate all buffers, and copy the initial values and the first step's."""
         engine = self._engine
@@ -246,6 +292,7 @@ class TensorRTLoop(CarryingLoop):
             self._frees.append(lambda: cudart.cudaGraphExecDestroy(launched))
         return launched
 
+    @_on_its_gpu
     def step(self) -> None:
         """Queue a run and the copies for the next one, and swap the buffers of carried tensors."""
         self._varying_now()
@@ -265,6 +312,7 @@ class TensorRTLoop(CarryingLoop):
         self._advance()
         self._fill()
 
+    @_on_its_gpu
     def read(self, output: str) -> np.ndarray[Any, Any]:
         """Return an output of the last step, copied to the host."""
         buffer = self._buffers[self._became.get(output, output)]
@@ -279,6 +327,11 @@ class TensorRTLoop(CarryingLoop):
 
     def close(self) -> None:
         """Free buffers, events and streams; an error is raised only after trying all of them."""
+        if self._streams or self._frees:
+            self._free()
+
+    @_on_its_gpu
+    def _free(self) -> None:
         streams, frees = self._streams, self._frees
         self._streams, self._frees, self._buffers, self._slots = [], [], {}, []
         results = [self._cudart.cudaStreamSynchronize(stream) for stream in streams]

@@ -66,9 +66,9 @@ def recording_pipeline(
 ) -> tuple[Pipeline, RecordingEngines]:
     """Open an engine folder, see `Pipeline.load`."""
     found = Pipeline.load(folder, backend, device, threads=threads)
-    target, kind = choose_target(found.manifest, found.backend, device)
-    engines = RecordingEngines(found.folder, found.manifest, found.backend, target, kind, threads)
-    return Pipeline(found.folder, found.manifest, engines, found.backend, kind, found.choice), engines
+    target, place = choose_target(found.manifest, found.backend, device)
+    engines = RecordingEngines(found.folder, found.manifest, found.backend, target, place, threads)
+    return Pipeline(found.folder, found.manifest, engines, found.backend, found.device, found.choice), engines
 
 
 def repeated(engine: Engine, inputs: Arrays) -> Callable[[], object]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from infid_engines.atomic_files import temporary_beside
+from infid_engines.device import CPU
 from infid_engines.manifest import EngineRecord, Manifest
 from infid_engines.progress import Stage
 from infid_engines.registry import PARITY_BACKEND, get_backend
@@ -134,7 +135,7 @@ def _run(plan: Plan, folder: Path, manifest: Manifest, form: GraphForm, inputs: 
         if form.kernels != "native":
             write_runnable(path, twin)
             path = twin
-        engine = get_backend(PARITY_BACKEND).load(path, specs, outputs, "cpu")
+        engine = get_backend(PARITY_BACKEND).load(path, specs, outputs, CPU)
         types = {spec.name: spec.dtype for spec in specs}
         found = engine.run({name: array.astype(types[name]) for name, array in inputs.items()})
         engine.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from infid_engines.backends import BuildRequest
+from infid_engines.device import CPU
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.manifest import EngineRecord, Manifest, canonical_key, sha256_file
 from infid_engines.registry import BACKENDS, PARITY_BACKEND, fastest_first, get_backend
@@ -426,13 +427,13 @@ def _engines(
                 path = f"engines/{name}-{target}/{graph.name}.{backend.suffix}"
                 if backend.builds_from_modules:
                     _, device = backend.choose_target(target, (target,))
-                    if (device, options.precision) == ("cpu", "fp16"):
+                    if (device, options.precision) == (CPU, "fp16"):
                         raise InputError(
                             f"{name} computes fp16 in fp16 on a CPU, which is not exact enough for parity.",
                             fix=f"Leave out --fp16, or --backend {name}: ONNX Runtime computes fp16 graphs in fp32.",
                         )
-                    made_from |= _package_fields(form, device)
-                    artifact = Artifact(path, made_from, writers.package(form, name, device), COMPILED)
+                    made_from |= _package_fields(form, device.kind)
+                    artifact = Artifact(path, made_from, writers.package(form, name, device.kind), COMPILED)
                 else:
                     artifact = Artifact(path, made_from, writers.engine(form, name, target), _BUILT)
             items.append(EngineItem(form, name, target, artifact))

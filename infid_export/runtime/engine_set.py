@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from infid_engines.backends import Engine
+from infid_engines.device import Device, requested_device
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
 from infid_engines.manifest import EngineRecord, FileRecord, Manifest, stored_engines, verify_file
 from infid_engines.progress import Reporter
@@ -22,12 +23,12 @@ class EngineSet:
         manifest: its manifest.
         backend: name of the backend.
         target: the GPU architecture whose engines are used; None uses the only one.
-        device: `cpu` or `cuda`.
+        device: what the engines run on.
         threads: CPU threads, for a backend that takes them; None is its default.
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, backend: str, target: str | None, device: str,
+        self, folder: Path, manifest: Manifest, backend: str, target: str | None, device: Device,
         threads: int | None = None,
     ) -> None:  # fmt: skip
         self._folder, self._manifest, self._threads = folder, manifest, threads
@@ -112,13 +113,20 @@ class EngineSet:
         return self._manifest.files[name]
 
 
-def choose_backend(manifest: Manifest) -> tuple[str, str]:
+def choose_backend(manifest: Manifest, device: str = "auto") -> tuple[str, str]:
     """Choose the fastest backend that the folder has engines for and that runs here, and say why not a faster one.
 
+    Args:
+        manifest: the folder's manifest.
+        device: as in `choose_target`.
+
     Raises:
+        InputError: there is no such device.
         EngineFolderError: the folder has no engine that runs here.
-        BackendUnavailableError: the folder has engines for the backend that runs everywhere, but it is not installed.
+        BackendUnavailableError: the folder has engines for the backend that runs everywhere, but it is not installed;
+            or the machine has fewer GPUs.
     """
+    asked = requested_device(device)
     reasons = []
     for backend in fastest_first():
         name = backend.name
@@ -133,8 +141,8 @@ def choose_backend(manifest: Manifest) -> tuple[str, str]:
             continue
         try:
             backend.versions()
-            backend.check_device()
-            choose_target(manifest, name, "auto")
+            backend.check_device(asked.index if asked else 0)
+            choose_target(manifest, name, device)
         except (BackendUnavailableError, InputError) as error:
             if name == PARITY_BACKEND:  # a fault of the installation, not of the folder
                 raise
@@ -147,13 +155,13 @@ def choose_backend(manifest: Manifest) -> tuple[str, str]:
     )
 
 
-def choose_target(manifest: Manifest, backend: str, device: str) -> tuple[str | None, str]:
+def choose_target(manifest: Manifest, backend: str, device: str) -> tuple[str | None, Device]:
     """Choose the target whose engines are used, and the device they run on; see `Backend.choose_target`.
 
     Args:
         manifest: the folder's manifest.
         backend: name of the backend.
-        device: `auto`, `cpu`, `cuda`, or a GPU architecture such as `sm_89`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, or a GPU architecture such as `sm_89`.
     """
     targets = sorted({engine.target for engine in manifest.engines if engine.backend == backend})
     return get_backend(backend).choose_target(device, targets)

@@ -54,7 +54,7 @@ class Pipeline:
         manifest: its manifest.
         engines: its engines.
         backend: name of the backend that runs them.
-        device: what they run on: `cpu` or `cuda`.
+        device: what they run on: `cpu`, `cuda`, or `cuda:1` for the second of several GPUs.
         choice: one sentence that says which backend was chosen, and why.
 
     Attributes:
@@ -94,26 +94,27 @@ class Pipeline:
             folder: written by `infid-export build`.
             backend: a name in `infid_engines.registry.BACKENDS`, or `auto`: the fastest backend that the folder has
                 engines for and this machine can run. `choice` says what was chosen, and why.
-            device: `auto`, `cpu` or `cuda` for onnxruntime (`auto` is the CPU); `auto` or one of the folder's GPU
-                architectures, such as `sm_89`, for TensorRT.
+            device: `auto`, `cpu` or `cuda` for onnxruntime (`auto` is the CPU); `auto`, `cuda` or one of the folder's
+                GPU architectures, such as `sm_89`, for TensorRT. Of several GPUs, `cuda` is the first, `cuda:1` the
+                second, and so on.
             reporter: receives a note on what was chosen, and why.
             threads: CPU threads of onnxruntime; None is one per core.
 
         Raises:
             EngineFolderError: the folder is missing, damaged, or has no engines for the backend.
-            BackendUnavailableError: the backend cannot run on this machine.
+            BackendUnavailableError: the backend cannot run on this machine, or there is no such GPU.
             InputError: there is no such backend or device.
         """
         path = path_of("The engine folder", folder, "Give a folder that `infid-export build` wrote.")
         text_of("The backend", backend, "Give its name, or auto.")
-        text_of("The device", device, "Give auto, cpu or cuda.")
+        text_of("The device", device, "Give auto, cpu, cuda or cuda:1.")
         require_methods("The reporter", reporter, REPORTER, "Leave it out.")
         if threads is not None:
             threads = whole_number("The number of threads", threads, "Give 1 or more, or leave it out.", least=1)
         manifest = Manifest.load(path)
         require_usable(manifest)
         if backend == "auto":
-            backend, choice = choose_backend(manifest)
+            backend, choice = choose_backend(manifest, device)
         else:
             get_backend(backend).versions()
             choice = f"{backend}: requested"
@@ -123,9 +124,10 @@ class Pipeline:
             )
         if threads is not None and not get_backend(backend).takes_threads:
             raise InputError(f"{backend} does not take a number of threads.", fix="Leave it out.")
-        target, kind = choose_target(manifest, backend, device)
-        choice = f"{choice} (on {target or kind})"
-        pipe = cls(path, manifest, EngineSet(path, manifest, backend, target, kind, threads), backend, kind, choice)
+        target, place = choose_target(manifest, backend, device)
+        choice = f"{choice} (on {place}, {target})" if target and place.index else f"{choice} (on {target or place})"
+        engines = EngineSet(path, manifest, backend, target, place, threads)
+        pipe = cls(path, manifest, engines, backend, str(place), choice)
         if reporter is not None:
             reporter.note(f"backend {choice}")
         return pipe

@@ -11,6 +11,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +22,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from infid_engines import aotinductor_backend, aotinductor_runner, processor
+from infid_engines import aotinductor_backend, aotinductor_runner, gpu, processor
 from infid_engines.aotinductor_runner import AOTInductorEngine, PackageFacts, open_package, shared_weights
+from infid_engines.device import CPU, Device
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
 from infid_engines.manifest import EngineRecord, Manifest, TensorSpec
 from infid_engines.registry import get_backend
@@ -64,7 +66,7 @@ def inputs(graph: str) -> dict[str, np.ndarray[Any, Any]]:
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_a_package_computes_what_onnxruntime_does(built: Path, graph: str) -> None:
-    other = EngineSet(built, Manifest.load(built), "onnxruntime", None, "cpu")[graph].run(inputs(graph))
+    other = EngineSet(built, Manifest.load(built), "onnxruntime", None, CPU)[graph].run(inputs(graph))
     found = engines(built)[graph].run(inputs(graph))
     assert list(found) == list(other)
     for name, expected in other.items():
@@ -141,7 +143,7 @@ def test_what_is_no_package_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "x.pt2"
     path.write_bytes(b"no zip")
     with pytest.raises(EngineFolderError, match="PyTorch cannot load"):
-        open_package(path, (), (), "cpu")
+        open_package(path, (), (), CPU)
 
 
 def test_a_package_without_its_weights_is_not_opened(folder: Path) -> None:
@@ -151,23 +153,23 @@ def test_a_package_without_its_weights_is_not_opened(folder: Path) -> None:
     shutil.copyfile(other, folder / "onnx/vae.safetensors")
     record = Manifest.load(folder).graph("vae_decoder")
     with pytest.raises(EngineFolderError, match="does not fit its weights"):
-        open_package(folder / engine.file, record.inputs, record.outputs, "cpu")
+        open_package(folder / engine.file, record.inputs, record.outputs, CPU)
 
 
 def test_a_package_whose_names_differ_is_not_opened(built: Path) -> None:
     engine, record = packages(Manifest.load(built))["vae_decoder"], Manifest.load(built).graph("vae_decoder")
     renamed = (replace(record.inputs[0], name="noise"),)
     with pytest.raises(EngineFolderError, match="only one of them has 'latents'"):
-        open_package(built / engine.file, renamed, record.outputs, "cpu")
+        open_package(built / engine.file, renamed, record.outputs, CPU)
 
 
 def test_packages_share_a_weights_file(built: Path) -> None:
     path = built / "onnx/vae.safetensors"
     first, second = engines(built), engines(built)
-    before = shared_weights(path, "cpu")
+    before = shared_weights(path, CPU)
     first["vae_decoder"], second["vae_decoder"]
-    assert shared_weights(path, "cpu") is before
-    assert shared_weights(built / "onnx/../onnx/vae.safetensors", "cpu") is before
+    assert shared_weights(path, CPU) is before
+    assert shared_weights(built / "onnx/../onnx/vae.safetensors", CPU) is before
     first.close()
     second["vae_decoder"].run(inputs("vae_decoder"))  # still mapped
     second.close()
@@ -183,11 +185,12 @@ def test_a_package_runs_without_a_compiler(built: Path, tmp_path: Path) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from infid_engines import processor\n"
+        "from infid_engines.device import CPU\n"
         "from infid_engines.manifest import Manifest\n"
         "from infid_export.runtime.engine_set import EngineSet\n"
         "folder = Path(sys.argv[1])\n"
         "manifest, target = Manifest.load(folder), processor.cpu_target()\n"
-        "engine = EngineSet(folder, manifest, 'aotinductor', target, 'cpu')['vae_decoder']\n"
+        "engine = EngineSet(folder, manifest, 'aotinductor', target, CPU)['vae_decoder']\n"
         "import numpy as np\n"
         "print(engine.run({'latents': np.zeros((1, 4, 32, 32), np.float32)})['image'].shape)\n"
     )
@@ -200,12 +203,13 @@ def test_a_package_runs_without_a_compiler(built: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_uploaded_weights_are_freed_with_the_last_package(built: Path) -> None:
-    """`cpu:0` stands for another device: weights are copied to it."""
+def test_uploaded_weights_are_freed_with_the_last_package(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU stands for a GPU: weights are copied to it."""
+    monkeypatch.setattr(aotinductor_runner, "torch_device", lambda device: torch.device("cpu"))
     path = built / "onnx/vae.safetensors"
     name = next(iter(safe_open(path, "pt").keys()))
     stored = aotinductor_runner.StoredWeight("", name, transposed=False)
-    shared = shared_weights(path, "cpu:0")
+    shared = shared_weights(path, Device("cuda"))
     tensor = shared.tensor(stored, channels_last=True)
     assert tensor is shared.tensor(stored, channels_last=True)
     kept_by_pytorch = tensor.view_as(tensor)
@@ -259,28 +263,96 @@ def test_a_package_for_other_instructions_is_refused(
         BACKEND.choose_target("auto", targets)
     engine, record = packages(manifest)["vae_decoder"], manifest.graph("vae_decoder")
     with pytest.raises(BackendUnavailableError, match="compiled for a processor with avx512"):
-        open_package(built / engine.file, record.inputs, record.outputs, "cpu")
+        open_package(built / engine.file, record.inputs, record.outputs, CPU)
     assert choose_backend(manifest)[0] == "onnxruntime"
 
 
 def test_targets_are_the_gpu_that_is_present_and_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = processor.cpu_target()
     assert (BACKEND.present_target(), BACKEND.default_targets()) == (cpu, (cpu,))
-    assert BACKEND.choose_target("cpu", [cpu, "sm_90"]) == (cpu, "cpu")
+    assert BACKEND.choose_target("cpu", [cpu, "sm_90"]) == (cpu, CPU)
     with pytest.raises(InputError, match="cannot run on 'cuda' here"):
         BACKEND.choose_target("cuda", [cpu])
     with pytest.raises(InputError, match="builds only for the device that it runs on"):
         BACKEND.check_target("sm_90")
     ranks = [BACKEND.rank]
     monkeypatch.setattr(aotinductor_backend, "has_gpu", lambda: True)
-    monkeypatch.setattr(aotinductor_backend, "present_architecture", lambda: "sm_90")
-    assert BACKEND.choose_target("auto", [cpu, "sm_90"]) == ("sm_90", "cuda")
-    assert BACKEND.choose_target("cuda", [cpu, "sm_90"]) == ("sm_90", "cuda")
-    assert BACKEND.choose_target("cpu", [cpu, "sm_90"]) == (cpu, "cpu")
-    assert BACKEND.choose_target("auto", [cpu]) == (cpu, "cpu")
+    monkeypatch.setattr(aotinductor_backend, "present_architecture", lambda index=0: "sm_90")
+    assert BACKEND.choose_target("auto", [cpu, "sm_90"]) == ("sm_90", Device("cuda"))
+    assert BACKEND.choose_target("cuda", [cpu, "sm_90"]) == ("sm_90", Device("cuda"))
+    assert BACKEND.choose_target("cpu", [cpu, "sm_90"]) == (cpu, CPU)
+    assert BACKEND.choose_target("auto", [cpu]) == (cpu, CPU)
     BACKEND.check_target("sm_90")
     ranks.append(BACKEND.rank)
     assert ranks[1] < get_backend("onnxruntime").rank < ranks[0]
+
+
+def test_a_gpu_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = processor.cpu_target()
+    monkeypatch.setattr(gpu, "architectures", lambda: ("sm_90", "sm_89"))
+    for device, expected in (
+        ("auto", ("sm_90", Device("cuda"))),
+        ("cuda:0", ("sm_90", Device("cuda"))),
+        ("cuda:1", ("sm_89", Device("cuda", 1))),
+        ("cpu", (cpu, CPU)),
+        (cpu, (cpu, CPU)),
+        ("sm_90", ("sm_90", Device("cuda"))),
+    ):
+        assert BACKEND.choose_target(device, [cpu, "sm_90", "sm_89"]) == expected
+    with pytest.raises(BackendUnavailableError, match="are for sm_90, but this machine has sm_89"):
+        BACKEND.choose_target("cuda:1", ["sm_90"])
+    with pytest.raises(InputError, match="cannot run on 'sm_75' here"):
+        BACKEND.choose_target("sm_75", ["sm_90"])
+
+
+def test_a_package_is_loaded_and_run_on_its_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The CPU stands for the GPU; which one PyTorch was asked for is noted."""
+    asked: list[Any] = []
+    entered: list[int] = []
+    facts = PackageFacts(("x",), ("y",), {}, {"one": ("float32", 1.0)}, False)
+
+    class Package:
+        def __init__(self, *arguments: Any) -> None:
+            asked.append((arguments[-1], list(entered)))
+
+        def get_metadata(self) -> dict[str, str]:
+            return {aotinductor_runner.FACTS: facts.to_json()}
+
+        def get_constant_fqns(self) -> list[str]:
+            return ["one"]
+
+        def load_constants(self, *arguments: Any) -> None:
+            asked.append(list(entered))
+
+        def run(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+            asked.append(list(entered))
+            return [tensors[0] + 1]
+
+    @contextmanager
+    def entering(index: int) -> Iterator[None]:
+        entered.append(index)
+        yield
+        entered.pop()
+
+    assert aotinductor_runner.torch_device(Device("cuda", 1)) == torch.device("cuda", 1)
+    assert aotinductor_runner.torch_device(Device("cuda")) == torch.device("cuda", 0)
+    assert aotinductor_runner.torch_device(CPU) == torch.device("cpu")
+    monkeypatch.setattr(torch._C._aoti, "AOTIModelPackageLoader", Package)
+    monkeypatch.setattr(torch.cuda, "device", entering)
+    monkeypatch.setattr(aotinductor_runner, "torch_device", lambda device: torch.device("cpu"))
+    specs = (TensorSpec("x", "float32", (2,)),), (TensorSpec("y", "float32", (2,)),)
+    for place, (number, inside) in {CPU: (-1, []), Device("cuda"): (0, [0]), Device("cuda", 1): (1, [1])}.items():
+        engine = BACKEND.load(tmp_path, *specs, place)
+        np.testing.assert_array_equal(engine.run({"x": np.ones(2, np.float32)})["y"], [2, 2])
+        assert asked == [(number, inside), inside, inside]
+        asked.clear()
+
+
+def test_gpus_do_not_share_weights(built: Path) -> None:
+    path = built / "onnx/vae.safetensors"
+    first, second, again = (shared_weights(path, Device("cuda", index)) for index in (0, 1, 0))
+    assert first is not second
+    assert first is again
 
 
 def test_it_is_built_on_request_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -320,7 +392,7 @@ def doubling() -> AOTInductorEngine:
     package = SimpleNamespace(run=double)
     specs = {name: TensorSpec(name, "float32", (2,)) for name in ("x", "y", "next", "seen")}
     facts = PackageFacts(("y", "x"), ("next", "seen"), {}, {}, False)
-    return AOTInductorEngine(package, facts, (specs["x"], specs["y"]), (specs["next"], specs["seen"]), "cpu", held=None)
+    return AOTInductorEngine(package, facts, (specs["x"], specs["y"]), (specs["next"], specs["seen"]), CPU, held=None)
 
 
 def test_a_loop_carries_its_outputs() -> None:

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from infid_engines import tensorrt_backend
 from infid_engines.backends import BuildRequest
+from infid_engines.device import CPU, Device
 from infid_engines.errors import BackendUnavailableError, BuildError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
 from infid_engines.onnxruntime_runner import OnnxRuntimeEngine
@@ -161,9 +162,8 @@ def test_unknown_targets_are_rejected():
 
 def test_tensorrt_rtx_says_which_gpus_it_runs_on(monkeypatch):
     backend = get_backend("tensorrt_rtx")
-    monkeypatch.setattr(tensorrt_backend, "_present_gpu", lambda: "sm_89")
-    backend.check_device()
-    monkeypatch.setattr(tensorrt_backend, "_present_gpu", lambda: "sm_90")
+    monkeypatch.setattr(tensorrt_backend, "present_architecture", lambda index: ("sm_90", "sm_89")[index])
+    backend.check_device(1)
     with pytest.raises(BackendUnavailableError, match="does not run on sm_90, only on sm_75"):
         backend.check_device()
 
@@ -192,7 +192,7 @@ def test_only_its_own_module_knows_a_backend_by_name():
 
 
 def test_onnxruntime_runs_and_loops(tmp_path):
-    engine = get_backend("onnxruntime").load(graph(tmp_path / "g.onnx"), *specs(), "cpu")
+    engine = get_backend("onnxruntime").load(graph(tmp_path / "g.onnx"), *specs(), CPU)
     x = np.ones((4, 8), np.float16)
     np.testing.assert_array_equal(engine.run({"x": x})["next"], 2 * x + 1)
     loop = engine.loop({}, {"x": "next"}, {"x": x}, [{}] * 3)
@@ -215,8 +215,8 @@ def captured(tmp_path):
         helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(tmp_path / "g.onnx")
     )
     x, y, following, seen = (TensorSpec(name, "float16", (2, 8)) for name in ("x", "y", "next", "seen"))
-    plain = get_backend("onnxruntime").load(tmp_path / "g.onnx", (x, y), (following, seen), "cpu")
-    return OnnxRuntimeEngine(plain.session, (x, y), (following, seen), "cpu", captures=True)
+    plain = get_backend("onnxruntime").load(tmp_path / "g.onnx", (x, y), (following, seen), CPU)
+    return OnnxRuntimeEngine(plain.session, (x, y), (following, seen), CPU, captures=True)
 
 
 def test_captured_steps_run_in_memory_that_is_used_again(captured):
@@ -255,7 +255,7 @@ def test_steps_with_known_shapes_are_captured_on_a_gpu(tmp_path, monkeypatch, re
     class Session:
         def __init__(self, path, options, providers):
             asked.append(providers)
-            if refuses and isinstance(providers[0], tuple):
+            if refuses and "enable_cuda_graph" in providers[0][1]:
                 raise RuntimeError("not all nodes are on the GPU")
 
         def get_providers(self):
@@ -272,8 +272,9 @@ def test_steps_with_known_shapes_are_captured_on_a_gpu(tmp_path, monkeypatch, re
     (given,), (result,) = specs()
     backend = get_backend("onnxruntime")
     for shape in ((4, 8), ([1, 4, 8], 8)):
-        backend.load(tmp_path, (given,), (replace(result, name="next_x", shape=shape),), "cuda")
-    capturing, plain = [("CUDAExecutionProvider", {"enable_cuda_graph": "1"})], ["CUDAExecutionProvider"]
+        backend.load(tmp_path, (given,), (replace(result, name="next_x", shape=shape),), Device("cuda", 1))
+    name, place = "CUDAExecutionProvider", {"device_id": "1"}
+    capturing, plain = [(name, {**place, "enable_cuda_graph": "1"})], [(name, place)]
     assert asked == [capturing, *([plain] if refuses else []), plain]
 
 
@@ -287,7 +288,7 @@ def test_steps_with_known_shapes_are_captured_on_a_gpu(tmp_path, monkeypatch, re
     ],
 )
 def test_wrong_inputs_are_named(tmp_path, inputs, message):
-    engine = get_backend("onnxruntime").load(graph(tmp_path / "g.onnx"), *specs(), "cpu")
+    engine = get_backend("onnxruntime").load(graph(tmp_path / "g.onnx"), *specs(), CPU)
     with pytest.raises(InputError, match=message):
         engine.run(inputs)
 
@@ -298,13 +299,43 @@ def test_onnxruntime_never_falls_back(tmp_path):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(BackendUnavailableError, match="cannot run on cuda"):
-        get_backend("onnxruntime").load(graph(tmp_path / "g.onnx"), *specs(), "cuda")
+        get_backend("onnxruntime").load(graph(tmp_path / "g.onnx"), *specs(), Device("cuda"))
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_memory_is_allocated_on_the_gpu_of_the_engine(captured, monkeypatch, captures):
+    """The CPU stands for the GPU, and what onnxruntime is asked for is noted."""
+    import onnxruntime
+
+    places = []
+
+    def on_the_cpu(kind, name, first):
+        real = getattr(kind, name)
+
+        def call(*arguments):
+            places.append(arguments[first:])
+            return real(*arguments[:first])
+
+        monkeypatch.setattr(kind, name, call)
+
+    on_the_cpu(onnxruntime.OrtValue, "ortvalue_from_numpy", 1)
+    on_the_cpu(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", 2)
+    on_the_cpu(onnxruntime.IOBinding, "bind_output", 2)
+    x = np.ones((2, 8), np.float16)
+    specs = [tuple(each.values()) for each in (captured.inputs, captured.outputs)]
+    engine = OnnxRuntimeEngine(captured.session, *specs, Device("cuda", 1), captures)
+    loop = engine.loop({"y": x}, {"x": "next"}, {"x": x}, [{}, {}])
+    for _ in range(2):
+        loop.step()
+    np.testing.assert_array_equal(loop.read("next"), 7 * x)
+    np.testing.assert_array_equal(loop.read("seen"), 3 * x)
+    assert places == [("cuda", 1)] * 4  # x, y, next and seen
 
 
 def test_broken_graph_is_rejected(tmp_path):
     (tmp_path / "g.onnx").write_bytes(b"not a graph")
     with pytest.raises(EngineFolderError, match="cannot load"):
-        get_backend("onnxruntime").load(tmp_path / "g.onnx", *specs(), "cpu")
+        get_backend("onnxruntime").load(tmp_path / "g.onnx", *specs(), CPU)
 
 
 @pytest.mark.gpu
@@ -316,7 +347,7 @@ def test_tensorrt_runs_and_loops(tmp_path, name):
     backend.check_target(target)
     request = BuildRequest(graph(tmp_path / "g.onnx"), tmp_path / "g.engine", target, specs()[0])
     build_in_subprocess(name, request, Listener())
-    engine = backend.load(request.output, *specs(), "cuda")
+    engine = backend.load(request.output, *specs(), Device("cuda"))
     x = np.ones((4, 8), np.float16)
     np.testing.assert_array_equal(engine.run({"x": x})["next"], 2 * x + 1)
     loop = engine.loop({}, {"x": "next"}, {"x": x}, [{}] * 3)
@@ -339,9 +370,9 @@ def test_onnxruntime_takes_threads_and_spins_only_between_steps(tmp_path, monkey
     path = graph(tmp_path / "g.onnx")
     inputs, (output,) = specs()
     backend = get_backend("onnxruntime")
-    backend.load(path, inputs, (output,), "cpu", threads=3)
+    backend.load(path, inputs, (output,), CPU, threads=3)
     step = onnx.load(str(path))
     step.graph.output[0].name = step.graph.node[1].output[0] = "next_x"
     onnx.save(step, str(tmp_path / "step.onnx"))
-    backend.load(tmp_path / "step.onnx", inputs, (replace(output, name="next_x"),), "cpu")
+    backend.load(tmp_path / "step.onnx", inputs, (replace(output, name="next_x"),), CPU)
     assert seen == [(3, "0"), (0, "1")]

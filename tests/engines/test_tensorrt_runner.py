@@ -4,6 +4,7 @@ import ctypes
 import gc
 import math
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from enum import IntEnum
@@ -13,8 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infid_engines.errors import BackendUnavailableError, InputError
+from infid_engines import gpu as gpu_module
+from infid_engines.device import Device
+from infid_engines.errors import BackendUnavailableError, EngineFolderError, InputError
 from infid_engines.manifest import TensorSpec
+from infid_engines.tensorrt_backend import TensorRTBackend
 from infid_engines.tensorrt_runner import TensorRTEngine
 
 SHAPE = (4, 1000)
@@ -51,6 +55,20 @@ class FakeCuda:
         self.capture: list[Callable[[], object]] | None = None
         self.graphs: dict[int, list[Callable[[], object]]] = {}
         self.launches: list[int] = []
+        self.current = threading.local()  # the runtime keeps the current GPU of each thread
+        self.used: set[int] = set()  # the GPUs that were current at a call
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("cuda") and name not in ("cudaGetDevice", "cudaSetDevice"):
+            self.used.add(self.cudaGetDevice()[1])
+        return super().__getattribute__(name)
+
+    def cudaGetDevice(self) -> tuple[Status, int]:
+        return Status.cudaSuccess, getattr(self.current, "device", 0)
+
+    def cudaSetDevice(self, device: int) -> tuple[Status]:
+        self.current.device = device
+        return (Status.cudaSuccess,)
 
     @property
     def held(self) -> int:
@@ -175,6 +193,9 @@ class FakeContext:
         self.cuda = cuda
         self.addresses: dict[str, int] = {}
 
+    def __del__(self) -> None:
+        self.cuda.used.add(self.cuda.cudaGetDevice()[1])
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
         pass
 
@@ -185,6 +206,7 @@ class FakeContext:
         self.addresses[name] = address
 
     def execute_async_v3(self, stream: int) -> bool:
+        self.cuda.used.add(self.cuda.cudaGetDevice()[1])
         x, y, result, seen = (
             np.frombuffer((ctypes.c_byte * (4 * math.prod(self.shape))).from_address(self.addresses[name]), np.float32)
             for name in ("x", "y", "next", "seen")
@@ -198,7 +220,7 @@ class FakeContext:
 
 
 def engine_on(
-    monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, inputs: tuple[TensorSpec, ...] = INPUTS
+    monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, inputs: tuple[TensorSpec, ...] = INPUTS, gpu: int = 0
 ) -> TensorRTEngine:
     """An engine on the fake device."""
     bindings = ModuleType("cuda.bindings")
@@ -211,7 +233,7 @@ def engine_on(
         get_tensor_name=lambda index: names[index],
         create_execution_context=lambda: FakeContext(cuda),
     )
-    return TensorRTEngine(None, None, engine, inputs, OUTPUTS)
+    return TensorRTEngine(None, None, engine, inputs, OUTPUTS, gpu)
 
 
 @pytest.mark.parametrize("eager", [None, 1, 2], ids=["as late as possible", "computes at once", "copies at once"])
@@ -272,6 +294,94 @@ def test_the_next_inputs_are_copied_while_a_step_computes(monkeypatch):
     assert cuda.queues[1]  # the first step has not run
     copied = [np.frombuffer(block, np.float32) for block in cuda.memory["device"].values()]
     assert any((each == 3).all() for each in copied)
+    loop.close()
+
+
+@pytest.mark.parametrize("gpu", [0, 1])
+@pytest.mark.parametrize("own", [0, 1], ids=["caller on the first", "caller on the second"])
+def test_every_call_is_for_the_gpu_of_the_engine(monkeypatch, gpu, own):
+    cuda = FakeCuda()
+    engine = engine_on(monkeypatch, cuda, gpu=gpu)
+    places = []
+
+    def in_a_thread_of_its_own(call):
+        def work():
+            cuda.cudaSetDevice(own)
+            call()
+            places.append(cuda.cudaGetDevice()[1])
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    loops = []
+    in_a_thread_of_its_own(lambda: loops.append(engine.loop({}, {"x": "next"}, {"x": X}, [{"y": X}] * 3)))
+    for _ in range(3):
+        in_a_thread_of_its_own(loops[0].step)
+    in_a_thread_of_its_own(lambda: np.testing.assert_array_equal(loops[0].read("next"), 15 * X))
+    in_a_thread_of_its_own(loops[0].close)
+    in_a_thread_of_its_own(lambda: engine.run({"x": X, "y": X}))
+    in_a_thread_of_its_own(engine.close)
+    assert cuda.used == {gpu}
+    assert places == [own] * 8
+    assert cuda.held == 0
+
+
+def test_an_engine_is_loaded_on_its_gpu(monkeypatch, tmp_path):
+    cuda, backend = FakeCuda(), TensorRTBackend()
+    made = engine_on(monkeypatch, cuda)._engine
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    monkeypatch.setattr(gpu_module, "architectures", lambda: ("sm_90", "sm_89"))
+    contents: list[bytes] = []
+
+    class Runtime:
+        def __init__(self, logger: str) -> None:
+            assert logger == "only errors"
+            cuda.used.add(cuda.cudaGetDevice()[1])
+
+        def deserialize_cuda_engine(self, content: bytes) -> Any:
+            cuda.used.add(cuda.cudaGetDevice()[1])
+            contents.append(content)
+            return made if content == b"an engine" else None
+
+    def logger(severity: int) -> str:
+        return {2: "only errors"}[severity]
+
+    logger.ERROR = 2
+    monkeypatch.setattr(backend, "_library", lambda: SimpleNamespace(Runtime=Runtime, Logger=logger, __version__="1"))
+    gc.collect()
+    cuda.used.clear()
+    (tmp_path / "engine").write_bytes(b"an engine")
+    engine = backend.load(tmp_path / "engine", INPUTS, OUTPUTS, Device("cuda", 1))
+    np.testing.assert_array_equal(engine.run({"x": X, "y": X})["next"], 3 * X)
+    engine.close()
+    assert (cuda.used, cuda.cudaGetDevice()[1]) == ({1}, 0)
+    (tmp_path / "engine").write_bytes(b"of another GPU")
+    with pytest.raises(EngineFolderError, match=r"not for this GPU \(sm_89\)"):
+        backend.load(tmp_path / "engine", INPUTS, OUTPUTS, Device("cuda", 1))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)  # importing it fails
+    with pytest.raises(BackendUnavailableError, match="tensorrt engines need cuda-python") as caught:
+        backend.load(tmp_path / "engine", INPUTS, OUTPUTS, Device("cuda", 1))
+    assert caught.value.fix == 'pip install "infid-export[tensorrt]"'
+
+
+def test_a_loop_that_python_frees_leaves_the_current_gpu_alone(monkeypatch):
+    cuda = FakeCuda()
+    engine = engine_on(monkeypatch, cuda, gpu=1)
+    loop = engine.loop({}, {"x": "next"}, {"x": X}, [{"y": X}])
+    del loop
+    gc.collect()
+    assert (cuda.held, cuda.used, cuda.cudaGetDevice()[1]) == (0, {1}, 0)
+
+
+@pytest.mark.parametrize("call", ["_enqueue", "_upload"])
+def test_the_current_gpu_is_restored_after_an_error(monkeypatch, call):
+    cuda = FakeCuda()
+    loop = engine_on(monkeypatch, cuda, gpu=1).loop({}, {"x": "next"}, {"x": X}, [{"y": X}] * 3)
+    monkeypatch.setattr(loop, call, lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loop.step()
+    assert cuda.cudaGetDevice()[1] == 0
     loop.close()
 
 

@@ -13,6 +13,7 @@ from tiny_engines import DEPTH_K, DEPTH_T, MODEL, TOKENS, write_folder
 from toy_backend import ToyBackend
 
 from infid_engines import registry
+from infid_engines.device import CPU
 from infid_engines.errors import EngineFolderError, InputError
 from infid_engines.manifest import EngineRecord, FileRecord, Manifest
 from infid_export.cli import doctor
@@ -55,7 +56,7 @@ def test_it_builds_inspects_verifies_and_runs(tmp_path: Path, capfd: pytest.Capt
 
     ids = np.arange(2 * 77, dtype=np.int32).reshape(2, 77)
     found = {
-        backend: EngineSet(folder, manifest, backend, None, "cpu")["text_encoder"].run({"input_ids": ids})
+        backend: EngineSet(folder, manifest, backend, None, CPU)["text_encoder"].run({"input_ids": ids})
         for backend in ("toy", "onnxruntime")
     }
     for name, expected in found["onnxruntime"].items():
@@ -64,7 +65,7 @@ def test_it_builds_inspects_verifies_and_runs(tmp_path: Path, capfd: pytest.Capt
     (folder / ENGINE).write_bytes(b"damaged")
     assert run(["inspect", str(folder)]) == 1
     with pytest.raises(EngineFolderError, match=r"text_encoder\.engine has 7 bytes"):
-        EngineSet(folder, manifest, "toy", None, "cpu")["text_encoder"]
+        EngineSet(folder, manifest, "toy", None, CPU)["text_encoder"]
 
 
 def test_options_that_mean_nothing_to_it_are_rejected(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

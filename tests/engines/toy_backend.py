@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 
 from infid_engines.backends import Backend, BuildRequest, Engine, Extra
+from infid_engines.device import Device
 from infid_engines.errors import InputError
 from infid_engines.manifest import TensorSpec
 from infid_engines.onnxruntime_backend import OnnxRuntimeBackend
@@ -31,10 +32,10 @@ class ToyBackend(Backend):
     def default_targets(self) -> tuple[str, ...]:
         return ("cpu",)
 
-    def present_target(self) -> str | None:
+    def present_target(self, index: int = 0) -> str | None:
         return "cpu"
 
-    def check_device(self) -> None:
+    def check_device(self, index: int = 0) -> None:
         pass
 
     def build(self, request: BuildRequest, stage: Stage) -> None:
@@ -42,7 +43,7 @@ class ToyBackend(Backend):
         stage.update(1.0)
 
     def load(
-        self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: str,
+        self, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: Device,
         threads: int | None = None,
     ) -> Engine:  # fmt: skip
         return OnnxRuntimeBackend().load(path, inputs, outputs, device)

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from small_face_models import quick_faces
 from torch import Tensor
 
+from infid_engines.device import Device
 from infid_engines.errors import InputError
 from infid_engines.manifest import Manifest
 from infid_engines.progress import SilentReporter
@@ -180,7 +181,7 @@ def test_tensorrt_runs_the_plugins(tmp_path: Path) -> None:
     plan = make_plan(wanted)
     reference = Reference(plan.source, plan.writers.exporter.sizes())
     graph = built.manifest.graphs["identity_step"]
-    loaded = get_backend("tensorrt").load(built.folder / engine.file, graph.inputs, graph.outputs, "cuda")
+    loaded = get_backend("tensorrt").load(built.folder / engine.file, graph.inputs, graph.outputs, Device("cuda"))
     types = {spec.name: spec.dtype for spec in graph.inputs}
     found = loaded.run({name: x.astype(types[name]) for name, x in reference.inputs(IDENTITY_STEP).items()})
     expected = reference.outputs([IDENTITY_STEP])["identity_step"]

@@ -16,6 +16,7 @@ from fuzz_harness import AcceptedDamageError, Attempt
 from mutations import damaged, damaged_json, json_text
 from tiny_engines import DEPTH_K, DEPTH_T, MODEL, TOKENS, write_folder
 
+from infid_engines.device import CPU
 from infid_engines.documents import sealed
 from infid_engines.manifest import MANIFEST, Manifest, sha256_file
 from infid_engines.progress import SilentReporter
@@ -112,7 +113,7 @@ def engine_files(folder: Path) -> Attempt:
                 path.unlink()
             else:
                 path.write_bytes(damaged(random, contents[name]))
-            EngineSet(engines, manifest, "onnxruntime", None, "cpu").verify(name)
+            EngineSet(engines, manifest, "onnxruntime", None, CPU).verify(name)
         finally:
             path.write_bytes(contents[name])
         raise AcceptedDamageError(name)

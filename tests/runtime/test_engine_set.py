@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from tiny_engines import records, write_folder
 
+from infid_engines import gpu as machine
 from infid_engines import registry
+from infid_engines.device import CPU, Device
 from infid_engines.errors import BackendUnavailableError, EngineFolderError, InfidError, InputError
 from infid_engines.manifest import FileRecord, Manifest, sha256_file
 from infid_engines.tensorrt_backend import TensorRTBackend, TensorRTRTXBackend
@@ -17,19 +19,16 @@ from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
 
 
-def fake(kind: type[TensorRTBackend], gpu: str | None) -> TensorRTBackend:
-    """Return a fake TensorRT library on a machine with one GPU, or with none."""
+def fake(kind: type[TensorRTBackend]) -> TensorRTBackend:
+    """Return a fake TensorRT library."""
 
     class Fake(kind):  # type: ignore[valid-type, misc]
         def versions(self) -> dict[str, str]:
             return {self.name: "1"}
 
-        def check_device(self) -> None:
-            if gpu is None:
+        def check_device(self, index: int = 0) -> None:
+            if self.present_target(index) is None:
                 raise BackendUnavailableError("there is no GPU", fix="Buy one.")
-
-        def present_target(self) -> str | None:
-            return gpu
 
     made: TensorRTBackend = Fake()
     return made
@@ -43,15 +42,18 @@ def with_engines(folder: Path, *engines: tuple[str, str]) -> Manifest:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
-    def install(architecture: str | None) -> None:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make this a machine with GPUs of these architectures."""
+
+    def install(*architectures: str | None) -> None:
+        monkeypatch.setattr(machine, "architectures", lambda: tuple(each for each in architectures if each))
         for kind in (TensorRTBackend, TensorRTRTXBackend):
-            monkeypatch.setitem(registry.BACKENDS, kind.name, fake(kind, architecture))
+            monkeypatch.setitem(registry.BACKENDS, kind.name, fake(kind))
 
     return install
 
 
-def test_auto_takes_tensorrt_where_it_runs(tiny_folder: Path, gpu: Callable[[str | None], None]) -> None:
+def test_auto_takes_tensorrt_where_it_runs(tiny_folder: Path, gpu: Callable[..., None]) -> None:
     gpu("sm_90")
     manifest = with_engines(tiny_folder, ("tensorrt", "sm_90"), ("tensorrt_rtx", "sm_89"))
     name, choice = choose_backend(manifest)
@@ -73,7 +75,7 @@ def test_auto_takes_tensorrt_where_it_runs(tiny_folder: Path, gpu: Callable[[str
 )
 def test_auto_says_why_faster_backends_were_not_taken(
     tiny_folder: Path,
-    gpu: Callable[[str | None], None],
+    gpu: Callable[..., None],
     engines: list[tuple[str, str]],
     architecture: str | None,
     chosen: str,
@@ -86,7 +88,7 @@ def test_auto_says_why_faster_backends_were_not_taken(
     assert reason in choice
 
 
-def test_engines_without_weights_are_not_run(tiny_folder: Path, gpu: Callable[[str | None], None]) -> None:
+def test_engines_without_weights_are_not_run(tiny_folder: Path, gpu: Callable[..., None]) -> None:
     gpu("sm_90")
     manifest = with_engines(tiny_folder, ("tensorrt", "sm_90"))
     stripped = tuple(
@@ -97,10 +99,10 @@ def test_engines_without_weights_are_not_run(tiny_folder: Path, gpu: Callable[[s
     assert name == "onnxruntime"
     assert "holds no weights (--strip)" in choice
     with pytest.raises(EngineFolderError, match=r"holds no weights \(--strip\)"):
-        EngineSet(tiny_folder, manifest, "tensorrt", "sm_90", "cuda")[manifest.engines[0].graph]
+        EngineSet(tiny_folder, manifest, "tensorrt", "sm_90", Device("cuda"))[manifest.engines[0].graph]
 
 
-def test_a_folder_with_nothing_that_runs_here_says_why(tiny_folder: Path, gpu: Callable[[str | None], None]) -> None:
+def test_a_folder_with_nothing_that_runs_here_says_why(tiny_folder: Path, gpu: Callable[..., None]) -> None:
     gpu(None)
     manifest = with_engines(tiny_folder, ("tensorrt", "sm_90"))
     only = replace(manifest, engines=tuple(item for item in manifest.engines if item.backend == "tensorrt"))
@@ -120,20 +122,24 @@ def test_a_missing_onnxruntime_says_how_to_install_it(tiny_folder: Path, monkeyp
 @pytest.mark.parametrize(
     ("backend", "device", "expected"),
     [
-        ("onnxruntime", "auto", (None, "cpu")),
-        ("onnxruntime", "cuda", (None, "cuda")),
-        ("tensorrt", "auto", ("sm_90", "cuda")),
-        ("tensorrt_rtx", "sm_120", ("sm_120", "cuda")),
+        ("onnxruntime", "auto", (None, CPU)),
+        ("onnxruntime", "cuda", (None, Device("cuda"))),
+        ("onnxruntime", "cuda:1", (None, Device("cuda", 1))),
+        ("tensorrt", "auto", ("sm_90", Device("cuda"))),
+        ("tensorrt", "cuda:0", ("sm_90", Device("cuda"))),
+        ("tensorrt", "cuda:1", ("sm_80", Device("cuda", 1))),
+        ("tensorrt_rtx", "cuda:2", ("sm_89", Device("cuda", 2))),
+        ("tensorrt_rtx", "sm_120", ("sm_120", Device("cuda"))),
     ],
 )
 def test_the_present_or_named_target_is_taken(
     tiny_folder: Path,
-    gpu: Callable[[str | None], None],
+    gpu: Callable[..., None],
     backend: str,
     device: str,
-    expected: tuple[str | None, str],
+    expected: tuple[str | None, Device],
 ) -> None:
-    gpu("sm_90")
+    gpu("sm_90", "sm_80", "sm_89")
     engines = [("tensorrt", "sm_80"), ("tensorrt", "sm_90"), ("tensorrt_rtx", "sm_89"), ("tensorrt_rtx", "sm_120")]
     assert choose_target(with_engines(tiny_folder, *engines), backend, device) == expected
 
@@ -141,13 +147,15 @@ def test_the_present_or_named_target_is_taken(
 @pytest.mark.parametrize(
     ("backend", "device", "message"),
     [
-        ("onnxruntime", "tpu", "onnxruntime has no device 'tpu'"),
+        ("onnxruntime", "tpu", "There is no device 'tpu'"),
+        ("onnxruntime", "sm_90", "onnxruntime has no device 'sm_90'"),
+        ("tensorrt", "gpu", "There is no device 'gpu'"),
         ("tensorrt_rtx", "sm_75", "no tensorrt_rtx engines for 'sm_75', only for sm_120, sm_89"),
         ("tensorrt", "cpu", "no tensorrt engines for 'cpu'"),
     ],
 )
 def test_devices_that_do_not_fit_are_rejected(
-    tiny_folder: Path, gpu: Callable[[str | None], None], backend: str, device: str, message: str
+    tiny_folder: Path, gpu: Callable[..., None], backend: str, device: str, message: str
 ) -> None:
     gpu("sm_90")
     engines = [("tensorrt", "sm_90"), ("tensorrt_rtx", "sm_89"), ("tensorrt_rtx", "sm_120")]
@@ -159,7 +167,7 @@ def test_devices_that_do_not_fit_are_rejected(
     ("arguments", "kind", "message"),
     [
         ({"backend": "onnx"}, InputError, "no backend named 'onnx'"),
-        ({"backend": "onnxruntime", "device": "tpu"}, InputError, "no device 'tpu'"),
+        ({"backend": "onnxruntime", "device": "tpu"}, InputError, "There is no device 'tpu'"),
         ({"backend": "tensorrt_rtx"}, InfidError, "tensorrt_rtx"),
     ],
     ids=["backend", "device", "no-engines"],
@@ -172,6 +180,50 @@ def test_load_rejects_what_it_cannot_run(tiny_folder: Path, arguments: dict, kin
 def test_a_folder_of_something_else_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(EngineFolderError, match="is not an engine folder"):
         Pipeline.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("device", "chosen", "reason"),
+    [
+        ("auto", "tensorrt", "this machine runs them"),
+        (
+            "cuda:1",
+            "tensorrt_rtx",
+            "tensorrt not used: The folder's tensorrt engines are for sm_90, but cuda:1 is sm_89",
+        ),
+        ("cpu", "onnxruntime", "tensorrt not used: The folder has no tensorrt engines for 'cpu'"),
+    ],
+)
+def test_auto_takes_what_runs_on_the_device(
+    tiny_folder: Path, gpu: Callable[..., None], device: str, chosen: str, reason: str
+) -> None:
+    gpu("sm_90", "sm_89")
+    name, choice = choose_backend(with_engines(tiny_folder, ("tensorrt", "sm_90"), ("tensorrt_rtx", "sm_89")), device)
+    assert name == chosen
+    assert reason in choice
+
+
+@pytest.mark.parametrize("backend", ["auto", "onnxruntime", "tensorrt", "aotinductor"])
+def test_a_gpu_that_is_not_there_is_counted(fresh_folder: Path, gpu: Callable[..., None], backend: str) -> None:
+    gpu("sm_90", "sm_90")
+    with_engines(fresh_folder, ("tensorrt", "sm_90"), ("aotinductor", "sm_90")).write(fresh_folder)
+    with pytest.raises(BackendUnavailableError, match="There is no cuda:2: CUDA finds 2 GPUs") as caught:
+        Pipeline.load(fresh_folder, backend, "cuda:2")
+    assert "cuda:1 or lower" in caught.value.fix
+
+
+def test_a_pipeline_says_which_gpu_it_runs_on(fresh_folder: Path, gpu: Callable[..., None]) -> None:
+    gpu("sm_90", "sm_89")
+    with_engines(fresh_folder, ("tensorrt", "sm_89")).write(fresh_folder)
+    for backend, device, shown, on in (
+        ("tensorrt", "cuda:1", "cuda:1", "(on cuda:1, sm_89)"),
+        ("tensorrt", "sm_89", "cuda", "(on sm_89)"),
+        ("onnxruntime", "cuda:1", "cuda:1", "(on cuda:1)"),
+        ("onnxruntime", "cuda:0", "cuda", "(on cuda)"),
+        ("onnxruntime", "auto", "cpu", "(on cpu)"),
+    ):
+        with Pipeline.load(fresh_folder, backend, device) as pipe:
+            assert (pipe.device, pipe.choice.endswith(on)) == (shown, True)
 
 
 def generate(folder: Path, person: Person) -> None:
