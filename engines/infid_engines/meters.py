@@ -6,6 +6,9 @@ import ctypes
 from pathlib import Path
 from typing import Any, Protocol
 
+from infid_engines.device import CPU, Device
+from infid_engines.gpu import pci_address
+
 _NVML = "libnvidia-ml.so.1"
 _RAPL = Path("/sys/class/powercap")
 
@@ -21,16 +24,23 @@ class Meter(Protocol):
 
 
 class GpuMeter:
-    """The first NVIDIA GPU, through the driver's management library (NVML)."""
+    """An NVIDIA GPU, through the driver's management library (NVML).
 
-    def __init__(self) -> None:
+    Args:
+        index: its number in CUDA; NVML has other numbers, but the same PCI addresses.
+    """
+
+    def __init__(self, index: int = 0) -> None:
         self._library: Any = None
         self._device = ctypes.c_void_p()
+        address = pci_address(index)
         try:
             library = ctypes.CDLL(_NVML)
         except OSError:
             return
-        if library.nvmlInit_v2() == 0 and library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(self._device)) == 0:
+        if address is None or library.nvmlInit_v2() != 0:
+            return
+        if library.nvmlDeviceGetHandleByPciBusId_v2(address, ctypes.byref(self._device)) == 0:
             self._library = library
 
     def joules(self) -> float | None:
@@ -66,5 +76,6 @@ class CpuMeter:
 
 
 def meter(device: str) -> Meter:
-    """Return the meter of a kind of device: `cpu` or `cuda`."""
-    return CpuMeter() if device == "cpu" else GpuMeter()
+    """Return the meter of a device, such as `cpu` or `cuda:1`."""
+    found = Device.parse(device)
+    return CpuMeter() if found == CPU else GpuMeter(found.index)

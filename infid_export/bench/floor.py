@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from infid_engines.device import Device
 from infid_engines.errors import BackendUnavailableError
 
 _SIZES = {"cpu": 2048, "cuda": 8192}
@@ -64,7 +65,7 @@ def ceiling(device: str, precision: str, threads: int | None) -> float | None:
     """Measure a large matrix product in a process of its own, and return its operations per second.
 
     Args:
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda` or `cuda:1`.
         precision: `fp16` or `fp32`; on a CPU, both are computed in fp32.
         threads: CPU threads; None is one per core.
 
@@ -93,7 +94,7 @@ def floors(
 
 def _main(text: str) -> None:
     device, precision, threads = json.loads(text)
-    size = _SIZES[device]
+    size = _SIZES[Device.parse(device).kind]
     products = [_in_torch(size, device, precision, threads)]
     if device == "cpu":
         products.append(_in_onnxruntime(size, threads))
@@ -114,7 +115,7 @@ def _in_torch(size: int, device: str, precision: str, threads: int | None) -> Ca
         return None
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
+    if device != "cpu" and not torch.cuda.is_available():
         return None
     if threads is not None:
         torch.set_num_threads(threads)
@@ -124,8 +125,8 @@ def _in_torch(size: int, device: str, precision: str, threads: int | None) -> Ca
 
     def product() -> None:
         torch.matmul(a, b)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device != "cpu":
+            torch.cuda.synchronize(device)
 
     return product
 

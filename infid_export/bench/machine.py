@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,15 @@ def machine_facts() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def where(document: Mapping[str, Any]) -> str:
+    """Return the processor or the GPU that a document from `bench` was measured on."""
+    machine, device = document["machine"], document["device"]
+    if device == "cpu":
+        return str(machine["processor"])
+    gpus = ", ".join(machine["gpus"])
+    return gpus if device == "cuda" else f"{device} of {gpus}"
 
 
 def library_versions() -> dict[str, str]:

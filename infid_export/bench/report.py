@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from infid_export.bench.machine import where
+
 _WIDTH, _LABELS, _BAR, _GAP = 860, 210, 18, 10  # of charts, in pixels
 _PARTS = {"text encoders": "--four", "steps": "--one", "decoder": "--two", "the rest": "--faint"}  # with their colors
 _STYLE = """
@@ -37,13 +39,12 @@ def html(document: Mapping[str, Any]) -> str:
     """Return the page of a document from `bench`."""
     machine, folder, batch = document["machine"], document["folder"], document["folder"]["batch"]
     graphs, images, others = document["graphs"], document["images"], document["others"]
-    where = ", ".join(machine["gpus"]) if document["device"] == "cuda" else machine["processor"]
     title = f"{folder['model']}, {folder['precision']}, {folder['height']} × {folder['width']}"
     versions = ", ".join(f"{name} {each}" for name, each in document["versions"].items())
     every = {**images, **others}
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="faint">{escape(document["backend"])} on {escape(where)}, {machine["cores"]} cores; '
+        f'<p class="faint">{escape(document["backend"])} on {escape(where(document))}, {machine["cores"]} cores; '
         f"{document['steps']} steps, batch {batch}, {'with' if folder['guidance'] else 'without'} guidance.<br>"
         f"Python {machine['python']}, {escape(versions)}</p>",
         "<h2>An image</h2>",

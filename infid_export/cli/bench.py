@@ -86,10 +86,11 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 def _show(document: dict[str, Any], output: Output) -> None:
     machine, folder = document["machine"], document["folder"]
-    where = ", ".join(machine["gpus"]) if document["device"] == "cuda" else machine["processor"]
+    from infid_export.bench.machine import where
+
     output.line(
         f"{folder['model']} {folder['precision']}, {folder['height']} × {folder['width']}, batch {folder['batch']}, "
-        f"{document['backend']} on {where} ({machine['cores']} cores)"
+        f"{document['backend']} on {where(document)} ({machine['cores']} cores)"
     )
     kinds = (("graphs", "Graphs, milliseconds"), ("images", f"Images of {document['steps']} steps, milliseconds"),
              ("others", "Beside it, the same image, milliseconds"))  # fmt: skip

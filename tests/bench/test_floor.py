@@ -68,7 +68,13 @@ def test_a_process_that_fails_is_a_fault() -> None:
 
 @pytest.mark.parametrize(
     ("device", "missing", "libraries"),
-    [("cpu", (), 2), ("cpu", ("torch",), 1), ("cpu", ("torch", "onnx"), 0), ("cuda", ("torch",), 0)],
+    [
+        ("cpu", (), 2),
+        ("cpu", ("torch",), 1),
+        ("cpu", ("torch", "onnx"), 0),
+        ("cuda", ("torch",), 0),
+        ("cuda:1", ("torch",), 0),
+    ],
 )
 def test_the_libraries_that_are_installed_are_measured(
     device: str,
