@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infid_engines.device import Device
 from infid_engines.progress import Reporter
 from infid_engines.registry import BACKENDS
 from infid_engines.text_files import without_marks
@@ -46,8 +47,20 @@ def add_running(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--backend", choices=backend_choices(), default="auto", metavar="NAME", help=backend_help("auto")
     )
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime (auto: cpu)")
+    group.add_argument(
+        "--device", type=_device, default="auto", metavar="NAME",
+        help="auto, cpu, cuda, or cuda:1 for the second GPU (auto: the CPU for onnxruntime)",
+    )  # fmt: skip
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads of onnxruntime (one per core)")
+
+
+def _device(text: str) -> str:
+    """Return the choice of a device as it is.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    return text if text == "auto" else str(Device.parse(text))
 
 
 def open_pipeline(arguments: argparse.Namespace, folder: Path, reporter: Reporter | None = None) -> Pipeline:

@@ -47,6 +47,7 @@ def test_one_document(cli: Cli, folder: Path) -> None:
         (("bench", "none"), "none"),
         (("bench", "engines", "--rounds", "0"), "--rounds must be at least 1"),
         (("bench", "engines", "--image-rounds", "-1"), "--image-rounds must be at least 1"),
+        (("bench", "engines", "--device", "cuda:9999"), "There is no cuda:9999: CUDA finds "),
         (("bench", "engines", "--threads", "0"), "The number of threads must be at least 1"),
         (("bench", "engines", "--against", "tensorflow"), "tensorflow"),
         (("bench", "engines", "-o", "engines/manifest.json"), "engines/manifest.json"),

@@ -64,6 +64,12 @@ def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakePi
     return fake
 
 
+@pytest.mark.parametrize(("given", "passed"), [("auto", "auto"), ("cuda:0", "cuda"), ("cuda:1", "cuda:1")])
+def test_the_device_is_passed_on(cli: Cli, pipeline: FakePipeline, given: str, passed: str) -> None:
+    assert cli("generate", "a knight", "--person", "other.safetensors", "--device", given)[0] == 0
+    assert pipeline.calls[0] == ("load", (Path("infid-engines"), "auto", passed))
+
+
 def test_one_prompt(cli: Cli, pipeline: FakePipeline, tmp_path: Path) -> None:
     code, out, err = cli("generate", "a knight", "--person", "other.safetensors")
     assert (code, out) == (0, "out.png\n")

@@ -42,6 +42,8 @@ def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
         (("build", "--height", "tall"), "--height: invalid int value: 'tall'", "infid-export build --help"),
         (("build", "--height", "100"), "multiple of 32", "96"),
         (("build", "--backend", "openvino"), "invalid choice: 'openvino'", "infid-export build --help"),
+        (("generate", "a", "--device", "cuda:x"), "There is no device 'cuda:x'", "Give auto, cpu, cuda, or cuda:1"),
+        (("evaluate", "--device=gpu", "--dry-run"), "There is no device 'gpu'", "Give auto, cpu, cuda, or cuda:1"),
         (("build", "--fp16", "--precision", "fp32"), "not allowed with", "infid-export build --help"),
         (("enroll",), "PHOTO", "infid-export enroll --help"),
         (("inspect", "nowhere"), "nothing at nowhere", "engine folder"),
