@@ -1,5 +1,7 @@
 """Your own FastAPI application around a pipeline: enroll a photo, then request images of that person.
 
+`infid-export serve` is a ready server; this is where to start if your application needs other routes.
+
 Usage::
 
     pip install "infid-export[cpu,serve]"
