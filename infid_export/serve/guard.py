@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -105,10 +105,10 @@ class Guard:
         the loopback address.
         """
         host, origin = headers.get("host", ""), headers.get("origin")
-        name = urlsplit(f"//{host}").hostname or ""
+        name = _parts(f"//{host}").hostname or ""
         if not has_tokens and not is_loopback(name):
             raise Problem(403, f"The host {host[:80]!r} is not served.", "Use localhost, or give a --token-file.")
-        own = origin is None or urlsplit(origin).netloc == host
+        own = origin is None or _parts(origin).netloc == host
         if not own and origin not in self._options.origins and method not in ("GET", "HEAD"):
             raise Problem(403, f"Pages of {origin[:80] if origin else ''!r} may not call this server.",
                           "Start the server with --cors ORIGIN.")  # fmt: skip
@@ -150,6 +150,14 @@ class Guard:
             "method": method, "route": route, "status": status, "ms": round(seconds * 1000, 1), "bytes": count,
         }  # fmt: skip
         self._access_log(json.dumps(line))
+
+
+def _parts(url: str) -> SplitResult:
+    """Return the parts of a URL; a damaged one, such as `http://[`, has none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 def _too_large(most: int) -> Problem:
