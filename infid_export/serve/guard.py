@@ -133,8 +133,10 @@ class Guard:
                     408, f"The body took longer than {_READ_SECONDS:.0f} s.", "Send it faster, or send less.",
                     headers={"Connection": "close"},
                 ) from None  # fmt: skip
+            if message["type"] == "http.disconnect":
+                raise Problem(499, "The client has closed the connection.")
             taken += len(message.get("body", b""))
-            complete = message["type"] != "http.request" or not message.get("more_body", False)
+            complete = not message.get("more_body", False)
             if taken > most:
                 raise _too_large(most)
             return message
