@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infid_export.serve.metrics import Metrics
 from infid_export.serve.options import ServeOptions, is_loopback
-from infid_export.serve.problems import Problem
+from infid_export.serve.problems import Problem, problem_of
 
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _OPEN = ("/", "/healthz", "/readyz")  # without a token; and the page's files
@@ -75,6 +75,14 @@ class Guard:
                 if sent["status"]:
                     raise
                 await problem.response()(scope, receive, answer)
+            except _Stalled:
+                raise
+            except (
+                Exception
+            ) as error:  # a bug; it is answered here, so that it is counted and has an id, and then logged
+                if not sent["status"]:
+                    await problem_of(error).response()(scope, receive, answer)
+                raise
         except _Stalled:
             pass  # the server closes a connection whose response is incomplete
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,3 +37,15 @@ def test_a_page_of_a_damaged_origin_may_not_call(tiny: Running, origin: str) -> 
     head = f"POST /v1/templates HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\nContent-Length: 0\r\n\r\n"
     assert status_of(tiny, head.encode()) == 403
     assert status_of(tiny, head.replace("POST /v1/templates", "GET /healthz").encode()) == 200
+
+
+def test_a_bug_is_counted_as_500_and_has_an_id(fresh: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug() -> None:
+        raise RuntimeError("of a secret")
+
+    monkeypatch.setattr(fresh.service.people, "list", bug)
+    answer = fresh.get("/v1/people", headers={"x-request-id": "abcdefgh"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (500, "abcdefgh")
+    assert (answer.json()["error"]["code"], "secret" in answer.text) == ("internal_error", False)
+    assert json.loads(fresh.access[-1])["status"] == 500
+    assert fresh.metric('infid_requests_total{method="GET",route="/v1/people",status="500"}') == 1

@@ -18,9 +18,7 @@ from running import Running, wait_until
         ("/v1/templates", "application/json"),
     ],
 )
-def test_who_hangs_up_while_sending_is_no_fault_of_the_server(
-    fresh: Running, path: str, kind: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_who_hangs_up_while_sending_is_no_fault_of_the_server(fresh: Running, path: str, kind: str) -> None:
     with socket.create_connection(("127.0.0.1", int(fresh.url.rpartition(":")[2])), timeout=10) as connection:
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 500\r\n\r\n{{"
         connection.sendall(head.encode())
@@ -28,4 +26,3 @@ def test_who_hangs_up_while_sending_is_no_fault_of_the_server(
     (line,) = (json.loads(line) for line in fresh.access if json.loads(line)["method"] == "POST")
     assert (line["route"], line["status"]) == (path, 499)
     assert fresh.metric(f'infid_requests_total{{method="POST",route="{path}",status="499"}}') == 1
-    assert "Traceback" not in capfd.readouterr().err
