@@ -55,6 +55,12 @@ class Worker(threading.Thread):
     def run(self) -> None:
         """Load the engines, then draw until the queue is closed and empty."""
         try:
+            self._work()
+        except Exception as error:  # a bug; without this thread, nobody would be answered
+            self._damaged(error)
+
+    def _work(self) -> None:
+        try:
             self._warm_up()
         except Exception as error:
             self._damaged(error)

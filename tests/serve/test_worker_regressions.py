@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from running import options_of, running
+import pytest
+from running import Running, options_of, running, wait_until
 
 
 def test_a_folder_of_templates_that_is_gone_stops_nobody(tiny_folder: Path, tmp_path: Path) -> None:
@@ -18,3 +19,15 @@ def test_a_folder_of_templates_that_is_gone_stops_nobody(tiny_folder: Path, tmp_
         folder.unlink()
         (tmp_path / "moved").rename(folder)
         assert server.post("/v1/templates", json={"prompt": "a"}).status_code == 201
+
+
+def test_a_bug_in_the_queue_answers_everybody(fresh: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise RuntimeError("x")
+
+    body = {"prompt": "a", "person": fresh.enroll()}
+    monkeypatch.setattr(fresh.service.queue, "_round", bug)
+    assert fresh.post("/v1/images/generations", json=body).status_code == 503
+    wait_until(lambda: fresh.get("/readyz").status_code == 503)
+    assert "RuntimeError: x" in "".join(fresh.log)
+    assert fresh.post("/v1/images/generations", json=body).status_code == 503
