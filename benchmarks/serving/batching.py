@@ -5,6 +5,9 @@ Three kinds of turns alternate. In each, customers with a person each ask for on
 - `plain`: each has a seed of its own, so that nothing is shared;
 - `template`: all name one template, made before;
 - `same prompt`: all have the same prompt and seed, which no template was made of before.
+
+A ratio is the median of those of single rounds, whose turns follow each other: a machine that others use as well slows
+all of them.
 """
 
 from __future__ import annotations
@@ -44,9 +47,9 @@ def measure(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
     for folder in (arguments.folder, *arguments.folders):
         with tempfile.TemporaryDirectory() as scratch, ServerProcess(folder, Path(scratch)) as server:
             seconds = asyncio.run(_turns(server.url, arguments, output))
-        rates = {kind: [arguments.customers / each for each in seconds[kind]] for kind in KINDS}
+        rates = {kind: arguments.customers / np.asarray(seconds[kind]) for kind in KINDS}
         middle = {kind: float(np.median(rates[kind])) for kind in KINDS}
-        ratios = {kind: round(middle[kind] / middle["plain"], 3) for kind in KINDS[1:]}
+        ratios = {kind: round(float(np.median(rates[kind] / rates["plain"])), 3) for kind in KINDS[1:]}
         found.append({
             "batch": Manifest.load(folder).batch, "images_per_second": {kind: round(middle[kind], 3) for kind in KINDS},
             "p20_images_per_second": {kind: round(float(np.quantile(rates[kind], 0.2)), 3) for kind in KINDS},
@@ -74,7 +77,7 @@ async def _turns(url: str, arguments: argparse.Namespace, output: Output) -> dic
                 "template": [{"template": template, "seed": first + index} for index in range(count)],
                 "same prompt": [{**own, "seed": first + count}] * count,
             }
-            for kind in KINDS:
+            for kind in KINDS if number % 2 else KINDS[::-1]:
                 started = time.perf_counter()
                 answers = [generate(server, {**body, "person": id}) for body, id in zip(bodies[kind], ids, strict=True)]
                 for answer in await asyncio.gather(*answers):

@@ -62,7 +62,7 @@ def batching_table(document: Mapping[str, Any]) -> str:
                          "1" if ratio is None else f"{ratio:.2f}", verdict])  # fmt: skip
     goal = document["folders"][0]["goal"]
     what = (
-        f"{document['customers']} customers at once, {document['steps']} steps, medians of {document['rounds']} turns"
+        f"{document['customers']} customers at once, {document['steps']} steps, medians of {document['rounds']} rounds"
     )
     head = ["batch", "customers ask for", "images per second", "ratio", f"at least {goal}"]
     return _with_machine(markdown(head, rows), document, what)
