@@ -12,14 +12,14 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infid_export.serve.metrics import Metrics
 from infid_export.serve.options import ServeOptions, is_loopback
-from infid_export.serve.problems import Problem
+from infid_export.serve.problems import Problem, problem_of
 
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _OPEN = ("/", "/healthz", "/readyz")  # without a token; and the page's files
@@ -75,6 +75,14 @@ class Guard:
                 if sent["status"]:
                     raise
                 await problem.response()(scope, receive, answer)
+            except _Stalled:
+                raise
+            except (
+                Exception
+            ) as error:  # a bug; it is answered here, so that it is counted and has an id, and then logged
+                if not sent["status"]:
+                    await problem_of(error).response()(scope, receive, answer)
+                raise
         except _Stalled:
             pass  # the server closes a connection whose response is incomplete
         finally:
@@ -105,10 +113,10 @@ class Guard:
         the loopback address.
         """
         host, origin = headers.get("host", ""), headers.get("origin")
-        name = urlsplit(f"//{host}").hostname or ""
+        name = _parts(f"//{host}").hostname or ""
         if not has_tokens and not is_loopback(name):
             raise Problem(403, f"The host {host[:80]!r} is not served.", "Use localhost, or give a --token-file.")
-        own = origin is None or urlsplit(origin).netloc == host
+        own = origin is None or _parts(origin).netloc == host
         if not own and origin not in self._options.origins and method not in ("GET", "HEAD"):
             raise Problem(403, f"Pages of {origin[:80] if origin else ''!r} may not call this server.",
                           "Start the server with --cors ORIGIN.")  # fmt: skip
@@ -133,8 +141,10 @@ class Guard:
                     408, f"The body took longer than {_READ_SECONDS:.0f} s.", "Send it faster, or send less.",
                     headers={"Connection": "close"},
                 ) from None  # fmt: skip
+            if message["type"] == "http.disconnect":
+                raise Problem(499, "The client has closed the connection.")
             taken += len(message.get("body", b""))
-            complete = message["type"] != "http.request" or not message.get("more_body", False)
+            complete = not message.get("more_body", False)
             if taken > most:
                 raise _too_large(most)
             return message
@@ -150,6 +160,14 @@ class Guard:
             "method": method, "route": route, "status": status, "ms": round(seconds * 1000, 1), "bytes": count,
         }  # fmt: skip
         self._access_log(json.dumps(line))
+
+
+def _parts(url: str) -> SplitResult:
+    """Return the parts of a URL; a damaged one, such as `http://[`, has none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 def _too_large(most: int) -> Problem:

@@ -135,11 +135,11 @@ class JobQueue:
     def _round(self, first: ImageJob) -> Round:
         """Take the images of the next round out of the queue; `first` is the job at its head."""
         head = first.waiting[0]
-        same = [task for task in self._tasks() if task.shared == head.shared][: self._batch]
+        same = [task for task in self._tasks() if task.shared == head.shared]  # also those of later rounds
         template = first.from_template or self._kept(head.text)
         if not template and len(same) >= _SHARED_FROM:
             template = self._shareable(head.text)
-        chosen = same if template else [t for t in self._tasks() if t.look == head.look][: self._batch]
+        chosen = (same if template else [t for t in self._tasks() if t.look == head.look])[: self._batch]
         jobs = list(dict.fromkeys(task.job for task in chosen))
         for task in chosen:
             task.job.waiting.remove(task)

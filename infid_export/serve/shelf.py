@@ -15,6 +15,7 @@ from typing import Any
 
 from infid_engines.atomic_files import whole_file
 from infid_engines.documents import read_json, record
+from infid_engines.errors import InputError
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.runtime.template import Template, TemplateSettings
 from infid_export.runtime.template_cache import TemplateCache
@@ -64,8 +65,10 @@ class TemplateShelf:
         self._records: dict[str, TemplateRecord] = {}
 
     def kept(self, settings: TemplateSettings) -> bool:
-        """Return whether a text stream is at hand."""
-        return self._cache is not None and self._cache.find(settings) is not None
+        """Return whether a text stream is at hand; none is in a folder that cannot be used just now."""
+        with suppress(InputError):
+            return self._cache is not None and self._cache.find(settings) is not None
+        return False
 
     def fits(self, settings: TemplateSettings) -> bool:
         """Return whether a text stream can be kept."""

@@ -55,6 +55,12 @@ class Worker(threading.Thread):
     def run(self) -> None:
         """Load the engines, then draw until the queue is closed and empty."""
         try:
+            self._work()
+        except Exception as error:  # a bug; without this thread, nobody would be answered
+            self._damaged(error)
+
+    def _work(self) -> None:
+        try:
             self._warm_up()
         except Exception as error:
             self._damaged(error)
@@ -125,7 +131,7 @@ class Worker(threading.Thread):
             call.future.set_exception(error)
 
     def _draw(self, found: Round) -> None:
-        """Draw a round. If it fails, each job is drawn alone, so that only the one at fault fails."""
+        """Draw a round. If it fails, each job is drawn alone as it asked, so that only the one at fault fails."""
         jobs = self._drawing = jobs_of(found.tasks)
         started = time.monotonic()
         for job in jobs:
@@ -138,7 +144,7 @@ class Worker(threading.Thread):
         except Exception as error:
             if len(jobs) > 1:
                 for job in jobs:
-                    self._draw(Round(tuple(task for task in found.tasks if task.job is job), found.template))
+                    self._draw(Round(tuple(task for task in found.tasks if task.job is job), job.from_template))
                 return
             self._report(error)
             jobs[0].fail(problem_of(error))
