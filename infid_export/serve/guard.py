@@ -68,23 +68,15 @@ class Guard:
                 raise _Stalled from error
 
         try:
-            try:
-                self._admit(scope, headers)
-                await self._app(scope, self._bounded(headers, receive), answer)
-            except Problem as problem:
-                if sent["status"]:
-                    raise
-                await problem.response()(scope, receive, answer)
-            except _Stalled:
-                raise
-            except (
-                Exception
-            ) as error:  # a bug; it is answered here, so that it is counted and has an id, and then logged
-                if not sent["status"]:
-                    await problem_of(error).response()(scope, receive, answer)
-                raise
+            self._admit(scope, headers)
+            await self._app(scope, self._bounded(headers, receive), answer)
         except _Stalled:
             pass  # the server closes a connection whose response is incomplete
+        except Exception as error:  # answered here, so that a bug is counted and has an id too
+            if not sent["status"]:
+                await problem_of(error).response()(scope, receive, answer)
+            if not isinstance(error, Problem):
+                raise  # to the log
         finally:
             self._record(scope, sent["status"] or 499, sent["bytes"], time.monotonic() - started)
 

@@ -55,17 +55,13 @@ class Worker(threading.Thread):
     def run(self) -> None:
         """Load the engines, then draw until the queue is closed and empty."""
         try:
+            self._warm_up()
+            self._set_problem(None if self.problem is LOADING else self.problem)
             self._work()
-        except Exception as error:  # a bug; without this thread, nobody would be answered
+        except Exception as error:  # damaged engines, or a bug: without this thread, nobody would be answered
             self._damaged(error)
 
     def _work(self) -> None:
-        try:
-            self._warm_up()
-        except Exception as error:
-            self._damaged(error)
-            return
-        self._set_problem(None if self.problem is LOADING else self.problem)
         while (found := self._queue.take()) is not None:
             try:
                 if isinstance(found, Call):

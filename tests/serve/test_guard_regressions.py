@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import TOKEN, Running, options_of, running
+from running import TOKEN, Running, options_of, running, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -47,5 +47,5 @@ def test_a_bug_is_counted_as_500_and_has_an_id(fresh: Running, monkeypatch: pyte
     answer = fresh.get("/v1/people", headers={"x-request-id": "abcdefgh"})
     assert (answer.status_code, answer.headers["x-request-id"]) == (500, "abcdefgh")
     assert (answer.json()["error"]["code"], "secret" in answer.text) == ("internal_error", False)
-    assert json.loads(fresh.access[-1])["status"] == 500
+    wait_until(lambda: fresh.access and json.loads(fresh.access[-1])["status"] == 500)
     assert fresh.metric('infid_requests_total{method="GET",route="/v1/people",status="500"}') == 1
