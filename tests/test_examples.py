@@ -38,11 +38,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return call
 
 
-def test_all_examples_are_run_here() -> None:
-    text = Path(__file__).read_text()
+def test_all_examples_are_run_and_listed() -> None:
     scripts = sorted(EXAMPLES.glob("*.py"))
-    assert [script.name[0] for script in scripts] == ["1", "2", "3", "4", "5"]
-    assert [script.name for script in scripts if f'"{script.name}"' not in text] == []
+    assert [script.name[0] for script in scripts] == ["1", "2", "3", "4", "5", "6"]
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [script.name for script in scripts if f'{script.name}"' not in tests] == []
+    listed = (EXAMPLES / "README.md").read_text()
+    assert [script.name for script in scripts if f"]({script.name})" not in listed] == []
 
 
 def test_enroll_and_generate(run: Any, quick_folder: Path, tmp_path: Path) -> None:
