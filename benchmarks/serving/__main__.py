@@ -15,6 +15,7 @@ in these documents is edited by hand. The exit code is 1 if soak or hostile find
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def main(words: list[str]) -> int:
         sub.add_argument("--machine", default="", help="what it runs on, in words")
     arguments = parser.parse_args(words)
     command = _COMMANDS[arguments.command]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the server is stopped as well
     document = publish(command.measure, tables.TABLES[f"serving-{arguments.command}"], arguments, arguments.results)
     return 1 if document is None or document.get("faults") else 0
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,12 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import numpy as np
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from infid_engines.errors import InputError
 from infid_training.world import people, scenes
 from infid_training.world.drawing import render
 
+Array = np.ndarray[Any, Any]
 PROMPT = "an oil painting of a person"
 PACKAGES = ("numpy", "onnxruntime", "fastapi", "uvicorn", "httpx")
 _TIMEOUT = httpx.Timeout(600, connect=30)
@@ -110,6 +115,18 @@ async def metrics(server: httpx.AsyncClient) -> Counter[tuple[str, ...]]:
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text) for sample in family.samples
     })  # fmt: skip
+
+
+def pixels_of(response: httpx.Response) -> Array:
+    """Return the first image of an answer, `[h, w, 3]` uint8."""
+    content = base64.b64decode(response.json()["data"][0]["b64_json"])
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def psnr(first: Array, second: Array) -> float:
+    """Return the peak signal-to-noise ratio of two images of 8 bits in dB; infinity if they are equal."""
+    error = float(np.square(first.astype(np.float64) - second).mean())
+    return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 @contextmanager

@@ -262,14 +262,15 @@ def tokens(target: Target, random: Random) -> Case:
     """A token that is missing or wrong."""
     wrong = random.choice((
         None, "", "Bearer", "Bearer ", "Bearer x", f"Basic {target.token}", f"Bearer {target.token[:-1]}",
-        f"Bearer {target.token} ",
+        f"Bearer {target.token} x",
         f"bearer  {target.token}x", f"Bearer {'x' * 30_000}", "Bearer \xe9\xff",
         f"Bearer {target.token},{target.token}",
     ))  # fmt: skip
     path = random.choice(
         ("/v1/people", "/metrics", "/v1/settings", "/openapi.json", f"/v1/people/{target.person}", "/v1/models")
     )
-    return Case(request(target, random.choice(("GET", "POST", "DELETE")), path, b"", {"Authorization": wrong}))
+    methods = ("GET", "POST", "DELETE") if target.token else ("GET", "POST")  # without tokens anybody may erase anybody
+    return Case(request(target, random.choice(methods), path, b"", {"Authorization": wrong}))
 
 
 def documents(target: Target, random: Random) -> Case:

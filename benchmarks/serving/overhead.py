@@ -22,7 +22,18 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.provenance import measured_on
-from benchmarks.serving.client import PACKAGES, PROMPT, client, enroll, generate, metrics, photos, require, timed
+from benchmarks.serving.client import (
+    PACKAGES,
+    PROMPT,
+    client,
+    enroll,
+    generate,
+    metrics,
+    photos,
+    pixels_of,
+    require,
+    timed,
+)
 from benchmarks.serving.measures import median_ms
 from benchmarks.serving.server_process import ServerProcess
 from infid_export.cli.output import Output
@@ -79,7 +90,7 @@ async def _turns(
                 (image,) = pipe.generate(PROMPT, person, **settings)
             with timed(series["png"]):
                 _png(image)
-            equal = equal and _same(image, answer.response.json()["data"][0]["b64_json"])
+            equal = equal and bool(np.array_equal(np.asarray(image), pixels_of(answer.response)))
             output.note(", ".join(f"{name} {each[-1] * 1e3:.1f} ms" for name, each in series.items()))
             if number == 0:  # the first image is slower
                 for each in series.values():
@@ -92,8 +103,3 @@ def _png(image: Image.Image) -> str:
     content = io.BytesIO()
     image.save(content, format="PNG")
     return base64.b64encode(content.getvalue()).decode()
-
-
-def _same(image: Image.Image, encoded: str) -> bool:
-    other = Image.open(io.BytesIO(base64.b64decode(encoded)))
-    return bool(np.array_equal(np.asarray(image), np.asarray(other)))

@@ -123,7 +123,7 @@ class ServerProcess:
         if not hasattr(self, "url"):
             try:
                 self.url = json.JSONDecoder().raw_decode(self._stdout.read_text())[0]["url"]
-            except ValueError:  # it is not printed yet
+            except (ValueError, KeyError):  # it is not printed yet, or an error was
                 return False
             self.port = int(self.url.rpartition(":")[2])
         try:

@@ -190,7 +190,14 @@ class PeopleInFolder(People):
 
     def record(self, id: str) -> PersonRecord:
         """Return what is known of a person."""
-        return self._read(self._path(id))
+        path = self._path(id)
+        try:
+            return self._read(path)
+        except FileNotFoundError:  # erased by another server just now
+            raise _nobody(id) from None
+        except (OSError, SafetensorError) as error:
+            raise Problem(404, "The file of the person is damaged.", "Erase the person, and enroll again.",
+                          code="damaged_person") from error  # fmt: skip
 
     def list(self) -> list[PersonRecord]:
         """Return all people, the newest first; files that are no people are left out."""

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from infid_engines.progress import SilentReporter
+from infid_export.runtime.denoise import reject_cancelled
 from infid_export.runtime.template import TemplateSettings
 from infid_export.serve.images import crop_of, png_of
 from infid_export.serve.people import PersonRecord
@@ -38,8 +39,10 @@ def people_routes(service: Service) -> APIRouter:
         photos, body = await read_form(request, PersonFields, service.options.limits)
         faces = await service.faces(photos, body.face_index, request)
 
-        def keep(_: Event) -> PersonRecord:
-            return service.people.add(service.pipe.encode(faces, name=body.name))
+        def keep(cancel: Event) -> PersonRecord:
+            person = service.pipe.encode(faces, name=body.name)
+            reject_cancelled(cancel)  # nobody would know the id
+            return service.people.add(person)
 
         record = await service.call(keep, request)
         found = []

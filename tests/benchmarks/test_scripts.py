@@ -16,7 +16,7 @@ FOLDER = Path(benchmarks.__file__).parent
 SCRIPTS = (
     "kernels/static_configurations.py", "quality/ablation_scores.py", "quality/backend_scores.py",
     "quality/saver_scores.py", "rebuild_speed.py",
-    "reliability.py", "template_speed.py", "world_speed.py",
+    "reliability.py", "serving", "template_speed.py", "world_speed.py",
 )  # fmt: skip
 
 
