@@ -10,6 +10,7 @@ from pathlib import Path
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_export.cli.flags import add_folder, add_running
 from infid_export.cli.output import Output
+from infid_export.cli.serve_ray import run_on_ray
 
 EXAMPLES = (
     "infid-export serve infid-engines",
@@ -43,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--grace", type=float, default=30.0, metavar="S", help="seconds to finish requests when it is stopped (30)"
     )
+    many = parser.add_argument_group("several processes")
+    many.add_argument("--ray", action="store_true", help="serve on Ray: on this machine, or the cluster at RAY_ADDRESS")
+    many.add_argument("--replicas", type=int, metavar="N", help="copies of the server on Ray, one per GPU (1)")
     kept = parser.add_argument_group("people and templates")
     kept.add_argument(
         "--people", type=Path, metavar="DIR", help="keep people as files there, mode 0600 (in memory otherwise)"
@@ -72,6 +76,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         ) from error
     if arguments.grace < 0:
         raise InputError(f"--grace must be 0 or more, not {arguments.grace:g}.", fix="Give a number of seconds.")
+    if arguments.ray:
+        return run_on_ray(arguments, output, {name: getattr(arguments, f"max_{name}") for name in _LIMITS})
+    if arguments.replicas is not None:
+        raise InputError("--replicas needs --ray.", fix="Add --ray.")
     options = ServeOptions(
         arguments.folder, arguments.backend, arguments.device, arguments.threads, arguments.people, arguments.templates,
         arguments.people_budget, arguments.template_budget, arguments.queue,

@@ -8,7 +8,7 @@ import io
 import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 from PIL import Image
@@ -61,16 +61,16 @@ def image_routes(service: Service) -> APIRouter:
     @router.get("/v1/jobs/{id}", response_model=JobBody)
     async def job(id: str) -> Any:
         """Show where a request is; its id is the header `x-request-id`."""
-        found = _job(service, id)
-        state: Literal["waiting", "drawing"] = "drawing" if found.progress.step else "waiting"
-        return JobBody(
-            id=id, state=state, position=found.progress.position, step=found.progress.step, steps=found.steps
-        )
+        found = service.state_of(id) or await service.neighbors.find(id)
+        if found is None:
+            raise _no_job(id)
+        return JobBody(id=id, **found._asdict())
 
     @router.delete("/v1/jobs/{id}", response_model=CancelledBody)
     async def cancel(id: str) -> Any:
         """Cancel a request; it gets an error."""
-        _job(service, id).stop(Problem(499, "The request was cancelled.", "Send it again.", code="cancelled"))
+        if not service.cancel(id) and not await service.neighbors.cancel(id):
+            raise _no_job(id)
         return CancelledBody(id=id)
 
     return router
@@ -177,8 +177,6 @@ def _encoded(image: Image.Image, kind: str, quality: int | None) -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
-def _job(service: Service, id: str) -> ImageJob:
-    if id not in service.jobs:
-        raise Problem(404, f"There is no request {id[:64]!r} that waits or is drawn.", "It may be finished.",
-                      code="not_found")  # fmt: skip
-    return service.jobs[id]
+def _no_job(id: str) -> Problem:
+    return Problem(404, f"There is no request {id[:64]!r} that waits or is drawn.", "It may be finished.",
+                   code="not_found")  # fmt: skip

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from infid_engines.meters import meter
 
@@ -48,3 +53,28 @@ class Metrics:
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+def merged(texts: Mapping[str, bytes]) -> bytes:
+    """Return the metrics of several servers as one text, with the label `replica`.
+
+    Args:
+        texts: of `Metrics.text`, by the server's name.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Merged(texts))
+    return generate_latest(registry)
+
+
+class _Merged(Collector):
+    def __init__(self, texts: Mapping[str, bytes]) -> None:
+        self._texts = texts
+
+    def collect(self) -> list[Metric]:
+        families: dict[str, Metric] = {}
+        for server, text in self._texts.items():
+            for family in text_string_to_metric_families(text.decode()):
+                found = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    found.add_sample(sample.name, {**sample.labels, "replica": server}, sample.value)
+        return list(families.values())

@@ -82,6 +82,10 @@ class People(ABC):
             Problem: there is no such person.
         """
 
+    @abstractmethod
+    def forget(self, id: str) -> None:
+        """Drop a person from memory whom another server has erased."""
+
     @property
     @abstractmethod
     def nbytes(self) -> int:
@@ -120,6 +124,9 @@ class PeopleInMemory(People):
         with self._lock:
             if self._people.pop(id, None) is None:
                 raise _nobody(id)
+
+    def forget(self, id: str) -> None:
+        """Do nothing: no other server has these people."""
 
     @property
     def nbytes(self) -> int:
@@ -211,14 +218,18 @@ class PeopleInFolder(People):
     def erase(self, id: str) -> None:
         """Erase a person's file, and the person from memory."""
         path = self._path(id)
-        with self._lock:
-            for kept in (self._recent, self._alive):
-                for key in [key for key in kept if key[0] == id]:
-                    kept.pop(key, None)
+        self.forget(id)
         try:
             path.unlink()
         except FileNotFoundError:  # by another server just now
             raise _nobody(id) from None
+
+    def forget(self, id: str) -> None:
+        """Drop a person from memory."""
+        with self._lock:
+            for kept in (self._recent, self._alive):
+                for key in [key for key in kept if key[0] == id]:
+                    kept.pop(key, None)
 
     @property
     def nbytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from threading import Event
 from typing import Any
 
@@ -13,7 +14,6 @@ from infid_export.runtime.denoise import reject_cancelled
 from infid_export.runtime.template import TemplateSettings
 from infid_export.serve.images import crop_of, png_of
 from infid_export.serve.people import PersonRecord
-from infid_export.serve.problems import Problem
 from infid_export.serve.schemas import (
     DeletedBody,
     EnrolledBody,
@@ -64,12 +64,11 @@ def people_routes(service: Service) -> APIRouter:
         return PersonBody(**_person(service.people.record(id)))
 
     @router.delete("/{id}", response_model=DeletedBody)
-    def erase(id: str) -> Any:
+    async def erase(id: str) -> Any:
         """Erase a person from memory and disk, and stop the images of the person that are being made."""
-        service.people.erase(id)
-        for job in list(service.jobs.values()):
-            if id in job.person_ids:
-                job.stop(Problem(404, "The person was erased.", "Enroll the person again.", code="not_found"))
+        await asyncio.to_thread(service.people.erase, id)
+        service.forget(id)
+        await service.neighbors.erased(id)
         return DeletedBody(id=id, object="person.deleted")
 
     return router

@@ -22,6 +22,7 @@ from infid_export.runtime.template import TemplateSettings
 from infid_export.serve.events import until_hung_up
 from infid_export.serve.jobs import Call, ImageJob
 from infid_export.serve.metrics import Metrics
+from infid_export.serve.neighbors import JobState, Neighbors, NoNeighbors
 from infid_export.serve.options import MODEL, ServeOptions
 from infid_export.serve.people import People, PeopleInFolder, PeopleInMemory
 from infid_export.serve.problems import Problem
@@ -55,6 +56,7 @@ class Service:
         self.queue = JobQueue(options.queue, self.pipe.manifest.batch, self.shelf.kept, self.shelf.fits)
         self.worker = Worker(self.pipe, self.queue, self.shelf, self.metrics, log)
         self.jobs: dict[str, ImageJob] = {}  # that wait or are drawn, by request
+        self.neighbors: Neighbors = NoNeighbors()
         self._reader = ThreadPoolExecutor(1, "infid-faces")  # the detector sees one photo at a time
         self._reading = threading.BoundedSemaphore(options.queue)  # requests whose photos wait for it
 
@@ -119,6 +121,35 @@ class Service:
             self.jobs.pop(job.id, None)
             self.metrics.images.labels("done").inc(job.finished)
             self.metrics.images.labels(job.outcome).inc(len(job.seeds) - job.finished)
+
+    def state_of(self, id: str) -> JobState | None:
+        """Return where a request is; None if it does not wait and is not drawn."""
+        job = self.jobs.get(id)
+        if job is None:
+            return None
+        progress = job.progress
+        return JobState("drawing" if progress.step else "waiting", progress.position, progress.step, job.steps)
+
+    def cancel(self, id: str) -> bool:
+        """Cancel a request, which gets an error; return whether there is one that waits or is drawn."""
+        job = self.jobs.get(id)
+        if job is not None:
+            job.stop(Problem(499, "The request was cancelled.", "Send it again.", code="cancelled"))
+        return job is not None
+
+    def forget(self, person: str) -> None:
+        """Drop an erased person from memory, and stop the images of the person that are being made."""
+        self.people.forget(person)
+        for job in list(self.jobs.values()):
+            if person in job.person_ids:
+                job.stop(Problem(404, "The person was erased.", "Enroll the person again.", code="not_found"))
+
+    def metrics_text(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        self.metrics.queue.set(len(self.queue))
+        self.metrics.people.set(self.people.nbytes)
+        self.metrics.template_bytes.set(self.shelf.nbytes)
+        return self.metrics.text()
 
     def people_of(self, ids: Sequence[str]) -> Person:
         """Return one enrolled person, or several stacked for one image.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.resources import files
 from typing import Any
 
@@ -48,12 +49,10 @@ def status_routes(service: Service) -> APIRouter:
         return JSONResponse({"status": problem.code, "problem": f"{problem.message} {problem.fix}"}, 503)
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    def metrics() -> Any:
+    async def metrics() -> Any:
         """Return the metrics in Prometheus' text format."""
-        service.metrics.queue.set(len(service.queue))
-        service.metrics.people.set(service.people.nbytes)
-        service.metrics.template_bytes.set(service.shelf.nbytes)
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+        own = await asyncio.to_thread(service.metrics_text)
+        return Response(await service.neighbors.metrics(own), media_type=CONTENT_TYPE)
 
     @router.get("/v1/models", response_model=ListBody)
     async def models() -> Any:
