@@ -26,7 +26,7 @@ def run_on_ray(arguments: argparse.Namespace, output: Output, limits: dict[str, 
             "`infid-export serve --ray` needs ray, which is not installed.", fix='pip install "infid-export[ray]"'
         )
     from infid_export.runtime.pipeline import Pipeline
-    from infid_export.serve.cluster import serve_on_ray
+    from infid_export.serve.cluster.deployment import serve_on_ray
     from infid_export.serve.options import read_tokens
     from infid_export.serve.server import listen, url_of
 

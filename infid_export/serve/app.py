@@ -16,14 +16,15 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from infid_engines.errors import InfidError
-from infid_export.serve.guard import Guard
-from infid_export.serve.images import image_routes
+from infid_export.serve.http.guard import Guard
+from infid_export.serve.http.problems import Problem, invalid, problem_of
+from infid_export.serve.http.schemas import ErrorBody
 from infid_export.serve.options import ServeOptions
-from infid_export.serve.people_routes import people_routes, template_routes
-from infid_export.serve.problems import Problem, invalid, problem_of
-from infid_export.serve.schemas import ErrorBody
+from infid_export.serve.routes.images import image_routes
+from infid_export.serve.routes.people import people_routes
+from infid_export.serve.routes.status import status_routes
+from infid_export.serve.routes.templates import template_routes
 from infid_export.serve.service import Service
-from infid_export.serve.status_routes import status_routes
 
 _ERROR = {"description": "A problem, and what to do.", "model": ErrorBody}
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _ERROR, "5XX": _ERROR}

@@ -27,9 +27,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infid_engines.errors import InputError
 from infid_engines.registry import get_backend
 from infid_export.serve.app import create_app
-from infid_export.serve.board import Board, BoardNeighbors
+from infid_export.serve.cluster.board import Board, BoardNeighbors
+from infid_export.serve.drawing.worker import LOADING
 from infid_export.serve.options import Limits, ServeOptions, read_tokens
-from infid_export.serve.worker import LOADING
 
 NAME = "infid-export"  # of the deployment whose replicas draw
 BOARD = "job-board"

@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from infid_engines.errors import InputError
-from infid_export.serve.connections import ImpatientConnection
+from infid_export.serve.http.connections import ImpatientConnection
 from infid_export.serve.options import is_loopback
 from infid_export.serve.service import Service
 

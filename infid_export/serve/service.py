@@ -19,17 +19,17 @@ from infid_export.runtime.denoise import random_seed
 from infid_export.runtime.person import Person, stack
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.runtime.template import TemplateSettings
-from infid_export.serve.events import until_hung_up
-from infid_export.serve.jobs import Call, ImageJob
+from infid_export.serve.cluster.neighbors import JobState, Neighbors, NoNeighbors
+from infid_export.serve.drawing.jobs import Call, ImageJob
+from infid_export.serve.drawing.queue import JobQueue
+from infid_export.serve.drawing.worker import Worker
+from infid_export.serve.http.events import until_hung_up
+from infid_export.serve.http.problems import Problem
+from infid_export.serve.http.schemas import ImageFields, TemplateRequest
 from infid_export.serve.metrics import Metrics
-from infid_export.serve.neighbors import JobState, Neighbors, NoNeighbors
 from infid_export.serve.options import MODEL, ServeOptions
-from infid_export.serve.people import People, PeopleInFolder, PeopleInMemory
-from infid_export.serve.problems import Problem
-from infid_export.serve.queue import JobQueue
-from infid_export.serve.schemas import ImageFields, TemplateRequest
-from infid_export.serve.shelf import TemplateShelf
-from infid_export.serve.worker import Worker
+from infid_export.serve.stores.people import People, PeopleInFolder, PeopleInMemory
+from infid_export.serve.stores.templates import TemplateShelf
 
 
 class Service:

@@ -9,11 +9,11 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from infid_export.serve import board as boards
-from infid_export.serve.board import Board, BoardNeighbors
+from infid_export.serve.cluster import board as boards
+from infid_export.serve.cluster.board import Board, BoardNeighbors
+from infid_export.serve.cluster.neighbors import JobState, NoNeighbors
+from infid_export.serve.http.problems import Problem
 from infid_export.serve.metrics import merged
-from infid_export.serve.neighbors import JobState, NoNeighbors
-from infid_export.serve.problems import Problem
 
 DRAWING = JobState("drawing", 0, 3, 30)
 

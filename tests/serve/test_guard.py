@@ -104,7 +104,7 @@ def test_large_bodies_are_rejected_before_they_are_read(guarded: Running) -> Non
 
 
 def test_a_slow_body_is_given_up(tiny: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infid_export.serve.guard._READ_SECONDS", 0.3)
+    monkeypatch.setattr("infid_export.serve.http.guard._READ_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", int(tiny.url.rpartition(":")[2])), timeout=10) as connection:
         head = "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 500\r\n\r\n{{".encode())
@@ -115,7 +115,7 @@ def test_a_slow_body_is_given_up(tiny: Running, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_connection_that_says_nothing_or_half_a_header_is_closed(tiny: Running, monkeypatch: Any) -> None:
-    monkeypatch.setattr("infid_export.serve.connections.LOOKS_EVERY", 0.2)
+    monkeypatch.setattr("infid_export.serve.http.connections.LOOKS_EVERY", 0.2)
     address = "127.0.0.1", int(tiny.url.rpartition(":")[2])
     for content in (b"", b"GET / HT", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /he"):
         with socket.create_connection(address, timeout=10) as connection:
@@ -129,7 +129,7 @@ def test_a_connection_that_says_nothing_or_half_a_header_is_closed(tiny: Running
 
 def test_a_client_that_does_not_read_is_closed(tiny: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's script is small, so many requests are sent on one connection, and no answer is read."""
-    monkeypatch.setattr("infid_export.serve.connections.LOOKS_EVERY", 0.3)
+    monkeypatch.setattr("infid_export.serve.http.connections.LOOKS_EVERY", 0.3)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(20)

@@ -22,10 +22,11 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.routing import Route
 
-from infid_export.serve.images import image_routes
 from infid_export.serve.options import Limits
-from infid_export.serve.people_routes import people_routes, template_routes
-from infid_export.serve.status_routes import status_routes
+from infid_export.serve.routes.images import image_routes
+from infid_export.serve.routes.people import people_routes
+from infid_export.serve.routes.status import status_routes
+from infid_export.serve.routes.templates import template_routes
 
 _EXAMPLES = 30  # of each operation and mode
 _NARROW = {

@@ -21,8 +21,8 @@ from running import Running, dot_png, options_of, running, wait_until
 
 from infid_export.faces.photos import load_photo
 from infid_export.runtime.person import Person
-from infid_export.serve.people import People, PeopleInFolder, PeopleInMemory
-from infid_export.serve.problems import Problem
+from infid_export.serve.http.problems import Problem
+from infid_export.serve.stores.people import People, PeopleInFolder, PeopleInMemory
 
 
 def person(name: str = "Anna") -> Person:

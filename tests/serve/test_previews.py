@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from infid_export.serve.previews import LatentColors
+from infid_export.serve.drawing.previews import LatentColors
 
 
 def decoded(latents: np.ndarray, matrix: np.ndarray) -> Image.Image:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from infid_export.runtime.template import TemplateSettings
-from infid_export.serve.jobs import Call, ImageJob
-from infid_export.serve.problems import Problem
-from infid_export.serve.queue import JobQueue, Round
+from infid_export.serve.drawing.jobs import Call, ImageJob
+from infid_export.serve.drawing.queue import JobQueue, Round
+from infid_export.serve.http.problems import Problem
 
 SETTINGS = TemplateSettings("a", None, 0, 64, 64, 5, 5.0, "ddim", "leading")
 STOPPED = Problem(503, "The server is stopping.")

@@ -98,7 +98,7 @@ def test_engines_that_are_damaged_from_the_start_are_reported(tmp_path: Path) ->
 
 def test_requests_while_the_engines_load_are_asked_to_try_again(tiny_folder: Path, monkeypatch: Any) -> None:
     loaded = threading.Event()
-    monkeypatch.setattr("infid_export.serve.worker.Worker._warm_up", lambda self: loaded.wait(20))
+    monkeypatch.setattr("infid_export.serve.drawing.worker.Worker._warm_up", lambda self: loaded.wait(20))
     with running(options_of(tiny_folder), ready=False) as server:
         assert server.get("/healthz").status_code == 200
         assert server.get("/readyz").json()["status"] == "loading"

@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from infid_export.runtime.template import TemplateSettings
-from infid_export.serve.jobs import Call, ImageJob, ImageTask, Progress
-from infid_export.serve.problems import Problem
+from infid_export.serve.drawing.jobs import Call, ImageJob, ImageTask, Progress
+from infid_export.serve.http.problems import Problem
 
 _SHARED_FROM = (
     2  # images: text and identity stream apart cost 4.4 rows of a step for one image, 6.8 instead of 8.8 for two

@@ -19,7 +19,7 @@ from infid_engines.errors import InputError
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.runtime.template import Template, TemplateSettings
 from infid_export.runtime.template_cache import TemplateCache
-from infid_export.serve.problems import Problem
+from infid_export.serve.http.problems import Problem
 
 GRAPHS = ("text_step", "identity_step")
 _ID = re.compile(r"template_[0-9a-f]{24}")

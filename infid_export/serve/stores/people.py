@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from infid_engines.errors import DiskFullError, InputError
 from infid_export.runtime.person import Person
-from infid_export.serve.problems import Problem
+from infid_export.serve.http.problems import Problem
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # no dot and no slash: it cannot leave the folder
 _SUFFIX = ".safetensors"

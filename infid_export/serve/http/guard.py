@@ -17,9 +17,9 @@ from urllib.parse import SplitResult, urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infid_export.serve.http.problems import Problem, problem_of
 from infid_export.serve.metrics import Metrics
 from infid_export.serve.options import ServeOptions, is_loopback
-from infid_export.serve.problems import Problem, problem_of
 
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _OPEN = ("/", "/healthz", "/readyz")  # without a token; and the page's files

@@ -18,12 +18,12 @@ from infid_engines.progress import SilentReporter
 from infid_export.faces.reader import FaceInputs
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
-from infid_export.serve.jobs import AllOver, Call, Finished, ImageJob, ImageTask, Partial, Progress
+from infid_export.serve.drawing.jobs import AllOver, Call, Finished, ImageJob, ImageTask, Partial, Progress
+from infid_export.serve.drawing.previews import LatentColors
+from infid_export.serve.drawing.queue import JobQueue, Round, jobs_of
+from infid_export.serve.http.problems import Problem, problem_of
 from infid_export.serve.metrics import Metrics
-from infid_export.serve.previews import LatentColors
-from infid_export.serve.problems import Problem, problem_of
-from infid_export.serve.queue import JobQueue, Round, jobs_of
-from infid_export.serve.shelf import TemplateShelf
+from infid_export.serve.stores.templates import TemplateShelf
 
 _WARM_STEPS = 2
 _RETRY = {"Retry-After": "5"}

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from infid_export.serve.cluster.neighbors import JobState
+from infid_export.serve.http.problems import Problem
 from infid_export.serve.metrics import merged
-from infid_export.serve.neighbors import JobState
-from infid_export.serve.problems import Problem
 
 EVERY = 0.3  # seconds between two exchanges of a server
 _GONE = 3.0  # seconds without an exchange, after which nobody waits for a server

@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from infid_export.serve.jobs import Event, Failed, Finished, ImageJob
-from infid_export.serve.problems import Problem, problem_of
+from infid_export.serve.drawing.jobs import Event, Failed, Finished, ImageJob
+from infid_export.serve.http.problems import Problem, problem_of
 
 _COMMENT_SECONDS = 15.0  # between two signs of life in a stream, so that no proxy closes it
 

@@ -16,7 +16,7 @@ from PIL import Image
 from infid_export.faces.reader import FaceInputs
 from infid_export.runtime.person import Person
 from infid_export.runtime.template import TemplateSettings
-from infid_export.serve.problems import Problem
+from infid_export.serve.http.problems import Problem
 
 
 class Look(NamedTuple):

@@ -11,12 +11,12 @@ from fastapi.responses import JSONResponse, Response
 
 from infid_export.runtime.denoise import sizes
 from infid_export.sampling import SAMPLERS
+from infid_export.serve.http.problems import Problem
+from infid_export.serve.http.schemas import ListBody
 from infid_export.serve.metrics import CONTENT_TYPE
 from infid_export.serve.options import MODEL
-from infid_export.serve.people import PeopleInFolder
-from infid_export.serve.problems import Problem
-from infid_export.serve.schemas import ListBody
 from infid_export.serve.service import Service
+from infid_export.serve.stores.people import PeopleInFolder
 
 _TEXT = "charset=utf-8"
 _KINDS = {

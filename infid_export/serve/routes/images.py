@@ -14,10 +14,10 @@ from fastapi import APIRouter, Request
 from PIL import Image
 
 from infid_export.faces.reader import FaceInputs
-from infid_export.serve.events import EventStream, events_of, until_hung_up
-from infid_export.serve.jobs import Failed, Finished, ImageJob, Partial, Progress
-from infid_export.serve.problems import Problem
-from infid_export.serve.schemas import (
+from infid_export.serve.drawing.jobs import Failed, Finished, ImageJob, Partial, Progress
+from infid_export.serve.http.events import EventStream, events_of, until_hung_up
+from infid_export.serve.http.problems import Problem
+from infid_export.serve.http.schemas import (
     CancelledBody,
     EditRequest,
     GenerationRequest,
@@ -25,8 +25,8 @@ from infid_export.serve.schemas import (
     ImagesResponse,
     JobBody,
 )
+from infid_export.serve.http.uploads import form_schema, read_form
 from infid_export.serve.service import Service
-from infid_export.serve.uploads import form_schema, read_form
 
 _JPEG_QUALITY = 95
 _STREAMED = {"description": "The images, or with `stream` their events.", "content": {"text/event-stream": {}}}

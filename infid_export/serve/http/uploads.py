@@ -14,8 +14,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from infid_export.faces.photos import photo_size
+from infid_export.serve.http.problems import Problem, invalid
 from infid_export.serve.options import Limits
-from infid_export.serve.problems import Problem, invalid
 
 _PHOTOS = ("image", "image[]")  # the official client sends the second name for a list
 _FIELDS = 40

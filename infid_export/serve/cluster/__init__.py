@@ -1,0 +1,1 @@
+"""Several servers for the same clients: what they tell each other, and Ray."""

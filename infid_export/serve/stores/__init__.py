@@ -1,0 +1,1 @@
+"""What the server keeps: people and templates, in memory or in folders."""
