@@ -9,6 +9,7 @@ Usage::
     python benchmarks/quality/saver_scores.py
     python benchmarks/reliability.py
     python benchmarks/package_choices.py
+    python benchmarks/serving load | overhead | batching | soak | hostile
     python benchmarks/document_tables.py draw
 
 `keep` stores what the tables need from a build; the other scripts write their results themselves. A table's place in a
@@ -26,6 +27,7 @@ from benchmarks import package_choices, reliability, template_speed
 from benchmarks.page_tables import with_tables
 from benchmarks.provenance import RESULTS, ROOT, measured_on
 from benchmarks.quality import ablation_scores, backend_scores, saver_scores
+from benchmarks.serving import tables as serving
 
 _PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13")
 
@@ -184,6 +186,7 @@ def tables() -> dict[str, str]:
         "bench-cuda": graph_table(cuda),
         "savers": saver_scores.markdown(savers),
         "package-choices": package_choices.markdown(choices),
+        **{name: table(json.loads((RESULTS / f"{name}.json").read_text())) for name, table in serving.TABLES.items()},
     }
 
 

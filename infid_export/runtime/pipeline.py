@@ -17,11 +17,12 @@ from infid_engines.errors import EngineFolderError, InputError
 from infid_engines.manifest import Manifest, stored_engines
 from infid_engines.progress import Reporter, SilentReporter
 from infid_engines.registry import get_backend
-from infid_engines.validation import path_of, require_methods, shown, text_of, texts_of, whole_number
+from infid_engines.validation import path_of, require_methods, shown, text_of, whole_number
 from infid_export.faces.photos import Photo
 from infid_export.faces.reader import FaceInputs, FaceReader
+from infid_export.runtime.arguments import Arguments
 from infid_export.runtime.async_calls import CallThread
-from infid_export.runtime.conditioning import check_guidance, fitted_person, has_guidance, identity_inputs, text_inputs
+from infid_export.runtime.conditioning import has_guidance, identity_inputs, text_inputs
 from infid_export.runtime.denoise import (
     FEATURES,
     denoise,
@@ -29,7 +30,6 @@ from infid_export.runtime.denoise import (
     open_noise,
     random_seed,
     reject_non_finite,
-    scalar,
     seeded_noise,
 )
 from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_target
@@ -39,7 +39,7 @@ from infid_export.runtime.person import Person, mix
 from infid_export.runtime.requirements import GENERATE, TEXT, require_usable
 from infid_export.runtime.template import Template, TemplateSettings, check_template, keep_features, new_template
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
-from infid_export.sampling.samplers import SamplerTable, chosen_sampler, sampler_table
+from infid_export.sampling.samplers import SamplerTable, sampler_table
 
 __all__ = ["Pipeline", "seeded_noise"]
 
@@ -70,6 +70,7 @@ class Pipeline:
         self.device = device
         self.choice = choice
         self._engines = engines
+        self._arguments = Arguments(manifest)
         self._faces: FaceReader | None = None
         self._faces_lock = threading.Lock()  # photos are read while the engines run, one at a time
         self._lock = threading.RLock()
@@ -326,7 +327,7 @@ class Pipeline:
         """
         if not isinstance(output_type, str) or output_type not in ("pil", "np", "latents"):
             raise InputError(f"There is no output type {shown(output_type)}.", fix="Use pil, np or latents.")
-        strengths = self._strengths(style_strength=style_strength, identity_strength=identity_strength)
+        strengths = self._arguments.strengths(style_strength=style_strength, identity_strength=identity_strength)
         watch = Watch(callback, cancel, reporter, previews)
         watch.check()
         if isinstance(prompt, Template):
@@ -339,19 +340,19 @@ class Pipeline:
                 raise InputError(f"The template decides {decided[0]}.", fix="Leave it out, or make another template.")
             job = self._template_job(prompt, person, strengths, noise, seed)
             return self._runner.run(job, watch, output_type)
-        prompts, negative = self._texts(prompt, negative_prompt)
+        prompts, negative = self._arguments.texts(prompt, negative_prompt)
         self._tell_dropped([*prompts, negative or ""], reporter)
-        table = self._table(sampler, spacing, steps)
-        guide = self._guidance(guidance)
+        table = self._arguments.table(sampler, spacing, steps)
+        guide = self._arguments.guidance(guidance)
         pixels = image_size(self.manifest, height, width)
-        shape = (len(prompts), *self._latents(pixels))
+        shape = (len(prompts), *self._arguments.latents(pixels))
         own = open_noise("noise", noise, seed, shape, table.stochastic)
         apart = text_noise is not None or text_seed is not None
         streams = {
             "text": open_noise("text_noise", text_noise, text_seed, shape, table.stochastic) if apart else own,
             "identity": own,
         }
-        people = self._people(person, len(prompts))
+        people = self._arguments.people(person, len(prompts))
 
         def fixed(batch: list[int]) -> dict[str, Array]:
             texts = [prompts[row] for row in batch]
@@ -438,7 +439,7 @@ class Pipeline:
         self.manifest.graph("text_step")
         table = sampler_table(self.manifest.scheduler, settings.steps, settings.sampler, settings.spacing)
         pixels = settings.height, settings.width
-        noise = open_noise("noise", None, settings.seed, (1, *self._latents(pixels)), table.stochastic)
+        noise = open_noise("noise", None, settings.seed, (1, *self._arguments.latents(pixels)), table.stochastic)
         work = {"denoising": float(len(table))}
         with self._runner.prepared(TEXT, work, watch) as report, new_template(self.manifest, settings, path) as made:
             texts = text_inputs(
@@ -489,15 +490,15 @@ class Pipeline:
             InputError: an argument does not fit.
         """
         text_of("The prompt of a template", prompt, "Give one string.")
-        _, negative = self._texts(prompt, negative_prompt)
-        name, spaced = self._sampler(sampler, spacing)
+        _, negative = self._arguments.texts(prompt, negative_prompt)
+        name, spaced = self._arguments.sampler(sampler, spacing)
         return TemplateSettings(
             prompt,
             negative,
             whole_number("A seed", random_seed() if seed is None else seed, "Give one from 0 up.", least=0),
             *image_size(self.manifest, height, width),
-            len(self._table(sampler, spacing, steps)),
-            self._guidance(guidance),
+            len(self._arguments.table(sampler, spacing, steps)),
+            self._arguments.guidance(guidance),
             name,
             spaced,
         )
@@ -517,7 +518,7 @@ class Pipeline:
         self, template: Template, person: Any, strengths: Mapping[str, float], noise: Any, seed: Any
     ) -> Job:
         check_template(template, self.manifest)
-        people = self._people(person)
+        people = self._arguments.people(person)
         table = SamplerTable(template.tensors["rows"], float(template.tensors["initial_scale"][0]))
         if noise is None and seed is None:
             seed = [template.settings.seed] * len(people)
@@ -532,61 +533,12 @@ class Pipeline:
 
         return Job("identity_step", ("identity_step",), table, {"identity": own}, fixed, template.step)
 
-    def _texts(self, prompt: Any, negative_prompt: Any) -> tuple[list[str], str | None]:
-        """Return the prompts, and the negative prompt or the folder's."""
-        prompts = texts_of("A prompt", prompt, "Give a string, or a list of strings.")
-        if not prompts:
-            raise InputError("No prompt was given.", fix="Give at least one.")
-        if negative_prompt is not None:
-            text_of("The negative prompt", negative_prompt, "Give one string, which goes with every prompt.")
-        negative: str | None = self.manifest.defaults["negative_prompt"] if negative_prompt is None else negative_prompt
-        return prompts, negative
-
-    def _people(self, person: Any, prompts: int | None = None) -> list[Person]:
-        """Return the people with all slots filled: one per prompt, or as many as were given for a template."""
-        given = list(person) if isinstance(person, list | tuple) else [person] * (prompts or 1)
-        if not given:
-            raise InputError("No person was given.", fix="Give at least one.")
-        if prompts is not None and len(given) != prompts:
-            raise InputError(
-                f"{len(given)} people were given for {prompts} prompts.", fix="Give one person, or one per prompt."
-            )
-        fitted = {id(each): fitted_person(self.manifest, each) for each in given}  # large: each is repeated once
-        return [fitted[id(each)] for each in given]
-
-    def _strengths(self, **given: float | None) -> dict[str, float]:
-        return {name: scalar(name, value, float(self.manifest.defaults[name])) for name, value in given.items()}
-
-    def _guidance(self, given: float | None) -> float:
-        """Return the guidance, or the folder's.
-
-        Raises:
-            InputError: the engines were built without guidance, and it is not 1.
-        """
-        found = scalar("guidance", given, float(self.manifest.defaults["guidance"]))
-        check_guidance(self.manifest, found)
-        return found
-
     def _guidance_input(self, guidance: float, count: int) -> dict[str, Array]:
         return {"guidance": np.full(count, guidance, np.float32)} if self._guided else {}
-
-    def _latents(self, pixels: tuple[int, int]) -> tuple[int, int, int]:
-        """Return the shape of one image's latents."""
-        factor = self.manifest.vae_scale_factor
-        return 4, pixels[0] // factor, pixels[1] // factor
 
     @property
     def _guided(self) -> bool:
         return has_guidance(self.manifest)
-
-    def _sampler(self, sampler: str | None, spacing: str | None) -> tuple[str, str | None]:
-        """Return the asked-for sampler and spacing, or the folder's."""
-        return chosen_sampler(sampler, spacing, self.manifest.defaults["sampler"], self.manifest.defaults["spacing"])
-
-    def _table(self, sampler: str | None, spacing: str | None, steps: int | None) -> SamplerTable:
-        """Return the table of the asked-for sampler, or of the folder's."""
-        asked = self.manifest.defaults["steps"] if steps is None else steps
-        return sampler_table(self.manifest.scheduler, asked, *self._sampler(sampler, spacing))
 
     def _tell_dropped(self, prompts: Sequence[str], reporter: Reporter | None) -> None:
         for text in prompts:
