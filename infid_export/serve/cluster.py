@@ -81,6 +81,7 @@ def _prepare() -> None:
     """Set what Ray reads from the environment when it is imported."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if "RAY_ADDRESS" not in os.environ:  # Ray listens on all interfaces, and runs what it is sent: it needs a token
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15, and on busy cores the replicas starve
         os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # 5, and busy cores make it fail
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
