@@ -93,7 +93,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(place: Path) -> Iterator[Cluster]:
     words = [
-        "serve", place / "engines", "--ray", "--replicas", 2, "--threads", 1, "--port", 0, "--max-steps", 1000, "--max-images", 60,
+        "serve", place / "engines", "--ray", "--replicas", 2, "--threads", 1, "--port", 0, "--max-steps", 1000,
+        "--max-images", 60,
         "--people", place / "people", "--templates", place / "templates", "--token-file", place / "token", "--json",
     ]  # fmt: skip
     log = place / "stderr"
@@ -246,9 +247,12 @@ def test_a_template_made_on_one_replica_is_usable_on_the_other(http: httpx.Clien
 def test_a_request_is_found_and_cancelled_through_another_replica(cluster: Cluster, http: httpx.Client) -> None:
     person, _ = enroll(http)
     stream = long_stream(cluster, "job-that-is-cancelled", person=person)
-    found = on_another(http, stream.replica, lambda: http.get(f"/v1/jobs/{stream.id}"))
-    assert found.json()["state"] == "drawing"
-    assert found.json()["steps"] == LONG["steps"]
+
+    def shown() -> dict[str, Any]:
+        return dict(on_another(http, stream.replica, lambda: http.get(f"/v1/jobs/{stream.id}")).json())
+
+    wait_until(lambda: shown().get("state") == "drawing")
+    assert shown()["steps"] == LONG["steps"]
     for number in range(10):  # the replica that has the request may be the one that is asked to cancel it
         answer = http.delete(f"/v1/jobs/{stream.id}")
         assert answer.json() == {"id": stream.id, "object": "job", "cancelled": True}
@@ -283,7 +287,8 @@ def test_hanging_up_cancels_through_ray(cluster: Cluster, http: httpx.Client) ->
     with cluster.http() as own:
         headers = {"x-request-id": "job-of-a-client-that-leaves"}
         with own.stream("POST", "/v1/images/generations", json=body, headers=headers) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()
+            next(lines)
             assert http.get("/v1/jobs/job-of-a-client-that-leaves").status_code == 200
     wait_until(lambda: http.get("/v1/jobs/job-of-a-client-that-leaves").status_code == 404)
 
@@ -329,7 +334,6 @@ def test_no_request_is_lost_when_a_replica_is_killed_under_load(cluster: Cluster
     assert statuses[200] == 60
     assert sum(statuses.values()) > 60  # the requests of the killed replica were sent again
     wait_until(lambda: len({each.pid for each in cluster.processes(REPLICA)} - {killed}) == 2)
-    wait_until(lambda: "replicas: 2 running" in cluster.log.read_text())
     again = http.post("/v1/images/generations", json={"prompt": "a cat", "person": person, "seed": 7, "steps": 300})
     assert base64.b64decode(again.json()["data"][0]["b64_json"]) == images[7]
 
@@ -343,8 +347,7 @@ def test_a_damaged_replica_is_replaced_and_one_that_cannot_start_is_reported(pla
     assert found.returncode == 0, found.stderr
     told = json.loads(found.stdout.splitlines()[-1])
     assert told["before"] != told["after"]
-    assert "engines/fake is damaged" in "".join(told["messages"])
-    assert "NaN" in told["not started"]
+    assert "non-finite values" in told["not started"]
 
 
 # Without a cluster: the builder's arguments, and the health check.
