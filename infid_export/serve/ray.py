@@ -106,7 +106,8 @@ def app(args: dict[str, Any]) -> serve.Application:
     )  # fmt: skip
     board = serve.deployment(
         name=BOARD, num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000,
-        health_check_period_s=_HEALTH_SECONDS, graceful_shutdown_timeout_s=1.0, logging_config=_QUIET,
+        health_check_period_s=_HEALTH_SECONDS, graceful_shutdown_timeout_s=1.0, graceful_shutdown_wait_loop_s=0.1,
+        logging_config=_QUIET,
     )  # fmt: skip
     return replica(serve.ingress(build)(Replica)).bind(board(Board).bind())
 

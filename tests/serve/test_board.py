@@ -79,6 +79,7 @@ def on_two_servers(test: Callable[[FakeServer, FakeServer], Awaitable[None]]) ->
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boards, "EVERY", 0.02)
+    monkeypatch.setattr(boards, "_SETTLES", 0.1)
 
 
 def test_a_job_is_found_and_cancelled_on_another_server() -> None:
@@ -98,6 +99,36 @@ def test_a_job_that_no_server_has_is_not_found_once_all_were_asked() -> None:
         assert not await a.neighbors.cancel("nowhere")
 
     on_two_servers(test)
+
+
+def test_a_job_that_began_while_its_server_was_at_the_board_is_found() -> None:
+    async def test() -> None:
+        board = Board()
+        await asyncio.sleep(boards._SETTLES)
+        await board.exchange("b", {}, [])
+        asking = asyncio.create_task(board.find("new"))
+        await asyncio.sleep(0)
+        await board.exchange("b", {}, [])  # what b had when the question was not yet asked
+        await asyncio.sleep(0.01)
+        assert not asking.done()
+        await board.exchange("b", {"new": DRAWING}, [])
+        assert await asking == DRAWING
+
+    asyncio.run(test())
+
+
+def test_a_new_board_does_not_say_that_a_job_is_nowhere() -> None:
+    async def test() -> None:
+        board = Board()
+        asking = asyncio.create_task(board.find("job-of-b"))
+        for _ in range(2):
+            await board.exchange("a", {}, [])
+            await asyncio.sleep(0.01)
+        assert not asking.done()
+        await board.exchange("b", {"job-of-b": DRAWING}, [])
+        assert await asking == DRAWING
+
+    asyncio.run(test())
 
 
 def test_an_erased_person_is_forgotten_by_all_before_the_answer() -> None:

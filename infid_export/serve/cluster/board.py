@@ -21,6 +21,7 @@ EVERY = 0.3  # seconds between two exchanges of a server
 _GONE = 3.0  # seconds without an exchange, after which nobody waits for a server
 _PATIENCE = 2.0  # seconds that one question waits for the servers
 _KEPT = 10.0  # seconds in which a server that had no time for the board still learns who was erased
+_SETTLES = 1.0  # seconds after which a new board has been visited by every server
 _CALL_SECONDS = 5.0
 
 
@@ -42,6 +43,7 @@ class Orders(NamedTuple):
 class _Server:
     jobs: Mapping[str, JobState] = field(default_factory=dict)
     seen: float = 0.0  # when it was last here
+    visits: int = 0
     cancelled: set[str] = field(default_factory=set)
     reported: float = 0.0
     metrics: bytes = b""
@@ -54,6 +56,7 @@ class Board:
         self._servers: dict[str, _Server] = {}
         self._erased: list[tuple[float, str]] = []
         self._asked = 0.0  # when somebody wanted the metrics
+        self._settled = time.monotonic() + _SETTLES
         self._changed = asyncio.Condition()
 
     async def exchange(self, server: str, jobs: Mapping[str, JobState], erased: list[str]) -> Orders:
@@ -62,7 +65,7 @@ class Board:
         for name in [name for name, each in self._servers.items() if now - each.seen > _GONE]:
             del self._servers[name]
         found = self._servers.setdefault(server, _Server())
-        found.jobs, found.seen = jobs, now
+        found.jobs, found.seen, found.visits = jobs, now, found.visits + 1
         self._erased = [(when, id) for when, id in self._erased if now - when < _KEPT]
         self._erased += [(now, id) for id in erased]
         orders = Orders(sorted(found.cancelled), [id for _, id in self._erased], self._asked > found.reported)
@@ -90,9 +93,8 @@ class Board:
 
     async def erase(self, person: str) -> bool:
         """Let all servers forget a person; return whether all have been told."""
-        start = time.monotonic()
-        self._erased.append((start, person))
-        return await self._until(lambda: self._all_here_since(start))
+        self._erased.append((time.monotonic(), person))
+        return await self._until(self._all_here(1))
 
     async def metrics(self) -> dict[str, bytes]:
         """Return the metrics of every server that reports them in time."""
@@ -108,8 +110,8 @@ class Board:
             self._changed.notify_all()
 
     async def _job(self, id: str) -> JobState | None:
-        start = time.monotonic()
-        await self._until(lambda: self._known(id) is not None or self._all_here_since(start))
+        all_here = self._all_here(2)  # what a server brings on its first visit may be older than the question
+        await self._until(lambda: self._known(id) is not None or all_here())
         return self._known(id)
 
     def _known(self, id: str) -> JobState | None:
@@ -119,8 +121,13 @@ class Board:
         now = time.monotonic()
         return [each for each in self._servers.values() if now - each.seen < _GONE]
 
-    def _all_here_since(self, start: float) -> bool:
-        return all(each.seen >= start for each in self._present())
+    def _all_here(self, times: int) -> Callable[[], bool]:
+        """Return a function that tells whether every server has been here as often since now."""
+        before = {id(each): each.visits for each in self._servers.values()}
+        return lambda: (
+            time.monotonic() > self._settled
+            and all(each.visits >= before.get(id(each), 0) + times for each in self._present())
+        )
 
     async def _until(self, true: Callable[[], bool]) -> bool:
         """Wait until something is true, at most for a while."""

@@ -57,9 +57,9 @@ def serve_on_ray(
             serve.run(application, name=NAME)
             ready(_logs())
             _watch(serve, NAME, note)
-        except RuntimeError as error:
+        except (RuntimeError, ray.exceptions.RayError) as error:
             raise BackendUnavailableError(
-                f"No replica could be started: {_last_line(serve, NAME, error)}", fix=f"The logs are in {_logs()}."
+                f"Ray could not start the server: {_last_line(serve, NAME, error)}", fix=f"Its logs are in {_logs()}."
             ) from error
         except KeyboardInterrupt:
             note(f"stopping; requests that wait are finished for {args['grace']:g} s")
@@ -81,6 +81,8 @@ def _prepare() -> None:
     """Set what Ray reads from the environment when it is imported."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if "RAY_ADDRESS" not in os.environ:  # Ray listens on all interfaces, and runs what it is sent: it needs a token
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15, and on busy cores the replicas starve
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # 5, and busy cores make it fail
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
@@ -146,7 +148,7 @@ def _logs() -> str:
     return f"{context.get_temp_dir()}/{context.get_session_name()}/logs"
 
 
-def _last_line(serve: Any, name: str, error: RuntimeError) -> str:
+def _last_line(serve: Any, name: str, error: Exception) -> str:
     """Return what the last exception of a replica that did not start says."""
     application = serve.status().applications.get(name)
     deployments = [] if application is None else list(application.deployments.values())

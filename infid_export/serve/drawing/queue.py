@@ -19,8 +19,8 @@ from infid_export.runtime.template import TemplateSettings
 from infid_export.serve.drawing.jobs import Call, ImageJob, ImageTask, Progress
 from infid_export.serve.http.problems import Problem
 
-# Images that share a text stream from here on. In rows of a step, a joint image costs 4.4, a text stream 2, and an image
-# from it 2.4: for one image that is the same, for two 6.8 instead of 8.8.
+# Images that share a text stream from here on. In rows of a step, a joint image costs 4.4, a text stream 2, and an
+# image from it 2.4: for one image that is the same, for two 6.8 instead of 8.8.
 _SHARED_FROM = 2
 
 
