@@ -23,8 +23,8 @@ import ray
 from ray import serve
 
 from infid_engines.errors import EngineFolderError
-from infid_export.serve import cluster
 from infid_export.serve import ray as module
+from infid_export.serve.cluster import deployment as cluster
 
 PATIENCE = 300.0  # seconds
 

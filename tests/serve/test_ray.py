@@ -25,11 +25,11 @@ import numpy as np
 import openai
 import psutil
 import pytest
-from infid_export.serve.http.problems import Problem
 from PIL import Image
 from tiny_engines import SIDE, write_folder
 
 from infid_engines.errors import InputError
+from infid_export.serve.http.problems import Problem
 
 TOKEN = "0123456789abcdef"
 PATIENCE = 300.0  # seconds: on busy cores, Ray takes more than a minute to start a process
