@@ -103,7 +103,7 @@ class Customer:
             return
         asking.cancel()
         await asyncio.wait({asking})
-        self.ledger.left["POST", GENERATIONS] += 1
+        self.ledger.dropped["POST", GENERATIONS] += 1
 
     async def cancel(self) -> None:
         """Cancel a request by its id."""

@@ -17,7 +17,8 @@ class Ledger:
     Args:
         kinds: actions by kind.
         answers: requests that were answered, by method, route and status.
-        left: requests whose client hung up, by method and route.
+        left: requests whose client hung up in the middle of the answer, by method and route.
+        dropped: requests whose client hung up before the answer; some of these may not have been sent yet.
         lost: requests without a whole answer, each in words.
         images: images that arrived.
     """
@@ -25,6 +26,7 @@ class Ledger:
     kinds: Counter[str] = field(default_factory=Counter)
     answers: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     left: Counter[tuple[str, str]] = field(default_factory=Counter)
+    dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
     images: int = 0
 
@@ -56,16 +58,20 @@ class Ledger:
         }
         counted = {key[1:]: int(value) for key, value in grown.items() if key[0] == "infid_requests_total"}
         found = []
-        for method, route in sorted({key[:2] for key in (*counted, *self.answers) if key[1] != _OWN}):
+        for method, route in sorted({key[:2] for key in (*counted, *self.answers, *self.left) if key[1] != _OWN}):
             statuses = {key[2] for key in (*counted, *self.answers) if key[:2] == (method, route)}
             rest = {
                 status: counted.get((method, route, status), 0) - self.answers[method, route, status]
                 for status in sorted(statuses)
             }
-            wrong = any(number for status, number in rest.items() if status not in _HUNG_UP) or min(rest.values()) < 0
-            left = self.left[method, route]  # some of these had not been sent yet
-            if wrong or sum(rest.values()) > left:
-                found.append(f"{method} {route}: the server counts {rest} more, and {left} hung up")
+            wrong = (
+                any(number for status, number in rest.items() if status not in _HUNG_UP)
+                or min(rest.values(), default=0) < 0
+            )
+            least = self.left[method, route]
+            most = least + self.dropped[method, route]
+            if wrong or not least <= sum(rest.values()) <= most:
+                found.append(f"{method} {route}: the server counts {rest} more, and {least} to {most} hung up")
         done = int(grown.get(("infid_images_total", "done"), 0))
         if done < self.images:
             found.append(f"{self.images} images arrived, and the server counts {done}")

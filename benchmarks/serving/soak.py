@@ -28,6 +28,7 @@ from infid_export.cli.output import Output
 _PEOPLE = 4
 _QUEUE = ("infid_queue_length",)
 _SETTLE_SECONDS = 60.0
+_STOP_SECONDS = 15.0  # less than the grace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,12 +45,15 @@ def measure(arguments: argparse.Namespace, output: Output) -> dict[str, Any]:
     """Measure, and return the document."""
     with tempfile.TemporaryDirectory() as scratch, ServerProcess(arguments.folder, Path(scratch)) as server:
         found = asyncio.run(_soak(server, arguments, output))
+        stopping = time.monotonic()
+        found["exit_code"] = server.stop()
+        found["stop_seconds"] = round(time.monotonic() - stopping, 1)
         found["bugs_logged"] = server.bugs
         if server.bugs:
             output.note(server.log[-4000:])
-        found["exit_code"] = server.stop()
     counts = ("server_errors", "bugs_logged", "exit_code")
-    faults = len(found["lost"]) + sum(found[name] for name in counts) + len(found["metrics_differ"])
+    faults = found["stop_seconds"] > _STOP_SECONDS  # something still runs, though nobody waits for it
+    faults += len(found["lost"]) + sum(found[name] for name in counts) + len(found["metrics_differ"])
     return {
         "kind": "serving soak", **measured_on(arguments.machine, PACKAGES), "minutes": arguments.minutes,
         "customers": arguments.customers, "seed": arguments.seed, **found, "faults": faults,
@@ -81,10 +85,11 @@ async def _soak(server: ServerProcess, arguments: argparse.Namespace, output: Ou
     async with client(server.url) as one:
         differences = await _settled(one, ledger, before)
     at_end = _facts(server)
+    hung_up = sum(ledger.left.values()) + sum(ledger.dropped.values())
     samples.append((round(took, 1), at_end["resident_mb"]))
     return {
         "seconds": round(took, 1), "actions": dict(sorted(ledger.kinds.items())), "statuses": ledger.statuses(),
-        "requests": sum(ledger.answers.values()) + sum(ledger.left.values()), "hung_up": sum(ledger.left.values()),
+        "requests": sum(ledger.answers.values()) + hung_up, "hung_up": hung_up,
         "images": ledger.images, "lost": ledger.lost, "server_errors": ledger.server_errors(),
         "metrics_differ": differences, "at_start": at_start, "at_end": at_end,
         "resident_mb_per_hour": round(slope_per_hour(samples), 2), "samples": samples,

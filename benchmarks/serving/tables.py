@@ -80,6 +80,7 @@ def soak_table(document: Mapping[str, Any]) -> str:
         ["metrics that differ from the clients' counts", str(len(document["metrics_differ"]))],
         ["memory", f"{start['resident_mb']:.0f} MB at the start, {end['resident_mb']:.0f} MB at the end"],
         ["its slope in the last 75 % of the time", f"{document['resident_mb_per_hour']:+.1f} MB per hour"],
+        ["seconds to stop, with nothing left to do", f"{document['stop_seconds']:.1f}"],
         ["open files", f"{start['descriptors']} at the start, {end['descriptors']} at the end"],
         ["threads", f"{start['threads']} at the start, {end['threads']} at the end"],
     ]

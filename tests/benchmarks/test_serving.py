@@ -86,6 +86,7 @@ def test_batching(run: Run, folder: Path) -> None:
 def test_soak(run: Run) -> None:
     document = run("soak", "--minutes", "0.05", "--customers", "4", "--sample-seconds", "0.5", "--seed", "3")
     assert (document["lost"], document["server_errors"], document["metrics_differ"]) == ([], 0, [])
+    assert document["stop_seconds"] < 15
     assert document["exit_code"] == document["bugs_logged"] == document["faults"] == 0
     assert document["actions"].keys() <= ACTIONS.keys()
     assert document["requests"] >= sum(document["statuses"].values()) > 20
@@ -137,18 +138,22 @@ def test_counts_are_compared_with_the_servers() -> None:
     ledger.answered("POST", "/a", 200, images=2)
     ledger.answered("POST", "/a", 400)
     ledger.answered("GET", "/b", 503)
-    ledger.left["POST", "/a"] = 1
     total = "infid_requests_total"
+    before = Counter({(total, "POST", "/a", "200"): 4.0})
     after = Counter({(total, "POST", "/a", "200"): 5.0, (total, "POST", "/a", "400"): 1.0,
                      (total, "GET", "/b", "503"): 1.0, ("infid_images_total", "done"): 2.0})  # fmt: skip
-    before = Counter({(total, "POST", "/a", "200"): 4.0})
+    one_more = after + Counter({(total, "POST", "/a", "499"): 1.0})
     assert ledger.differences(before, after) == []
-    hung_up = after + Counter({(total, "POST", "/a", "499"): 1.0})
-    assert ledger.differences(before, hung_up) == []
-    for more in ((total, "POST", "/a", "499"), (total, "POST", "/a", "500"), (total, "GET", "/b", "200")):
-        assert len(ledger.differences(before, hung_up + Counter({more: 1.0}))) == 1
+    assert len(ledger.differences(before, one_more)) == 1
+    ledger.dropped["POST", "/a"] = 1  # sent or not
+    assert ledger.differences(before, after) == ledger.differences(before, one_more) == []
+    ledger.left["POST", "/a"] = 1  # in the middle of an answer
+    assert len(ledger.differences(before, after)) == 1
+    assert ledger.differences(before, one_more) == []
+    for more in ((total, "POST", "/a", "500"), (total, "GET", "/b", "200"), (total, "GET", "/c", "404")):
+        assert len(ledger.differences(before, one_more + Counter({more: 1.0}))) == 1
     ledger.answered("POST", "/a", 200, images=1)
-    assert [each.split(":")[0] for each in ledger.differences(before, after)] == [
+    assert [each.split(":")[0] for each in ledger.differences(before, one_more)] == [
         "POST /a", "3 images arrived, and the server counts 2"
     ]  # fmt: skip
     assert ledger.statuses() == {"200": 2, "400": 1, "503": 1}

@@ -21,7 +21,8 @@ def soak(**changes: Any) -> dict[str, Any]:
     return {
         **MEASURED, "customers": 8, "seconds": 3600.0, "requests": 12_345, "hung_up": 12, "images": 10_000,
         "statuses": {"200": 12_000, "499": 45}, "lost": [], "server_errors": 0, "metrics_differ": [], "at_start": FACTS,
-        "at_end": {**FACTS, "resident_mb": 620.0}, "resident_mb_per_hour": 1.23, "faults": 0, **changes,
+        "at_end": {**FACTS, "resident_mb": 620.0}, "resident_mb_per_hour": 1.23, "stop_seconds": 0.4, "faults": 0,
+        **changes,
     }  # fmt: skip
 
 
@@ -66,6 +67,7 @@ def test_soak() -> None:
     drawn = tables.soak_table(soak()).splitlines()
     assert "| requests | 12,345, of which 12 hung up |" in drawn
     assert "| answers by status | 12,000 × 200, 45 × 499 |" in drawn
+    assert "| seconds to stop, with nothing left to do | 0.4 |" in drawn
     assert "| its slope in the last 75 % of the time | +1.2 MB per hour |" in drawn
     assert drawn[-1] == "8 customers for 60 minutes, PASSED. Measured on 2 cores, at commit 0123456."
     assert "FAILED (2 faults)" in tables.soak_table(soak(faults=2))

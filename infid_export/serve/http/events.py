@@ -16,6 +16,7 @@ from infid_export.serve.drawing.jobs import Event, Failed, Finished, ImageJob
 from infid_export.serve.http.problems import Problem, problem_of
 
 _COMMENT_SECONDS = 15.0  # between two signs of life in a stream, so that no proxy closes it
+_CANCEL_SECONDS = 1.0  # until work is cancelled again
 
 
 async def hung_up(request: Request) -> None:
@@ -40,8 +41,9 @@ async def until_hung_up(request: Request, work: Awaitable[Any], cancel: Callable
         watching.cancel()
         if not working.done():
             cancel()
+        while not working.done():  # `asyncio.wait_for` swallows some cancellations before Python 3.12
             working.cancel()
-            await asyncio.wait({working})
+            await asyncio.wait({working}, timeout=_CANCEL_SECONDS)
 
 
 async def events_of(job: ImageJob) -> AsyncGenerator[Event, None]:
