@@ -134,7 +134,7 @@ class Replica:
         while worker.problem is LOADING:
             await asyncio.sleep(0.1)
         if worker.problem is not None and worker.problem.code == "damaged":
-            raise RuntimeError(f"{worker.problem.message} {worker.problem.fix}")
+            raise RuntimeError(worker.fault)
 
 
 def actor_resources(given: Arguments) -> dict[str, float]:

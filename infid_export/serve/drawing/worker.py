@@ -33,7 +33,9 @@ STOPPING = Problem(503, "The server is stopping.", "Try again; another server wi
 
 
 class Worker(threading.Thread):
-    """Draws what is in the queue. `problem` is None while the engines are loaded and intact.
+    """Draws what is in the queue. `problem` is None while the engines are loaded and intact; clients see it.
+
+    `fault` says what is damaged, with paths, for whoever runs the server.
 
     Args:
         pipe: the engines.
@@ -48,6 +50,7 @@ class Worker(threading.Thread):
     ) -> None:
         super().__init__(name="infid-worker", daemon=True)
         self.problem: Problem | None = LOADING
+        self.fault = ""
         self._pipe, self._queue, self._shelf, self._metrics, self._log = pipe, queue, shelf, metrics, log
         self._colors = LatentColors()
         self._drawing: Sequence[ImageJob | Call] = ()
@@ -110,6 +113,7 @@ class Worker(threading.Thread):
 
     def _damaged(self, error: Exception) -> None:
         """Stop taking jobs: what the engines give can no longer be relied on."""
+        self.fault = str(error) or type(error).__name__
         self._log(f"error: {error}" if isinstance(error, InfidError) else _trace(error))
         problem = Problem(503, "The engines cannot be used.", "The server's log says what to do.", code="damaged")
         self._set_problem(problem)
