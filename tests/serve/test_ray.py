@@ -440,7 +440,7 @@ def test_a_replica_is_healthy_once_its_engines_are_loaded_until_they_are_damaged
         await waiting
         worker.problem = Problem(503, "stopping", code="stopping")
         await replica.check_health()
-        worker.problem = Problem(503, "An engine is damaged.", "Build again.", code="damaged")
+        worker.problem, worker.fault = Problem(503, "In the log.", code="damaged"), "An engine is damaged. Build again."
         with pytest.raises(RuntimeError, match=r"An engine is damaged\. Build again\."):
             await replica.check_health()
 
