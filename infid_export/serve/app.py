@@ -53,7 +53,8 @@ def create_app(
 
     app = FastAPI(
         title="infid-export", version=version("infid-export"), lifespan=life, responses=_ERRORS, redoc_url=None,
-        docs_url=None, description="Images of a person from an engine folder: OpenAI's images API, people, templates.",
+        docs_url=None, redirect_slashes=False,  # a redirect would name the host that the client claims to have asked
+        description="Images of a person from an engine folder: OpenAI's images API, people, templates.",
     )  # fmt: skip
     app.state.service = service
     for routes in (image_routes, people_routes, template_routes, status_routes):

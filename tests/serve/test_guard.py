@@ -103,6 +103,25 @@ def test_large_bodies_are_rejected_before_they_are_read(guarded: Running) -> Non
     assert answer.status_code == 413
 
 
+def test_all_uploads_together_are_limited(guarded: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infid_export.serve.http.guard._UPLOADS", 1)  # 50,000 bytes
+    port = int(guarded.url.rpartition(":")[2])
+    head = f"POST /v1/people HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+    form = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 45000\r\n\r\n"
+    small = {"files": {"image": dot_png()}, "headers": bearer()}
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as unfinished:
+        unfinished.sendall((head + form).encode() + b"x" * 44_000)
+
+        def answer() -> httpx.Response:
+            return guarded.post(
+                "/v1/people", content=b"x" * 20_000, headers={**bearer(), "content-type": "multipart/form-data"}
+            )
+
+        wait_until(lambda: answer().status_code == 429)
+        assert answer().headers["retry-after"] == "1"
+    wait_until(lambda: guarded.post("/v1/people", **small).status_code == 201)
+
+
 def test_a_slow_body_is_given_up(tiny: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infid_export.serve.http.guard._READ_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", int(tiny.url.rpartition(":")[2])), timeout=10) as connection:

@@ -82,3 +82,12 @@ def test_bad_templates(tiny: Running, body: dict[str, object], message: str) -> 
     answer = tiny.post("/v1/templates", json=body)
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+def test_the_number_of_templates_has_a_limit(fresh: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infid_export.serve.stores.templates._MOST", 1)
+    made = fresh.post("/v1/templates", json={"prompt": "a"}).json()
+    answer = fresh.post("/v1/templates", json={"prompt": "b"})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (507, "There are 1 templates already.")
+    fresh.delete(f"/v1/templates/{made['id']}")
+    assert fresh.post("/v1/templates", json={"prompt": "b"}).status_code == 201

@@ -2,8 +2,9 @@
 
 The engines draw one *round* at a time, at most one batch of them. The job that has waited longest always is in the next
 round. Other waiting images that can be drawn with it fill the batch: those of the same template, whose text stream is
-computed once for all of them, or those that differ only in prompt, seed and person. A job with images left goes to the
-end. So a job waits for at most as many rounds as there are jobs before it, whatever the others ask for.
+computed once for all of them, or those that differ only in prompt, seed and person; whichever takes less time per
+image. A job with images left goes to the end. So a job waits for at most as many rounds as there are jobs before it,
+whatever the others ask for.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from infid_export.runtime.template import TemplateSettings
 from infid_export.serve.drawing.jobs import Call, ImageJob, ImageTask, Progress
 from infid_export.serve.http.problems import Problem
 
-# Images that share a text stream from here on. In rows of a step, a joint image costs 4.4, a text stream 2, and an
-# image from it 2.4: for one image that is the same, for two 6.8 instead of 8.8.
-_SHARED_FROM = 2
+# Costs in rows of SDXL's own step, of each image that the engines' batch has room for: of a joint step, of one from a
+# template, and of a text stream. Measured on two CPU cores; see docs/performance.md.
+_JOINT, _FROM_TEMPLATE, _TEXT_STREAM = 4.4, 2.4, 2.0
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,10 @@ class JobQueue:
     def _round(self, first: ImageJob) -> Round:
         """Take the images of the next round out of the queue; `first` is the job at its head."""
         head = first.waiting[0]
-        same = [task for task in self._tasks() if task.shared == head.shared]  # also those of later rounds
-        template = first.from_template or self._kept(head.text)
-        if not template and len(same) >= _SHARED_FROM:
-            template = self._shareable(head.text)
-        chosen = (same if template else [t for t in self._tasks() if t.look == head.look])[: self._batch]
+        same = [task for task in self._tasks() if task.shared == head.shared]
+        joint = [task for task in self._tasks() if task.look == head.look][: self._batch]
+        template = first.from_template or self._pays(head.text, len(same), len(joint))
+        chosen = same[: self._batch] if template else joint
         jobs = list(dict.fromkeys(task.job for task in chosen))
         for task in chosen:
             task.job.waiting.remove(task)
@@ -148,6 +148,23 @@ class JobQueue:
             self._jobs.remove(job)
         self._jobs.extend(job for job in jobs if job.waiting)
         return Round(tuple(chosen), template)
+
+    def _pays(self, text: TemplateSettings, same: int, joint: int) -> bool:
+        """Return whether images cost less from a template, which may have to be made, than jointly.
+
+        Args:
+            text: the text stream.
+            same: images that would share it, also in later rounds.
+            joint: images that would be drawn in one round without it. Engines take as long for a part of a batch.
+        """
+        shared = _FROM_TEMPLATE * self._batch / min(same, self._batch)
+        if shared >= _JOINT * self._batch / joint:
+            return False
+        if self._kept(text):
+            return True
+        made = shared + _TEXT_STREAM / same
+        # a text stream that one image reads would only push others out of the cache
+        return same > 1 and made < _JOINT * self._batch / joint and self._shareable(text)
 
     def _tasks(self) -> Iterator[ImageTask]:
         """Yield all waiting images, the longest waiting job's first."""

@@ -25,6 +25,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _OPEN = ("/", "/healthz", "/readyz")  # without a token; and the page's files
 _JSON_BYTES = 1_000_000
 _READ_SECONDS = 60.0  # for a whole body
+_UPLOADS = 16  # bodies of the largest size that all requests together may hold in memory
 _SEND_SECONDS = 60.0  # for one part of a response, once the connection's buffers are full
 
 
@@ -46,6 +47,7 @@ class Guard:
         self, app: ASGIApp, options: ServeOptions, metrics: Metrics, access_log: Callable[[str], None]
     ) -> None:
         self._app, self._options, self._metrics, self._access_log = app, options, metrics, access_log
+        self._held = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -55,7 +57,7 @@ class Guard:
         headers, started = Headers(scope=scope), time.monotonic()
         given = headers.get("x-request-id", "")
         scope.setdefault("state", {})["request_id"] = id = given if _ID.fullmatch(given) else secrets.token_hex(12)
-        sent = {"status": 0, "bytes": 0}
+        sent, held = {"status": 0, "bytes": 0}, [0]
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -69,7 +71,7 @@ class Guard:
 
         try:
             self._admit(scope, headers)
-            await self._app(scope, self._bounded(headers, receive), answer)
+            await self._app(scope, self._bounded(headers, receive, held), answer)
         except _Stalled:
             pass  # the server closes a connection whose response is incomplete
         except Exception as error:  # answered here, so that a bug is counted and has an id too
@@ -78,6 +80,7 @@ class Guard:
             if not isinstance(error, Problem):
                 raise  # to the log
         finally:
+            self._held -= held[0]
             self._record(scope, sent["status"] or 499, sent["bytes"], time.monotonic() - started)
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
@@ -113,17 +116,23 @@ class Guard:
             raise Problem(403, f"Pages of {origin[:80] if origin else ''!r} may not call this server.",
                           "Start the server with --cors ORIGIN.")  # fmt: skip
 
-    def _bounded(self, headers: Headers, receive: Receive) -> Receive:
-        """Return `receive`, with a limit on the bytes of the body and on the time that they take."""
+    def _bounded(self, headers: Headers, receive: Receive, held: list[int]) -> Receive:
+        """Return `receive`, with limits on the bytes of the body and of all bodies, and on the time that they take.
+
+        Args:
+            headers: of the request.
+            receive: of the server.
+            held: its one entry becomes the bytes of the body.
+        """
         multipart = headers.get("content-type", "").lower().startswith("multipart/form-data")
         most = self._options.limits.bytes if multipart else min(self._options.limits.bytes, _JSON_BYTES)
         stated = headers.get("content-length", "")
         if stated.isdecimal() and int(stated) > most:
             raise _too_large(most)
-        taken, complete, deadline = 0, False, time.monotonic() + _READ_SECONDS
+        complete, deadline = False, time.monotonic() + _READ_SECONDS
 
         async def bounded() -> Message:
-            nonlocal taken, complete
+            nonlocal complete
             if complete:  # what follows is the end of the connection, which may take long
                 return await receive()
             try:
@@ -135,10 +144,14 @@ class Guard:
                 ) from None  # fmt: skip
             if message["type"] == "http.disconnect":
                 raise Problem(499, "The client has closed the connection.")
-            taken += len(message.get("body", b""))
+            held[0] += len(message.get("body", b""))
+            self._held += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if taken > most:
+            if held[0] > most:
                 raise _too_large(most)
+            if self._held > _UPLOADS * self._options.limits.bytes:
+                raise Problem(429, "Too many uploads at once.", "Try again in 1 s.", code="queue_full",
+                              headers={"Retry-After": "1", "Connection": "close"})  # fmt: skip
             return message
 
         return bounded

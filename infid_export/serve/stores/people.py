@@ -179,7 +179,10 @@ class PeopleInFolder(People):
     def get(self, id: str) -> Person:
         """Return a person, from memory if the file has not changed."""
         path = self._path(id)
-        key = id, path.stat().st_mtime_ns
+        try:
+            key = id, path.stat().st_mtime_ns
+        except FileNotFoundError:  # erased by another server just now
+            raise _nobody(id) from None
         with self._lock:
             person = self._alive.get(key)
         if person is None:

@@ -24,6 +24,7 @@ from infid_export.serve.http.problems import Problem
 GRAPHS = ("text_step", "identity_step")
 _ID = re.compile(r"template_[0-9a-f]{24}")
 _SETTINGS = "infid_template"
+_MOST = 1000  # their previews are in memory, without a folder
 _UNREADABLE = (OSError, KeyError, TypeError, ValueError)  # deleted just now by another server, or not ours
 
 
@@ -82,10 +83,12 @@ class TemplateShelf:
         """Make a template, and keep it until it is deleted.
 
         Raises:
-            Problem: the folder has no graphs for templates.
+            Problem: the folder has no graphs for templates, or there are too many.
             InputError: it does not fit into the budget, or cannot be written.
         """
         cache = self._required()
+        if len(self.list()) >= _MOST:
+            raise Problem(507, f"There are {_MOST} templates already.", "Delete one.", code="no_room")
         template = cache.get(**asdict(settings), **watch)
         preview = io.BytesIO()
         self._pipe.preview(template).save(preview, format="PNG")
