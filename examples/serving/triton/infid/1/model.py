@@ -1,7 +1,7 @@
 """Images of a person in NVIDIA Triton's Python backend; `config.pbtxt` describes inputs and outputs.
 
-Not yet run on Triton. Its process needs `pip install "infid-export[cpu,tensorrt]"` for the Python that the backend was
-built for.
+Run on the Triton 2.51 of nvidia-pytriton, on a CPU; not yet on a GPU. Its process needs
+`pip install "infid-export[cpu,tensorrt]"` for the Python that the backend was built for.
 """
 
 from __future__ import annotations
