@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +95,31 @@ def test_a_text_stream_is_shared_where_that_is_faster(
     found = waiting.take()
     assert found.template is template
     assert len(found.tasks) == min(batch, same if template else same + others)
+
+
+def test_those_who_ask_at_the_same_time_are_drawn_together() -> None:
+    waiting = queue(batch=4)
+    taken: list[Any] = []
+    thread = threading.Thread(target=lambda: taken.append(waiting.take()))
+    thread.start()
+    for name in "abcd":
+        waiting.put(job(name, prompt=name))
+        time.sleep(0.002)
+    thread.join(10)
+    assert names(taken[0]) == ["a0", "b0", "c0", "d0"]
+
+
+def test_nobody_waits_for_others_who_do_not_come() -> None:
+    waiting = queue(batch=4)
+    waiting.put(job("a"))
+    started = time.monotonic()
+    assert names(waiting.take()) == ["a0"]
+    assert time.monotonic() - started < 0.2
+    waiting = queue(batch=1)
+    alone = job("a")
+    waiting.put(alone)
+    waiting.take()
+    assert time.monotonic() - alone.made < 0.02
 
 
 def test_a_template_that_is_at_hand_is_used_for_one_image_too() -> None:

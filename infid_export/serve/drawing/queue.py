@@ -23,6 +23,7 @@ from infid_export.serve.http.problems import Problem
 # Costs in rows of SDXL's own step, of each image that the engines' batch has room for: of a joint step, of one from a
 # template, and of a text stream. Measured on two CPU cores; see docs/performance.md.
 _JOINT, _FROM_TEMPLATE, _TEXT_STREAM = 4.4, 2.4, 2.0
+_GATHER = 0.03  # seconds in which requests that are sent at once arrive; far less than an image takes
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,26 @@ class JobQueue:
                 self._forget_finished()
                 if self._urgent:
                     return self._urgent.popleft()
-                if self._jobs:
+                if self._jobs and not self._more_may_come():
                     break
                 if self._closed is not None:
                     return None
-                self._changed.wait()
+                self._changed.wait(_GATHER if self._jobs else None)
             first = self._jobs[0]
             found = self._jobs.popleft() if isinstance(first, Call) else self._round(first)
             self._tell_positions()
             assert not isinstance(found, ImageJob)
             return found
+
+    def _more_may_come(self) -> bool:
+        """Return whether the engines have room for more, and the job at the head has just arrived.
+
+        Customers who ask at the same time arrive one after another; without this, the first would be drawn alone.
+        """
+        first = self._jobs[0]
+        if self._batch == 1 or self._closed is not None or isinstance(first, Call):
+            return False
+        return time.monotonic() - first.made < _GATHER and sum(1 for _ in self._tasks()) < self._batch
 
     def took(self, seconds: float) -> None:
         """Learn how long a round took."""
