@@ -186,7 +186,7 @@ def tables() -> dict[str, str]:
         "bench-cuda": graph_table(cuda),
         "savers": saver_scores.markdown(savers),
         "package-choices": package_choices.markdown(choices),
-        **{name: table(json.loads((RESULTS / f"{name}.json").read_text())) for name, table in serving.TABLES.items()},
+        **serving.drawn(RESULTS),
     }
 
 

@@ -197,7 +197,8 @@ class Service:
         return ImageJob(
             id, None, seeds, texts, _given(body.style_strength, defaults["style_strength"]),
             _given(body.identity_strength, defaults["identity_strength"]), from_template=body.template is not None,
-            partial_images=(body.partial_images or 0) if body.stream else 0, loop=asyncio.get_running_loop(),
+            partial_images=(body.partial_images or 0) if body.stream else 0,
+            follows=bool(body.stream and body.progress), loop=asyncio.get_running_loop(),
         )  # fmt: skip
 
     def _template_texts(self, body: ImageFields, count: int) -> tuple[list[TemplateSettings], list[int]]:

@@ -116,6 +116,7 @@ class ImageJob:
         identity_strength: λ.
         from_template: whether the request named a template, which is then made if need be.
         partial_images: number of previews of each image.
+        follows: whether the request gets progress events. Waking its thread at every step takes time from the engines.
         loop: where the request is handled.
     """
 
@@ -129,6 +130,7 @@ class ImageJob:
     person_ids: Sequence[str] = ()
     from_template: bool = False
     partial_images: int = 0
+    follows: bool = False
     loop: asyncio.AbstractEventLoop | None = None
     cancel: threading.Event = field(default_factory=threading.Event)
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
@@ -178,6 +180,8 @@ class ImageJob:
         """Hand an event to the request, from any thread."""
         if isinstance(event, Progress):
             self.progress = event
+            if not self.follows:
+                return
         self.finished += isinstance(event, Finished)
         if self.loop is not None:
             with suppress(RuntimeError):  # the server has stopped

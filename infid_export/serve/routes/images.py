@@ -130,9 +130,8 @@ class _Answer:
             if isinstance(event, Failed):
                 raise event.problem
             if isinstance(event, Progress):
-                if self._body.progress:
-                    yield self._event("infid.progress", state="drawing" if event.step else "waiting",
-                                      position=event.position, step=event.step, steps=self._job.steps)  # fmt: skip
+                yield self._event("infid.progress", state="drawing" if event.step else "waiting",
+                                  position=event.position, step=event.step, steps=self._job.steps)  # fmt: skip
                 continue
             image = await self._encode(event.image)
             if isinstance(event, Partial):
