@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from running import dot_png
 from tiny_engines import write_folder
 
 from infid_export.cli.main import run
+
+IDS = [f"request-{number}" for number in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +52,15 @@ class Process:
                 assert time.monotonic() < end, self.errors.read_text()
                 time.sleep(0.05)
 
-    def generate(self, body: dict[str, Any]) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/images/generations", json=body, timeout=60)
+    def generate(self, body: dict[str, Any], id: str) -> httpx.Response:
+        name = {"x-request-id": id}
+        return httpx.post(f"{self.url}/v1/images/generations", json=body, headers=name, timeout=60)
+
+    def wait_for_jobs(self, ids: list[str], asked: list[Future[httpx.Response]]) -> None:
+        """Wait until all requests have arrived."""
+        for id, each in zip(ids, asked, strict=True):
+            while not each.done() and httpx.get(f"{self.url}/v1/jobs/{id}").status_code == 404:
+                time.sleep(0.01)
 
     def enroll(self) -> str:
         answer = httpx.post(f"{self.url}/v1/people", files={"image": dot_png()}, timeout=30)

@@ -97,7 +97,8 @@ def test_a_text_stream_is_shared_where_that_is_faster(
     assert len(found.tasks) == min(batch, same if template else same + others)
 
 
-def test_those_who_ask_at_the_same_time_are_drawn_together() -> None:
+def test_those_who_ask_at_the_same_time_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infid_export.serve.drawing.queue._GATHER", 10.0)
     waiting = queue(batch=4)
     taken: list[Any] = []
     thread = threading.Thread(target=lambda: taken.append(waiting.take()))
@@ -109,17 +110,17 @@ def test_those_who_ask_at_the_same_time_are_drawn_together() -> None:
     assert names(taken[0]) == ["a0", "b0", "c0", "d0"]
 
 
-def test_nobody_waits_for_others_who_do_not_come() -> None:
+def test_nobody_waits_for_others_who_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = queue(batch=4)
     waiting.put(job("a"))
-    started = time.monotonic()
     assert names(waiting.take()) == ["a0"]
-    assert time.monotonic() - started < 0.2
-    waiting = queue(batch=1)
-    alone = job("a")
-    waiting.put(alone)
-    waiting.take()
-    assert time.monotonic() - alone.made < 0.02
+    monkeypatch.setattr("infid_export.serve.drawing.queue._GATHER", 60.0)
+    alone, full = queue(batch=1), queue(batch=2)
+    alone.put(job("a"))
+    full.put(job("a", n=2))
+    started = time.monotonic()
+    assert (names(alone.take()), names(full.take())) == (["a0"], ["a0", "a1"])
+    assert time.monotonic() - started < 30
 
 
 def test_a_template_that_is_at_hand_is_used_for_one_image_too() -> None:
