@@ -25,7 +25,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infid_engines.errors import InputError
-from infid_engines.registry import get_backend
+from infid_engines.registry import PARITY_BACKEND, get_backend
 from infid_export.serve.app import create_app
 from infid_export.serve.cluster.board import Board, BoardNeighbors
 from infid_export.serve.drawing.worker import LOADING
@@ -146,7 +146,7 @@ def actor_resources(given: Arguments) -> dict[str, float]:
     backend = None if given.backend == "auto" else get_backend(given.backend)
     if given.device.startswith(("cuda", "sm_")) or (backend is not None and backend.device == "cuda"):
         return {"num_cpus": 1, "num_gpus": 1}
-    if given.device == "auto" and given.backend != "onnxruntime":  # its `auto` is the CPU
+    if given.device == "auto" and given.backend != PARITY_BACKEND:  # its `auto` is the CPU
         raise InputError(
             f"With backend {given.backend} and device auto, each node would choose by itself what the engines run on.",
             fix="Give a backend, and the device cuda or cpu.",
