@@ -11,18 +11,19 @@ from infid_engines.errors import BackendUnavailableError, InputError
 from infid_export.cli.flags import add_folder, add_running
 from infid_export.cli.output import Output
 from infid_export.cli.serve_ray import run_on_ray
+from infid_export.serve.options import Limits, ServeOptions
 
 EXAMPLES = (
     "infid-export serve infid-engines",
     "infid-export serve infid-engines --host 0.0.0.0 --token-file token --people people",
 )
 _LIMITS = {
-    "bytes": (20_000_000, "bytes of a request"),
-    "pixels": (40_000_000, "pixels of a photo"),
-    "photos": (10, "photos of a person"),
-    "prompt": (2000, "characters of a prompt"),
-    "images": (10, "images of a request"),
-    "steps": (100, "steps of an image"),
+    "bytes": "bytes of a request",
+    "pixels": "pixels of a photo",
+    "photos": "photos of a person",
+    "prompt": "characters of a prompt",
+    "images": "images of a request",
+    "steps": "steps of an image",
 }
 
 
@@ -40,7 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cors", nargs="+", default=[], metavar="ORIGIN", help="other origins whose pages may call the server"
     )
-    group.add_argument("--queue", type=int, default=32, metavar="N", help="requests that may wait (32)")
+    group.add_argument(
+        "--queue",
+        type=int,
+        default=ServeOptions.queue,
+        metavar="N",
+        help=f"requests that may wait ({ServeOptions.queue})",
+    )
     group.add_argument(
         "--grace", type=float, default=30.0, metavar="S", help="seconds to finish requests when it is stopped (30)"
     )
@@ -53,13 +60,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     kept.add_argument("--templates", type=Path, metavar="DIR", help="keep templates as files there (likewise)")
     kept.add_argument(
-        "--people-budget", type=int, default=4_000_000_000, metavar="BYTES", help="memory for people (4000000000)"
+        "--people-budget",
+        type=int,
+        default=ServeOptions.people_budget,
+        metavar="BYTES",
+        help=f"memory for people ({ServeOptions.people_budget})",
     )
     kept.add_argument(
         "--template-budget", type=int, metavar="BYTES", help="memory or disk for templates (a quarter of free memory)"
     )
     limits = parser.add_argument_group("limits of a request")
-    for name, (value, what) in _LIMITS.items():
+    for name, what in _LIMITS.items():
+        value = getattr(Limits, name)
         limits.add_argument(f"--max-{name}", type=int, default=value, metavar="N", help=f"{what} ({value})")
 
 
@@ -68,7 +80,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     try:
         from infid_export.runtime.enrollment import DRAWN_ONLY
         from infid_export.serve.app import create_app
-        from infid_export.serve.options import Limits, ServeOptions, read_tokens
+        from infid_export.serve.options import read_tokens
         from infid_export.serve.server import listen, server_of, url_of
     except ModuleNotFoundError as error:
         raise BackendUnavailableError(

@@ -56,9 +56,9 @@ class Arguments(BaseModel):
     threads: int | None = None
     people: Path | None = None
     templates: Path | None = None
-    people_budget: int = 4_000_000_000
+    people_budget: int = ServeOptions.people_budget
     template_budget: int | None = None
-    queue: int = 32
+    queue: int = ServeOptions.queue
     token_file: Path | None
     origins: list[str] = Field(default_factory=list)
     limits: dict[str, int] = Field(default_factory=dict)

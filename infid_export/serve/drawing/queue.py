@@ -125,11 +125,6 @@ class JobQueue:
             self._closed = problem
             self._changed.notify_all()
 
-    def open(self) -> None:
-        """Take new jobs again."""
-        with self._changed:
-            self._closed = None
-
     def stop(self, problem: Problem) -> None:
         """End all waiting jobs and calls."""
         with self._changed:
@@ -151,7 +146,7 @@ class JobQueue:
         joint = [task for task in self._tasks() if task.look == head.look][: self._batch]
         template = first.from_template or self._pays(head.text, len(same), len(joint))
         chosen = same[: self._batch] if template else joint
-        jobs = list(dict.fromkeys(task.job for task in chosen))
+        jobs = jobs_of(chosen)
         for task in chosen:
             task.job.waiting.remove(task)
         for job in jobs:

@@ -94,10 +94,8 @@ class Worker(threading.Thread):
 
     def _warm_up(self) -> None:
         """Load every engine, so that no client waits for it, and learn the colors of latents."""
-        pipe, sizes = (
-            self._pipe,
-            {spec.name: spec.shape for spec in self._pipe.manifest.graph("identity_encoder").inputs},
-        )
+        pipe = self._pipe
+        sizes = {spec.name: spec.shape for spec in pipe.manifest.graph("identity_encoder").inputs}
         crop, embedding = (np.zeros(_fixed(sizes[name]), np.float32) for name in ("face_crop", "face_embedding"))
         embedding[0, 0] = 1.0
         nobody = pipe.encode(FaceInputs(crop, embedding))

@@ -189,8 +189,7 @@ class PeopleInFolder(People):
             try:
                 person = Person.load(path)
             except InputError as error:  # whose sentence has the path
-                raise Problem(404, "The file of the person is damaged.", "Erase the person, and enroll again.",
-                              code="damaged_person") from error  # fmt: skip
+                raise _damaged() from error
         with self._lock:
             self._recent[key] = self._alive[key] = person
             self._recent.move_to_end(key)
@@ -206,8 +205,7 @@ class PeopleInFolder(People):
         except FileNotFoundError:  # erased by another server just now
             raise _nobody(id) from None
         except (OSError, SafetensorError) as error:
-            raise Problem(404, "The file of the person is damaged.", "Erase the person, and enroll again.",
-                          code="damaged_person") from error  # fmt: skip
+            raise _damaged() from error
 
     def list(self) -> list[PersonRecord]:
         """Return all people, the newest first; files that are no people are left out."""
@@ -268,3 +266,8 @@ def _size(person: Person) -> int:
 
 def _nobody(id: str) -> Problem:
     return Problem(404, f"There is no person {id[:64]!r}.", "POST photos to /v1/people first.", code="not_found")
+
+
+def _damaged() -> Problem:
+    return Problem(404, "The file of the person is damaged.", "Erase the person, and enroll again.",
+                   code="damaged_person")  # fmt: skip
