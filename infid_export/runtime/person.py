@@ -153,6 +153,18 @@ class Person:
         return replace(self, **repeated)
 
 
+def person_name(path: Path) -> str:
+    """Return the name in a person file, without reading the tensors.
+
+    Raises:
+        SafetensorError: the file is damaged.
+        OSError: the file cannot be read.
+    """
+    with safe_open(path, framework="numpy") as file:
+        name: str = (file.metadata() or {}).get(_NAME_KEY, "")
+    return name
+
+
 def mix(people: Sequence[tuple[Person, float]], name: str = "") -> Person:
     """Return the weighted average of people; exact for keys and values too, since the projections are linear.
 

@@ -159,9 +159,7 @@ class Service:
             InputError: they do not fit the engines.
         """
         found = [self.people.get(id) for id in ids]
-        person = found[0] if len(found) == 1 else stack(found)
-        fitted_person(self.pipe.manifest, person)
-        return person
+        return fitted_person(self.pipe.manifest, found[0] if len(found) == 1 else stack(found))
 
     def template_settings(self, body: TemplateRequest) -> TemplateSettings:
         """Return the settings of a template.

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from infid_export.faces.reader import FaceInputs
 from infid_export.runtime.denoise import reject_cancelled
 from infid_export.serve.http.schemas import (
     DeletedBody,
@@ -39,13 +40,7 @@ def people_routes(service: Service) -> APIRouter:
             return service.people.add(person)
 
         record = await service.call(keep, request)
-        found = []
-        for face in faces:
-            assert face.taken is not None
-            facts = face.taken.to_json()
-            found.append(FaceFacts(found=facts["found"], taken=facts["taken"], faces=facts["faces"],
-                                   crop=png_of(crop_of(face))))  # fmt: skip
-        return EnrolledBody(**_person(record), faces=found)
+        return EnrolledBody(**_person(record), faces=await asyncio.to_thread(lambda: list(map(_facts, faces))))
 
     @router.get("", response_model=ListBody)
     def people() -> Any:
@@ -66,6 +61,12 @@ def people_routes(service: Service) -> APIRouter:
         return DeletedBody(id=id, object="person.deleted")
 
     return router
+
+
+def _facts(face: FaceInputs) -> FaceFacts:
+    assert face.taken is not None
+    facts = face.taken.to_json()
+    return FaceFacts(found=facts["found"], taken=facts["taken"], faces=facts["faces"], crop=png_of(crop_of(face)))
 
 
 def _person(record: PersonRecord) -> dict[str, Any]:

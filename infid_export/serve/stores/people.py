@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from infid_engines.errors import DiskFullError, InputError
-from infid_export.runtime.person import Person
+from infid_export.runtime.person import Person, person_name
 from infid_export.serve.http.problems import Problem
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # no dot and no slash: it cannot leave the folder
@@ -246,9 +246,7 @@ class PeopleInFolder(People):
         return path
 
     def _read(self, path: Path) -> PersonRecord:
-        with safe_open(path, framework="numpy") as file:
-            name = (file.metadata() or {}).get("infid_name", "")
-        return PersonRecord(path.stem, name, int(path.stat().st_mtime))
+        return PersonRecord(path.stem, person_name(path), int(path.stat().st_mtime))
 
     def _keep(self, record: PersonRecord, person: Person) -> None:
         try:
