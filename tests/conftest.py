@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
+from shared_folder import shared
 
 from infid_engines.manifest import Manifest
 from infid_export.export.build_options import BuildOptions
@@ -53,14 +54,6 @@ def astronaut() -> np.ndarray:
 def source() -> RandomSource:
     """Random weights of the demo model's architecture."""
     return RandomSource("demo")
-
-
-def shared(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
-    """Return a folder that all workers share: one makes its contents, the others reuse them."""
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 @pytest.fixture(scope="session")
