@@ -25,6 +25,8 @@ class FaceReader {
              int crop_size, int width, bool drawn_only);
   ~FaceReader();
 
+  // The limits of its detector as a sentence, or empty.
+  const std::string& limits() const;
   // Throws input, with Python's sentences. `face`: index into the plausible faces.
   FaceInputs read(const Image& photo, std::optional<int> face) const;
 
