@@ -72,7 +72,7 @@ struct Layers {
 
   Layers() {
     const double tail = std::exp(-0.5 * kTailStart * kTailStart), base = kLayerArea / tail;
-    inside[0] = static_cast<std::uint32_t>(kTailStart / base * kUnits);
+    inside[0] = units(kTailStart / base);
     width[0] = static_cast<float>(base / kUnits);
     height[0] = 1.0f;
     width[kLayers - 1] = static_cast<float>(kTailStart / kUnits);
@@ -81,11 +81,14 @@ struct Layers {
     for (int i = kLayers - 2; i > 0; --i) {
       const double outer = edge;
       edge = std::sqrt(-2.0 * std::log(kLayerArea / outer + std::exp(-0.5 * outer * outer)));
-      inside[i + 1] = static_cast<std::uint32_t>(edge / outer * kUnits);
+      inside[i + 1] = units(edge / outer);
       width[i] = static_cast<float>(edge / kUnits);
       height[i] = static_cast<float>(std::exp(-0.5 * edge * edge));
     }
   }
+
+ private:
+  static std::uint32_t units(double share) { return static_cast<std::uint32_t>(std::lround(share * kUnits)); }
 };
 
 }  // namespace
