@@ -31,9 +31,12 @@ class Malformed : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A text for messages: quoted as Python's repr does, and shortened to `longest` characters. `longest` is 40 in
-// documents (`_kind`) and 80 for arguments (`shown`).
+// A text of a document for messages, as `infid_engines.documents._kind` writes it: Python's repr, after 39 characters
+// "…" if it has more than 40.
 std::string quoted(const std::string& text);
+// An argument for messages, as `infid_engines.validation.shown` writes it: Python's repr, without its middle if it has
+// more than 80 characters. A byte that is not UTF-8 is written as Python writes it in arguments of a command: \udcff.
+std::string shown(const std::string& text);
 // A number as Python's str writes it: 1.0, 1e-05, 0.00085.
 std::string python_number(double value);
 

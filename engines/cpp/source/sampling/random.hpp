@@ -16,7 +16,8 @@ class Generator {
  private:
   std::uint32_t next32();
   std::uint64_t next64();
-  unsigned __int128 state_, increment_;
+  __extension__ using Wide = unsigned __int128;
+  Wide state_, increment_;
   std::uint32_t kept_ = 0;
   bool has_kept_ = false;
 };
