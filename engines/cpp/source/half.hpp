@@ -1,35 +1,46 @@
-// IEEE half precision.
+// Numbers of 16 bits, converted as numpy does: to the nearest, ties to even.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
 namespace infid {
 
-inline float from_half(std::uint16_t half) {
-  const std::uint32_t sign = (half & 0x8000u) << 16, exponent = (half >> 10) & 0x1fu, mantissa = half & 0x3ffu;
-  if (exponent == 0) return std::copysign(std::ldexp(static_cast<float>(mantissa), -24), sign != 0 ? -1.0f : 1.0f);
-  const std::uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
-  float value;
+inline float float_of_half(std::uint16_t half) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000) << 16;
+  const std::uint32_t exponent = half >> 10 & 31, fraction = half & 0x3ff;
+  std::uint32_t bits = 0;
+  float value = 0;
+  if (exponent == 0) {  // subnormal: exact as an integer times 2^-24
+    value = static_cast<float>(fraction) * 0x1p-24F;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits |= sign;
+  } else {
+    bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
+  }
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-// Rounds to the nearest, ties to even.
-inline std::uint16_t to_half(float value) {
-  std::uint32_t bits;
+inline std::uint16_t half_of_float(float value) {
+  std::uint32_t bits = 0;
   std::memcpy(&bits, &value, sizeof bits);
-  const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000u);
-  bits &= 0x7fffffffu;
-  if (bits >= 0x7f800000u) return static_cast<std::uint16_t>(sign | (bits > 0x7f800000u ? 0x7e00u : 0x7c00u));
-  if (bits < 0x38800000u) {  // below the normal halves: in units of 2^-24
-    const float units = std::nearbyint(std::ldexp(std::fabs(value), 24));
-    return static_cast<std::uint16_t>(sign | static_cast<std::uint16_t>(units));
+  const std::uint32_t sign = bits >> 16 & 0x8000;
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) {  // NaN, whose fraction must not become 0
+    const std::uint32_t fraction = bits >> 13 & 0x3ff;
+    return static_cast<std::uint16_t>(sign | 0x7c00 | (fraction == 0 ? 1 : fraction));
   }
-  const std::uint32_t rounded = bits + 0xfffu + ((bits >> 13) & 1u);
-  if (rounded >= 0x47800000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
-  return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+  if (bits >= 0x477ff000) return static_cast<std::uint16_t>(sign | 0x7c00);  // rounds to infinity
+  if (bits < 0x38800000) {  // subnormal, or zero: adding 0.5 leaves the fraction rounded in the last bits
+    float shifted = 0;
+    std::memcpy(&shifted, &bits, sizeof shifted);
+    shifted += 0.5F;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    return static_cast<std::uint16_t>(sign | (bits - 0x3f000000));
+  }
+  bits += 0xfff + (bits >> 13 & 1);
+  return static_cast<std::uint16_t>(sign | (bits - 0x38000000) >> 13);
 }
 
 }  // namespace infid

@@ -47,7 +47,7 @@ void zero_rows(Tensor& tensor, std::size_t rows) {
   for (std::size_t i = 0; i < count; ++i) {
     if (tensor.dtype() == Dtype::float16) {
       auto& half = tensor.as<std::uint16_t>()[i];
-      half = to_half(from_half(half) * 0.0f);
+      half = half_of_float(float_of_half(half) * 0.0f);
     } else {
       tensor.as<float>()[i] *= 0.0f;
     }
