@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cpp_library import Probe, built
 from shared_folder import shared
+from tiny_engines import write_folder
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +32,9 @@ def cpp_probe(cpp_sanitized: Path) -> Probe:
         return finished
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny engine folder with a batch of 2; tests must not change it."""
+    return write_folder(tmp_path_factory.mktemp("tiny") / "engines")

@@ -6,10 +6,16 @@ import fcntl
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
+from tiny_engines import DEPTH_K, DEPTH_T, MODEL, TOKENS
+
+from infid_export.runtime.person import Person
 
 LIBRARY = Path(__file__).parents[2] / "engines/cpp"
 PACKAGES = "cmake g++ nlohmann-json3-dev libutf8proc-dev libpng-dev libjpeg-dev doctest-dev"
@@ -41,3 +47,16 @@ def built(place: Path, *options: str) -> Path:
                 assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-6000:]
             done.touch()
     return folder
+
+
+def program(build: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run `infid`."""
+    return subprocess.run([str(build / "infid"), *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def tiny_person(number: int = 0, **changes: Any) -> Person:
+    """A person for the tiny engines."""
+    random = np.random.default_rng(number)
+    shapes = (2, TOKENS, DEPTH_T), (2, TOKENS, DEPTH_K), (2, TOKENS, DEPTH_K)
+    tokens, keys, values = (random.standard_normal(shape).astype(np.float32) for shape in shapes)
+    return replace(Person(tokens, keys, values, MODEL), **changes)
