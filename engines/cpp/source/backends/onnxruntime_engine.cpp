@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <mutex>
 #include <set>
 
 #include "backends/onnxruntime.hpp"
@@ -83,6 +84,7 @@ class OnnxRuntimeBackend : public Backend {
   int rank() const override { return 3; }
   bool reads_weights() const override { return true; }
   bool takes_threads() const override { return true; }
+  bool loads_in_parallel() const override { return true; }
   std::string library() override { return "ONNX Runtime " + runtime().version() + " in " + runtime().path(); }
   void check_device(int) override {}
 
@@ -95,6 +97,7 @@ class OnnxRuntimeBackend : public Backend {
   }
 
   std::unique_ptr<Engine> load(const LoadRequest& request) override {
+    runtime();
     SessionSettings settings;
     settings.device = request.device;
     settings.threads = request.threads;
@@ -118,6 +121,7 @@ class OnnxRuntimeBackend : public Backend {
 
  private:
   OnnxRuntime& runtime() {
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (!runtime_) runtime_ = OnnxRuntime::open(path_);
     return *runtime_;
   }
@@ -143,6 +147,7 @@ class OnnxRuntimeBackend : public Backend {
   }
 
   std::string path_;
+  std::mutex mutex_;
   std::shared_ptr<OnnxRuntime> runtime_;
 };
 

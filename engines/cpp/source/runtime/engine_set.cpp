@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "parallel.hpp"
+
 namespace infid {
 namespace {
 
@@ -95,29 +97,64 @@ const EngineRecord& EngineSet::stored(const std::string& graph) const {
   return *found;
 }
 
-Engine& EngineSet::operator[](const std::string& graph) {
-  auto& engine = engines_[graph];
-  if (engine) return *engine;
+std::vector<std::string> EngineSet::files(const std::string& graph) const {
+  std::vector<std::string> names = {stored(graph).file};
+  if (choice_.backend->reads_weights()) {
+    const auto& weights = manifest_.graph(graph).weights;
+    names.insert(names.end(), weights.begin(), weights.end());
+  }
+  return names;
+}
+
+std::unique_ptr<Engine> EngineSet::loaded(const std::string& graph) const {
   const GraphRecord& record = manifest_.graph(graph);
   LoadRequest request;
   request.graph = graph;
   request.folder = manifest_.folder;
-  request.path = verify(stored(graph).file);
-  if (choice_.backend->reads_weights()) {
-    for (const std::string& name : record.weights) request.weights.push_back(verify(name));
-  }
+  for (const std::string& name : files(graph)) request.weights.push_back(manifest_.folder + "/" + name);
+  request.path = request.weights.front();
+  request.weights.erase(request.weights.begin());
   request.inputs = record.inputs;
   request.outputs = record.outputs;
   request.device = choice_.device;
   request.threads = threads_;
-  engine = choice_.backend->load(request);
+  return choice_.backend->load(request);
+}
+
+Engine& EngineSet::operator[](const std::string& graph) {
+  auto& engine = engines_[graph];
+  if (!engine) {
+    manifest_.graph(graph);
+    for (const std::string& name : files(graph)) verify(name);
+    engine = loaded(graph);
+  }
   return *engine;
 }
 
 void EngineSet::prepare(const std::vector<std::string>& graphs, const std::function<void()>& go_on) {
+  std::vector<std::string> missing, unread;
   for (const std::string& graph : graphs) {
+    if (engines_[graph]) continue;
+    missing.push_back(graph);
+    manifest_.graph(graph);
+    for (const std::string& name : files(graph)) {
+      const bool known = std::find(unread.begin(), unread.end(), name) != unread.end();
+      if (!known && verified_.count(name) == 0) unread.push_back(name);
+    }
+  }
+  in_parallel(unread.size(), [&](std::size_t i) {
     go_on();
-    (*this)[graph];
+    verify_file(manifest_, unread[i]);
+  });
+  verified_.insert(unread.begin(), unread.end());
+  const auto load = [&](std::size_t i) {
+    go_on();
+    engines_.at(missing[i]) = loaded(missing[i]);  // the entries are there: the map does not change
+  };
+  if (choice_.backend->loads_in_parallel()) {
+    in_parallel(missing.size(), load);
+  } else {
+    for (std::size_t i = 0; i < missing.size(); ++i) load(i);
   }
 }
 

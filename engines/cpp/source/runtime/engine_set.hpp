@@ -33,7 +33,8 @@ class EngineSet {
   const Choice& choice() const { return choice_; }
   // A graph's engine. Throws engine_folder if the folder has none, or a file is damaged.
   Engine& operator[](const std::string& graph);
-  // Loads the engines of some graphs; `go_on` is called before each and may throw.
+  // Verifies and loads the engines of some graphs, several at the same time where the backend can; `go_on` is called
+  // before each file and each engine, from several threads, and may throw.
   void prepare(const std::vector<std::string>& graphs, const std::function<void()>& go_on);
   // Compares a file with the manifest, once, and returns its path.
   std::string verify(const std::string& name);
@@ -42,6 +43,9 @@ class EngineSet {
 
  private:
   const EngineRecord& stored(const std::string& graph) const;
+  // The engine file, then the weights files.
+  std::vector<std::string> files(const std::string& graph) const;
+  std::unique_ptr<Engine> loaded(const std::string& graph) const;
 
   const Manifest& manifest_;
   Choice choice_;
