@@ -27,7 +27,7 @@ ONNXRUNTIME = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxrun
 Probe = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def built(place: Path, *options: str) -> Path:
+def built(place: Path, *options: str, target: str = "all") -> Path:
     """Configure and build the library with its program and tests, once for all workers, and return the build folder.
 
     The test is skipped where the system lacks a package.
@@ -42,7 +42,7 @@ def built(place: Path, *options: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
             configure = ["cmake", "-S", str(LIBRARY), "-B", str(folder), "-DINFID_WERROR=ON", *options]
-            for command in (configure, ["cmake", "--build", str(folder), "--parallel", "2"]):
+            for command in (configure, ["cmake", "--build", str(folder), "--parallel", "2", "--target", target]):
                 run = subprocess.run(command, capture_output=True, text=True, check=False)
                 assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-6000:]
             done.touch()
