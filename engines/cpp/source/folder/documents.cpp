@@ -16,6 +16,11 @@ constexpr std::size_t most_bytes = std::size_t{1} << 28;  // SDXL's manifest has
 constexpr std::int64_t most_exact = std::int64_t{1} << 53;  // beyond it, doubles skip integers
 const char* const seal_name = "seal";
 
+// Like `quoted`, but the text may have lone surrogates.
+std::string short_repr(const std::string& text) {
+  return python_repr(count_codes(text) <= 40 ? text : first_codes(text, 39) + "…");
+}
+
 bool is_seal(const JsonEntry& entry) { return entry.name == seal_name; }
 
 }  // namespace
@@ -52,7 +57,7 @@ std::string kind_text(const Json& value) {
     case Json::Kind::integer:
       return std::abs(static_cast<double>(value.integer())) > 1e15 ? "a large number" : value.text;
     case Json::Kind::number: return std::abs(value.number) > 1e15 ? "a large number" : python_number(value.number);
-    case Json::Kind::text: return quoted(value.text);
+    case Json::Kind::text: return short_repr(value.text);
     case Json::Kind::list: return "a list";
     default: return "an object";
   }

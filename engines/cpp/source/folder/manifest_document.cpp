@@ -14,7 +14,7 @@ namespace infid {
 namespace {
 
 constexpr std::int64_t largest = 1 << 16;  // pixels per side, images per batch, tokens: more than any engine has
-constexpr std::int64_t longest_axis = std::int64_t{1} << 40;  // so that products with it cannot overflow
+constexpr std::int64_t longest_axis = std::int64_t{1} << 40;  // longer than any; products with it cannot overflow
 const char* const dtypes = "float16, float32, int8, int32, int64";
 const std::pair<const char*, int Manifest::*> sizes[] = {
     {"height", &Manifest::height}, {"width", &Manifest::width},
@@ -101,11 +101,11 @@ Dimension dimension_of(const std::string& name, const Json& extent) {
     ends.clear();
     for (const Json& end : extent.list) ends.push_back(end.integer());
   }
-  const bool fits = ends.size() == 3 && std::is_sorted(ends.begin(), ends.end());
-  if (!fits || ends.front() < 0 || ends.back() > longest_axis) {
+  if (ends.size() != 3 || !std::is_sorted(ends.begin(), ends.end()) || ends.front() < 0) {
     throw Malformed(name + " has the dimension " + python_repr(extent) +
                     ", which is neither a size nor [smallest, usual, largest]");
   }
+  for (std::int64_t& end : ends) end = std::min(end, longest_axis);
   return {ends[0], ends[1], ends[2]};
 }
 

@@ -51,7 +51,7 @@ std::string plain_path(const std::string& text) {
 
 std::string path_of(const std::string& name, const std::string& text, const std::string& fix) {
   if (text.empty() || text.find('\0') != std::string::npos) {
-    input_error(name + " must be a path, not " + quoted(text) + ".", fix);
+    input_error(name + " must be a path, not " + shown(text) + ".", fix);
   }
   return plain_path(text);
 }

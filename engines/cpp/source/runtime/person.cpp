@@ -26,7 +26,7 @@ const std::pair<const char*, Tensor PersonData::*> members[] = {{"identity_token
 
 void require_text(const char* what, const std::string& text) {
   if (utf8_problem(text).empty()) return;
-  input_error(std::string(what) + " " + quoted(text) + " is not valid Unicode (surrogates not allowed).",
+  input_error(std::string(what) + " " + shown(text) + " is not valid Unicode (surrogates not allowed).",
               "Type it again.");
 }
 
