@@ -59,13 +59,15 @@ std::string quoted(const std::string& text) {
   return python_repr(first_codes(whole, kLongestQuoted - 1) + "…");
 }
 
-// As `reprlib.Repr.repr_str`, which shortens the text and then its repr.
+// As `reprlib.Repr.repr_str`, which shortens the text and then its repr. From a text that is shorter than the end it
+// wants, it takes what a negative place means in Python.
 std::string shown(const std::string& text) {
   const std::string whole = escaped(text);
   const std::string start = python_repr(first_codes(whole, kLongestShown));
   if (count_codes(start) <= kLongestShown) return start;
   const std::size_t left = (kLongestShown - 3) / 2, right = kLongestShown - 3 - left;
-  const std::string both = python_repr(first_codes(whole, left) + last_codes(whole, right));
+  const std::size_t count = count_codes(whole), end = count < right ? right - count : right;
+  const std::string both = python_repr(first_codes(whole, left) + last_codes(whole, end));
   return first_codes(both, left) + "..." + last_codes(both, right);
 }
 
