@@ -2,8 +2,10 @@
 #include "folder/safetensors.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <limits>
 #include <string_view>
+#include <system_error>
 #include <tuple>
 #include <vector>
 
@@ -41,6 +43,7 @@ std::size_t header_length(const std::byte* content, std::size_t size) {
 Json read_header(std::string_view text) {
   const std::string problem = utf8_problem(text);
   if (!problem.empty()) reject("invalid UTF-8 in header: " + problem);
+  if (text.substr(0, 3) == "\xef\xbb\xbf") reject_json("it starts with a byte order mark");
   Json header;
   try {
     header = parse_json(text, Repeated::rejected);
@@ -82,8 +85,10 @@ const Json& field(const Json& facts, const char* name, Json::Kind kind) {
 }
 
 std::int64_t natural(const Json& value) {
-  if (!value.is(Json::Kind::integer) || value.text[0] == '-') reject_json("a size is not a natural number");
-  return value.integer();
+  std::uint64_t number = 0;
+  const auto problem = std::from_chars(value.text.data(), value.text.data() + value.text.size(), number).ec;
+  if (!value.is(Json::Kind::integer) || problem != std::errc()) reject_json("a size is not a natural number of 64 bits");
+  return value.integer();  // a larger one becomes the largest, which no file reaches
 }
 
 Extent read_extent(const std::string& name, const Json& facts) {

@@ -2,8 +2,10 @@
 #include "runtime/template.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <limits>
 #include <set>
+#include <system_error>
 
 #include "errors.hpp"
 #include "folder/documents.hpp"
@@ -44,11 +46,12 @@ void check_tensors(const Views& tensors) {
 template <class Number>
 Number natural(const Json& settings, const char* name) {
   const Json& value = *settings.find(name);
-  const std::int64_t found = value.integer();
-  if (found < 0 || static_cast<std::uint64_t>(found) > static_cast<std::uint64_t>(std::numeric_limits<Number>::max())) {
+  Number found = 0;
+  const auto problem = std::from_chars(value.text.data(), value.text.data() + value.text.size(), found).ec;
+  if (problem != std::errc() || value.text[0] == '-') {
     throw Malformed(std::string(settings_key) + "." + name + " is " + value.text + ", which is out of range");
   }
-  return static_cast<Number>(found);
+  return found;
 }
 
 std::optional<std::string> optional_text(const Json& value) {
