@@ -20,7 +20,7 @@ struct FaceInputs {
 class FaceReader {
  public:
   // Paths of verified files; `crop_size` and `width` are the last extents of the identity encoder's inputs.
-  // Throws engine_folder. Its sessions are made as in `infid_export.faces`.
+  // Throws input if a model cannot be used. Its sessions are made as in `infid_export.faces`.
   FaceReader(std::shared_ptr<OnnxRuntime> runtime, const std::string& detector, const std::string& recognizer,
              int crop_size, int width, bool drawn_only);
   ~FaceReader();
