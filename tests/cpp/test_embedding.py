@@ -89,7 +89,7 @@ def test_the_static_library(place: Place, expected: bytes) -> None:
     source.mkdir()
     (source / "rain.cpp").write_text(
         block("cpp").replace('("infid-engines")', f'("infid-engines", {{"auto", "auto", 1, "{ONNXRUNTIME}"}})')
-    )  # noqa: E501
+    )
     (source / "CMakeLists.txt").write_text(block("cmake").replace("infid::infid)", "infid::infid_static)"))
     place.run("cmake", "-S", source, "-B", source / "build", f"-DCMAKE_PREFIX_PATH={place.prefix}")
     place.run("cmake", "--build", source / "build")
