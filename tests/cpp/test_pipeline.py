@@ -94,3 +94,10 @@ def test_batches_are_equal(cpp_probe: Probe, tiny: Path, tmp_path: Path, request
     expected = b"".join(image.tobytes() for image in pipe.generate(prompts, people, **settings))
     assert (tmp_path / "raw").read_bytes() == expected
     assert len(expected) == 3 * 3 * SIDE * SIDE
+
+
+def test_threads_take_turns_and_are_cancelled(cpp_probe: Probe, tiny: Path, tmp_path: Path) -> None:
+    tiny_person().save(tmp_path / "a.safetensors")
+    run = cpp_probe("threads", tiny, ONNXRUNTIME, tmp_path / "a.safetensors")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == {"even": 1, "odd": 1, "same": False, "cancelled": [6, 6]}

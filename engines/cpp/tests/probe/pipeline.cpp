@@ -1,7 +1,12 @@
 // `infid_probe generate FOLDER LIBRARY REQUEST OUTPUT`: the images of a request in JSON, as raw bytes in OUTPUT.
+// `infid_probe threads FOLDER LIBRARY PERSON`: what several threads get from one pipeline, as JSON.
 
+#include <chrono>
 #include <fstream>
 #include <nlohmann/json.hpp>
+
+#include <set>
+#include <thread>
 
 #include "infid/infid.hpp"
 #include "probe.hpp"
@@ -51,6 +56,61 @@ const Probe probe("generate", [](const std::vector<std::string>& words) {
   for (const infid::Image& image : images_of(pipe, json::parse(words[2]))) {
     file.write(reinterpret_cast<const char*>(image.pixels.data()), static_cast<std::streamsize>(image.pixels.size()));
   }
+});
+
+// The kinds of errors that calls end with when they are cancelled: one that draws, and one that waits for it.
+std::vector<int> cancelled(const infid::Pipeline& pipe, const infid::Person& person) {
+  std::vector<int> kinds(2, 0);
+  infid::Cancel drawing, waiting;
+  std::atomic<bool> draws{false};
+  const auto call = [&](std::size_t which, infid::Watch watch) {
+    infid::Settings settings;
+    settings.seeds = {1};
+    settings.steps = 900;
+    try {
+      pipe.generate("a", person, settings, watch);
+    } catch (const infid::Error& error) {
+      kinds[which] = static_cast<int>(error.kind());
+    }
+  };
+  infid::Watch first, second;
+  first.cancel = &drawing;
+  first.step = [&](int step, int) {
+    draws = true;
+    // it goes on until the call that waits has been cancelled
+    std::this_thread::sleep_for(std::chrono::milliseconds(step < 100 ? 5 : 0));
+  };
+  second.cancel = &waiting;
+  std::thread draw([&] { call(0, first); });
+  while (!draws) std::this_thread::yield();
+  std::thread wait([&] { call(1, second); });
+  waiting.set();
+  wait.join();
+  drawing.set();
+  draw.join();
+  return kinds;
+}
+
+const Probe threads("threads", [](const std::vector<std::string>& words) {
+  infid::Options options;
+  options.onnxruntime = words[1];
+  const auto pipe = infid::Pipeline::load(words[0], options);
+  const auto person = infid::Person::load(words[2]);
+  std::vector<std::vector<std::uint8_t>> images(8);
+  std::vector<std::thread> all;
+  for (std::size_t i = 0; i < images.size(); ++i) {
+    all.emplace_back([&, i] {
+      infid::Settings settings;
+      settings.seeds = {i % 2};
+      images[i] = pipe.generate("a", person, settings).pixels;
+      if (i == 3) pipe.close();  // the others load the engines again
+    });
+  }
+  for (std::thread& thread : all) thread.join();
+  const std::set<std::vector<std::uint8_t>> even = {images[0], images[2], images[4], images[6]};
+  const std::set<std::vector<std::uint8_t>> odd = {images[1], images[3], images[5], images[7]};
+  std::printf("%s\n", json{{"even", even.size()}, {"odd", odd.size()}, {"same", even == odd},
+                           {"cancelled", cancelled(pipe, person)}}.dump().c_str());
 });
 
 }  // namespace
