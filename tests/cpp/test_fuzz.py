@@ -28,8 +28,8 @@ def test_no_input_breaks_it(fuzzers: Path, target: str, tmp_path: Path) -> None:
     seeds = LIBRARY / "fuzz/corpus" / target.removeprefix("fuzz_")
     assert list(seeds.iterdir())
     (tmp_path / "found").mkdir()
-    command = [fuzzers / "fuzz" / target, f"-max_total_time={SECONDS}", f"-artifact_prefix={tmp_path}/", "-rss_limit_mb=2048",
-               tmp_path / "found", seeds]  # fmt: skip
+    limits = f"-max_total_time={SECONDS}", f"-artifact_prefix={tmp_path}/", "-rss_limit_mb=2048"
+    command = [fuzzers / "fuzz" / target, *limits, tmp_path / "found", seeds]
     run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-4000:]
     assert "Done" in run.stderr
