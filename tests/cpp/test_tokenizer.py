@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from conftest import Probe
 
 PROMPTS = [
-    "", " ", "\n", "a photo", "Hello,   WORLD! it's 2024", "don't we'll 3.14 #x@y  a_b", "'s 'tis rock'n'roll I'M 'RE",
-    "tab\tnew\nline\u2028x\x85y\x1cz", "½ ² Ⅷ ① ٣", "e\u0301 \u0301e a\u0327\u0301 a\u0301\u0327", "İstanbul I\u0307 ı", "ΟΔΟΣ Σ σς",
-    "각 \u1100\u1161\u11a8", "Å \u212b ﬁ \ufb2a \u0958", "nb\u00a0sp\u3000x", "“quotes” – — …", "👩‍👩‍👧 😀 🇩🇪 ☺️", "１２ Ａ ａ カ゛",
-    "العربية हिन्दी русский ไทย", "\0nul \x7f", "zero\u200bwidth\ufeff", "<|startoftext|><|ENDOFTEXT|> a<|endoftext|>b!c!!", "光" * 200,
-    "word " * 75, "word " * 75 + "sunset", "word " * 74 + "antidisestablishmentarianism end", "x" * 400, "!" * 80 + " a cat",
-    "word " * 74 + "!!! a cat", "é" * 300, "e\u0301" * 300, "가" * 120, "  " + "a, " * 60, "\x1c" * 5 + "b\x1d " * 90 + "c\x1f",
-    "word " * 74 + "İİİİ x", "word " * 73 + "e\u0301te\u0301 naïve cafe\u0301 x", "Ω" * 100 + "\u2126" * 3, "<|endoftext|>" * 90,
+    "", " ", "\n", "a photo", "Hello,   WORLD! it's 2024", "don't we'll 3.14 #x@y  a_b", "'s 'tis rock'n'roll I'M",
+    "tab\tnew\nline\u2028x\x85y\x1cz", "½ ² Ⅷ ① ٣", "e\u0301 \u0301e a\u0327\u0301 a\u0301\u0327", "İ I\u0307 ı",
+    "ΟΔΟΣ Σ σς", "각 \u1100\u1161\u11a8", "Å \u212b ﬁ \ufb2a \u0958", "nb\u00a0sp\u3000x", "“quotes” – — …",
+    "👩\u200d👩\u200d👧 😀 🇩🇪 ☺️", "１２ Ａ ａ カ゛", "العربية हिन्दी русский ไทย", "\0nul \x7f", "zero\u200bwidth\ufeff",
+    "<|startoftext|><|ENDOFTEXT|> a<|endoftext|>b!c!!", "光" * 200, "word " * 75, "word " * 75 + "sunset",
+    "word " * 74 + "antidisestablishmentarianism end", "x" * 400, "!" * 80 + " a cat", "word " * 74 + "!!! a cat",
+    "é" * 300, "e\u0301" * 300, "가" * 120, "  " + "a, " * 60, "\x1c" * 5 + "b\x1d " * 90 + "c\x1f",
+    "word " * 74 + "İİİİ x", "word " * 73 + "e\u0301te\u0301 naïve cafe\u0301 x", "Ω" * 100 + "\u2126" * 3,
+    "<|endoftext|>" * 90,
 ]  # fmt: skip
 SCRIPTS = [
     (0x20, 0x7F), (0xA0, 0x250), (0x300, 0x370), (0x370, 0x530), (0x590, 0x700), (0x900, 0xE80), (0x1100, 0x1200),
