@@ -17,7 +17,7 @@ from infid_engines.errors import InputError
 from infid_export.faces.photos import load_photo
 
 if TYPE_CHECKING:
-    from conftest import Probe
+    from cpp_library import Probe
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 

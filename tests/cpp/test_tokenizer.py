@@ -19,7 +19,7 @@ from infid_export.model.tokenizers import AddedWord, _tokenizer_json, sdxl_token
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
 
 if TYPE_CHECKING:
-    from conftest import Probe
+    from cpp_library import Probe
 
 PROMPTS = [
     "", " ", "\n", "a photo", "Hello,   WORLD! it's 2024", "don't we'll 3.14 #x@y  a_b", "'s 'tis rock'n'roll I'M",
