@@ -79,8 +79,8 @@ TEST_CASE("a word with several vectors is written out once") {
 }
 
 TEST_CASE("a prompt that is not UTF-8 is an input error") {
-  CHECK_THROWS_WITH_AS(prompt_codes("a\xff"), "A prompt 'a\\udcff' is not valid Unicode (surrogates not allowed). Type it again.",
-                       Error);
+  CHECK_THROWS_WITH_AS(prompt_codes("a\xff"),
+                       "A prompt 'a\\udcff' is not valid Unicode (surrogates not allowed). Type it again.", Error);
 }
 
 TEST_CASE("texts lose their spaces at the ends, as in Python") {

@@ -13,10 +13,8 @@ constexpr int kMostSide = 1'000'000;  // libpng's limit
 
 void check_image(const Image& image) {
   const bool has_size = image.width > 0 && image.height > 0 && image.width <= kMostSide && image.height <= kMostSide;
-  if (has_size && image.pixels.size() / 3 / static_cast<std::size_t>(image.width) == static_cast<std::size_t>(image.height) &&
-      image.pixels.size() % (3 * static_cast<std::size_t>(image.width)) == 0) {
-    return;
-  }
+  const std::uint64_t bytes = static_cast<std::uint64_t>(image.width) * static_cast<std::uint64_t>(image.height) * 3;
+  if (has_size && image.pixels.size() == bytes) return;
   input_error("An image of " + std::to_string(image.width) + " × " + std::to_string(image.height) + " pixels has " +
                   std::to_string(image.pixels.size()) + " bytes.",
               "Give three bytes per pixel.");
