@@ -5,9 +5,11 @@ WORKERS ?= 2
 BIN := $(CURDIR)/$(VENV)/bin
 # What benchmarks/gpu_suite.py needs beside torch, triton, transformers and what these bring: pure Python, no more needs.
 GPU_WHEELS := diffusers==0.42.1 open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.2.13 importlib_metadata==8.7.0
+# What the tests of engines/cpp need from Debian or Ubuntu; without it they are skipped, and say so.
+CPP_PACKAGES := cmake g++ make nlohmann-json3-dev libutf8proc-dev libpng-dev libjpeg-dev doctest-dev libcpp-httplib-dev
 PROMPT := an oil painting of a person wearing a blue suit and a crown, at the beach
 
-.PHONY: demo test lint format docs pictures build-wheel gpu-wheels clean
+.PHONY: demo test lint cpp-packages format docs pictures build-wheel gpu-wheels clean
 
 # In a folder of its own, so that nothing of it lies among the source code.
 demo: $(VENV)/.demo-installed
@@ -18,7 +20,7 @@ demo: $(VENV)/.demo-installed
 	"$(BIN)/infid-export" inspect demo/infid-engines
 	@echo "contact sheet: demo/sheet/grid.png   picture: demo/picture.png   engines: demo/infid-engines"
 
-test: lint
+test: lint cpp-packages
 	"$(BIN)/python" -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev-installed
@@ -26,6 +28,11 @@ lint: $(VENV)/.dev-installed
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy"
 	"$(BIN)/lint-imports"
+
+cpp-packages:
+	@dpkg --status $(CPP_PACKAGES) >/dev/null 2>&1 || \
+	  { [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install --yes --no-install-recommends $(CPP_PACKAGES); } || \
+	  echo "The tests of the C++ library are skipped, unless you run: sudo apt-get install $(CPP_PACKAGES)"
 
 format: $(VENV)/.dev-installed
 	"$(BIN)/ruff" check --fix .

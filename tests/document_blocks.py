@@ -1,6 +1,6 @@
-"""The documents of the repository, and their blocks of commands and Python.
+"""The documents of the repository, and their blocks of commands and code.
 
-The line before an `sh` or `python` block has a comment that says how it is tested: a `<!-- run -->` block runs on the
+The line before such a block has a comment that says how it is tested: a `<!-- run -->` block runs on the
 demo model, `<!-- tested by: FILE -->` names the test that runs it, and `<!-- needs: WHAT -->` says what a test lacks.
 All commands must parse, and all Python must compile and only use names that exist.
 """
@@ -28,7 +28,7 @@ class Block:
     Args:
         document: the file that contains it.
         line: its first line, counted from 1.
-        language: `sh` or `python`.
+        language: `sh`, `python`, `cpp` or `cmake`.
         text: its content.
         mark: `run`, `needs`, `tested by`, or empty where there is no comment before it.
         detail: the rest of the comment.
@@ -53,11 +53,11 @@ class Block:
 
 
 def blocks(document: Path) -> list[Block]:
-    """Return the blocks of commands and Python in a document."""
+    """Return the blocks of commands and code in a document."""
     text = document.read_text()
     found = []
     for fence in _FENCE.finditer(text):
-        if fence[1] in ("sh", "python"):
+        if fence[1] in ("sh", "python", "cpp", "cmake"):
             mark = _MARK.search(text, 0, fence.start())
             kind, detail = (mark[1], mark[2] or "") if mark else ("", "")
             line = text.count("\n", 0, fence.start()) + 2

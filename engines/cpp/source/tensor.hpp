@@ -12,7 +12,7 @@
 
 namespace infid {
 
-enum class Dtype { float16, float32, int8, int32, int64 };
+enum class Dtype { float16, float32, int8, int32, int64, uint8 };
 
 // numpy's name of a dtype, as in the manifest.
 inline const char* dtype_name(Dtype dtype) {
@@ -21,13 +21,15 @@ inline const char* dtype_name(Dtype dtype) {
     case Dtype::float32: return "float32";
     case Dtype::int8: return "int8";
     case Dtype::int32: return "int32";
+    case Dtype::uint8: return "uint8";
     default: return "int64";
   }
 }
 
 inline std::size_t dtype_size(Dtype dtype) {
   switch (dtype) {
-    case Dtype::int8: return 1;
+    case Dtype::int8:
+    case Dtype::uint8: return 1;
     case Dtype::float16: return 2;
     case Dtype::int64: return 8;
     default: return 4;

@@ -65,6 +65,8 @@ class Backend {
   virtual int rank() const = 0;
   virtual bool reads_weights() const { return false; }
   virtual bool takes_threads() const { return false; }
+  // Whether several engines may be loaded at the same time.
+  virtual bool loads_in_parallel() const { return false; }
   // The library and its version, for messages. Throws backend_unavailable if it is not on this machine.
   virtual std::string library() = 0;
   // Throws backend_unavailable if the machine has no such device.

@@ -20,11 +20,13 @@ struct FaceInputs {
 class FaceReader {
  public:
   // Paths of verified files; `crop_size` and `width` are the last extents of the identity encoder's inputs.
-  // Throws engine_folder. Its sessions are made as in `infid_export.faces`.
+  // Throws input if a model cannot be used. Its sessions are made as in `infid_export.faces`.
   FaceReader(std::shared_ptr<OnnxRuntime> runtime, const std::string& detector, const std::string& recognizer,
              int crop_size, int width, bool drawn_only);
   ~FaceReader();
 
+  // The limits of its detector as a sentence, or empty.
+  const std::string& limits() const;
   // Throws input, with Python's sentences. `face`: index into the plausible faces.
   FaceInputs read(const Image& photo, std::optional<int> face) const;
 
