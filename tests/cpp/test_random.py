@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Probe
+    from cpp_library import Probe
 
 # In each of the last three, one of the first 20,000 values is on the edge of a layer of the ziggurat.
 SEEDS = [0, 1, 7, 12345, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**53, 2**63, 2**64 - 1, 913, 1495, 4583]

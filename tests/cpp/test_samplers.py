@@ -13,7 +13,7 @@ from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 from infid_export.sampling.samplers import sampler_table
 
 if TYPE_CHECKING:
-    from conftest import Probe
+    from cpp_library import Probe
 
 STEPS = (1, 2, 3, 4, 5, 7, 8, 20, 25, 30, 49, 50, 51, 333, 999, 1000)
 

@@ -235,10 +235,11 @@ struct Sampler {
 };
 
 const std::vector<Sampler>& samplers() {
-  static const std::vector<std::string> timesteps{"leading", "trailing", "linspace"};
   static const std::vector<std::string> all{"leading", "trailing", "linspace", "karras"};
-  static const std::vector<Sampler> found{{"ddim", ddim, timesteps},       {"euler", euler, all}, {"dpmpp_2m", dpmpp_2m, all},
-                                          {"euler_a", euler_a, timesteps}, {"lcm", lcm, {}},      {"tcd", tcd, {}}};
+  static const std::vector<Sampler> found{
+      {"ddim", ddim, kTimestepSpacings},       {"euler", euler, all}, {"dpmpp_2m", dpmpp_2m, all},
+      {"euler_a", euler_a, kTimestepSpacings}, {"lcm", lcm, {}},      {"tcd", tcd, {}},
+  };
   return found;
 }
 

@@ -49,7 +49,7 @@ struct Candidate {
 BytePairs::BytePairs(const TokenizerFile& file) {
   const auto id_of = [&](const std::string& word) {
     const auto found = file.words.find(word);
-    if (found == file.words.end()) throw Malformed("Token `" + word + "` out of vocabulary");
+    if (found == file.words.end()) throw Malformed("its vocabulary lacks " + quoted(word));
     return found->second;
   };
   std::uint32_t rank = 0;

@@ -159,7 +159,7 @@ std::vector<std::int32_t> ClipTokenizer::encode(const std::string& prompt) const
 std::string ClipTokenizer::dropped(const std::string& prompt) const {
   const std::vector<Token> tokens = first_tokens(prompt);
   if (tokens.size() <= room()) return "";
-  // a word that was cut in two is dropped as a whole, but for one that is the whole prompt, as in scripts without spaces
+  // a word that was cut in two is dropped as a whole, unless it is the whole prompt, as in scripts without spaces
   const auto first = std::find_if(tokens.begin(), tokens.end(),
                                   [&](const Token& token) { return token.word == tokens.back().word; });
   return stripped(prompt.substr(first->start ? first->start : tokens.back().start));

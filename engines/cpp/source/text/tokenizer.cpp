@@ -1,13 +1,14 @@
 // See tokenizer.hpp.
 #include "text/tokenizer.hpp"
 
+#include "folder/paths.hpp"
 #include "text/clip_tokenizer.hpp"
 
 namespace infid {
 
 PromptTokenizer::PromptTokenizer(const std::string& folder)
-    : tokenizers_{std::make_unique<ClipTokenizer>(folder + "/tokenizer/tokenizer.json"),
-                  std::make_unique<ClipTokenizer>(folder + "/tokenizer_2/tokenizer.json")} {}
+    : tokenizers_{std::make_unique<ClipTokenizer>(within(plain_path(folder), "tokenizer/tokenizer.json")),
+                  std::make_unique<ClipTokenizer>(within(plain_path(folder), "tokenizer_2/tokenizer.json"))} {}
 
 PromptTokenizer::~PromptTokenizer() = default;
 
@@ -16,7 +17,8 @@ std::vector<std::int32_t> PromptTokenizer::encode(int encoder, const std::string
 }
 
 std::vector<std::string> PromptTokenizer::notes(const std::string& prompt) const {
-  const std::string end = "<|endoftext|>", longer = "a prompt is longer than " + std::to_string(kPromptLength) + " tokens";
+  const std::string end = "<|endoftext|>";
+  const std::string longer = "a prompt is longer than " + std::to_string(kPromptLength) + " tokens";
   const std::string first = tokenizers_[0]->dropped(prompt), second = tokenizers_[1]->dropped(prompt);
   std::vector<std::string> found;
   if (!first.empty()) found.push_back(longer + "; dropped: " + first);

@@ -11,14 +11,14 @@ namespace {
 
 using nlohmann::json;
 
-// tokens FOLDER [notes]: by line of stdin, a prompt as a JSON string, the ids for both text encoders as JSON; or the
-// notes.
+// tokens FOLDER [notes]: by line of stdin, a prompt as a JSON string, the ids for both text encoders, and the notes if
+// they are asked for, as JSON.
 void tokens(const std::vector<std::string>& words) {
   const infid::PromptTokenizer tokenizer(words.at(0));
   for (std::string line; std::getline(std::cin, line);) {
     const std::string prompt = json::parse(line);
-    const json found = words.size() > 1 ? json(tokenizer.notes(prompt))
-                                        : json{tokenizer.encode(0, prompt), tokenizer.encode(1, prompt)};
+    json found{tokenizer.encode(0, prompt), tokenizer.encode(1, prompt)};
+    if (words.size() > 1) found.push_back(tokenizer.notes(prompt));
     std::puts(found.dump().c_str());
   }
 }

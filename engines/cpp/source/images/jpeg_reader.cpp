@@ -1,0 +1,146 @@
+// Reads JPEG files with libjpeg's default decoding, as Pillow does: see decoded.hpp.
+#ifdef INFID_JPEG
+#include <csetjmp>
+#include <cstdio>  // jpeglib.h needs it
+#include <cstring>
+
+#include <jpeglib.h>
+
+#include "errors.hpp"
+#include "images/decoded.hpp"
+
+namespace infid {
+namespace {
+
+constexpr int kMostScans = 500;  // of a progressive file; each one goes through all pixels
+constexpr int kApp1 = JPEG_APP0 + 1;
+
+// Calls libjpeg, whose errors jump: what is called must have no variables with destructors.
+class JpegReader {
+ public:
+  JpegReader() {
+    jpeg_.err = jpeg_std_error(&errors_);
+    jpeg_.client_data = this;
+    errors_.error_exit = [](j_common_ptr jpeg) {
+      auto* reader = static_cast<JpegReader*>(jpeg->client_data);
+      (*jpeg->err->format_message)(jpeg, reader->reason_);
+      std::longjmp(reader->jump_, 1);
+    };
+    errors_.output_message = [](j_common_ptr) {};
+    progress_.progress_monitor = check_scans;
+  }
+  ~JpegReader() { jpeg_destroy_decompress(&jpeg_); }
+  JpegReader(const JpegReader&) = delete;
+  JpegReader& operator=(const JpegReader&) = delete;
+
+  // The content is used until the reader's end.
+  void read_header(const Bytes& content) {
+    guarded([&] {
+      jpeg_create_decompress(&jpeg_);
+      jpeg_.progress = &progress_;
+      jpeg_mem_src(&jpeg_, content.data(), content.size());
+      jpeg_.src->fill_input_buffer = end_of_file;
+      jpeg_save_markers(&jpeg_, kApp1, 0xffff);
+      jpeg_read_header(&jpeg_, TRUE);
+    });
+  }
+
+  std::size_t width() const { return jpeg_.image_width; }
+  std::size_t height() const { return jpeg_.image_height; }
+  int samples() const { return jpeg_.num_components; }
+
+  // The segments that start with a mark, without it, one after the other.
+  std::string segments(const std::string& mark) const {
+    std::string found;
+    for (jpeg_saved_marker_ptr each = jpeg_.marker_list; each; each = each->next) {
+      const std::string segment(reinterpret_cast<const char*>(each->data), each->data_length);
+      if (segment.compare(0, mark.size(), mark) == 0) found += segment.substr(mark.size());
+    }
+    return found;
+  }
+
+  // Rows of gray, RGB, or inverted CMYK.
+  Bytes read_rows() {
+    const std::size_t row = width() * static_cast<std::size_t>(samples());
+    Bytes rows(row * height());
+    std::uint8_t* const first = rows.data();
+    guarded([this, row, first] {
+      jpeg_.out_color_space = samples() == 1 ? JCS_GRAYSCALE : samples() == 3 ? JCS_RGB : JCS_CMYK;
+      jpeg_start_decompress(&jpeg_);
+      while (jpeg_.output_scanline < jpeg_.output_height) {
+        JSAMPROW place = first + row * jpeg_.output_scanline;
+        jpeg_read_scanlines(&jpeg_, &place, 1);
+      }
+    });
+    return rows;
+  }
+
+ private:
+  template <class Calls>
+  void guarded(const Calls& calls) {
+    if (setjmp(jump_)) throw Malformed(reason_);
+    calls();
+  }
+
+  [[noreturn]] void stop(const char* reason) {
+    std::strncpy(reason_, reason, sizeof reason_ - 1);
+    std::longjmp(jump_, 1);
+  }
+
+  static boolean end_of_file(j_decompress_ptr jpeg) {
+    static_cast<JpegReader*>(jpeg->client_data)->stop("image file is truncated");
+  }
+
+  static void check_scans(j_common_ptr jpeg) {
+    auto* reader = static_cast<JpegReader*>(jpeg->client_data);
+    if (reader->jpeg_.input_scan_number > kMostScans) reader->stop("it has too many scans");
+  }
+
+  jpeg_decompress_struct jpeg_{};
+  jpeg_error_mgr errors_{};
+  jpeg_progress_mgr progress_{};
+  std::jmp_buf jump_;
+  char reason_[JMSG_LENGTH_MAX] = {};
+};
+
+void convert_gray(const Bytes& rows, Bytes& pixels) {
+  for (std::size_t i = 0; i < rows.size(); ++i) std::memset(&pixels[i * 3], rows[i], 3);
+}
+
+// Pillow's conversion of CMYK, from values that are inverted, as Adobe stores them.
+void convert_cmyk(const Bytes& rows, Bytes& pixels) {
+  for (std::size_t i = 0; i < rows.size(); i += 4) {
+    const unsigned white = rows[i + 3];
+    for (std::size_t part = 0; part < 3; ++part) {
+      const unsigned product = (255u - rows[i + part]) * white + 128;
+      pixels[i / 4 * 3 + part] = static_cast<std::uint8_t>(white - (((product >> 8) + product) >> 8));
+    }
+  }
+}
+
+}  // namespace
+
+Decoded read_jpeg(const std::string& name, const Bytes& content) {
+  JpegReader reader;
+  reader.read_header(content);
+  check_pixels(name, reader.width(), reader.height());
+  if (reader.samples() == 2 || reader.samples() > 4) {
+    throw Malformed("cannot handle " + std::to_string(reader.samples()) + "-layer images");
+  }
+  Decoded found;
+  found.image.width = static_cast<int>(reader.width());
+  found.image.height = static_cast<int>(reader.height());
+  found.exif = reader.segments(std::string("Exif\0\0", 6));
+  found.xmp = reader.segments(std::string("http://ns.adobe.com/xap/1.0/\0", 29));
+  Bytes rows = reader.read_rows();
+  if (reader.samples() == 3) {
+    found.image.pixels = std::move(rows);
+    return found;
+  }
+  found.image.pixels.resize(reader.width() * reader.height() * 3);
+  (reader.samples() == 1 ? convert_gray : convert_cmyk)(rows, found.image.pixels);
+  return found;
+}
+
+}  // namespace infid
+#endif
