@@ -56,7 +56,8 @@ TEST_CASE("people are repeated until the slots are full") {
 
 TEST_CASE("people who do not fit are rejected") {
   CHECK(problem_of(person_of(0), 1, 2).empty());
-  CHECK(problem_of(person_of(0), 1, 1) == "2 people were stacked, but the engines have 1 slot(s), not a multiple of 2.");
+  CHECK(problem_of(person_of(0), 1, 1) ==
+        "2 people were stacked, but the engines have 1 slot(s), not a multiple of 2.");
   CHECK(problem_of(person_of(0), 1, 3) == "The person has 2 identity tokens, but the engines take 3 per person.");
   CHECK_THROWS_AS(make_person({filled({2, 1, 1}, 0), filled({2, 2, 1}, 0), filled({2, 2, 1}, 0), "m", ""}), Error);
   CHECK_THROWS_AS(make_person({filled({2, 1, 1}, 0), filled({2, 1, 1}, 0), filled({2, 1, 1}, 0), "m", "\xff"}), Error);
