@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -168,3 +170,28 @@ def test_files_that_cannot_be_written_have_the_same_sentences(tmp_path: Path, cp
         assert cpp_sentences(cpp_probe("person", tmp_path / "p", target)) == expected
     assert sorted(each.name for each in tmp_path.iterdir()) == ["folder", "p"]
     assert list((tmp_path / "folder").iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=False)
+    if done.returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_has_the_same_sentence(tmp_path: Path, small_disk: Path, cpp_probe: Probe) -> None:
+    wide = np.ones((2, 64, 256), np.float32)
+    person = Person(wide, wide, wide, "m")
+    person.save(tmp_path / "p")
+    (small_disk / "out").write_text("the old file")
+    expected = python_sentences(lambda: person.save(small_disk / "out"))
+    assert expected is not None
+    assert "is full (0.00 GB free)" in expected[0]
+    assert cpp_sentences(cpp_probe("person", tmp_path / "p", small_disk / "out")) == expected
+    assert [each.name for each in small_disk.iterdir()] == ["out"]
+    assert (small_disk / "out").read_text() == "the old file"

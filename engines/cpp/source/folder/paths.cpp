@@ -69,8 +69,9 @@ bool is_file(const std::string& path) {
 bool is_inside(const std::string& name) {
   const std::vector<std::string> parts = parts_of(name);
   const auto unfit = [](const std::string& part) { return part == ".." || part.size() > 255; };
-  return !parts.empty() && plain_path(name) == name && name[0] != '/' &&
-         std::none_of(parts.begin(), parts.end(), unfit) && name.find_first_of(std::string("\0\\", 2)) == std::string::npos;
+  if (parts.empty() || plain_path(name) != name || name[0] == '/') return false;
+  if (name.find('\0') != std::string::npos || name.find('\\') != std::string::npos) return false;
+  return std::none_of(parts.begin(), parts.end(), unfit);
 }
 
 std::string system_reason(int number) { return std::generic_category().message(number); }

@@ -73,8 +73,8 @@ Dtype dtype_of(const std::string& tensor, const std::string& text) {
                                                       {"I32", Dtype::int32},
                                                       {"I64", Dtype::int64}};
   const auto found = dtypes.find(text);
-  if (found == dtypes.end()) throw Malformed("tensor `" + tensor + "` has the type " + text + ", which is not supported");
-  return found->second;
+  if (found != dtypes.end()) return found->second;
+  throw Malformed("tensor `" + tensor + "` has the type " + text + ", which is not supported");
 }
 
 const Json& field(const Json& facts, const char* name, Json::Kind kind) {
@@ -87,7 +87,8 @@ const Json& field(const Json& facts, const char* name, Json::Kind kind) {
 std::int64_t natural(const Json& value) {
   std::uint64_t number = 0;
   const auto problem = std::from_chars(value.text.data(), value.text.data() + value.text.size(), number).ec;
-  if (!value.is(Json::Kind::integer) || problem != std::errc()) reject_json("a size is not a natural number of 64 bits");
+  const bool fits = value.is(Json::Kind::integer) && problem == std::errc();
+  if (!fits) reject_json("a size is not a natural number of 64 bits");
   return value.integer();  // a larger one becomes the largest, which no file reaches
 }
 

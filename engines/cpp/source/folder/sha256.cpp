@@ -132,7 +132,7 @@ std::string Sha256::hex() {
   const std::uint64_t bits = 8 * size_;
   std::uint8_t end[72] = {0x80};
   const std::size_t padding = 1 + (119 - size_ % 64) % 64;
-  for (int i = 0; i < 8; ++i) end[padding + static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(bits >> (56 - 8 * i));
+  for (std::size_t i = 0; i < 8; ++i) end[padding + i] = static_cast<std::uint8_t>(bits >> (56 - 8 * i));
   update(end, padding + 8);
   std::string text;
   for (const std::uint32_t word : state_) {

@@ -59,7 +59,8 @@ std::string free_space(const std::string& target) {
   struct statvfs disk {};
   ::statvfs(folder.c_str(), &disk);
   char text[64];
-  std::snprintf(text, sizeof text, "%.2f", static_cast<double>(disk.f_frsize) * static_cast<double>(disk.f_bavail) / 1e9);
+  const double bytes = static_cast<double>(disk.f_frsize) * static_cast<double>(disk.f_bavail);
+  std::snprintf(text, sizeof text, "%.2f", bytes / 1e9);
   return text;
 }
 

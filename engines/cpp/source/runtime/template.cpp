@@ -23,7 +23,9 @@ const char *const settings_key = "infid_template", *const model_key = "infid_mod
 const std::string features = "text_features.", scales = "text_scales.";  // begin the names of the features' inputs
 const char* const conditioning[] = {"prompt_embeds", "pooled_prompt_embeds", "time_ids"};
 
-bool starts_with(const std::string& text, const std::string& start) { return text.compare(0, start.size(), start) == 0; }
+bool starts_with(const std::string& text, const std::string& start) {
+  return text.compare(0, start.size(), start) == 0;
+}
 
 bool is_template(const Safetensors& file) {
   const auto has = [&](const char* name) { return file.tensors.count(name) > 0; };
