@@ -89,6 +89,7 @@ def test_tables_and_errors_are_those_of_python(cpp_probe: Probe, sampler: str) -
     ids=lambda request: "-".join(map(str, (*request[0], *request[1:])))[:40],
 )
 def test_errors_have_the_sentences_of_python(cpp_probe: Probe, request_: tuple[Any, int, str, str | None]) -> None:
-    changes, *others = request_
-    assert "|" in expected({**SDXL_SCHEDULER, **changes}, *others)
-    assert differences(cpp_probe, [({**SDXL_SCHEDULER, **changes}, *others)]) == []
+    changes, steps, sampler, spacing = request_
+    config = {**SDXL_SCHEDULER, **changes}
+    assert "|" in expected(config, steps, sampler, spacing)
+    assert differences(cpp_probe, [(config, steps, sampler, spacing)]) == []

@@ -243,7 +243,7 @@ SAME_SENTENCE = {
         {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [1], "tokens": ["x"]}},
     ),
 }
-REJECTED = {
+REJECTED: dict[str, tuple[str, Any]] = {
     "no-model": ("model", None),
     "no-words": ("model.vocab", {}),
     "negative-id": ("model.vocab", {"a": -1}),
@@ -277,7 +277,8 @@ def small_contents() -> tuple[str, str]:
 def rejection(cpp_probe: Probe, folder: Path) -> list[str]:
     found = cpp_probe("tokens", folder, input="")
     assert found.returncode == 1
-    return found.stderr.split("\n")[:-1]
+    lines: list[str] = found.stderr.split("\n")[:-1]
+    return lines
 
 
 @pytest.mark.parametrize("content", [b"a\xff", b"\xc3", b"\xed\xa0\x80 b", b"\xf8\x88" * 60, b"x" * 90 + b"'\xff\n"])
