@@ -113,10 +113,10 @@ def test_a_package_computes_the_same_bits(package: Path, tmp_path: Path, torch_p
     loop = engine.loop({}, {"x": "next_x"}, {"x": arrays["x"]}, [{"y": arrays["y"]}] * 3)
     for _ in range(3):
         loop.step()
-    expected["looped"] = loop.read("next_x")
+    expected["looped_x"] = loop.read("next_x")
     for name, array in expected.items():
         assert (tmp_path / name).read_bytes() == array.tobytes(), name
-    assert not np.array_equal(expected["looped"], expected["next_x"])
+    assert not np.array_equal(expected["looped_x"], expected["next_x"])
 
 
 def damaged(case: str, package: Path, folder: Path) -> tuple[Path, tuple[TensorSpec, ...]]:
@@ -167,4 +167,8 @@ def test_the_target_is_chosen(
     monkeypatch.setenv("LD_LIBRARY_PATH", os.devnull)
     finished = torch_probe("choose", "aotinductor", device, *targets)
     assert (finished.stdout + finished.stderr).splitlines() == expected
-    assert torch_probe("library", "aotinductor").stdout.startswith(f"PyTorch {torch.__version__.partition('+')[0]} in ")
+
+
+def test_the_library_is_named(torch_probe: Probe) -> None:
+    version = torch.__version__.partition("+")[0]
+    assert torch_probe("library", "aotinductor").stdout.startswith(f"PyTorch {version} in ")
