@@ -3,8 +3,7 @@
 # infid_backend(NAME MACRO): an object library of the sources given after these; MACRO tells the registry about it.
 function(infid_backend name macro)
   add_library(${name} OBJECT ${ARGN})
-  target_include_directories(${name} PRIVATE include source)
-  target_link_libraries(${name} PRIVATE infid_options nlohmann_json::nlohmann_json)
+  target_link_libraries(${name} PRIVATE infid_options)
   target_compile_definitions(infid_objects PRIVATE ${macro})
   set(objects ${objects} $<TARGET_OBJECTS:${name}> PARENT_SCOPE)
 endfunction()
