@@ -33,3 +33,11 @@ def test_the_interfaces_show_no_other_library() -> None:
     for header in (LIBRARY / "include/infid").iterdir():
         included = re.findall(r"#include [<\"](.*)[>\"]", header.read_text())
         assert [name for name in included if "/" in name or name.endswith(".hpp")] == []
+
+
+def test_lines_fit() -> None:
+    files = [path for kind in ("*.hpp", "*.cpp", "*.h", "*.c") for path in LIBRARY.rglob(kind)]
+    assert len(files) > 100
+    long = [f"{path}:{line}" for path in files for line, text in enumerate(path.read_text().splitlines(), 1)
+            if len(text) > 120]  # fmt: skip
+    assert long == []
