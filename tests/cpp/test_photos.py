@@ -220,6 +220,12 @@ def test_an_orientation_of_any_type_is_read_as_in_python(cpp_probe: Probe, tmp_p
     check_equal(cpp_probe, tmp_path, contents)
 
 
+def test_the_first_of_two_orientations_counts(cpp_probe: Probe, tmp_path: Path) -> None:
+    entries = b"".join(struct.pack("<HHIHH", 0x0112, 3, 1, value, 0) for value in (6, 3))
+    data = b"II*\0\x08\0\0\0\2\0" + entries + bytes(4)
+    check_equal(cpp_probe, tmp_path, {"photo": png(8, 2, extra=chunk(b"eXIf", data))})
+
+
 def test_exif_data_as_text_are_read(cpp_probe: Probe, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -23,12 +23,11 @@ using Profile = std::unique_ptr<void, cmsBool (*)(cmsHPROFILE)>;
 using Transform = std::unique_ptr<void, void (*)(cmsHTRANSFORM)>;
 
 // From 8-bit samples to RGB, with Pillow's intent and flags; null if the profile cannot be used for them.
-Transform transform_of(cmsHPROFILE profile, int samples) {
-  const cmsColorSpaceSignature space = cmsGetColorSpace(profile);
+Transform transform_of(cmsHPROFILE profile, const std::string& space, int samples) {
   cmsUInt32Number format = 0;
-  if (samples == 1 && space == cmsSigGrayData) format = TYPE_GRAY_8;
-  if (samples == 3 && space == cmsSigRgbData) format = TYPE_RGB_8;
-  if (samples == 4 && space == cmsSigCmykData) format = TYPE_CMYK_8;
+  if (samples == 1 && space == "GRAY") format = TYPE_GRAY_8;
+  if (samples == 3 && space == "RGB ") format = TYPE_RGB_8;
+  if (samples == 4 && space == "CMYK") format = TYPE_CMYK_8;
   if (format == 0) return {nullptr, cmsDeleteTransform};
   const Profile srgb(cmsCreate_sRGBProfile(), cmsCloseProfile);
   return {cmsCreateTransform(profile, format, srgb.get(), TYPE_RGB_8, INTENT_PERCEPTUAL, 0), cmsDeleteTransform};
@@ -76,8 +75,9 @@ void convert_by_profile(Decoded& photo) {
   const Profile profile(cmsOpenProfileFromMem(content.data(), static_cast<cmsUInt32Number>(content.size())),
                         cmsCloseProfile);
   if (!profile) return convert_plain(photo);
-  if (photo.samples == 1 && cmsGetColorSpace(profile.get()) == cmsSigRgbData) convert_plain(photo);
-  const Transform transform = transform_of(profile.get(), photo.samples);
+  const std::string space = content.substr(16, 4);  // cmsGetColorSpace has a type that cannot hold all values in C++
+  if (photo.samples == 1 && space == "RGB ") convert_plain(photo);
+  const Transform transform = transform_of(profile.get(), space, photo.samples);
   if (!transform || (photo.samples == 3 && changes_nothing(transform.get()))) return convert_plain(photo);
   const auto width = static_cast<std::size_t>(photo.width);
   const std::size_t row = width * static_cast<std::size_t>(photo.samples);
