@@ -28,9 +28,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* has a color profile that cann
 
 P3 = rgb_profile(*DISPLAY_P3)
 INKS = ink_profile((55.0, -37.0, -50.0))
+
+
+def nearly(profile: bytes) -> bytes:
+    """A profile whose red is a little lighter."""
+    entry = profile.index(b"rXYZ")
+    place = int.from_bytes(profile[entry + 4 : entry + 8], "big") + 8
+    changed = int.from_bytes(profile[place : place + 4], "big") + 30
+    return profile[:place] + changed.to_bytes(4, "big") + profile[place + 4 :]
+
+
+S_RGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 PROFILES = {
-    "srgb": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
-    "nearly-srgb": rgb_profile(SRGB, 2.2),
+    "srgb": S_RGB,
+    "nearly-srgb": nearly(S_RGB),
+    "gamma": rgb_profile(SRGB, 2.2),
     "display-p3": P3,
     "adobe-rgb": rgb_profile(*ADOBE_RGB),
     "linear": rgb_profile(DISPLAY_P3[0], 1.0),
@@ -64,6 +76,7 @@ def test_every_profile_gives_the_pixels_of_python(cpp_probe: Probe, tmp_path: Pa
         with Image.open(tmp_path / name) as image:
             unchanged = np.asarray(image.convert("RGB"))
         assert np.abs(as_in_python(tmp_path / name).astype(int) - unchanged).max() > 5, name
+    np.testing.assert_array_equal(as_in_python(tmp_path / "nearly-srgb-RGB.PNG"), np.asarray(noise("RGB")))
 
 
 def profile_chunk(profile: bytes) -> bytes:
