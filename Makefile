@@ -6,7 +6,8 @@ BIN := $(CURDIR)/$(VENV)/bin
 # What benchmarks/gpu_suite.py needs beside torch, triton, transformers and what these bring: pure Python, no more needs.
 GPU_WHEELS := diffusers==0.42.1 open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.2.13 importlib_metadata==8.7.0
 # What the tests of engines/cpp need from Debian or Ubuntu; without it they are skipped, and say so.
-CPP_PACKAGES := cmake g++ make nlohmann-json3-dev libutf8proc-dev libpng-dev libjpeg-dev doctest-dev libcpp-httplib-dev
+CPP_PACKAGES := cmake g++ make nlohmann-json3-dev libutf8proc-dev libpng-dev libjpeg-dev liblcms2-dev doctest-dev \
+                libcpp-httplib-dev
 PROMPT := an oil painting of a person wearing a blue suit and a crown, at the beach
 
 .PHONY: demo test lint cpp-packages format docs pictures build-wheel gpu-wheels clean

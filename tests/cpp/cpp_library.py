@@ -18,8 +18,8 @@ from tiny_engines import DEPTH_K, DEPTH_T, MODEL, TOKENS
 from infid_export.runtime.person import Person
 
 LIBRARY = Path(__file__).parents[2] / "engines/cpp"
-PACKAGES = "cmake g++ nlohmann-json3-dev libutf8proc-dev libpng-dev libjpeg-dev doctest-dev"
-_HEADERS = ("nlohmann/json.hpp", "utf8proc.h", "png.h", "doctest/doctest.h")
+PACKAGES = "cmake g++ nlohmann-json3-dev libutf8proc-dev libpng-dev libjpeg-dev liblcms2-dev doctest-dev"
+_HEADERS = ("nlohmann/json.hpp", "utf8proc.h", "png.h", "lcms2.h", "doctest/doctest.h")
 
 # The library of the Python package: results can be equal bit for bit.
 ONNXRUNTIME = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))

@@ -8,7 +8,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* content, std::size_t s
   try {
     infid::Decoded found = photo[0] == 0xff ? infid::read_jpeg("it", photo) : infid::read_png("it", photo);
     const int turned = infid::orientation(found);
-    infid::upright(std::move(found.image), turned);
+    infid::upright(infid::to_srgb(std::move(found)), turned);
   } catch (const infid::Malformed&) {
   } catch (const infid::Error&) {
   }

@@ -11,9 +11,9 @@ TEST_CASE("an image is the same after it was a PNG file") {
   Image image{3, 2, {}};
   for (std::uint8_t i = 0; i < 18; ++i) image.pixels.push_back(static_cast<std::uint8_t>(i * 13));
   const Decoded found = read_png("it", image.png());
-  CHECK(found.image.width == 3);
-  CHECK(found.image.height == 2);
-  CHECK(found.image.pixels == image.pixels);
+  CHECK(found.width == 3);
+  CHECK(found.height == 2);
+  CHECK(found.pixels == image.pixels);
 }
 
 TEST_CASE("an image without the pixels that it claims is an input error") {
@@ -44,11 +44,18 @@ TEST_CASE("orientation data of any kind do no harm") {
   Decoded photo;
   photo.exif = ii;
   CHECK(orientation(photo) == 6);
+  photo.may_have_broken_exif = true;
   for (std::size_t end = 0; end < ii.size(); ++end) {
     photo.exif = ii.substr(0, end);
     CHECK(orientation(photo) == 1);
+    CHECK_FALSE(notes_adobe_rgb(photo));
   }
-  photo.exif = "II*\xff\xff\xff\xff\xff";
+  photo.may_have_broken_exif = false;
+  photo.exif = ii.substr(0, 7);
+  CHECK_THROWS_WITH_AS(orientation(photo), "unpack requires a buffer of 4 bytes", Malformed);
+  photo.exif = "II* and more";
+  CHECK_THROWS_WITH_AS(orientation(photo), "not a TIFF file (header b'II* and ' not valid)", Malformed);
+  photo.exif = std::string("II*\0\xff\xff\xff\xff", 8);
   photo.xmp = "tiff:Orientation tiff:Orientation=\"8\"";
   CHECK(orientation(photo) == 8);
   photo.xmp = "tiff:Orientation=\"";

@@ -1,5 +1,6 @@
 // Reads JPEG files with libjpeg's default decoding, as Pillow does: see decoded.hpp.
 #ifdef INFID_JPEG
+#include <algorithm>
 #include <csetjmp>
 #include <cstdio>  // jpeglib.h needs it
 #include <cstring>
@@ -13,7 +14,7 @@ namespace infid {
 namespace {
 
 constexpr int kMostScans = 500;  // of a progressive file; each one goes through all pixels
-constexpr int kApp1 = JPEG_APP0 + 1;
+constexpr int kApp1 = JPEG_APP0 + 1, kApp2 = JPEG_APP0 + 2;
 
 // Calls libjpeg, whose errors jump: what is called must have no variables with destructors.
 class JpegReader {
@@ -41,6 +42,7 @@ class JpegReader {
       jpeg_mem_src(&jpeg_, content.data(), content.size());
       jpeg_.src->fill_input_buffer = end_of_file;
       jpeg_save_markers(&jpeg_, kApp1, 0xffff);
+      jpeg_save_markers(&jpeg_, kApp2, 0xffff);
       jpeg_read_header(&jpeg_, TRUE);
     });
   }
@@ -49,12 +51,15 @@ class JpegReader {
   std::size_t height() const { return jpeg_.image_height; }
   int samples() const { return jpeg_.num_components; }
 
-  // The segments that start with a mark, without it, one after the other.
-  std::string segments(const std::string& mark) const {
-    std::string found;
+  bool has_density() const { return jpeg_.saw_JFIF_marker && (jpeg_.density_unit == 1 || jpeg_.density_unit == 2); }
+
+  // The segments of a kind that start with a mark, without it.
+  std::vector<std::string> segments(int kind, const std::string& mark) const {
+    std::vector<std::string> found;
     for (jpeg_saved_marker_ptr each = jpeg_.marker_list; each; each = each->next) {
       const std::string segment(reinterpret_cast<const char*>(each->data), each->data_length);
-      if (segment.compare(0, mark.size(), mark) == 0) found += segment.substr(mark.size());
+      if (each->marker != kind || segment.compare(0, mark.size(), mark) != 0) continue;
+      found.push_back(segment.substr(mark.size()));
     }
     return found;
   }
@@ -103,19 +108,17 @@ class JpegReader {
   char reason_[JMSG_LENGTH_MAX] = {};
 };
 
-void convert_gray(const Bytes& rows, Bytes& pixels) {
-  for (std::size_t i = 0; i < rows.size(); ++i) std::memset(&pixels[i * 3], rows[i], 3);
-}
-
-// Pillow's conversion of CMYK, from values that are inverted, as Adobe stores them.
-void convert_cmyk(const Bytes& rows, Bytes& pixels) {
-  for (std::size_t i = 0; i < rows.size(); i += 4) {
-    const unsigned white = rows[i + 3];
-    for (std::size_t part = 0; part < 3; ++part) {
-      const unsigned product = (255u - rows[i + part]) * white + 128;
-      pixels[i / 4 * 3 + part] = static_cast<std::uint8_t>(white - (((product >> 8) + product) >> 8));
-    }
+// Joined as Pillow does: libjpeg's function, which not every libjpeg has, takes other parts for wrong.
+std::optional<std::string> profile(std::vector<std::string> segments) {
+  if (segments.empty()) return std::nullopt;
+  std::sort(segments.begin(), segments.end());  // they start with their number and how many there are
+  std::string found;
+  for (const std::string& segment : segments) {
+    if (segment.size() < 2) throw Malformed("index out of range");
+    found += segment.substr(2);
   }
+  if (static_cast<unsigned char>(segments[0][1]) != segments.size()) return std::nullopt;
+  return found;
 }
 
 }  // namespace
@@ -128,17 +131,20 @@ Decoded read_jpeg(const std::string& name, const Bytes& content) {
     throw Malformed("cannot handle " + std::to_string(reader.samples()) + "-layer images");
   }
   Decoded found;
-  found.image.width = static_cast<int>(reader.width());
-  found.image.height = static_cast<int>(reader.height());
-  found.exif = reader.segments(std::string("Exif\0\0", 6));
-  found.xmp = reader.segments(std::string("http://ns.adobe.com/xap/1.0/\0", 29));
-  Bytes rows = reader.read_rows();
-  if (reader.samples() == 3) {
-    found.image.pixels = std::move(rows);
-    return found;
+  found.width = static_cast<int>(reader.width());
+  found.height = static_cast<int>(reader.height());
+  found.samples = reader.samples();
+  found.profile = profile(reader.segments(kApp2, std::string("ICC_PROFILE\0", 12)));
+  for (const std::string& part : reader.segments(kApp1, std::string("Exif\0\0", 6))) found.exif += part;
+  // Pillow then looks for it in the EXIF data, and ignores what is broken there.
+  found.may_have_broken_exif = !reader.has_density();
+  for (std::string& each : reader.segments(kApp1, std::string("http://ns.adobe.com/xap/1.0/\0", 29))) {
+    found.xmp = std::move(each);
   }
-  found.image.pixels.resize(reader.width() * reader.height() * 3);
-  (reader.samples() == 1 ? convert_gray : convert_cmyk)(rows, found.image.pixels);
+  found.pixels = reader.read_rows();
+  if (found.samples == 4) {
+    for (std::uint8_t& sample : found.pixels) sample = static_cast<std::uint8_t>(255 - sample);
+  }
   return found;
 }
 

@@ -1,4 +1,4 @@
-// `Image::load`, equal to `infid_export.faces.photos` for PNG and JPEG. Color profiles are not applied.
+// `Image::load`, equal to `infid_export.faces.photos` for PNG and JPEG.
 #include <sys/stat.h>
 
 #include <cerrno>
@@ -79,7 +79,7 @@ Image Image::load(const std::string& path) {
   try {
     Decoded photo = decoded(name, content);
     const int turned = orientation(photo);
-    return upright(std::move(photo.image), turned);
+    return upright(to_srgb(std::move(photo)), turned);
   } catch (const Malformed& error) {
     input_error(name + " is damaged or truncated (" + error.what() + ").", "Copy or export the photo again.");
   }

@@ -1,5 +1,6 @@
-// Reads PNG files: see decoded.hpp. Samples become 8-bit RGB as Pillow converts them, transparency becomes white.
+// Reads PNG files: see decoded.hpp. Samples become 8 bits as Pillow converts them.
 #include <png.h>
+#include <zlib.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,6 +13,10 @@
 
 namespace infid {
 namespace {
+
+// libpng rejects broken ones, and profiles for RGB of gray images.
+constexpr png_byte kRawChunks[] = "eXIf\0iCCP";
+constexpr std::size_t kMostProfile = 1 << 20;  // as in Pillow
 
 std::uint32_t big_endian(const Bytes& content, std::size_t place) {
   std::uint32_t value = 0;
@@ -54,16 +59,21 @@ class PngReader {
     guarded([this] {
       png_set_read_fn(png_, this, read);
       png_set_crc_action(png_, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
+      png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_ALWAYS, kRawChunks, 2);
       png_set_user_limits(png_, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // ours is the number of pixels
       png_read_info(png_, info_);
       png_get_IHDR(png_, info_, &width, &height, &depth, &color, nullptr, nullptr, nullptr);
     });
   }
 
+  // As in Pillow, its pixels become RGB, and so has to be its profile.
+  bool is_deep_gray_alpha() const { return depth == 16 && color == PNG_COLOR_TYPE_GRAY_ALPHA; }
+
   // Samples of 8 bits, or of 16 bits for gray alone; indices of a palette.
   void read_rows() {
     guarded([this] {
       if (depth == 16 && color != PNG_COLOR_TYPE_GRAY) png_set_strip_16(png_);
+      if (is_deep_gray_alpha()) png_set_gray_to_rgb(png_);
       if (depth < 8 && color == PNG_COLOR_TYPE_GRAY) png_set_expand_gray_1_2_4_to_8(png_);
       if (color == PNG_COLOR_TYPE_PALETTE) png_set_packing(png_);
       passes_ = png_set_interlace_handling(png_);
@@ -82,24 +92,30 @@ class PngReader {
     }
   }
 
-  std::string exif() {
-    png_uint_32 size = 0;
-    png_bytep data = nullptr;
-    if (!png_get_eXIf_1(png_, info_, &size, &data) || !data) return "";
-    return {reinterpret_cast<const char*>(data), size};
+  // The data of the last chunk of a kind that libpng would not give as it is.
+  std::optional<std::string> raw(const char* kind) {
+    png_unknown_chunkp chunks = nullptr;
+    const int count = png_get_unknown_chunks(png_, info_, &chunks);
+    std::optional<std::string> found;
+    for (int i = 0; i < count; ++i) {
+      if (std::memcmp(chunks[i].name, kind, 4) != 0) continue;
+      found = chunks[i].size ? std::string(reinterpret_cast<const char*>(chunks[i].data), chunks[i].size) : "";
+    }
+    return found;
   }
 
-  std::string xmp() {
+  std::optional<std::string> text(const char* key) {
     png_textp texts = nullptr;
+    std::optional<std::string> found;
     const int count = png_get_text(png_, info_, &texts, nullptr);
     for (int i = 0; i < count; ++i) {
-      if (texts[i].text && std::strcmp(texts[i].key, "XML:com.adobe.xmp") == 0) return texts[i].text;
+      if (texts[i].text && std::strcmp(texts[i].key, key) == 0) found = texts[i].text;
     }
-    return "";
+    return found;
   }
 
-  // Red, green, blue and alpha of each index; as in Pillow, black where the palette ends.
-  void read_palette(std::uint8_t (&colors)[256][4]) {
+  // Red, green, blue and alpha of each index; as in Pillow, black where the palette ends. Returns whether it has alpha.
+  bool read_palette(std::uint8_t (&colors)[256][4]) {
     for (auto& each : colors) each[3] = 255;
     png_colorp palette = nullptr;
     png_bytep alpha = nullptr;
@@ -113,6 +129,7 @@ class PngReader {
     count = 0;
     png_get_tRNS(png_, info_, &alpha, &count, nullptr);
     for (int i = 0; alpha && i < count; ++i) colors[i][3] = alpha[i];
+    return alpha;
   }
 
   // The transparent color of an image without alpha. As in Pillow, its low bytes are compared with 8-bit samples.
@@ -158,73 +175,110 @@ class PngReader {
   char reason_[128] = {};
 };
 
-// A sample on white, rounded as Pillow does.
-std::uint8_t on_white(unsigned sample, unsigned alpha) {
-  const unsigned sum = 255 * (255 - alpha) + sample * alpha + 128;
-  return static_cast<std::uint8_t>((sum + (sum >> 8)) >> 8);
+// Moves each pixel's last sample to `alpha`; `colors` is the number of the others.
+void split_alpha(Decoded& photo, std::size_t colors) {
+  const std::size_t count = photo.pixels.size() / (colors + 1);
+  photo.alpha.resize(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t place = i * (colors + 1);
+    photo.alpha[i] = photo.pixels[place + colors];
+    for (std::size_t part = 0; part < colors; ++part) photo.pixels[i * colors + part] = photo.pixels[place + part];
+  }
+  photo.pixels.resize(count * colors);
 }
 
-// Writes one pixel.
-void put(std::uint8_t* pixel, unsigned red, unsigned green, unsigned blue, unsigned alpha) {
-  pixel[0] = on_white(red, alpha);
-  pixel[1] = on_white(green, alpha);
-  pixel[2] = on_white(blue, alpha);
-}
-
-// Calls `convert(sample, pixel)` for each pixel; `samples` is their number in a pixel.
-template <class Convert>
-void each_pixel(const PngReader& reader, Bytes& pixels, std::size_t samples, const Convert& convert) {
-  const std::size_t count = std::size_t{reader.width} * reader.height;
-  pixels.resize(count * 3);
-  for (std::size_t i = 0; i < count; ++i) convert(&reader.rows[i * samples], &pixels[i * 3]);
-}
-
-void convert_gray(PngReader& reader, Bytes& pixels) {
+void convert_gray(PngReader& reader, Decoded& photo) {
+  Bytes& pixels = photo.pixels;
   if (reader.depth == 16) {
-    return each_pixel(reader, pixels, 2, [](const std::uint8_t* sample, std::uint8_t* pixel) {
-      const double value = sample[0] << 8 | sample[1];
-      std::fill_n(pixel, 3, static_cast<std::uint8_t>(std::nearbyint(value * (255.0 / 65535))));
-    });
-  }
-  const auto clear = reader.transparent_color();
-  each_pixel(reader, pixels, 1, [&](const std::uint8_t* sample, std::uint8_t* pixel) {
-    put(pixel, *sample, *sample, *sample, clear && clear->red == *sample ? 0 : 255);
-  });
-}
-
-void convert_rgb(PngReader& reader, Bytes& pixels) {
-  pixels = std::move(reader.rows);
-  const auto clear = reader.transparent_color();
-  for (std::size_t i = 0; clear && i < pixels.size(); i += 3) {
-    if (pixels[i] == clear->red && pixels[i + 1] == clear->green && pixels[i + 2] == clear->blue) {
-      std::fill_n(&pixels[i], 3, std::uint8_t{255});
+    for (std::size_t i = 0; i < pixels.size() / 2; ++i) {
+      const double value = pixels[i * 2] << 8 | pixels[i * 2 + 1];
+      pixels[i] = static_cast<std::uint8_t>(std::nearbyint(value * (255.0 / 65535)));
     }
+    return pixels.resize(pixels.size() / 2);
+  }
+  const auto clear = reader.transparent_color();
+  if (!clear) return;
+  photo.alpha.resize(pixels.size());
+  std::transform(pixels.begin(), pixels.end(), photo.alpha.begin(),
+                 [&](std::uint8_t sample) { return clear->red == sample ? 0 : 255; });
+}
+
+void convert_rgb(PngReader& reader, Decoded& photo) {
+  const auto clear = reader.transparent_color();
+  if (!clear) return;
+  photo.alpha.resize(photo.pixels.size() / 3);
+  for (std::size_t i = 0; i < photo.alpha.size(); ++i) {
+    const std::uint8_t* pixel = &photo.pixels[i * 3];
+    photo.alpha[i] = pixel[0] == clear->red && pixel[1] == clear->green && pixel[2] == clear->blue ? 0 : 255;
   }
 }
 
-void convert_palette(PngReader& reader, Bytes& pixels) {
+void convert_palette(PngReader& reader, Decoded& photo) {
   std::uint8_t colors[256][4]{};
-  reader.read_palette(colors);
-  each_pixel(reader, pixels, 1, [&](const std::uint8_t* sample, std::uint8_t* pixel) {
-    const auto& color = colors[*sample];
-    put(pixel, color[0], color[1], color[2], color[3]);
-  });
+  const bool has_alpha = reader.read_palette(colors);
+  const Bytes indices = std::move(photo.pixels);
+  photo.pixels.resize(indices.size() * 3);
+  photo.alpha.resize(has_alpha ? indices.size() : 0);
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    std::memcpy(&photo.pixels[i * 3], colors[indices[i]], 3);
+    if (has_alpha) photo.alpha[i] = colors[indices[i]][3];
+  }
 }
 
-void convert(PngReader& reader, Bytes& pixels) {
+void convert(PngReader& reader, Decoded& photo) {
+  const bool is_gray = !(reader.color & PNG_COLOR_MASK_COLOR) && !reader.is_deep_gray_alpha();
+  photo.samples = is_gray ? 1 : 3;
+  photo.pixels = std::move(reader.rows);
   switch (reader.color) {
-    case PNG_COLOR_TYPE_GRAY: return convert_gray(reader, pixels);
-    case PNG_COLOR_TYPE_RGB: return convert_rgb(reader, pixels);
-    case PNG_COLOR_TYPE_PALETTE: return convert_palette(reader, pixels);
-    case PNG_COLOR_TYPE_GRAY_ALPHA:
-      return each_pixel(reader, pixels, 2, [](const std::uint8_t* sample, std::uint8_t* pixel) {
-        put(pixel, sample[0], sample[0], sample[0], sample[1]);
-      });
-    default:
-      return each_pixel(reader, pixels, 4, [](const std::uint8_t* sample, std::uint8_t* pixel) {
-        put(pixel, sample[0], sample[1], sample[2], sample[3]);
-      });
+    case PNG_COLOR_TYPE_GRAY: return convert_gray(reader, photo);
+    case PNG_COLOR_TYPE_RGB: return convert_rgb(reader, photo);
+    case PNG_COLOR_TYPE_PALETTE: return convert_palette(reader, photo);
+    default: return split_alpha(photo, is_gray ? 1 : 3);
   }
+}
+
+// The chunk is a name, 0, the kind of compression, and the compressed profile, whose end may be missing.
+std::optional<std::string> inflated_profile(const std::string& chunk) {
+  const std::size_t method = chunk.find('\0') + 1;  // 0 if there is no name
+  if (method >= chunk.size()) throw Malformed("index out of range");
+  if (chunk[method] != 0) {
+    const int kind = static_cast<unsigned char>(chunk[method]);
+    throw Malformed("Unknown compression method " + std::to_string(kind) + " in iCCP chunk");
+  }
+  std::string found(kMostProfile, '\0');
+  z_stream stream{};
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(chunk.data() + method + 1));
+  stream.avail_in = static_cast<uInt>(chunk.size() - method - 1);
+  stream.next_out = reinterpret_cast<Bytef*>(found.data());
+  stream.avail_out = static_cast<uInt>(found.size());
+  if (inflateInit(&stream) != Z_OK) throw std::bad_alloc();
+  const int result = inflate(&stream, Z_SYNC_FLUSH);
+  inflateEnd(&stream);
+  if (result != Z_OK && result != Z_BUF_ERROR && result != Z_STREAM_END) return std::nullopt;
+  if (result != Z_STREAM_END && stream.avail_in > 0) {
+    throw Malformed("Decompressed data too large for PngImagePlugin.MAX_TEXT_CHUNK");
+  }
+  found.resize(stream.total_out);
+  return found;
+}
+
+// EXIF data as ImageMagick wrote them before PNG had a chunk for them: after three lines, hexadecimal digits.
+std::string exif_of_text(const std::string& text) {
+  std::size_t place = 0;
+  for (int line = 0; line < 3 && place != std::string::npos; ++line) {
+    place = text.find('\n', place);
+    if (place != std::string::npos) ++place;
+  }
+  std::string digits, found;
+  for (; place < text.size(); ++place) {
+    if (!std::strchr(" \t\n\v\f\r", text[place])) digits += text[place];
+  }
+  const bool is_hexadecimal = digits.find_first_not_of("0123456789abcdefABCDEF") == std::string::npos;
+  if (!is_hexadecimal || digits.size() % 2) throw Malformed("its EXIF data are not hexadecimal");
+  for (place = 0; place < digits.size(); place += 2) {
+    found += static_cast<char>(std::stoi(digits.substr(place, 2), nullptr, 16));
+  }
+  return found;
 }
 
 }  // namespace
@@ -238,11 +292,16 @@ Decoded read_png(const std::string& name, const Bytes& content) {
   }
   reader.read_rows();
   Decoded found;
-  found.image.width = static_cast<int>(reader.width);
-  found.image.height = static_cast<int>(reader.height);
-  found.exif = reader.exif();
-  found.xmp = reader.xmp();
-  convert(reader, found.image.pixels);
+  found.width = static_cast<int>(reader.width);
+  found.height = static_cast<int>(reader.height);
+  if (const auto chunk = reader.raw("iCCP")) found.profile = inflated_profile(*chunk);
+  if (const auto chunk = reader.raw("eXIf")) {
+    found.exif = "Exif" + std::string(2, '\0') + *chunk;
+  } else if (const auto text = reader.text("Raw profile type exif")) {
+    found.exif = exif_of_text(*text);
+  }
+  found.xmp = reader.text("XML:com.adobe.xmp").value_or("");
+  convert(reader, found);
   return found;
 }
 
