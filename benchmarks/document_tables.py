@@ -9,6 +9,7 @@ Usage::
     python benchmarks/quality/saver_scores.py
     python benchmarks/reliability.py
     python benchmarks/package_choices.py
+    python benchmarks/cpp_library.py BUILD FOLDER --person FILE FILE
     python benchmarks/serving load | overhead | batching | soak | hostile
     python benchmarks/document_tables.py draw
 
@@ -23,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import package_choices, reliability, template_speed
+from benchmarks import cpp_library, package_choices, reliability, template_speed
 from benchmarks.page_tables import with_tables
 from benchmarks.provenance import RESULTS, ROOT, measured_on
 from benchmarks.quality import ablation_scores, backend_scores, saver_scores
@@ -168,11 +169,11 @@ def documents() -> list[Path]:
 
 def tables() -> dict[str, str]:
     """Return every table in Markdown, by name."""
-    demo, full, variants, engines, tried, templates, medium, speed, cuda, savers, choices = (
+    demo, full, variants, engines, tried, templates, medium, speed, cuda, savers, choices, cpp = (
         json.loads((RESULTS / f"{name}.json").read_text())
         for name in (
             "demo-fp16", "random-sdxl-fp16", "ablation", "backends", "reliability", "template-speed",
-            "template-speed-medium", "bench-medium", "bench-sdxl-cuda", "savers", "package-choices",
+            "template-speed-medium", "bench-medium", "bench-sdxl-cuda", "savers", "package-choices", "cpp-library",
         )
     )  # fmt: skip
     return {
@@ -186,6 +187,8 @@ def tables() -> dict[str, str]:
         "bench-cuda": graph_table(cuda),
         "savers": saver_scores.markdown(savers),
         "package-choices": package_choices.markdown(choices),
+        "cpp-images": cpp_library.images_table(cpp),
+        "cpp-speed": cpp_library.speed_table(cpp),
         **serving.drawn(RESULTS),
     }
 

@@ -69,6 +69,17 @@ def demo_folder(demo_build: BuildReport) -> Path:
 
 
 @pytest.fixture(scope="session")
+def packages_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with AOTInductor packages of two graphs, one with buffers and one with convolutions.
+
+    Tests must not change it.
+    """
+    folder = shared(tmp_path_factory, "packages") / "engines"  # a build locks it
+    build(BuildOptions(output=folder, graphs=("text_encoder_2", "vae_decoder"), backends=("aotinductor",)))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def quick_folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo folder with one step as its default, for tests that only check that something runs."""
     folder = shutil.copytree(demo_folder, tmp_path_factory.mktemp("quick") / "engines")

@@ -201,7 +201,7 @@ def is_inside(name: str) -> bool:
         bool(parts)
         and str(PurePosixPath(*parts)) == name
         and ".." not in parts
-        and parts[0] != "/"
+        and not name.startswith("/")
         and ("\0" not in name and "\\" not in name and all(len(part.encode(errors="replace")) < 256 for part in parts))
     )
 

@@ -116,7 +116,7 @@ class Person:
                 raise ValueError("it has no seal")
             if metadata[SEAL_KEY] != array_seal(metadata, tensors):
                 raise ValueError("its content has changed")
-        except (SafetensorError, OSError, TypeError, ValueError) as error:  # TypeError: a dtype that numpy lacks
+        except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:  # a dtype that numpy lacks
             raise InputError(f"{path} is not an intact person file ({error}).", fix=_AGAIN) from error
         try:
             return cls(**tensors, model=metadata[_MODEL_KEY], name=metadata.get(_NAME_KEY, ""))

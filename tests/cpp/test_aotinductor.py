@@ -21,7 +21,7 @@ from infid_engines import aotinductor_backend, gpu, processor
 from infid_engines.aotinductor_runner import FACTS, PackageFacts, StoredWeight, open_package
 from infid_engines.device import CPU
 from infid_engines.errors import InfidError
-from infid_engines.manifest import TensorSpec
+from infid_engines.manifest import Manifest, TensorSpec, stored_engines
 from infid_engines.registry import get_backend
 from infid_export.export.packages import CONFIGURATION
 
@@ -85,17 +85,17 @@ def torch_probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
 
 def run_both(
     probe: Probe, path: Path, folder: Path, arrays: Mapping[str, np.ndarray[Any, Any]],
-    outputs: tuple[TensorSpec, ...] = OUTPUTS,
+    outputs: tuple[TensorSpec, ...] = OUTPUTS, inputs: tuple[TensorSpec, ...] = INPUTS,
 ) -> tuple[subprocess.CompletedProcess[str], Callable[[], Any]]:  # fmt: skip
     """Run a package in C++ on files of the folder, and return a call that loads it in Python."""
     for name, array in arrays.items():
         (folder / name).write_bytes(array.tobytes())
     documents = (
         json.dumps([{"name": spec.name, "dtype": spec.dtype, "shape": spec.shape} for spec in specs])
-        for specs in (INPUTS, outputs)
+        for specs in (inputs, outputs)
     )
     return probe("run_engine", "aotinductor", path, *documents, folder), lambda: open_package(
-        path, INPUTS, outputs, CPU
+        path, inputs, outputs, CPU
     )
 
 
@@ -113,10 +113,21 @@ def test_a_package_computes_the_same_bits(package: Path, tmp_path: Path, torch_p
     loop = engine.loop({}, {"x": "next_x"}, {"x": arrays["x"]}, [{"y": arrays["y"]}] * 3)
     for _ in range(3):
         loop.step()
-    expected["looped"] = loop.read("next_x")
+    expected["looped_x"] = loop.read("next_x")
     for name, array in expected.items():
         assert (tmp_path / name).read_bytes() == array.tobytes(), name
-    assert not np.array_equal(expected["looped"], expected["next_x"])
+    assert not np.array_equal(expected["looped_x"], expected["next_x"])
+
+
+def test_the_decoder_computes_the_same_bits(packages_folder: Path, tmp_path: Path, torch_probe: Probe) -> None:
+    manifest = Manifest.load(packages_folder)
+    graph = manifest.graphs["vae_decoder"]
+    path = packages_folder / stored_engines(manifest, "aotinductor")["vae_decoder"].file
+    (latents,) = graph.inputs
+    arrays = {"latents": np.random.default_rng(1).standard_normal(latents.shape, np.float32)}
+    finished, load = run_both(torch_probe, path, tmp_path, arrays, graph.outputs, graph.inputs)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert (tmp_path / "image").read_bytes() == load().run(arrays)["image"].tobytes()
 
 
 def damaged(case: str, package: Path, folder: Path) -> tuple[Path, tuple[TensorSpec, ...]]:
@@ -167,4 +178,8 @@ def test_the_target_is_chosen(
     monkeypatch.setenv("LD_LIBRARY_PATH", os.devnull)
     finished = torch_probe("choose", "aotinductor", device, *targets)
     assert (finished.stdout + finished.stderr).splitlines() == expected
-    assert torch_probe("library", "aotinductor").stdout.startswith(f"PyTorch {torch.__version__.partition('+')[0]} in ")
+
+
+def test_the_library_is_named(torch_probe: Probe) -> None:
+    version = torch.__version__.partition("+")[0]
+    assert torch_probe("library", "aotinductor").stdout.startswith(f"PyTorch {version} in ")

@@ -125,7 +125,7 @@ def test_inputs_are_checked(change: dict[str, Any], cpp_probe: Probe) -> None:
     "text",
     ["", "flags\t\t: fpu sse4_2", "processor : 0\nflags\t\t: fpu avx2 fma f16c\nflags : none",
      "flags: avx2 fma f16c avx512f avx512dq avx512bw avx512vl avx512_vnni", "flags : avx2 avx512f",
-     "vmx flags : avx2 fma f16c", "flags : avx2 fma f16c amx_tile amx_bf16 amx_int8"],
+     "flags too : avx2 fma f16c", "flags : avx2 fma f16c amx_tile amx_bf16 amx_int8"],
 )  # fmt: skip
 def test_a_processor_is_named_by_its_instructions(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpp_probe: Probe

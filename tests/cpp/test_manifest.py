@@ -213,12 +213,11 @@ def test_what_is_no_folder_has_the_same_sentences(tmp_path: Path, engines: Path,
 
 
 def test_names_within_a_folder_are_those_of_python(cpp_probe: Probe) -> None:
-    names = ["a", "a/b", "../a", "a/../b", "a/..", "/a", "/", "a//b", "a/", "./a", "a/.", ".", "..", "...", ".a",
-    "a\\b",
-             "a b", "é/🙂", "x" * 255, "x" * 256, "é" * 127, "é" * 128, "///a", "///", "a/./b", ""]  # fmt: skip
+    names = ["a", "a/b", "../a", "a/../b", "a/..", "/a", "//etc/passwd", "/", "a//b", "a/", "./a", "a/.", ".", "..",
+             "...", ".a", "a\\b", "a b", "é/🙂", "x" * 255, "x" * 256, "é" * 127, "é" * 128, "///a",
+             "///", "a/./b", ""]  # fmt: skip
     expected = [f"{Path(name)} is {'inside' if is_inside(name) else 'not inside'}" for name in names]
     assert cpp_probe("inside", *names).stdout.splitlines() == expected
-    assert cpp_probe("inside", "//etc/passwd").stdout == "//etc/passwd is not inside\n"
 
 
 def test_verified_files_are_those_of_python(tmp_path: Path, engines: Path, cpp_probe: Probe) -> None:

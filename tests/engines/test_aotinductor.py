@@ -36,12 +36,9 @@ GRAPHS = ("text_encoder_2", "vae_decoder")  # one with buffers, and one with con
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(packages_folder: Path) -> Path:
     """A folder with packages of two graphs; to be copied before it is changed."""
-    folder = tmp_path_factory.mktemp("packages") / "engines"
-    words = [word for graph in GRAPHS for word in ("--graph", graph)]
-    assert run(["build", "--backend", "aotinductor", "-o", str(folder), *words, "--quiet"]) == 0
-    return folder
+    return packages_folder
 
 
 @pytest.fixture

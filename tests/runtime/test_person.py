@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +83,21 @@ def test_a_cut_off_file_is_rejected(tmp_path: Path, share: float) -> None:
     random_person(0).save(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match="not an intact person file"):
+        Person.load(path)
+
+
+def test_a_type_that_numpy_lacks_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "person.safetensors"
+    random_person(0).save(path)
+    content = path.read_bytes()
+    size = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:size])
+    tokens = header["identity_tokens"]
+    wide = int(tokens["dtype"][1:]) // 8
+    tokens.update(dtype="F8_E4M3", shape=[*tokens["shape"][:-1], tokens["shape"][-1] * wide])
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[size:])
     with pytest.raises(InputError, match="not an intact person file"):
         Person.load(path)
 

@@ -3,8 +3,7 @@
 # infid_backend(NAME MACRO): an object library of the sources given after these; MACRO tells the registry about it.
 function(infid_backend name macro)
   add_library(${name} OBJECT ${ARGN})
-  target_include_directories(${name} PRIVATE include source)
-  target_link_libraries(${name} PRIVATE infid_options nlohmann_json::nlohmann_json)
+  target_link_libraries(${name} PRIVATE infid_options)
   target_compile_definitions(infid_objects PRIVATE ${macro})
   set(objects ${objects} $<TARGET_OBJECTS:${name}> PARENT_SCOPE)
 endfunction()
@@ -25,6 +24,9 @@ endif()
 # PyTorch's own CMake package needs a CUDA toolkit wherever PyTorch was built with CUDA, so its libraries are named
 # here. The linker would drop libtorch.so, through which the code for GPUs is loaded.
 if(INFID_TORCH)
+  if(NOT EXISTS ${INFID_TORCH}/include/ATen/ATen.h)
+    message(FATAL_ERROR "INFID_TORCH is ${INFID_TORCH}, which is not the folder of the Python package torch")
+  endif()
   file(GLOB sources CONFIGURE_DEPENDS source/backends/aotinductor/*.cpp)
   infid_backend(infid_aotinductor INFID_HAS_AOTINDUCTOR ${sources})
   set_target_properties(infid_aotinductor PROPERTIES CXX_STANDARD 20)

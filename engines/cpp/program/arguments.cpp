@@ -6,7 +6,8 @@
 #include <functional>
 #include <map>
 
-const char kHelp[] = R"(usage: infid FOLDER (--prompt TEXT | --template FILE) (--person FILE … | --photo FILE …) [-o out.png]
+const char kHelp[] = R"(
+usage: infid FOLDER (--prompt TEXT | --template FILE) (--person FILE … | --photo FILE …) [-o out.png]
 
 Generate images from an engine folder of infid-export, without Python.
 

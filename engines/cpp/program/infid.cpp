@@ -182,7 +182,7 @@ int run(const std::vector<std::string>& words, Clock::time_point started) {
   for (const std::string& word : words) json = json || word == "--json";
   try {
     const Arguments arguments = parse_arguments(words);
-    if (arguments.help) return std::fputs(kHelp, stdout) < 0 ? kFault : kDone;
+    if (arguments.help) return std::fputs(kHelp + 1, stdout) < 0 ? kFault : kDone;
     if (arguments.version) return std::printf("infid %s\n", infid::version()) < 0 ? kFault : kDone;
     generate(arguments, started);
     return kDone;

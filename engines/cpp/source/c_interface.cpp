@@ -178,7 +178,9 @@ infid_status infid_generate_from_template(infid_pipeline* pipeline, const infid_
     for (size_t i = 0; i < count; ++i) shown.push_back(people[i]->value);
     auto made_images = pipeline->value.generate(made->value, shown, settings_of(settings), watch_of(settings));
     std::vector<std::unique_ptr<infid_image>> owned;
-    for (infid::Image& image : made_images) owned.push_back(std::make_unique<infid_image>(infid_image{std::move(image)}));
+    for (infid::Image& image : made_images) {
+      owned.push_back(std::make_unique<infid_image>(infid_image{std::move(image)}));
+    }
     for (size_t i = 0; i < owned.size(); ++i) images[i] = owned[i].release();
   });
 }

@@ -1,8 +1,8 @@
 /* infid for C, and for languages that call C: Go, Rust, C#. The same as infid.hpp, with opaque handles.
  *
  * Every function that can fail returns INFID_OK (0) or the number of an error; infid_problem() and infid_fix() then say
- * what is wrong and what to do, for the thread that called. No exception leaves these functions. Texts are UTF-8 and end
- * with a zero byte. Handles may be used from several threads, but not while they are freed. */
+ * what is wrong and what to do, for the thread that called. No exception leaves these functions. Texts are UTF-8 and
+ * end with a zero byte. Handles may be used from several threads, but not while they are freed. */
 #ifndef INFID_INFID_H
 #define INFID_INFID_H
 
@@ -46,8 +46,8 @@ typedef struct infid_options {
   int threads;             /* CPU threads of onnxruntime; 0 is one per core */
 } infid_options;
 
-/* How images are made. Make it with infid_default_settings() and change what you want: NULL, 0 and NaN mean the folder's
- * default, or what the template decides. */
+/* How images are made. Make it with infid_default_settings() and change what you want: NULL, 0 and NaN mean the
+ * folder's default, or what the template decides. */
 typedef struct infid_settings {
   const char* negative_prompt;
   const char* sampler;
@@ -72,7 +72,8 @@ INFID_C_API const char* infid_version(void);
 INFID_C_API infid_settings infid_default_settings(void);
 
 /* options may be NULL. */
-INFID_C_API infid_status infid_pipeline_load(const char* folder, const infid_options* options, infid_pipeline** pipeline);
+INFID_C_API infid_status infid_pipeline_load(const char* folder, const infid_options* options,
+                                             infid_pipeline** pipeline);
 INFID_C_API void infid_pipeline_free(infid_pipeline* pipeline);
 /* The backend, why it was chosen, and its library; valid as long as the pipeline. */
 INFID_C_API const char* infid_pipeline_choice(const infid_pipeline* pipeline);

@@ -1,5 +1,5 @@
-// Our own declarations of the functions of ONNX Runtime's C table that we call. The table only ever grows at its end, so
-// a function keeps its place; onnxruntime_check.cpp compares the places with the official header where there is one.
+// Our own declarations of the functions of ONNX Runtime's C table that we call. The table only ever grows at its end,
+// so a function keeps its place; onnxruntime_check.cpp compares the places with the official header where there is one.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Repeated runs of one graph in ONNX Runtime: inputs and outputs are bound once, and carried tensors stay on the device.
+// Repeated runs of one graph in ONNX Runtime: inputs and outputs are bound once, carried tensors stay where they are.
 #pragma once
 
 #include <array>

@@ -66,7 +66,8 @@ Tensor time_ids(std::size_t rows, Size pixels) {
 Tensor stacked(const std::vector<Person>& people, const Tensor detail::PersonData::*part, bool guidance) {
   const Tensor& first = people.front().data().*part;
   const std::size_t conditions = guidance ? 2 : 1, row = first.bytes() / 2;
-  Tensor all(first.dtype(), {static_cast<std::int64_t>(conditions * people.size()), first.shape()[1], first.shape()[2]});
+  const auto rows = static_cast<std::int64_t>(conditions * people.size());
+  Tensor all(first.dtype(), {rows, first.shape()[1], first.shape()[2]});
   std::byte* place = all.as<std::byte>();
   for (std::size_t condition = 2 - conditions; condition < 2; ++condition) {  // row 0 of a person is unconditional
     for (const Person& person : people) {

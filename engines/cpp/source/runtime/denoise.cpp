@@ -129,9 +129,10 @@ void reject_cancelled(const Cancel* cancel) {
 }
 
 void reject_non_finite(const Tensor& values, const std::string& what) {
+  const bool half = values.dtype() == Dtype::float16;
   std::size_t bad = 0;
   for (std::size_t i = 0; i < values.count(); ++i) {
-    const float value = values.dtype() == Dtype::float16 ? float_of_half(values.as<std::uint16_t>()[i]) : values.as<float>()[i];
+    const float value = half ? float_of_half(values.as<std::uint16_t>()[i]) : values.as<float>()[i];
     if (!std::isfinite(value)) ++bad;
   }
   if (bad == 0) return;

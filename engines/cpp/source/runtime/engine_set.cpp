@@ -23,7 +23,7 @@ const EngineRecord* stripped_engine(const Manifest& manifest, const std::string&
 // Whether a backend runs the folder's engines here; else the reason.
 std::string reason_against(Backend& backend, const Manifest& manifest, const Options& options) {
   if (manifest.targets(backend.name()).empty()) return "the folder has no engines for it";
-  if (const EngineRecord* stripped = stripped_engine(manifest, backend.name())) return stripped_sentence(stripped->file);
+  if (const auto* stripped = stripped_engine(manifest, backend.name())) return stripped_sentence(stripped->file);
   try {
     const auto asked = requested_device(options.device);
     backend.library();

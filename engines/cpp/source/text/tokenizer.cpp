@@ -2,13 +2,17 @@
 #include "text/tokenizer.hpp"
 
 #include "folder/paths.hpp"
+#include "parallel.hpp"
 #include "text/clip_tokenizer.hpp"
 
 namespace infid {
 
-PromptTokenizer::PromptTokenizer(const std::string& folder)
-    : tokenizers_{std::make_unique<ClipTokenizer>(within(plain_path(folder), "tokenizer/tokenizer.json")),
-                  std::make_unique<ClipTokenizer>(within(plain_path(folder), "tokenizer_2/tokenizer.json"))} {}
+PromptTokenizer::PromptTokenizer(const std::string& folder) {
+  const std::array<const char*, 2> names = {"tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json"};
+  in_parallel(names.size(), [&](std::size_t i) {
+    tokenizers_[i] = std::make_unique<ClipTokenizer>(within(plain_path(folder), names[i]));
+  });
+}
 
 PromptTokenizer::~PromptTokenizer() = default;
 

@@ -1,6 +1,7 @@
 // Targets, devices, inputs and packages, see tests/cpp/test_backends.py. Shapes and outputs are JSON.
 #include <cstdio>
 #include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "backends/engine.hpp"
@@ -93,8 +94,29 @@ void write_tensor(const infid::Tensor& tensor, const std::string& path) {
   file.write(static_cast<const char*>(tensor.data()), static_cast<std::streamsize>(tensor.bytes()));
 }
 
+// Three steps in which each input `x` with an output `next_x` is carried, one of the others varies, and the rest is
+// fixed. The carried outputs are written as `looped_x`.
+void loop_through(infid::Engine& engine, const infid::LoadRequest& request, infid::Views views,
+                  const std::string& folder) {
+  infid::Carry carry;
+  infid::Views initial;
+  for (const infid::TensorSpec& spec : request.outputs) {
+    if (spec.name.rfind("next_", 0) != 0) continue;
+    const std::string source = spec.name.substr(5);
+    carry[source] = spec.name;
+    initial[source] = views.at(source);
+    views.erase(source);
+  }
+  if (carry.empty()) return;
+  infid::Views varying;
+  varying.insert(views.extract(std::prev(views.end())));
+  const auto loop = engine.loop(views, carry, initial, 3, [&](int) { return varying; });
+  for (int step = 0; step < 3; ++step) loop->step();
+  for (const auto& [source, result] : carry) write_tensor(loop->read(result), folder + "/looped_" + source);
+}
+
 // BACKEND ENGINE INPUTS OUTPUTS FOLDER: runs an engine on the files of a folder, one per input, and writes its outputs
-// there; then a loop of three steps in which `x` becomes `next_x`, if there are such tensors.
+// there; then a loop, if it has outputs for one.
 void run(const Words& words) {
   infid::LoadRequest request;
   request.path = words.at(1);
@@ -103,16 +125,12 @@ void run(const Words& words) {
   const std::string folder = words.at(4);
   const auto engine = backend(words.at(0))->load(request);
   infid::Tensors tensors;
-  infid::Views fixed, initial, once;
+  infid::Views views;
   for (const infid::TensorSpec& spec : request.inputs) {
-    const infid::Tensor& tensor = tensors.emplace(spec.name, read_tensor(spec, folder)).first->second;
-    (spec.name == "x" ? initial : fixed)[spec.name] = once[spec.name] = tensor.view();
+    views[spec.name] = tensors.emplace(spec.name, read_tensor(spec, folder)).first->second.view();
   }
-  for (const auto& [name, tensor] : engine->run(once)) write_tensor(tensor, folder + "/" + name);
-  if (initial.empty()) return;
-  const auto loop = engine->loop({}, {{"x", "next_x"}}, initial, 3, [&](int) { return fixed; });
-  for (int step = 0; step < 3; ++step) loop->step();
-  write_tensor(loop->read("next_x"), folder + "/looped");
+  for (const auto& [name, tensor] : engine->run(views)) write_tensor(tensor, folder + "/" + name);
+  loop_through(*engine, request, views, folder);
 }
 
 const Probe probes[] = {{"choose", choose},   {"choose_gpu", choose_gpu}, {"device", device}, {"inputs", inputs},

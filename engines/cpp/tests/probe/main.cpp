@@ -11,7 +11,9 @@ std::map<std::string, std::function<void(const std::vector<std::string>&)>>& pro
 }
 }  // namespace
 
-Probe::Probe(const std::string& name, std::function<void(const std::vector<std::string>&)> run) { probes()[name] = run; }
+Probe::Probe(const std::string& name, std::function<void(const std::vector<std::string>&)> run) {
+  probes()[name] = std::move(run);
+}
 
 // Errors are printed as two lines on stderr, the problem and the fix, with exit code 1.
 int main(int count, char** words) {

@@ -87,6 +87,7 @@ class SharedWeights {
   // A weight with the strides that a package was compiled for.
   at::Tensor tensor(const StoredWeight& stored, bool channels_last) {
     const std::pair<StoredWeight, bool> key{stored, channels_last};
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (const auto found = uploaded_.find(key); found != uploaded_.end()) return found->second;
     const auto view = content_.tensors.find(stored.name);
     if (view == content_.tensors.end()) throw Malformed("File does not contain tensor " + stored.name);
@@ -102,6 +103,7 @@ class SharedWeights {
   MappedFile file_;
   Safetensors content_;
   at::Device device_;
+  std::mutex mutex_;  // packages may be loaded on several threads
   std::map<std::pair<StoredWeight, bool>, at::Tensor> uploaded_;
 };
 
@@ -115,6 +117,7 @@ std::shared_ptr<SharedWeights> shared_weights(const std::filesystem::path& path,
   key << status.st_dev << ' ' << status.st_ino << ' ' << status.st_mtim.tv_sec << ' ' << status.st_mtim.tv_nsec << ' '
       << device.text();
   const std::lock_guard<std::mutex> lock(mutex);
+  for (auto each = all.begin(); each != all.end();) each = each->second.expired() ? all.erase(each) : std::next(each);
   std::weak_ptr<SharedWeights>& known = all[key.str()];
   std::shared_ptr<SharedWeights> found = known.lock();
   if (!found) known = found = std::make_shared<SharedWeights>(path.string(), device);
@@ -269,6 +272,13 @@ Tensor fetched(const Package& package, const std::string& name, const at::Tensor
   return {spec->dtype, found.sizes().vec(), found.const_data_ptr()};
 }
 
+// A package does not check its inputs; those of the first step were checked.
+void require_alike(const at::Tensor& first, const at::Tensor& next) {
+  if (first.sizes() == next.sizes() && first.scalar_type() == next.scalar_type()) return;
+  input_error("An input of a step differs in shape or type from that of the first step.",
+              "Give all steps inputs of one shape and type.");
+}
+
 // The outputs of a step are passed to the next one as they are.
 class PackageLoop : public Loop {
  public:
@@ -291,7 +301,11 @@ class PackageLoop : public Loop {
     if (step_ == steps_) throw std::logic_error("the loop has no further step");
     if (step_ > 0) next_ = varying_(step_);
     in_library(*package_, [&] {
-      for (const auto& [name, view] : next_) tensors_[name] = placed(*package_, view);
+      for (const auto& [name, view] : next_) {
+        at::Tensor next = placed(*package_, view);
+        if (step_ > 0) require_alike(tensors_.at(name), next);
+        tensors_[name] = std::move(next);
+      }
       outputs_ = run_on(*package_, tensors_);
     });
     for (const auto& [source, result] : carry_) tensors_[source] = outputs_.at(result);

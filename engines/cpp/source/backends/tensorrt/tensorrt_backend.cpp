@@ -146,7 +146,7 @@ void check_tensors(const nvinfer1::ICudaEngine& engine, const LoadRequest& reque
 }
 
 std::unique_ptr<GpuContext> open_engine(const Library& library, const LoadRequest& request) {
-  static Logger logger;  // the library keeps the first one
+  static Logger& logger = *new Logger;  // never freed: the library keeps it, and may log while the process ends
   std::unique_ptr<nvinfer1::IRuntime> runtime(
       static_cast<nvinfer1::IRuntime*>(library.create_runtime(&logger, NV_TENSORRT_VERSION)));
   std::unique_ptr<nvinfer1::ICudaEngine> engine;
