@@ -27,6 +27,14 @@ _UNLIMITED = 100_000  # width of a file or a pipe: nothing is folded there
 _STYLES = {"PASSED": "green", "FAILED": "bold red", "missing": "red", "BROKEN": "bold red"}
 
 
+class _Console(Console):
+    """A console that leaves a closed pipe to the command, which knows the real stdout."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the BrokenPipeError that is being handled."""
+        raise
+
+
 class Output:
     """The only place that prints. Words carry the meaning, and color only repeats it.
 
@@ -40,8 +48,8 @@ class Output:
         self.quiet = quiet
         self._stdout = sys.stdout
         self._width = _columns(sys.stdout)
-        self._out = Console(file=sys.stdout, highlight=False, width=self._width)
-        self._err = Console(file=sys.stderr, highlight=False)
+        self._out = _Console(file=sys.stdout, highlight=False, width=self._width)
+        self._err = _Console(file=sys.stderr, highlight=False)
         self._documents = 0
 
     def document(self, value: Any) -> None:
@@ -49,6 +57,7 @@ class Output:
         if self.as_json and not self._documents:
             self._documents += 1
             self._stdout.write(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
+            self._stdout.flush()  # whoever reads the pipe of a server waits for it
 
     def line(self, text: str = "") -> None:
         """Print a line of data, never folded, so that a path can be copied."""

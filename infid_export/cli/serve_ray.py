@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,6 @@ def run_on_ray(arguments: argparse.Namespace, output: Output, limits: dict[str, 
     def ready(logs: str) -> None:
         output.note(f"{url}: {replicas} replicas are ready. Ctrl-C stops. Logs: {logs}")
         output.document({"url": url, "backend": backend, "device": device, "replicas": replicas})
-        sys.stdout.flush()
 
     serve_on_ray(args, arguments.host, port, output.note, ready)
     return 0

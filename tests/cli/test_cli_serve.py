@@ -104,8 +104,8 @@ def test_a_signal_while_drawing_finishes_the_images(start: Any, stop: signal.Sig
 
 
 def test_after_the_grace_the_clients_get_an_error_and_the_process_ends(start: Any) -> None:
-    server = start("--max-steps", "1000", "--grace", "0.2")
-    body = {"prompt": "a", "person": server.enroll(), "steps": 900, "n": 10}
+    server = start("--max-steps", "1000", "--max-images", "1000", "--grace", "0.2")
+    body = {"prompt": "a", "person": server.enroll(), "steps": 900, "n": 1000}  # minutes of work on the tiny engines
     with ThreadPoolExecutor(3) as threads:
         asked = [
             threads.submit(httpx.post, f"{server.url}/v1/images/generations", json=body, timeout=60) for _ in range(3)

@@ -66,8 +66,9 @@ struct INFID_API Image {
   std::vector<std::uint8_t> png() const;
   // Write a PNG file, whole or not at all.
   void save(const std::string& path) const;
-  // Read a photo. PNG, and JPEG where the library was built with libjpeg; turned as its EXIF orientation says, with colors
-  // converted to sRGB from its profile. A profile that cannot be used is ignored, as in Python, but without a warning.
+  // Read a photo. PNG, and JPEG where the library was built with libjpeg; turned as its EXIF orientation says, with
+  // colors converted to sRGB from its profile. A profile that cannot be used is ignored, as in Python, but without a
+  // warning.
   static Image load(const std::string& path);
 };
 

@@ -19,7 +19,7 @@ import pytest
 from icc_profiles import ADOBE_RGB, DISPLAY_P3, SRGB, gray_profile, ink_profile, rgb_profile
 from PIL import Image, ImageCms
 from test_color import interoperability
-from test_photos import as_in_python, check_equal, chunk, encoded, loaded, palette, png
+from test_cpp_photos import as_in_python, check_equal, chunk, encoded, loaded, palette, png
 
 if TYPE_CHECKING:
     from cpp_library import Probe
