@@ -2,6 +2,7 @@
 #include <utf8proc.h>
 
 #include <algorithm>
+#include <iterator>
 #include <set>
 
 #include "backends/cuda_driver.hpp"
@@ -107,6 +108,18 @@ void check_inputs(const std::vector<TensorSpec>& specs, const Views& given) {
                     ", not " + dtype_name(view.dtype) + " " + shape_text(view.shape) + ".",
                 "Build the folder for this size, or change the input.");
   }
+}
+
+void check_engine_names(const std::string& path, const std::string& kind, const std::vector<TensorSpec>& specs,
+                        const std::vector<std::string>& names) {
+  std::set<std::string> wanted, found(names.begin(), names.end()), different;
+  for (const TensorSpec& spec : specs) wanted.insert(spec.name);
+  std::set_symmetric_difference(wanted.begin(), wanted.end(), found.begin(), found.end(),
+                                std::inserter(different, different.end()));
+  if (different.empty()) return;
+  folder_error("The " + kind + " of " + path + " differ from the manifest's: only one of them has " +
+                   quoted(*different.begin()) + ".",
+               "Build the folder again with `infid-export build`.");
 }
 
 std::optional<Device> requested_device(const std::string& text) {

@@ -83,6 +83,10 @@ std::vector<std::unique_ptr<Backend>> open_backends(const Options& options);
 // Throws input if an input is missing, unknown, mistyped or misshapen, with the sentences of `CheckedInputs`.
 void check_inputs(const std::vector<TensorSpec>& specs, const Views& given);
 
+// Throws engine_folder if the inputs or outputs (`kind`) of an engine file are not those of the manifest.
+void check_engine_names(const std::string& path, const std::string& kind, const std::vector<TensorSpec>& specs,
+                        const std::vector<std::string>& names);
+
 // The device that a user asked for; none for `auto` and for a target such as `sm_89`. Throws input.
 std::optional<Device> requested_device(const std::string& text);
 

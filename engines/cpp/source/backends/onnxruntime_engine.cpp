@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <mutex>
-#include <set>
 
 #include "backends/onnxruntime.hpp"
 #include "backends/onnxruntime_loop.hpp"
@@ -23,18 +22,6 @@ std::uintmax_t weights_beside(const std::string& path) {
     if (entry.path().extension() == ".safetensors") bytes += entry.file_size();
   }
   return bytes;
-}
-
-void check_names(const std::string& path, const char* kind, const std::vector<TensorSpec>& specs,
-                 const std::vector<std::string>& names) {
-  std::set<std::string> expected, found(names.begin(), names.end()), different;
-  for (const TensorSpec& spec : specs) expected.insert(spec.name);
-  std::set_symmetric_difference(expected.begin(), expected.end(), found.begin(), found.end(),
-                                std::inserter(different, different.end()));
-  if (different.empty()) return;
-  folder_error("The " + std::string(kind) + " of " + path + " differ from the manifest's: only one of them has " +
-                   quoted(*different.begin()) + ".",
-               kRebuild);
 }
 
 class OnnxEngine : public Engine {
@@ -114,8 +101,8 @@ class OnnxRuntimeBackend : public Backend {
     // A captured step writes its outputs to fixed addresses, so their shapes must be known.
     settings.capture = gpu && repeats && std::all_of(request.outputs.begin(), request.outputs.end(), is_fixed);
     std::shared_ptr<OnnxSession> session = opened(request.path, settings);
-    check_names(request.path, "inputs", request.inputs, session->inputs());
-    check_names(request.path, "outputs", request.outputs, session->outputs());
+    check_engine_names(request.path, "inputs", request.inputs, session->inputs());
+    check_engine_names(request.path, "outputs", request.outputs, session->outputs());
     return std::make_unique<OnnxEngine>(std::move(session), request, settings.capture);
   }
 

@@ -33,6 +33,8 @@ struct Safetensors {
 // Throws Malformed: where the Python library has a sentence for it, with that sentence.
 Safetensors parse_safetensors(const std::byte* content, std::size_t size);
 
+// The metadata entry that holds a file's seal.
+inline constexpr char kSealKey[] = "infid_seal";
 // The seal of `infid_engines.tensor_seal.array_seal`.
 std::string array_seal(const Safetensors& file);
 

@@ -10,12 +10,10 @@
 namespace infid {
 namespace {
 
-const char* const seal_key = "infid_seal";
-
 std::string seal_of(const std::map<std::string, std::string>& metadata, const Views& tensors) {
   std::string facts;
   for (const auto& [name, value] : metadata) {
-    if (name == seal_key) continue;
+    if (name == kSealKey) continue;
     facts += (facts.empty() ? "" : ", ") + json_quoted(name) + ": " + json_quoted(value);
   }
   Sha256 digest;
@@ -78,7 +76,7 @@ std::string array_seal(const Safetensors& file) { return seal_of(file.metadata, 
 
 std::string sealed_safetensors(const std::map<std::string, std::string>& metadata, const Views& tensors) {
   std::map<std::string, std::string> facts = metadata;
-  facts[seal_key] = seal_of(metadata, tensors);
+  facts[kSealKey] = seal_of(metadata, tensors);
   std::string header, content;
   for (const auto& [name, value] : facts) {
     header += (header.empty() ? "{\"__metadata__\":{" : ",") + header_text(name) + ":" + header_text(value);

@@ -19,7 +19,7 @@ using detail::PersonData;
 
 const char* const again = "Enroll the person again with `infid-export enroll`.";
 const char* const make_one = "Make one with `infid-export enroll`.";
-const char *const model_key = "infid_model", *const name_key = "infid_name", *const seal_key = "infid_seal";
+const char *const model_key = "infid_model", *const name_key = "infid_name";
 const std::pair<const char*, Tensor PersonData::*> members[] = {{"identity_tokens", &PersonData::identity_tokens},
                                                                 {"identity_keys", &PersonData::identity_keys},
                                                                 {"identity_values", &PersonData::identity_values}};
@@ -82,7 +82,7 @@ PersonData read_person(const std::string& path) {
   }
   PersonData data;
   for (const auto& [name, member] : members) data.*member = Tensor(file.tensors.at(name));
-  const auto seal = file.metadata.find(seal_key);
+  const auto seal = file.metadata.find(kSealKey);
   if (seal == file.metadata.end()) throw Malformed("it has no seal");
   if (seal->second != array_seal(file)) throw Malformed("its content has changed");
   data.model = file.metadata.at(model_key);

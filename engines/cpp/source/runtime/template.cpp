@@ -19,7 +19,7 @@ using detail::TemplateData;
 
 const char* const again = "Make the template again with `infid-export template make`.";
 const char* const with_these = "Make it again with these engines.";
-const char *const settings_key = "infid_template", *const model_key = "infid_model", *const seal_key = "infid_seal";
+const char *const settings_key = "infid_template", *const model_key = "infid_model";
 const std::string features = "text_features.", scales = "text_scales.";  // begin the names of the features' inputs
 const char* const conditioning[] = {"prompt_embeds", "pooled_prompt_embeds", "time_ids"};
 
@@ -92,7 +92,7 @@ TemplateData read_template(const std::string& path, bool check) {
   Safetensors found = parse_safetensors(data.file->data(), data.file->size());
   if (!is_template(found)) input_error(path + " is not a template file.", again);
   check_tensors(found.tensors);
-  const auto seal = found.metadata.find(seal_key);
+  const auto seal = found.metadata.find(kSealKey);
   if (check && (seal == found.metadata.end() || seal->second != array_seal(found))) {
     throw Malformed("its content has changed");
   }

@@ -17,7 +17,6 @@
 #include <filesystem>
 #include <iterator>
 #include <mutex>
-#include <set>
 #include <sstream>
 #include <unordered_map>
 
@@ -189,18 +188,6 @@ void check_instructions(Package& package, const LoadRequest& request) {
               kAgain);
 }
 
-void check_names(const LoadRequest& request, const std::string& kind, const std::vector<TensorSpec>& specs,
-                 const std::vector<std::string>& names) {
-  std::set<std::string> wanted, found(names.begin(), names.end()), different;
-  for (const TensorSpec& spec : specs) wanted.insert(spec.name);
-  std::set_symmetric_difference(wanted.begin(), wanted.end(), found.begin(), found.end(),
-                                std::inserter(different, different.end()));
-  if (different.empty()) return;
-  folder_error("The " + kind + " of " + request.path + " differ from the manifest's: only one of them has " +
-                   quoted(*different.begin()) + ".",
-               kAgain);
-}
-
 void load_weights(Package& package, const LoadRequest& request) {
   try {
     const std::filesystem::path folder = std::filesystem::path(request.path).parent_path();
@@ -361,8 +348,8 @@ std::unique_ptr<Engine> open_package(const LoadRequest& request) {
   in_library(*package, [&] {
     load_code(*package, request);
     check_instructions(*package, request);
-    check_names(request, "inputs", request.inputs, package->facts.inputs);
-    check_names(request, "outputs", request.outputs, package->facts.outputs);
+    check_engine_names(request.path, "inputs", request.inputs, package->facts.inputs);
+    check_engine_names(request.path, "outputs", request.outputs, package->facts.outputs);
     load_weights(*package, request);
   });
   return std::make_unique<PackageEngine>(std::move(package));
