@@ -10,7 +10,7 @@
 
 using Clock = std::chrono::steady_clock;
 
-// Makes an image; tells when each step has ended.
+// Makes an image, and calls `on_step` when a step has ended.
 using Make = std::function<void(const std::function<void()>& on_step)>;
 
 // Times `count` images, and returns a JSON document with medians. `started`: when the process began; `first`: when the

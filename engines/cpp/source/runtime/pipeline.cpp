@@ -214,31 +214,14 @@ std::vector<Image> PipelineData::generate(const Template& from, const std::vecto
   Job job;
   job.graph = "identity_step";
   job.graphs = {"identity_step"};
-  job.table.initial_scale = made.tensors.at("initial_scale").as<float>()[0];
-  const float* rows = made.tensors.at("rows").as<float>();
-  for (int step = 0; step < made.steps; ++step, rows += 8) {
-    std::copy_n(rows, 8, job.table.rows.emplace_back().begin());
-  }
+  job.table = table_of(made);
   const auto seeds = settings.seeds.empty() ? std::vector<std::uint64_t>(shown.size(), made.seed)
                                             : counted_up(settings.seeds, shown.size());
   job.streams = {{"identity", std::make_shared<Noise>(seeds, latents({made.height, made.width}))}};
   job.fixed = [&, strong](const std::vector<std::size_t>& batch) {
-    Tensors inputs;
-    for (const char* name : {"prompt_embeds", "pooled_prompt_embeds", "time_ids"}) {
-      inputs.emplace(name, Tensor(made.tensors.at(name)));
-    }
-    return with_people(std::move(inputs), shown, batch, strong, made.guidance);
+    return with_people(conditioning_of(made), shown, batch, strong, made.guidance);
   };
-  job.further = [&made](int step) {
-    Views inputs;
-    for (const auto& [name, tensor] : made.tensors) {
-      if (name.rfind("text_features.", 0) != 0 && name.rfind("text_scales.", 0) != 0) continue;
-      const Shape each(tensor.shape.begin() + 1, tensor.shape.end());
-      const std::size_t bytes = count_of(each) * dtype_size(tensor.dtype);
-      inputs[name] = {tensor.dtype, each, tensor.as<std::byte>() + bytes * static_cast<std::size_t>(step)};
-    }
-    return inputs;
-  };
+  job.further = [&made](int step) { return features_of(made, step); };
   return run(job, watch);
 }
 

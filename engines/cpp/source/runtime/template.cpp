@@ -192,6 +192,33 @@ void check_side(const std::string& name, int pixels, const Dimension& latents, i
 
 }  // namespace
 
+Tensors conditioning_of(const TemplateData& made) {
+  Tensors inputs;
+  for (const char* name : conditioning) inputs.emplace(name, Tensor(made.tensors.at(name)));
+  return inputs;
+}
+
+Views features_of(const TemplateData& made, int step) {
+  Views inputs;
+  for (const auto& [name, tensor] : made.tensors) {
+    if (!starts_with(name, features) && !starts_with(name, scales)) continue;
+    const Shape each(tensor.shape.begin() + 1, tensor.shape.end());
+    const std::size_t bytes = count_of(each) * dtype_size(tensor.dtype);
+    inputs[name] = {tensor.dtype, each, tensor.as<std::byte>() + bytes * static_cast<std::size_t>(step)};
+  }
+  return inputs;
+}
+
+SamplerTable table_of(const TemplateData& made) {
+  SamplerTable table;
+  table.initial_scale = made.tensors.at("initial_scale").as<float>()[0];
+  const float* rows = made.tensors.at("rows").as<float>();
+  for (int step = 0; step < made.steps; ++step, rows += 8) {
+    std::copy_n(rows, 8, table.rows.emplace_back().begin());
+  }
+  return table;
+}
+
 void check_template(const Manifest& manifest, const TemplateData& given) {
   const std::string& own = manifest.text_model_id;
   if (given.model != own) {

@@ -25,6 +25,12 @@ struct TemplateData {
 
 }  // namespace detail
 
+// The prompt's inputs of a step, and the features of a step as the inputs of `identity_step`.
+Tensors conditioning_of(const detail::TemplateData& made);
+Views features_of(const detail::TemplateData& made, int step);
+// The sampler's table that the template was made with.
+SamplerTable table_of(const detail::TemplateData& made);
+
 // Throws input or engine_folder if the engines of a folder cannot use a template, with Python's sentences.
 void check_template(const Manifest& manifest, const detail::TemplateData& given);
 // Height and width of images. Throws input, as `infid_export.runtime.denoise.image_size`.
