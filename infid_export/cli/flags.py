@@ -24,6 +24,7 @@ METHOD_CHOICES = {
     "--self-attention": ("self_attention", ("mixed", "mutual", "plain")),
     "--adain": ("adain", ("mean", "standard", "off")),
     "--cross-adain": ("cross_adain", ("kv", "output", "off")),
+    "--cross-merge": ("cross_merge", ("sum", "orthogonal", "orthogonal_v2")),
     "--uncond-identity": ("uncond_identity", ("zeros", "off")),
 }
 

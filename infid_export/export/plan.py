@@ -23,6 +23,7 @@ from infid_export.export.face_plan import face_files
 from infid_export.export.graphs import GRAPHS, GraphForm, chosen_graphs, forms_of
 from infid_export.export.vae_range import PROBED, VAE_RANGE
 from infid_export.export.writers import Writers
+from infid_export.model.config import METHOD_FIELDS
 from infid_export.model.sources import BUILT_IN, RANDOM, ModelSource, open_source
 from infid_export.runtime.requirements import IMAGE_GRAPHS
 
@@ -240,7 +241,7 @@ def source_of(options: BuildOptions) -> ModelSource:
     Raises:
         InputError: it cannot be used.
     """
-    choices = {name: getattr(options, name) for name in ("self_attention", "adain", "cross_adain", "uncond_identity")}
+    choices = {name: getattr(options, name) for name in METHOD_FIELDS}
     return open_source(
         options.model,
         identity=options.identity,
@@ -255,7 +256,7 @@ def _check_fused(options: BuildOptions, source: ModelSource) -> None:
     if not source.config.fits_kernels:
         raise InputError(
             "The Triton kernels support only the method itself: mixed (or plain) self-attention with AdaIN-mean on "
-            "keys and values.",
+            "keys and values, and cross-attention merged by a sum.",
             fix="Use --kernels native for the ablations.",
         )
     able = [graph.name for graph in GRAPHS.values() if options.kernels in graph.kernels]

@@ -12,12 +12,15 @@ from safetensors import SafetensorError, safe_open
 from infid_engines.errors import InputError
 
 CONFIG_KEY = "infid_config"  # key in an identity file's header
+# The fields of the configuration that a build may choose anew.
+METHOD_FIELDS = ("self_attention", "adain", "cross_adain", "cross_merge", "uncond_identity")
 _LARGEST = 1 << 16  # tokens or channels; SDXL has at most 2048 of either
 
 CrossAdaIN = Literal["kv", "output", "off"]
 UncondIdentity = Literal["zeros", "off"]
 SelfAttention = Literal["mixed", "mutual", "plain"]
 AdaIN = Literal["mean", "standard", "off"]
+CrossMerge = Literal["sum", "orthogonal", "orthogonal_v2"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class IdentityConfig:
             attends only to K_id, V_id (ablation).
         adain: `mean` is the method; `standard` also matches the deviation (ablation); `off` shifts nothing.
         cross_adain: where AdaIN acts in cross-attention: on keys and values, on the output, or nowhere.
+        cross_merge: how the person's output joins the text's in cross-attention: `sum` is the method; `orthogonal` adds
+            only what is orthogonal to the text's output over the tokens of each channel, and `orthogonal_v2` keeps
+            as much of the rest as a token attends to the person (PuLID's `ortho` and `ortho_v2`, arXiv 2404.16022).
         uncond_identity: `zeros` maps zero encoder features for the unconditional rows; `off` gives them no
             identity term at all.
         center_tokens: whether a person's tokens are centered to mean 0. The projections have no bias, so the keys and
@@ -54,6 +60,7 @@ class IdentityConfig:
     self_attention: SelfAttention = "mixed"
     adain: AdaIN = "mean"
     cross_adain: CrossAdaIN = "kv"
+    cross_merge: CrossMerge = "sum"
     uncond_identity: UncondIdentity = "zeros"
     center_tokens: bool = False
     trained_with_text: bool = False
@@ -82,7 +89,8 @@ class IdentityConfig:
     @property
     def fits_kernels(self) -> bool:
         """Whether the fused kernels compute this variant: mixed or plain attention, AdaIN-mean on keys and values."""
-        return self.self_attention != "mutual" and self.adain == "mean" and self.cross_adain == "kv"
+        kept = self.adain == "mean" and self.cross_adain == "kv" and self.cross_merge == "sum"
+        return kept and self.self_attention != "mutual"
 
     @property
     def tokens(self) -> int:

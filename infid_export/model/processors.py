@@ -19,6 +19,8 @@ from infid_engines.errors import InputError
 from infid_export.model.config import IdentityConfig
 from infid_kernels import OPS, AttentionOps, adain, adain_mean
 
+_LEADING_TOKENS = 5  # identity tokens whose share of the attention `orthogonal_v2` counts, as in PuLID
+
 
 @dataclass
 class Streams:
@@ -173,7 +175,7 @@ class CrossAttentionProcessor:
         strength, factor = streams.style_strength, streams.identity_strength
         assert strength is not None and factor is not None
         where, kind = self.config.cross_adain, self.config.adain
-        if where == "kv" and kind == "mean":
+        if (where, kind, self.config.cross_merge) == ("kv", "mean", "sum"):
             return self.ops.merged_cross_attention(q, k_t, v_t, k_id, v_id, strength, factor)
         if where == "kv":
             k_id = _adain(self.config, k_id, k_t, strength)
@@ -182,6 +184,7 @@ class CrossAttentionProcessor:
         identity = scaled_dot_product_attention(q, k_id, v_id)
         if where == "output":
             identity = _adain(self.config, identity, text, strength)
+        identity = _separated(self.config, identity, text, q, k_id)
         return text + factor.view(-1, 1, 1, 1).to(q.dtype) * identity
 
 
@@ -208,11 +211,10 @@ def install_processors(unet: Any, config: IdentityConfig, ops: str = "torch") ->
     """
     if ops not in OPS:
         raise InputError(f"There are no attention operations named {ops!r}.", fix=f"Choose from {', '.join(OPS)}.")
-    is_method = config.self_attention != "mutual" and config.adain == "mean" and config.cross_adain == "kv"
-    if ops == "triton" and not is_method:
+    if ops == "triton" and not config.fits_kernels:
         raise InputError(
             "The Triton kernels support only the method itself: mixed (or plain) self-attention with AdaIN-mean on "
-            "keys and values.",
+            "keys and values, and cross-attention merged by a sum.",
             fix='Use ops="torch" (the default) for the ablations.',
         )
     processors: dict[str, SelfAttentionProcessor | CrossAttentionProcessor] = {}
@@ -252,6 +254,23 @@ def _output(attn: Attention, outputs: list[Tensor]) -> Tensor:
     """Join the streams' `[rows, H, N, d]` and apply the output projection."""
     joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return attn.to_out[1](attn.to_out[0](joined.transpose(1, 2).flatten(2)))
+
+
+def _separated(config: IdentityConfig, identity: Tensor, text: Tensor, q: Tensor, k_id: Tensor) -> Tensor:
+    """Take what is parallel to the text's output out of the person's; all are `[rows, H, N, d]`, in fp32.
+
+    Reference: `ORTHO` and `ORTHO_v2` of PuLID's attention processors (arXiv 2404.16022).
+    """
+    if config.cross_merge == "sum":
+        return identity
+    own, others = identity.float(), text.float()
+    power = (others * others).sum(-2, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    parallel = (others * own).sum(-2, keepdim=True) / power * others
+    kept = torch.zeros_like(own[:, :1, :, :1])
+    if config.cross_merge == "orthogonal_v2":  # PuLID's logits are not scaled by 1/√d
+        share = (q.float() @ k_id.float().transpose(-2, -1)).softmax(-1).mean(1, keepdim=True)
+        kept = share[..., :_LEADING_TOKENS].sum(-1, keepdim=True)
+    return (own + (kept - 1) * parallel).to(identity.dtype)
 
 
 def _adain(config: IdentityConfig, x: Tensor, y: Tensor, strength: Tensor) -> Tensor:

@@ -169,6 +169,8 @@ def test_no_identity_and_no_mixed_attention_is_the_text_stream(source):
         {"adain": "off"},
         {"cross_adain": "output"},
         {"cross_adain": "off"},
+        {"cross_merge": "orthogonal"},
+        {"cross_merge": "orthogonal_v2"},
         {"uncond_identity": "off"},
     ],
     ids=str,
@@ -195,6 +197,42 @@ def test_mutual_attention_reads_the_text_rows_alone(source):
         read = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         expected = attention.to_out[0](read.transpose(1, 2).flatten(2))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("merge", ["orthogonal", "orthogonal_v2"])
+def test_what_is_parallel_to_the_text_is_taken_out_of_the_person(source, merge):
+    """The reference is written from PuLID's formulas, on `[rows, N, C]`, its heads apart only for the attention."""
+    unet = source.load("unet", torch.float32)
+    config = replace(source.config, adain="off", cross_adain="off", cross_merge=merge)
+    install_processors(unet, config)
+    path, attention = [each for each in unet.named_modules() if each[0].endswith(".attn2")][-1]
+    blocks = identity_blocks(unet)
+    start = sum(list(blocks.values())[: list(blocks).index(path)])
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 16, attention.to_q.in_features, generator=generator)
+    prompt = torch.randn(2, 77, attention.to_k.in_features, generator=generator)
+    keys, values = torch.randn(2, 2, 9, sum(blocks.values()), generator=generator)
+    strength = torch.tensor([0.7, 0.7])
+    streams = Streams(False, keys, values, torch.ones(2), strength)
+
+    def heads(x):
+        return x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+
+    with torch.no_grad():
+        found = attention(hidden, encoder_hidden_states=prompt, streams=streams)
+        q, k, v = heads(attention.to_q(hidden)), heads(attention.to_k(prompt)), heads(attention.to_v(prompt))
+        mine = slice(start, start + blocks[path])
+        k_id, v_id = heads(keys[..., mine]), heads(values[..., mine])
+        text, person = (
+            torch.nn.functional.scaled_dot_product_attention(q, *pair).transpose(1, 2).flatten(2)
+            for pair in ((k, v), (k_id, v_id))
+        )
+        parallel = (text * person).sum(1, keepdim=True) / (text * text).sum(1, keepdim=True) * text
+        mass = (q @ k_id.mT).softmax(-1).mean(1)[..., :5].sum(-1, keepdim=True)
+        kept = parallel * (mass - 1) if merge == "orthogonal_v2" else -parallel
+        expected = attention.to_out[0](text + 0.7 * (person + kept))
+    assert relative(found, expected) < 1e-6
+    assert relative(found, attention.to_out[0](text + 0.7 * person)) > 1e-3
 
 
 def test_style_strength_zero_is_adain_off(source):
@@ -313,7 +351,8 @@ def test_the_triton_kernels_give_the_same_step(source, monkeypatch):
 
 
 def test_triton_is_rejected_for_what_it_does_not_compute(source):
-    for choice in ({"self_attention": "mutual"}, {"adain": "standard"}, {"cross_adain": "output"}):
+    others = {"self_attention": "mutual", "adain": "standard", "cross_adain": "output", "cross_merge": "orthogonal"}
+    for choice in ({name: value} for name, value in others.items()):
         with pytest.raises(InputError, match="Triton kernels support only the method itself"):
             DenoiseStep(source.load("unet", torch.float16), replace(source.config, **choice), "triton")
     with pytest.raises(InputError, match="no attention operations named 'cuda'"):
