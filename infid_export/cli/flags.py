@@ -25,7 +25,7 @@ METHOD_CHOICES = {
     "--adain": ("adain", ("mean", "standard", "off")),
     "--cross-adain": ("cross_adain", ("kv", "output", "off")),
     "--cross-merge": ("cross_merge", ("sum", "orthogonal", "orthogonal_v2")),
-    "--uncond-identity": ("uncond_identity", ("zeros", "off")),
+    "--uncond-identity": ("uncond_identity", ("zeros", "zero_image", "off")),
 }
 
 
