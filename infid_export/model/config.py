@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -18,6 +19,13 @@ CrossAdaIN = Literal["kv", "output", "off"]
 UncondIdentity = Literal["zeros", "off"]
 SelfAttention = Literal["mixed", "mutual", "plain"]
 AdaIN = Literal["mean", "standard", "off"]
+StreamCount = Literal["two", "one"]
+
+# The attention of the identity rows for each number of streams. One stream has no text rows to attend to.
+_ATTENTION: Mapping[str, Mapping[str, str]] = {
+    "two": {"self_attention": "mixed", "adain": "mean", "cross_adain": "kv"},
+    "one": {"self_attention": "plain", "adain": "off", "cross_adain": "off"},
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,9 @@ class IdentityConfig:
             anything from the person.
         trained_with_text: whether text cross-attention was active in training (ablation). It only describes the
             weights, and has no effect on inference.
+        streams: `two` is the method; `one` has the identity rows alone, which attend to themselves, the prompt and the
+            image keys and values. That is what IP-Adapter's weights are trained for. It goes with plain
+            `self_attention`, and with `adain` and `cross_adain` off.
     """
 
     image_encoder: str = "ViT-H-14"
@@ -57,6 +68,7 @@ class IdentityConfig:
     uncond_identity: UncondIdentity = "zeros"
     center_tokens: bool = False
     trained_with_text: bool = False
+    streams: StreamCount = "two"
 
     def __post_init__(self) -> None:
         """Reject values outside the documented choices."""
@@ -78,6 +90,12 @@ class IdentityConfig:
                     f"{field.name} must be a positive integer up to {_LARGEST}, not {value!r}.",
                     fix="Correct it in the identity file's configuration.",
                 )
+        for name, needed in _ATTENTION["one"].items() if self.streams == "one" else ():
+            if getattr(self, name) != needed:
+                raise InputError(
+                    f"With one stream, {name} must be {needed}, not {getattr(self, name)}: there are no text rows.",
+                    fix=f"Leave out {name}, or choose two streams.",
+                )
 
     @property
     def fits_kernels(self) -> bool:
@@ -90,8 +108,27 @@ class IdentityConfig:
         return self.clip_tokens + self.face_tokens
 
     def with_choices(self, **choices: str | None) -> IdentityConfig:
-        """Return a copy in which the choices that are not None replace the stored ones."""
-        return replace(self, **{name: value for name, value in choices.items() if value is not None})  # type: ignore[arg-type]
+        """Return a copy in which the choices that are not None replace the stored ones.
+
+        Another number of streams than the stored one also changes what is not chosen: two streams get the method's own
+        mixed attention and AdaIN-mean, one stream gets plain attention.
+
+        Raises:
+            InputError: there is no such choice, or one stream was chosen together with attention to a second one.
+        """
+        given = {name: value for name, value in choices.items() if value is not None}
+        if given.get("streams", self.streams) != self.streams:
+            given = {**_ATTENTION.get(given["streams"], {}), **given}
+        return replace(self, **given)  # type: ignore[arg-type]
+
+    def untrained_notes(self, chosen: IdentityConfig) -> tuple[str, ...]:
+        """Return a note if `chosen` runs weights of this configuration in a way that they were not trained for."""
+        if self.streams == chosen.streams:
+            return ()
+        return (
+            f"streams {chosen.streams}: the identity weights are made for {self.streams}, and not trained for "
+            f"{chosen.streams}; look at the images before you rely on them",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON-ready values."""
