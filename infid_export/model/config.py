@@ -15,7 +15,7 @@ from infid_engines.errors import InputError
 
 CONFIG_KEY = "infid_config"  # key in an identity file's header
 # The fields of the configuration that a build may choose anew.
-METHOD_FIELDS = ("self_attention", "adain", "cross_adain", "cross_merge", "uncond_identity")
+METHOD_FIELDS = ("streams", "self_attention", "adain", "cross_adain", "cross_merge", "uncond_identity")
 _LARGEST = 1 << 16  # tokens or channels; SDXL has at most 2048 of either
 
 CrossAdaIN = Literal["kv", "output", "off"]
@@ -27,6 +27,7 @@ Mapper = Literal["infinite_id", "linear", "resampler", "mlp", "mlp_perceiver"]
 ClipLayer = Literal["last", "penultimate", "pooled", "none"]
 FaceEmbedding = Literal["normalized", "raw"]
 Crop = Literal["portrait", "whole", "aligned"]
+StreamCount = Literal["two", "one"]
 
 # What each mapper reads of the image encoder, whether it reads a face embedding, and the sizes that it has.
 _SIZES = ("mapper_hidden", "mapper_layers", "mapper_heads", "mapper_queries")
@@ -45,6 +46,11 @@ _SIZED: Mapping[str, tuple[str, ...]] = {
     "mlp_perceiver": _SIZES[:3],
 }
 _CORRECT = "Correct it in the identity file's configuration, or import the weights again."
+# The attention of the identity rows for each number of streams. One stream has no text rows to attend to.
+_ATTENTION: Mapping[str, Mapping[str, str]] = {
+    "two": {"self_attention": "mixed", "adain": "mean", "cross_adain": "kv"},
+    "one": {"self_attention": "plain", "adain": "off", "cross_adain": "off"},
+}
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,9 @@ class IdentityConfig:
         crop: what the image encoder sees: a `portrait` around the aligned face, the `whole` image, or the `aligned`
             face alone, as the recognizer sees it.
         family: name of the method that the weights come from, for messages.
+        streams: `two` is the method; `one` has the identity rows alone, which attend to themselves, the prompt and the
+            image keys and values. That is what IP-Adapter's weights are trained for. It goes with plain
+            `self_attention`, and with `adain` and `cross_adain` off.
     """
 
     image_encoder: str = "ViT-H-14"
@@ -115,6 +124,7 @@ class IdentityConfig:
     perceiver_scale: float = 1.0
     crop: Crop = "portrait"
     family: str = "infinite-id"
+    streams: StreamCount = "two"
 
     def __post_init__(self) -> None:
         """Reject values outside the documented choices, and choices that do not go together."""
@@ -122,6 +132,7 @@ class IdentityConfig:
         for field in fields(self):
             _check_value(field.name, getattr(self, field.name), hints[field.name])
         _check_mapper(self)
+        _check_streams(self)
 
     @property
     def fits_kernels(self) -> bool:
@@ -152,8 +163,27 @@ class IdentityConfig:
         return self.reads_face or self.crop != "whole"
 
     def with_choices(self, **choices: str | None) -> IdentityConfig:
-        """Return a copy in which the choices that are not None replace the stored ones."""
-        return replace(self, **{name: value for name, value in choices.items() if value is not None})  # type: ignore[arg-type]
+        """Return a copy in which the choices that are not None replace the stored ones.
+
+        Another number of streams than the stored one also changes what is not chosen: two streams get the method's own
+        mixed attention and AdaIN-mean, one stream gets plain attention.
+
+        Raises:
+            InputError: there is no such choice, or one stream was chosen together with attention to a second one.
+        """
+        given = {name: value for name, value in choices.items() if value is not None}
+        if given.get("streams", self.streams) != self.streams:
+            given = {**_ATTENTION.get(given["streams"], {}), **given}
+        return replace(self, **given)  # type: ignore[arg-type]
+
+    def untrained_notes(self, chosen: IdentityConfig) -> tuple[str, ...]:
+        """Return a note if `chosen` runs weights of this configuration in a way that they were not trained for."""
+        if self.streams == chosen.streams:
+            return ()
+        return (
+            f"streams {chosen.streams}: the identity weights are made for {self.streams}, and not trained for "
+            f"{chosen.streams}; look at the images before you rely on them",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON-ready values."""
@@ -226,6 +256,18 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
     wanted, fits = kinds[hint]
     if not fits:
         raise InputError(f"{name} must be {wanted}, not {value!r}.", fix=_CORRECT)
+
+
+def _check_streams(config: IdentityConfig) -> None:
+    """Reject attention to a text stream that does not exist."""
+    if config.streams == "two":
+        return
+    for name, needed in _ATTENTION["one"].items():
+        if getattr(config, name) != needed:
+            raise InputError(
+                f"With one stream, {name} must be {needed}, not {getattr(config, name)}: there are no text rows.",
+                fix=f"Leave out {name}, or choose two streams.",
+            )
 
 
 def _check_mapper(config: IdentityConfig) -> None:
