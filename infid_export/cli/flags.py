@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 ENGINES = Path("infid-engines")
 MODEL_HELP = "demo, random-sdxl, random-medium, a diffusers folder or a hub id (demo)"
 DRY_RUN_HELP = "show what would be done, without doing it"
-METHOD_CHOICES = {
+# By flag, the field of the configuration and its choices; None for a number.
+METHOD_CHOICES: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "--streams": ("streams", ("one", "two")),
     "--self-attention": ("self_attention", ("mixed", "mutual", "plain")),
     "--adain": ("adain", ("mean", "standard", "off")),
     "--cross-adain": ("cross_adain", ("kv", "output", "off")),
     "--cross-merge": ("cross_merge", ("sum", "orthogonal", "orthogonal_v2")),
     "--uncond-identity": ("uncond_identity", ("zeros", "zero_image", "off")),
+    "--zero-tokens": ("zero_tokens", None),
 }
 
 
@@ -153,7 +155,8 @@ def add_model(model: argparse._ActionsContainer) -> None:
     add_recognizer(model)
     model.add_argument("--model-seed", dest="seed", type=int, default=0, metavar="N", help="seed of random weights (0)")
     for flag, (name, values) in METHOD_CHOICES.items():
-        model.add_argument(flag, dest=name, choices=values, help="method variant (the identity file's)")
+        kind: dict[str, Any] = {"choices": values} if values else {"type": int, "metavar": "N"}
+        model.add_argument(flag, dest=name, help="method variant (the identity file's)", **kind)
 
 
 def add_recognizer(parser: argparse._ActionsContainer) -> None:

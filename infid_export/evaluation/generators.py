@@ -146,7 +146,7 @@ class ReferenceGenerator:
         source: ModelSource,
         reader: FaceReader,
         settings: Mapping[str, Any] | None = None,
-        choices: Mapping[str, str] | None = None,
+        choices: Mapping[str, str | int] | None = None,
         identity: Path | None = None,
     ) -> None:
         from infid_export.model.config import read_config
@@ -203,7 +203,7 @@ def open_reference(
     model: str,
     *,
     settings: Mapping[str, Any] | None = None,
-    choices: Mapping[str, str | None] | None = None,
+    choices: Mapping[str, str | int | None] | None = None,
     identity: Path | None = None,
     image_encoder: str | None = None,
     seed: int = 0,

@@ -38,7 +38,7 @@ class BuildOptions:
         targets: GPU architectures such as `sm_89`, for the backends that need one.
         graphs: the graphs to export; `default` and an empty tuple stand for the default graphs.
         self_attention: method variant; None is the identity file's. Likewise `adain`, `cross_adain`,
-            `cross_merge`, `uncond_identity`.
+            `cross_merge`, `uncond_identity`, `zero_tokens`.
         parity_size: height and width of the parity check; None is the size of the engines.
         parity_image: whether a whole image is compared: `auto` does it for the demo model.
         seed: seed of random weights.
@@ -76,6 +76,7 @@ class BuildOptions:
     cross_adain: str | None = None
     cross_merge: str | None = None
     uncond_identity: str | None = None
+    zero_tokens: int | None = None
     parity_size: int | None = None
     parity_image: Literal["auto", "on", "off"] = "auto"
     seed: int = 0

@@ -15,7 +15,7 @@ from infid_engines.errors import InputError
 
 CONFIG_KEY = "infid_config"  # key in an identity file's header
 # The fields of the configuration that a build may choose anew.
-METHOD_FIELDS = ("streams", "self_attention", "adain", "cross_adain", "cross_merge", "uncond_identity")
+METHOD_FIELDS = ("streams", "self_attention", "adain", "cross_adain", "cross_merge", "uncond_identity", "zero_tokens")
 _LARGEST = 1 << 16  # tokens or channels; SDXL has at most 2048 of either
 
 CrossAdaIN = Literal["kv", "output", "off"]
@@ -78,6 +78,8 @@ class IdentityConfig:
         center_tokens: whether a person's tokens are centered to mean 0. The projections have no bias, so the keys and
             values then have mean 0 too, and AdaIN-mean in cross-attention adds the text's mean without taking
             anything from the person.
+        zero_tokens: zero rows after a person's keys and values. A token may then attend to nobody, which leaves the
+            prompt more room (PuLID's `num_zero`).
         trained_with_text: whether text cross-attention was active in training (ablation). It only describes the
             weights, and has no effect on inference.
         mapper: the network from features to identity tokens: `infinite_id`, or that of another method, see
@@ -112,6 +114,7 @@ class IdentityConfig:
     cross_merge: CrossMerge = "sum"
     uncond_identity: UncondIdentity = "zeros"
     center_tokens: bool = False
+    zero_tokens: int = 0
     trained_with_text: bool = False
     mapper: Mapper = "infinite_id"
     clip_layer: ClipLayer = "last"
@@ -142,10 +145,10 @@ class IdentityConfig:
 
     @property
     def tokens(self) -> int:
-        """Identity tokens of one person; those of `infinite_id` are image tokens, then face tokens."""
+        """Identity tokens of one person; those of `infinite_id` are image tokens, then face tokens. Zeros are last."""
         if self.mapper == "infinite_id":
-            return self.clip_tokens + self.face_tokens
-        return self.mapper_queries or self.face_tokens
+            return self.clip_tokens + self.face_tokens + self.zero_tokens
+        return (self.mapper_queries or self.face_tokens) + self.zero_tokens
 
     @property
     def reads_image(self) -> bool:
@@ -162,7 +165,7 @@ class IdentityConfig:
         """Whether an enrollment needs a face in the photo, unless it is told what to read instead."""
         return self.reads_face or self.crop != "whole"
 
-    def with_choices(self, **choices: str | None) -> IdentityConfig:
+    def with_choices(self, **choices: str | int | None) -> IdentityConfig:
         """Return a copy in which the choices that are not None replace the stored ones.
 
         Another number of streams than the stored one also changes what is not chosen: two streams get the method's own
@@ -173,7 +176,7 @@ class IdentityConfig:
         """
         given = {name: value for name, value in choices.items() if value is not None}
         if given.get("streams", self.streams) != self.streams:
-            given = {**_ATTENTION.get(given["streams"], {}), **given}
+            given = {**_ATTENTION.get(str(given["streams"]), {}), **given}
         return replace(self, **given)  # type: ignore[arg-type]
 
     def untrained_notes(self, chosen: IdentityConfig) -> tuple[str, ...]:

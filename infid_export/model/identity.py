@@ -104,7 +104,10 @@ class IdentityModules(nn.Module):
             tokens = torch.cat([self.clip_mapper(clip_features), self.face_mapper(face_embedding)], dim=1)
         else:
             tokens = self.mapper(clip_features, face_embedding)
-        return tokens - tokens.mean(1, keepdim=True) if self.config.center_tokens else tokens
+        if self.config.center_tokens:
+            tokens = tokens - tokens.mean(1, keepdim=True)
+        rows, _, width = tokens.shape
+        return torch.cat([tokens, tokens.new_zeros(rows, self.config.zero_tokens, width)], dim=1)
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Project identity tokens `[B, T, D]` to the keys and values of all blocks, each `[B, T, S]`.

@@ -43,7 +43,7 @@ class ShippedSource:
     zero_negative = True
     scheduler = SDXL_SCHEDULER
 
-    def __init__(self, choices: Mapping[str, str | None] | None = None, identity: Path | None = None) -> None:
+    def __init__(self, choices: Mapping[str, str | int | None] | None = None, identity: Path | None = None) -> None:
         self.identity = identity or shipped_file("identity")
         stored = read_config(self.identity)
         self.config = stored.with_choices(**(choices or {}))

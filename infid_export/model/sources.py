@@ -241,7 +241,7 @@ def open_source(
     identity: Path | None = None,
     image_encoder: str | None = None,
     seed: int = 0,
-    choices: dict[str, str | None] | None = None,
+    choices: Mapping[str, str | int | None] | None = None,
 ) -> ModelSource:
     """Open a model by name.
 

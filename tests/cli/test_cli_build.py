@@ -30,10 +30,10 @@ def test_every_option_has_a_flag() -> None:
         "--model sdxl --identity i.safetensors --image-encoder laion --recognizer r.onnx --detector "
         "insightface --face-models pack --model-seed 7 --self-attention mutual --adain standard "
         "--cross-adain output --cross-merge orthogonal --uncond-identity off -o out --fp16 --height 768 --width 512 "
-        "--batch 2 --people 3 --height-range 64 96 128 --width-range 64 128 192 --batch-range 1 2 4 --graph vae_decoder "
-        "--graph denoise_step --backend tensorrt_rtx --backend onnxruntime --target sm_89 sm_120 --target "
-        "sm_86 --refit --strip --optimization-level 2 --parity-size 256 --parity-image on --kernels triton "
-        "--tuning t.json --allow-other-encoders --no-guidance --quantize-templates"
+        "--batch 2 --people 3 --height-range 64 96 128 --width-range 64 128 192 --batch-range 1 2 4 "
+        "--graph vae_decoder --graph denoise_step --backend tensorrt_rtx --backend onnxruntime --target sm_89 "
+        "sm_120 --target sm_86 --refit --strip --optimization-level 2 --parity-size 256 --parity-image on --kernels triton "
+        "--tuning t.json --zero-tokens 8 --allow-other-encoders --no-guidance --quantize-templates"
     )
     found = options(*words)
     assert found == BuildOptions(
@@ -42,10 +42,9 @@ def test_every_option_has_a_flag() -> None:
         width=512, batch=2, people=3, height_range=(64, 96, 128), width_range=(64, 128, 192), batch_range=(1, 2, 4),
         backends=("tensorrt_rtx", "onnxruntime"), targets=("sm_89", "sm_120", "sm_86"),
         graphs=("vae_decoder", "denoise_step"), self_attention="mutual", adain="standard", cross_adain="output",
-        cross_merge="orthogonal",
-        uncond_identity="off", parity_size=256, parity_image="on", seed=7, refit=True, strip=True, optimization_level=2,
-        kernels="triton", tuning=Path("t.json"), allow_other_encoders=True, guidance=False,
-        quantize_templates=True,
+        cross_merge="orthogonal", uncond_identity="off", zero_tokens=8, parity_size=256, parity_image="on", seed=7,
+        refit=True, strip=True, optimization_level=2, kernels="triton", tuning=Path("t.json"),
+        allow_other_encoders=True, guidance=False, quantize_templates=True,
     )  # fmt: skip
     unchanged = [field.name for field in fields(BuildOptions) if getattr(found, field.name) == field.default]
     assert unchanged == []

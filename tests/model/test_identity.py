@@ -53,6 +53,18 @@ def test_of_centered_tokens_adain_mean_takes_nothing(source: RandomSource) -> No
     torch.testing.assert_close(modules(*features)[0] - modules(*features)[0].mean(1, keepdim=True), tokens)
 
 
+def test_zero_tokens_are_zero_rows_after_those_of_the_person(source: RandomSource) -> None:
+    modules = source.load("identity", torch.float32)
+    torch.manual_seed(0)
+    features = torch.randn(2, source.config.clip_tokens, source.config.clip_width), torch.randn(2, 512)
+    before = modules(*features)
+    modules.config = replace(modules.config, zero_tokens=3)
+    for found, expected in zip(modules(*features), before, strict=True):
+        assert found.shape[1] == modules.config.tokens == source.config.tokens + 3
+        assert torch.equal(found[:, :-3], expected)
+        assert not found[:, -3:].any()
+
+
 def test_sdxl_has_seventy_blocks():
     assert len(identity_blocks(RandomSource("random-sdxl").empty("unet"))) == 70
 
