@@ -146,7 +146,7 @@ class ReferenceGenerator:
         source: ModelSource,
         reader: FaceReader,
         settings: Mapping[str, Any] | None = None,
-        choices: Mapping[str, str | int] | None = None,
+        choices: Mapping[str, Any] | None = None,
         identity: Path | None = None,
     ) -> None:
         from infid_export.model.config import read_config

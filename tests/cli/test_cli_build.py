@@ -32,8 +32,8 @@ def test_every_option_has_a_flag() -> None:
         "--cross-adain output --cross-merge orthogonal --uncond-identity off -o out --fp16 --height 768 --width 512 "
         "--batch 2 --people 3 --height-range 64 96 128 --width-range 64 128 192 --batch-range 1 2 4 "
         "--graph vae_decoder --graph denoise_step --backend tensorrt_rtx --backend onnxruntime --target sm_89 "
-        "sm_120 --target sm_86 --refit --strip --optimization-level 2 --parity-size 256 --parity-image on --kernels triton "
-        "--tuning t.json --zero-tokens 8 --allow-other-encoders --no-guidance --quantize-templates"
+        "sm_120 --target sm_86 --refit --strip --optimization-level 2 --parity-size 256 --parity-image on "
+        "--kernels triton --tuning t.json --zero-tokens 8 --allow-other-encoders --no-guidance --quantize-templates"
     )
     found = options(*words)
     assert found == BuildOptions(
