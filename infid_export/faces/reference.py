@@ -14,6 +14,8 @@ Array = np.ndarray[Any, Any]
 Box = tuple[int, int, int, int]  # left, top, width and height in pixels
 Reference = Literal["face", "whole"] | Box
 
+# The longer side of a photo that is scaled, in shorter sides. What is farther from the middle is not in the crop.
+_MOST_SIDES = 20
 _FIX = "Give face, whole, or a box: left, top, width and height in pixels."
 
 
@@ -58,10 +60,10 @@ def center_crop(photo: Array, size: int) -> Array:
     Returns:
         `[size, size, 3]` uint8 RGB.
     """
-    sides = photo.shape[1], photo.shape[0]
-    scaled = [size * side // min(sides) for side in sides]
-    starts = [(side - size) // 2 for side in scaled]
-    # only the crop is computed: a very long photo would be large when scaled
-    first = [start * side / length for start, side, length in zip(starts, sides, scaled, strict=True)]
-    last = [(start + size) * side / length for start, side, length in zip(starts, sides, scaled, strict=True)]
-    return np.asarray(Image.fromarray(photo).resize((size, size), Image.Resampling.BICUBIC, box=(*first, *last)))
+    height, width = photo.shape[:2]
+    most = _MOST_SIDES * min(height, width)
+    left, top = max(0, width - most) // 2, max(0, height - most) // 2
+    image = Image.fromarray(photo[top : top + most, left : left + most])
+    scaled = [size * side // min(image.size) for side in image.size]
+    left, top = ((side - size) // 2 for side in scaled)
+    return np.asarray(image.resize(scaled, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size)))
