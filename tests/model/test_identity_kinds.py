@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from adapter_weights import CONFIGS, published, write_identity
 from safetensors.torch import load_file, save_file
 
 from infid_engines.errors import InputError
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.plan import make_plan
 from infid_export.model.config import CONFIG_KEY, IdentityConfig, read_config
 from infid_export.model.identity import IdentityModules
 from infid_export.model.mappers import MAPPERS
 from infid_export.model.processors import identity_blocks
+from infid_training.base_model import open_base
 
 TOKENS = {"ip-adapter": 4, "ip-adapter-plus": 6, "faceid": 4, "faceid-plus": 4, "faceid-plusv2": 4, "instantid": 6}
 NO_IMAGE = {"clip_layer": "none", "clip_tokens": 0, "clip_width": 0}
@@ -97,3 +101,28 @@ def test_a_file_from_before_the_other_mappers_is_read():
     assert IdentityConfig().encoder_inputs == ("face_crop", "face_embedding")
     assert replace(CONFIGS["faceid"], **NO_IMAGE).encoder_inputs == ("face_embedding",)
     assert CONFIGS["ip-adapter"].encoder_inputs == ("face_crop",)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("faceid", {"image_encoder": "laion"}, "--image-encoder would have no effect: faceid weights read no image"),
+        (
+            "ip-adapter",
+            {"recognizer": Path("r.onnx")},
+            "--recognizer would have no effect: ip-adapter weights read no",
+        ),
+        ("ip-adapter", {"detector": "insightface", "face_models": Path("pack")}, "--face-models would have no effect"),
+    ],
+)
+def test_an_option_that_the_weights_do_not_read_is_rejected(tmp_path, source, monkeypatch, family, changes, message):
+    file = write_identity(tmp_path / "identity.safetensors", family, identity_blocks(source.empty("unet")))
+    monkeypatch.setattr("infid_export.export.plan.BUILT_IN", {})  # the demo model has an encoder of its own
+    with pytest.raises(InputError, match=message):
+        make_plan(BuildOptions(tmp_path / "engines", identity=file, backends=("onnxruntime",), **changes))
+
+
+def test_weights_of_another_method_are_not_trained_further(tmp_path, source):
+    file = write_identity(tmp_path / "identity.safetensors", "faceid", identity_blocks(source.empty("unet")))
+    with pytest.raises(InputError, match="has faceid weights, which cannot be trained further"):
+        open_base("demo", initial=str(file))
