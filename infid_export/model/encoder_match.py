@@ -24,9 +24,9 @@ def encoders_of(source: ModelSource, recognizer: str, recognizer_name: str, dete
         return EncoderRecord(recognizer, recognizer_name, detector=detector)
     identifier, name = source.fingerprint("image_encoder"), f"the {source.name} model's"
     if isinstance(source, CheckpointSource):
-        is_file = Path(source.image_encoder).is_file()
-        name = Path(source.image_encoder).name if is_file else f"open_clip's {source.image_encoder}"
-        identifier = identifier if is_file else f"{TAG}{source.config.image_encoder} {source.image_encoder}"
+        file = source.image_encoder_file
+        name = f"open_clip's {source.image_encoder}" if file is None else file.name
+        identifier = f"{TAG}{source.config.image_encoder} {source.image_encoder}" if file is None else identifier
     return EncoderRecord(recognizer, recognizer_name, identifier, name, detector)
 
 
