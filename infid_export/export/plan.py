@@ -23,6 +23,7 @@ from infid_export.export.face_plan import face_files
 from infid_export.export.graphs import GRAPHS, Graph, GraphForm, chosen_graphs, forms_of
 from infid_export.export.vae_range import PROBED, VAE_RANGE
 from infid_export.export.writers import Writers
+from infid_export.model.lora_file import with_loras
 from infid_export.model.sources import BUILT_IN, COMPONENTS, RANDOM, ModelSource, open_source
 from infid_export.model.updated_source import classes_of
 from infid_export.runtime.requirements import IMAGE_GRAPHS
@@ -248,13 +249,14 @@ def source_of(options: BuildOptions) -> ModelSource:
         InputError: it cannot be used.
     """
     choices = {name: getattr(options, name) for name in ("self_attention", "adain", "cross_adain", "uncond_identity")}
-    return open_source(
+    source = open_source(
         options.model,
         identity=options.identity,
         image_encoder=options.image_encoder,
         seed=options.seed,
         choices=choices,
     )
+    return with_loras(source, options.lora)
 
 
 def _check_fused(options: BuildOptions, source: ModelSource) -> None:

@@ -22,6 +22,7 @@ OPENCLIP = (
     "Give OpenCLIP's own file, such as open_clip_model.safetensors from laion/CLIP-ViT-H-14-laion2B-s32B-b79K, or one "
     "of its tags."
 )
+_POINTER = b"version https://git-lfs"  # the start of the text that a clone without git-lfs has instead of a file
 _DIFFUSERS_FORMAT = "the path of a checkpoint folder in diffusers' format"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WEIGHT_ENDINGS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
@@ -162,11 +163,21 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, framework="numpy") as file:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
-        problem = "it is empty" if path.is_file() and not path.stat().st_size else str(error)
         raise InputError(
-            f"{path} cannot be loaded: it is not an intact safetensors file ({problem}).",
+            f"{path} cannot be loaded: it is not an intact safetensors file ({_damage(path) or error}).",
             fix="Copy or download it again.",
         ) from error
+
+
+def _damage(path: Path) -> str:
+    """Return what is in the place of a file, or an empty string if that is unknown."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        start = file.read(len(_POINTER))
+    if start == _POINTER:
+        return "it is a git-lfs pointer, for which `git lfs pull` gets the file"
+    return "" if start else "it is empty"
 
 
 def weight_files(folder: Path, wanted: str | None = None) -> WeightFiles:

@@ -132,6 +132,6 @@ def classes_of(source: ModelSource, components: Collection[str]) -> tuple[type, 
     """Return the classes whose code decides the weights of components: those of a source and of its updates."""
     if not isinstance(source, UpdatedSource):
         return (type(source),)
-    kinds = [type(each) for each in source.updates if each.components & set(components)]
+    kinds: list[type] = [type(each) for each in source.updates if each.components & set(components)]
     found = (UpdatedSource, *kinds) if kinds else ()
     return tuple(dict.fromkeys((*found, *classes_of(source.base, components))))
