@@ -22,7 +22,6 @@ OPENCLIP = (
     "Give OpenCLIP's own file, such as open_clip_model.safetensors from laion/CLIP-ViT-H-14-laion2B-s32B-b79K, or one "
     "of its tags."
 )
-_POINTER = b"version https://git-lfs"  # the start of the text that a clone without git-lfs has instead of a file
 _DIFFUSERS_FORMAT = "the path of a checkpoint folder in diffusers' format"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WEIGHT_ENDINGS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
@@ -163,21 +162,34 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, framework="numpy") as file:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
+        problem, fix = _damage(path) or (str(error), "Copy or download it again.")
         raise InputError(
-            f"{path} cannot be loaded: it is not an intact safetensors file ({_damage(path) or error}).",
-            fix="Copy or download it again.",
+            f"{path} cannot be loaded: it is not an intact safetensors file ({problem}).", fix=fix
         ) from error
 
 
-def _damage(path: Path) -> str:
-    """Return what is in the place of a file, or an empty string if that is unknown."""
+# What a file is by its first bytes, and what to do, if it is not a safetensors file.
+_FOREIGN = (
+    (b"version https://git-lfs", "it is a git-lfs pointer, the text that git keeps in place of a large file",
+     "Fetch the file itself, with `git lfs pull` or by downloading it."),
+    (b"PK", "it is pickled weights, PyTorch's own format, which can contain code",
+     "Download the safetensors file, or convert it with a program that you trust."),
+    (b"\x80", "it is pickled weights, PyTorch's own format, which can contain code",
+     "Download the safetensors file, or convert it with a program that you trust."),
+    (b"GGUF", "it is a GGUF file with quantized weights", "Download the safetensors file in fp16, bf16 or fp32."),
+    (b"<", "it is a web page", "Download the file itself; the site may ask you to sign in first."),
+)  # fmt: skip
+
+
+def _damage(path: Path) -> tuple[str, str] | None:
+    """Return what is wrong with a file, and what to do; None if its first bytes do not show it."""
     if not path.is_file():
-        return ""
+        return None
     with path.open("rb") as file:
-        start = file.read(len(_POINTER))
-    if start == _POINTER:
-        return "it is a git-lfs pointer, for which `git lfs pull` gets the file"
-    return "" if start else "it is empty"
+        first = file.read(32)
+    if not first:
+        return "it is empty", "Copy or download it again."
+    return next(((what, fix) for start, what, fix in _FOREIGN if first.startswith(start)), None)
 
 
 def weight_files(folder: Path, wanted: str | None = None) -> WeightFiles:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from infid_export.model.lora_merge import LowRank
 
 _FOR_SDXL = "Use a LoRA for SDXL in the format of kohya's trainer, diffusers or PEFT."
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 # diffusers stores the settings of its adapters here, as JSON with `unet.` and the like before each name.
 _SETTINGS = "lora_adapter_metadata"
 _PEFT, _PEFT_SETTINGS = "base_model.model.", "adapter_config.json"
@@ -162,8 +161,7 @@ class Lora:
         unknown = [names.down for layer, names in layers.items() if layer not in paths]
         if unknown:
             raise InputError(
-                f"{self.name} changes {len(unknown)} layers that the {component} of {self._source.name} does not have: "
-                f"{_listed(unknown)}.",
+                f"{self.name} changes layers that the {component} of {self._source.name} lacks: {_listed(unknown)}.",
                 fix=_FOR_SDXL,
             )
 
@@ -187,11 +185,6 @@ def _opened(path: Path, width: int) -> TensorFile:
     Raises:
         InputError: it is not a plain LoRA for SDXL; the message names what it is.
     """
-    if path.suffix in _PICKLED:
-        raise InputError(
-            f"{path} has pickled weights, which can contain code; LoRAs are read from safetensors only.",
-            fix="Use the LoRA's safetensors file, or convert this one with the software that made it.",
-        )
     file = TensorFile.open(path)
     if not file.shapes:
         raise InputError(f"The LoRA {path} has no tensors.", fix="Copy or download it again.")
@@ -216,7 +209,7 @@ def _layers(file: TensorFile, what: str) -> dict[tuple[str, str], _Layer]:
     parsed = {name: parse_name(name) for name in file.shapes}
     unknown = [name for name, found in parsed.items() if found is None]
     if unknown:
-        raise InputError(f"{what} has {len(unknown)} tensors that are unknown: {_listed(unknown)}.", fix=_FOR_SDXL)
+        raise InputError(f"{what} has tensors that belong to no layer: {_listed(unknown)}.", fix=_FOR_SDXL)
     parts: defaultdict[tuple[str, str], dict[Role, str]] = defaultdict(dict)
     for name, found in parsed.items():
         assert found is not None
@@ -230,7 +223,7 @@ def _layers(file: TensorFile, what: str) -> dict[tuple[str, str], _Layer]:
     halves = [next(iter(roles.values())) for roles in parts.values() if not {"down", "up"} <= roles.keys()]
     if halves:
         raise InputError(
-            f"{what} lacks one of the two matrices of {len(halves)} layers: {_listed(halves)}.",
+            f"{what} lacks one of the two matrices of a layer: {_listed(halves)}.",
             fix="Copy or download it again.",
         )
     return {place: _Layer(roles["down"], roles["up"], roles.get("alpha")) for place, roles in parts.items()}
