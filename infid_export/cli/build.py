@@ -37,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments; each is a field of `BuildOptions`."""
     model = parser.add_argument_group("model")
     add_model(model)
+    model.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[:STRENGTH]",
+        help="repeatable: LoRA to merge into the weights (safetensors), and its strength (1)",
+    )  # fmt: skip
     add_detector(model)
     model.add_argument(
         "--allow-other-encoders",

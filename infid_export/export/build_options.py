@@ -49,6 +49,7 @@ class BuildOptions:
         kernels: attention in TensorRT engines: `native` operators, or the `triton` kernels as plugins.
         tuning: a file from `infid-export tune`; the `triton` kernels prefer its choices to the built-in table.
         streams: `two` or `one`; None is what the identity weights are trained for.
+        lora: LoRAs to merge into the weights, each a safetensors `FILE` (strength 1) or `FILE:STRENGTH`.
     """
 
     output: Path = Path("infid-engines")
@@ -87,6 +88,7 @@ class BuildOptions:
     kernels: Literal["native", "triton"] = "native"
     tuning: Path | None = None
     streams: Literal["one", "two"] | None = None
+    lora: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Reject impossible values with a sentence that says what is possible."""

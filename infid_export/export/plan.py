@@ -24,7 +24,9 @@ from infid_export.export.graphs import GRAPHS, Graph, GraphForm, chosen_graphs, 
 from infid_export.export.vae_range import PROBED, VAE_RANGE
 from infid_export.export.writers import Writers
 from infid_export.model.config import METHOD_FIELDS
-from infid_export.model.sources import BUILT_IN, RANDOM, ModelSource, open_source
+from infid_export.model.lora_file import with_loras
+from infid_export.model.sources import BUILT_IN, COMPONENTS, RANDOM, ModelSource, open_source
+from infid_export.model.updated_source import classes_of
 from infid_export.runtime.requirements import image_graphs
 
 _EXPORTERS = ("torch", "onnxscript", "onnx_ir", "diffusers", "transformers", "open_clip_torch")
@@ -134,6 +136,10 @@ class Plan:
         """Return all artifacts by path, in build order."""
         return {artifact.path: artifact for artifact in (*self.exported, *self.built, *self.packages)}
 
+    def _classes(self, graph: Graph) -> tuple[type, ...]:
+        """Return the classes whose code decides the weights of a graph."""
+        return classes_of(self.source, tuple(graph.components.values()))
+
     def parity_key(self, form: GraphForm) -> str:
         """Return the key of a graph's comparison."""
         return canonical_key(
@@ -141,7 +147,7 @@ class Plan:
                 "graph": self.graphs[form].key_fields,
                 "weights": [self.weights[name].key_fields for name in self.parts(form.graph)],
                 "size": self.parity_size,
-                "code": code_hash("parity", type(form.graph), type(self.source)),
+                "code": code_hash("parity", type(form.graph), *self._classes(form.graph)),
                 "runtime": "; ".join(get_backend(PARITY_BACKEND).versions().values()),
             }
         )
@@ -154,7 +160,7 @@ class Plan:
                 "engine": engine.key,
                 "weights": [manifest.files[weights_file(name)].key for name in self.parts(graph)],
                 "size": (manifest.height, manifest.width),
-                "code": code_hash("parity", type(graph), type(self.source)),
+                "code": code_hash("parity", type(graph), *self._classes(graph)),
             }
         )
 
@@ -174,7 +180,9 @@ class Plan:
         """Return the key of the whole-image comparison."""
         graphs = {form.name: self.parity_key(form) for form in self.graphs}
         sampling = {"scheduler": dict(self.source.scheduler), "usual": asdict(self.source.architecture.sampling)}
-        return canonical_key({"graphs": graphs, **sampling, "code": code_hash("image", type(self.source))})
+        return canonical_key(
+            {"graphs": graphs, **sampling, "code": code_hash("image", *classes_of(self.source, COMPONENTS))}
+        )
 
 
 def make_plan(options: BuildOptions) -> Plan:
@@ -219,7 +227,7 @@ def make_plan(options: BuildOptions) -> Plan:
         for index, name in enumerate(TOKENIZERS)
     }
     if PROBED in prints and options.precision == "fp16":
-        fields = {"weights": prints[PROBED], "code": code_hash("vae_range", type(source))}
+        fields = {"weights": prints[PROBED], "code": code_hash("vae_range", *classes_of(source, (PROBED,)))}
         files[VAE_RANGE] = Artifact(VAE_RANGE, fields, writers.vae_range(), _EXPORTED)
     model = {"name": source.name, "files": prints, "config": source.config.to_dict()}
     encoders = ("image_encoder", "identity") if source.config.reads_image else ("identity",)
@@ -249,13 +257,14 @@ def source_of(options: BuildOptions) -> ModelSource:
         InputError: it cannot be used.
     """
     choices = {name: getattr(options, name) for name in METHOD_FIELDS}
-    return open_source(
+    source = open_source(
         options.model,
         identity=options.identity,
         image_encoder=options.image_encoder,
         seed=options.seed,
         choices=choices,
     )
+    return with_loras(source, options.lora)
 
 
 def _check_fused(options: BuildOptions, source: ModelSource) -> None:
@@ -338,8 +347,14 @@ def _check_ranges(options: BuildOptions) -> None:
 
 
 def _weights_fields(prints: Mapping[str, str], options: BuildOptions, source: ModelSource) -> dict[str, dict[str, Any]]:
-    made_by = {"precision": options.precision, "code": code_hash("weights", type(source))}
-    return {name: {"weights": fingerprint, **made_by} for name, fingerprint in prints.items()}
+    return {
+        name: {
+            "weights": fingerprint,
+            "precision": options.precision,
+            "code": code_hash("weights", *classes_of(source, (name,))),
+        }
+        for name, fingerprint in prints.items()
+    }
 
 
 def _graph_fields(form: GraphForm, options: BuildOptions, source: ModelSource) -> dict[str, Any]:

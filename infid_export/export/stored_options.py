@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from infid_export.export.build_options import BuildOptions
+from infid_export.model.lora_file import lora_choice
 from infid_export.model.sources import BUILT_IN
 
 _PATHS = ("output", "identity", "recognizer", "face_models", "tuning")
-_TUPLES = ("backends", "targets", "graphs", "height_range", "width_range", "batch_range")
+_TUPLES = ("backends", "targets", "graphs", "height_range", "width_range", "batch_range", "lora")
 
 
 def stored_options(options: BuildOptions) -> dict[str, Any]:
@@ -20,17 +21,20 @@ def stored_options(options: BuildOptions) -> dict[str, Any]:
     for name in ("model", "image_encoder"):  # a name or a path
         if values[name] and values[name] not in BUILT_IN and Path(values[name]).exists():
             values[name] = Path(values[name])
+    choices = (lora_choice(each) for each in options.lora)
+    values["lora"] = tuple(f"{path.absolute()}:{strength!r}" for path, strength in choices)
     plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
 def read_options(stored: Mapping[str, Any]) -> BuildOptions:
-    """Return the options that `stored_options` stored; a size that was settled from a range is left out."""
+    """Return the options that `stored_options` stored; a size that was settled from a range is left out.
+
+    Options that are newer than the folder have their defaults.
+    """
     values = dict(stored)
-    for name in _PATHS:
-        values[name] = None if values[name] is None else Path(values[name])
-    for name in _TUPLES:
-        values[name] = None if values[name] is None else tuple(values[name])
+    for names, kind in ((_PATHS, Path), (_TUPLES, tuple)):
+        values |= {name: kind(values[name]) for name in names if values.get(name) is not None}
     for name in ("height", "width"):
         values[name] = None if values[f"{name}_range"] else values[name]
     return BuildOptions(**values)

@@ -165,10 +165,9 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, framework="numpy") as file:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
-        problem = "it is empty" if path.is_file() and not path.stat().st_size else str(error)
+        problem, fix = _damage(path) or (str(error), "Copy or download it again.")
         raise InputError(
-            f"{path} cannot be loaded: it is not an intact safetensors file ({problem}).",
-            fix="Copy or download it again.",
+            f"{path} cannot be loaded: it is not an intact safetensors file ({problem}).", fix=fix
         ) from error
 
 
@@ -181,6 +180,30 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     names = tensor_names(path)
     with safe_open(path, framework="numpy") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+
+
+# What a file is by its first bytes, and what to do, if it is not a safetensors file.
+_FOREIGN = (
+    (b"version https://git-lfs", "it is a git-lfs pointer, the text that git keeps in place of a large file",
+     "Fetch the file itself, with `git lfs pull` or by downloading it."),
+    (b"PK", "it is pickled weights, PyTorch's own format, which can contain code",
+     "Download the safetensors file, or convert it with a program that you trust."),
+    (b"\x80", "it is pickled weights, PyTorch's own format, which can contain code",
+     "Download the safetensors file, or convert it with a program that you trust."),
+    (b"GGUF", "it is a GGUF file with quantized weights", "Download the safetensors file in fp16, bf16 or fp32."),
+    (b"<", "it is a web page", "Download the file itself; the site may ask you to sign in first."),
+)  # fmt: skip
+
+
+def _damage(path: Path) -> tuple[str, str] | None:
+    """Return what is wrong with a file, and what to do; None if its first bytes do not show it."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        first = file.read(32)
+    if not first:
+        return "it is empty", "Copy or download it again."
+    return next(((what, fix) for start, what, fix in _FOREIGN if first.startswith(start)), None)
 
 
 def weight_files(folder: Path, wanted: str | None = None) -> WeightFiles:

@@ -9,6 +9,7 @@ from infid_engines.errors import InputError
 from infid_export.model.encoder_record import TAG, EncoderRecord
 from infid_export.model.shipped import fingerprint
 from infid_export.model.sources import CheckpointSource, ModelSource
+from infid_export.model.updated_source import base_of
 
 
 def encoders_of(source: ModelSource, recognizer: str, recognizer_name: str, detector: str) -> EncoderRecord:
@@ -23,10 +24,11 @@ def encoders_of(source: ModelSource, recognizer: str, recognizer_name: str, dete
     if not source.config.reads_image:
         return EncoderRecord(recognizer, recognizer_name, detector=detector)
     identifier, name = source.fingerprint("image_encoder"), f"the {source.name} model's"
-    if isinstance(source, CheckpointSource):
-        file = source.image_encoder_file
-        name = f"open_clip's {source.image_encoder}" if file is None else file.name
-        identifier = f"{TAG}{source.config.image_encoder} {source.image_encoder}" if file is None else identifier
+    base = base_of(source)
+    if isinstance(base, CheckpointSource):
+        file = base.image_encoder_file
+        name = f"open_clip's {base.image_encoder}" if file is None else file.name
+        identifier = f"{TAG}{base.config.image_encoder} {base.image_encoder}" if file is None else identifier
     return EncoderRecord(recognizer, recognizer_name, identifier, name, detector)
 
 

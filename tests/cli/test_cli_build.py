@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_process import Cli, write_parity
+from safetensors.numpy import save_file
 
 from infid_engines.manifest import Manifest
 from infid_export.cli import main
@@ -33,7 +35,8 @@ def test_every_option_has_a_flag() -> None:
         "--batch 2 --people 3 --height-range 64 96 128 --width-range 64 128 192 --batch-range 1 2 4 "
         "--graph vae_decoder --graph denoise_step --backend tensorrt_rtx --backend onnxruntime --target sm_89 "
         "sm_120 --target sm_86 --refit --strip --optimization-level 2 --parity-size 256 --parity-image on "
-        "--kernels triton --tuning t.json --zero-tokens 8 --allow-other-encoders --no-guidance --quantize-templates"
+        "--kernels triton --tuning t.json --zero-tokens 8 --allow-other-encoders --no-guidance --quantize-templates "
+        "--streams two --lora style.safetensors --lora detail.safetensors:0.8"
     )
     found = options(*words)
     assert found == BuildOptions(
@@ -44,7 +47,8 @@ def test_every_option_has_a_flag() -> None:
         graphs=("vae_decoder", "denoise_step"), self_attention="mutual", adain="standard", cross_adain="output",
         cross_merge="orthogonal", uncond_identity="off", zero_tokens=8, parity_size=256, parity_image="on", seed=7,
         refit=True, strip=True, optimization_level=2, kernels="triton", tuning=Path("t.json"),
-        allow_other_encoders=True, guidance=False, quantize_templates=True,
+        allow_other_encoders=True, guidance=False, quantize_templates=True, streams="two",
+        lora=("style.safetensors", "detail.safetensors:0.8"),
     )  # fmt: skip
     unchanged = [field.name for field in fields(BuildOptions) if getattr(found, field.name) == field.default]
     assert unchanged == []
@@ -129,6 +133,21 @@ def test_dry_run_shows_the_real_plan_and_writes_nothing(
     code, out, _ = cli("build", "--fp16", "--dry-run", "--backend", "onnxruntime")
     assert code == 0
     assert "nothing was built" in out
+
+
+def test_dry_run_says_what_a_lora_changes(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    layer = "unet.mid_block.attentions.0.proj_in"
+    save_file(
+        {f"{layer}.lora_A.weight": np.ones((4, 128)), f"{layer}.lora_B.weight": np.ones((128, 4))}, "a.safetensors"
+    )
+    words = ("build", "--dry-run", "--graph", "vae_decoder", "--backend", "onnxruntime", "--lora")
+    code, out, err = cli(*words, "a.safetensors:0.5", "--json")
+    assert code == 0, err
+    (note,) = (note for note in json.loads(out)["notes"] if note.startswith("LoRA"))
+    assert note.startswith("LoRA a.safetensors: 1 layer of the UNet, strength 0.5")
+    code, _, err = cli(*words, "a.safetensors:strong")
+    assert (code, "must be a finite number other than 0, not 'strong'" in err) == (1, True)
 
 
 def test_the_engines_of_one_backend_are_one_table(cli: Cli, small_folder: Path) -> None:
