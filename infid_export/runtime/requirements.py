@@ -25,6 +25,7 @@ class _Defaults:
     negative_prompt: str | None
     sampler: str
     spacing: str | None
+    preset: str | None = None
 
 
 @dataclass(frozen=True)
