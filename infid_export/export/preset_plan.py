@@ -51,7 +51,7 @@ def usual_size(source: ModelSource, name: str | None) -> int:
 def _note(name: str, preset: Preset) -> str:
     """Say what a preset decides."""
     sampler = f"{preset.sampler} with {preset.spacing} spacing" if preset.spacing else preset.sampler
-    facts = [f"sampler {sampler}, instead of the model's own"]
+    facts = [f"steps {preset.steps}", f"sampler {sampler}, instead of the model's own"]
     if preset.timesteps:
         facts.append(f"at t = {', '.join(map(str, preset.timesteps))}")
     if preset.prediction:
@@ -59,7 +59,7 @@ def _note(name: str, preset: Preset) -> str:
     facts.append(f"guidance {preset.guidance:g}")
     if not preset.guided:
         facts.append("steps without unconditional rows, as with --no-guidance")
-    return f"preset {name}: for {preset.model}, {preset.steps} step(s); {'; '.join(facts)}"
+    return f"preset {name}, for {preset.model}: {'; '.join(facts)}"
 
 
 def preset_defaults(name: str | None) -> Mapping[str, str]:

@@ -3,8 +3,8 @@
 Each is what the model's own card sets up in diffusers. Guidance 0 there means the prompt alone, which is 1 here.
 
 References:
-    Model cards of ByteDance/SDXL-Lightning, ByteDance/Hyper-SD, stabilityai/sdxl-turbo, latent-consistency/lcm-lora-sdxl
-    and tianweiy/DMD2.
+    Model cards of ByteDance/SDXL-Lightning, ByteDance/Hyper-SD, stabilityai/sdxl-turbo,
+    latent-consistency/lcm-lora-sdxl and tianweiy/DMD2.
 """
 
 from __future__ import annotations
