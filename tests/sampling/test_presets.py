@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import count
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
@@ -91,6 +93,25 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = count(1)
     for module in STOCHASTIC:
         monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: noise(next(counter)))
+
+
+def test_the_table_in_the_documentation_is_right() -> None:
+    shown = []
+    for line in (Path(__file__).parents[2] / "docs/checkpoints.md").read_text().splitlines():
+        names = [name for name in re.findall(r"`([\w-]+)`", line) if name in PRESETS]
+        if not line.startswith("|") or not names:
+            continue
+        _, model, _, _, sampler, spacing, steps, guidance, *_ = (cell.strip() for cell in line.split("|"))
+        timesteps = model.partition("t = ")[2]
+        for name, number in zip(names, steps.split(", "), strict=True):
+            preset = PRESETS[name]
+            assert (sampler, spacing) == (f"`{preset.sampler}`", f"`{preset.spacing}`" if preset.spacing else "–")
+            assert (int(number), float(guidance)) == (preset.steps, preset.guidance)
+            assert timesteps == ", ".join(map(str, preset.timesteps))
+            assert ("predicts the data" in model) == (preset.prediction == "sample")
+            assert ("512 × 512" in model) == (preset.size == 512)
+        shown += names
+    assert shown == list(PRESETS)
 
 
 def test_every_preset_has_a_card() -> None:
