@@ -21,6 +21,7 @@ from infid_export.cli.flags import (
 from infid_export.cli.output import Output, shown, size
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.graphs import DEFAULT, GRAPHS
+from infid_export.sampling.presets import PRESETS
 
 if TYPE_CHECKING:
     from infid_engines.manifest import EngineRecord, FileRecord, Manifest
@@ -40,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--lora", action="append", default=[], metavar="FILE[:STRENGTH]",
         help="repeatable: LoRA to merge into the weights (safetensors), and its strength (1)",
+    )  # fmt: skip
+    model.add_argument(
+        "--preset", choices=tuple(PRESETS), metavar="NAME",
+        help=f"few-step model that --model is: sampler, steps and guidance for it ({', '.join(PRESETS)})",
     )  # fmt: skip
     add_detector(model)
     model.add_argument(

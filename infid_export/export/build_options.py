@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from infid_engines.errors import InputError
-from infid_engines.validation import settle_fields
+from infid_engines.validation import settle_fields, shown
 from infid_export.export.graphs import DEFAULT, GRAPHS
+from infid_export.sampling.presets import PRESETS
 
 Range = tuple[int, int, int]
 
@@ -50,6 +51,7 @@ class BuildOptions:
         tuning: a file from `infid-export tune`; the `triton` kernels prefer its choices to the built-in table.
         streams: `two` or `one`; None is what the identity weights are trained for.
         lora: LoRAs to merge into the weights, each a safetensors `FILE` (strength 1) or `FILE:STRENGTH`.
+        preset: a few-step model's sampler, spacing, steps and guidance as the folder's defaults; a key of `PRESETS`.
     """
 
     output: Path = Path("infid-engines")
@@ -89,6 +91,7 @@ class BuildOptions:
     tuning: Path | None = None
     streams: Literal["one", "two"] | None = None
     lora: tuple[str, ...] = ()
+    preset: str | None = None
 
     def __post_init__(self) -> None:
         """Reject impossible values with a sentence that says what is possible."""
@@ -123,6 +126,7 @@ class BuildOptions:
                 f"There is no graph named {', '.join(sorted(unknown))}.",
                 fix=f"Choose from {', '.join((DEFAULT, *GRAPHS))}.",
             )
+        self._check_preset()
         if self.kernels == "triton" and self.precision != "fp16":
             raise InputError("The Triton kernels compute in fp16.", fix="Add --fp16, or use --kernels native.")
         if self.tuning is not None and self.kernels != "triton":
@@ -133,6 +137,19 @@ class BuildOptions:
             raise InputError(
                 "The insightface detector needs your InsightFace model folder.",
                 fix="Give it with --face-models, or use --detector centerface.",
+            )
+
+    def _check_preset(self) -> None:
+        if self.preset is None:
+            return
+        if self.preset not in PRESETS:
+            raise InputError(f"There is no preset {shown(self.preset)}.", fix=f"Use one of {', '.join(PRESETS)}.")
+        chosen = PRESETS[self.preset]
+        if chosen.guided and not self.guidance:
+            raise InputError(
+                f"The preset {self.preset} has a guidance of {chosen.guidance:g}, which steps without unconditional "
+                "rows cannot apply.",
+                fix="Leave out --no-guidance, or use another preset.",
             )
 
     def extents(self, end: Literal["smallest", "usual", "largest"] = "usual") -> tuple[int, int, int]:

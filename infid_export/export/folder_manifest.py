@@ -13,6 +13,7 @@ from infid_export import __version__
 from infid_export.export.artifact import DETECTOR, RECOGNIZER, weights_file
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.plan import EngineItem, Plan
+from infid_export.export.preset_plan import preset_defaults
 from infid_export.export.stored_options import read_options, stored_options
 from infid_export.faces.detection import INSIGHTFACE_LICENSE
 from infid_export.sampling.samplers import sampler_table
@@ -71,7 +72,11 @@ def sampling_facts(plan: Plan) -> dict[str, dict[str, Any]]:
     rows = [[float(value) for value in row] for row in table.rows]
     return {
         "scheduler": {**source.scheduler, "table": rows, "initial_scale": table.initial_scale},
-        "defaults": {**asdict(sampling), "negative_prompt": None if source.zero_negative else ""},
+        "defaults": {
+            **asdict(sampling),
+            "negative_prompt": None if source.zero_negative else "",
+            **preset_defaults(plan.options.preset),
+        },
     }
 
 

@@ -21,6 +21,7 @@ from infid_export.export.bundle_compilation import require_measured
 from infid_export.export.code_keys import code_hash
 from infid_export.export.face_plan import face_files
 from infid_export.export.graphs import GRAPHS, Graph, GraphForm, chosen_graphs, forms_of
+from infid_export.export.preset_plan import usual_size, with_guidance, with_preset
 from infid_export.export.vae_range import PROBED, VAE_RANGE
 from infid_export.export.writers import Writers
 from infid_export.model.config import METHOD_FIELDS
@@ -194,7 +195,7 @@ def make_plan(options: BuildOptions) -> Plan:
     """
     _check_ranges(options)
     source = source_of(options)
-    size = source.architecture.size
+    size = usual_size(source, options.preset)
     options = replace(
         options,
         # the usual size of a range is the folder's size
@@ -202,6 +203,7 @@ def make_plan(options: BuildOptions) -> Plan:
         width=options.width_range[1] if options.width_range else options.width or size,
         batch=options.batch_range[1] if options.batch_range else options.batch,
         graphs=tuple(graph.name for graph in chosen_graphs(options.graphs, source.config.streams)),
+        guidance=with_guidance(options.guidance, options.preset),
         detector=options.detector or ("drawn" if source.name == "demo" else "centerface"),
     )
     backends, why = _backends(options)
@@ -264,7 +266,7 @@ def source_of(options: BuildOptions) -> ModelSource:
         seed=options.seed,
         choices=choices,
     )
-    return with_loras(source, options.lora)
+    return with_preset(with_loras(source, options.lora), options.preset)
 
 
 def _check_fused(options: BuildOptions, source: ModelSource) -> None:

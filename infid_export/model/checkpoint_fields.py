@@ -215,7 +215,7 @@ SCHEDULE = Fields(
     },
     applied=frozenset({
         "timestep_spacing", "rescale_betas_zero_snr", "steps_offset", "set_alpha_to_one", "use_karras_sigmas",
-        "original_inference_steps",
+        "original_inference_steps", "distilled_timesteps",
     }),
     unused=frozenset({
         # settings of samplers: `read_scheduler` says which are not applied

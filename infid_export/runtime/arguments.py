@@ -81,6 +81,13 @@ class Arguments:
         """Return the asked-for sampler and spacing, or the folder's."""
         return chosen_sampler(sampler, spacing, self._manifest.defaults["sampler"], self._manifest.defaults["spacing"])
 
+    def notes(self, steps: int) -> list[str]:
+        """Return a sentence on a number of steps that the folder's preset is not for."""
+        preset, own = self._manifest.defaults.get("preset"), self._manifest.defaults["steps"]
+        if preset is None or steps == own:
+            return []
+        return [f"The number of steps is {steps}, but the preset {preset} is for {own}: the images may be worse."]
+
     def table(self, sampler: str | None, spacing: str | None, steps: int | None) -> SamplerTable:
         """Return the table of the asked-for sampler, or of the folder's."""
         asked = self._manifest.defaults["steps"] if steps is None else steps

@@ -31,7 +31,7 @@ def check_guidance(manifest: Manifest, guidance: float) -> None:
     if not has_guidance(manifest) and guidance != 1:
         raise InputError(
             "These engines were built without guidance: they take a guidance of 1 only.",
-            fix="Leave the guidance out, or build the folder again without --no-guidance.",
+            fix="Leave the guidance out, or build the folder again without --no-guidance and --preset.",
         )
 
 

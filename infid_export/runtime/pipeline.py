@@ -370,8 +370,8 @@ class Pipeline:
             job = self._template_job(prompt, person, strengths, noise, seed)
             return self._runner.run(job, watch, output_type)
         prompts, negative = self._arguments.texts(prompt, negative_prompt)
-        self._tell_dropped([*prompts, negative or ""], reporter)
         table = self._arguments.table(sampler, spacing, steps)
+        self._tell([*self._dropped([*prompts, negative or ""]), *self._arguments.notes(len(table))], reporter)
         guide = self._arguments.guidance(guidance)
         pixels = image_size(self.manifest, height, width)
         shape = (len(prompts), *self._arguments.latents(pixels))
@@ -471,8 +471,9 @@ class Pipeline:
             prompt, negative_prompt=negative_prompt, seed=seed, height=height, width=width, steps=steps,
             guidance=guidance, sampler=sampler, spacing=spacing,
         )  # fmt: skip
-        self._tell_dropped([settings.prompt, settings.negative_prompt or ""], reporter)
         template_graph(self.manifest, "text_step")
+        dropped = self._dropped([settings.prompt, settings.negative_prompt or ""])
+        self._tell([*dropped, *self._arguments.notes(settings.steps)], reporter)
         table = sampler_table(self.manifest.scheduler, settings.steps, settings.sampler, settings.spacing)
         pixels = settings.height, settings.width
         noise = open_noise("noise", None, settings.seed, (1, *self._arguments.latents(pixels)), table.stochastic)
@@ -576,10 +577,12 @@ class Pipeline:
     def _guided(self) -> bool:
         return has_guidance(self.manifest)
 
-    def _tell_dropped(self, prompts: Sequence[str], reporter: Reporter | None) -> None:
-        for text in prompts:
-            for sentence in self.tokenizer.notes(text):
-                if reporter is None:
-                    warnings.warn(sentence, stacklevel=3)
-                else:
-                    reporter.note(sentence)
+    def _dropped(self, texts: Sequence[str]) -> list[str]:
+        return [sentence for text in texts for sentence in self.tokenizer.notes(text)]
+
+    def _tell(self, sentences: Sequence[str], reporter: Reporter | None) -> None:
+        for sentence in sentences:
+            if reporter is None:
+                warnings.warn(sentence, stacklevel=3)
+            else:
+                reporter.note(sentence)

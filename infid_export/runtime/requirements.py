@@ -26,6 +26,7 @@ class _Defaults:
     negative_prompt: str | None
     sampler: str
     spacing: str | None
+    preset: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ numpy alone: this runs on servers without torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ class NoiseSchedule(NamedTuple):
     steps_offset: int
     final_alpha_cumprod: float  # ᾱ after DDIM's last step
     distilled_steps: int  # timesteps that a few-step model (LCM, TCD) was distilled with
+    exact_timesteps: tuple[int, ...]  # all that a few-step model can be sampled at; empty where it leaves a choice
 
     @property
     def trained(self) -> int:
@@ -62,7 +64,9 @@ class NoiseSchedule(NamedTuple):
         return np.interp(timesteps, np.arange(self.trained), self.sigmas)
 
     def distilled_timesteps(self, steps: int) -> list[int]:
-        """Return timesteps of a few-step model, the noisiest first, evenly spaced by index."""
+        """Return timesteps of a few-step model, the noisiest first: its own, or evenly spaced by index."""
+        if self.exact_timesteps:
+            return list(self.exact_timesteps)
         known = np.arange(1, self.distilled_steps + 1) * (self.trained // self.distilled_steps) - 1
         indices = np.floor(np.linspace(0, len(known), steps, endpoint=False)).astype(int)
         return [int(each) for each in known[::-1][indices]]
@@ -72,7 +76,8 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     """Read a scheduler's configuration.
 
     Args:
-        config: fields as in `SDXL_SCHEDULER`, and `original_inference_steps` of a few-step model.
+        config: fields as in `SDXL_SCHEDULER`, and `original_inference_steps` or `distilled_timesteps` of a few-step
+            model.
 
     Raises:
         InputError: the schedule is not supported.
@@ -106,7 +111,19 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
         whole_number(
             "The noise schedule's original_inference_steps", config.get("original_inference_steps", 50), _FIX, least=1
         ),
+        _exact_timesteps(config.get("distilled_timesteps", ()), len(alphas)),
     )
+
+
+def _exact_timesteps(given: Any, trained: int) -> tuple[int, ...]:
+    whole = isinstance(given, list | tuple) and all(type(each) is int for each in given)
+    if not whole or any(before <= after for before, after in pairwise((trained, *given, -1))):
+        raise InputError(
+            f"The noise schedule's distilled_timesteps must be whole numbers from {trained - 1} down to 0, each less "
+            "than the one before.",
+            fix=_FIX,
+        )
+    return tuple(given)
 
 
 def _alphas_cumprod(beta_start: float, beta_end: float, count: int, zero_terminal_snr: bool) -> Array:

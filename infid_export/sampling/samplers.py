@@ -267,6 +267,16 @@ def sampler_table(
 def _check_steps(schedule: NoiseSchedule, sampler: str, spacing: str, steps: Any) -> None:
     """Reject a number of steps for which there are not that many timesteps."""
     least, most, fix = 1, schedule.trained, "30 is usual."
+    whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
+    exact = () if spacing else schedule.exact_timesteps
+    if exact:
+        if whole and steps == len(exact):
+            return
+        raise InputError(
+            f"The number of steps must be {len(exact)}, not {shown(steps)}: the model was distilled at "
+            f"t = {', '.join(map(str, exact))}.",
+            fix="Leave the number of steps out.",
+        )
     if not spacing:
         most, fix = schedule.distilled_steps, f"A model for {sampler} was distilled to 4 to 8 steps."
     if spacing == "linspace" and sampler != "dpmpp_2m":
@@ -275,7 +285,7 @@ def _check_steps(schedule: NoiseSchedule, sampler: str, spacing: str, steps: Any
         most -= schedule.steps_offset
     if sampler == "dpmpp_2m" and spacing in ("leading", "linspace"):
         most -= 1
-    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or not least <= steps <= most:
+    if not whole or not least <= steps <= most:
         raise InputError(
             f"The number of steps must be a whole number from {least} to {most}, not {shown(steps)}.", fix=fix
         )

@@ -49,7 +49,8 @@ class ModelSampling:
     """How a model is sampled by default.
 
     Args:
-        schedule: fields of `SDXL_SCHEDULER`, and `original_inference_steps` of a few-step model.
+        schedule: fields of `SDXL_SCHEDULER`, and `original_inference_steps` or `distilled_timesteps` of a few-step
+            model.
         sampler: one of `SAMPLERS`.
         spacing: one of `SPACINGS`; None for `lcm` and `tcd`.
         note: one sentence on the sampler and what of the configuration is not applied.
@@ -82,7 +83,7 @@ def read_scheduler(config: Config, name: str | None = None) -> ModelSampling:
     kind = str(name or config.get("_class_name"))
     sampler = _SAMPLER_OF.get(kind, "ddim")
     known = {**SDXL_SCHEDULER, **(_ABSENT[sampler] if kind in _SAMPLER_OF else {})}
-    fields = (*SDXL_SCHEDULER, "original_inference_steps")
+    fields = (*SDXL_SCHEDULER, "original_inference_steps", "distilled_timesteps")
     schedule = {**known, **{field: config[field] for field in fields if config.get(field) is not None}}
     schedule["clip_sample"] = False
     noise_schedule(schedule)

@@ -56,11 +56,11 @@ def facts(manifest: Manifest) -> Document:
                     for each in manifest.engines],
         "files": {name: [each.sha256, each.size] for name, each in manifest.files.items()},
         "defaults": [usual[name] for name in ("steps", "guidance", "style_strength", "identity_strength",
-                                              "negative_prompt", "sampler", "spacing")],
+                                              "negative_prompt", "sampler", "spacing")] + [usual.get("preset")],
         "scheduler": [*(schedule[name] for name in (
             "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "clip_sample", "steps_offset",
             "timestep_spacing", "set_alpha_to_one", "prediction_type", "rescale_betas_zero_snr")),
-            schedule.get("original_inference_steps", 50)],
+            schedule.get("original_inference_steps", 50), schedule.get("distilled_timesteps", [])],
         "faces": [manifest.faces[name] for name in ("detector", "detector_path", "recognizer_path")],
     }  # fmt: skip
 
@@ -98,6 +98,8 @@ def test_numbers_and_texts_keep_their_seal(tmp_path: Path, document: Document, c
     ranges["graphs"]["denoise_step"]["inputs"][0]["shape"] = [[0, 0, 0], [1, 2, 4], 0, 7]
     ranges["graphs"]["denoise_step"]["weights"] = ["onnx/vae_decoder.onnx"]
     ranges["engines"][0]["flags"] = {"strip": True}
+    ranges["defaults"]["preset"] = "dmd2-4"
+    ranges["scheduler"]["distilled_timesteps"] = [999, 749, 499, 249]
     folder = forged(tmp_path / "odd", {**ranges, "options": odd, "notes": ["a", "é"]})
     found, expected = printed(cpp_probe("manifest", folder)), facts(usable(folder))
     assert found["graphs"]["denoise_step"][2][0][2] == [0, [1, 2, 4], 0, 7]
@@ -161,6 +163,9 @@ DAMAGES = [
     given("scheduler", "beta_schedule", 3), given("scheduler", "clip_sample", 1), given("scheduler", "clip_sample", ""),
     given("scheduler", "clip_sample", 0.0), given("scheduler", "prediction_type", ["it's", None, True, 0.5, {"a": {}}]),
     given("scheduler", "timestep_spacing", None), given("scheduler", "original_inference_steps", 50.0),
+    given("defaults", "preset", 4), given("defaults", "preset", "lightning-4"), given("defaults", "preset", None),
+    *(given("scheduler", "distilled_timesteps", timesteps) for timesteps in (
+        [], [399], None, 3, "399", [1000], [3.0], [True], [10**30], [-(10**30)], [5, 5], [4, 5], [-1], [5, None])),
     given("graphs", "denoise_step", "inputs", []), given("schema_version", 2), given("schema_version", "3"),
     given("schema_version", 3.0), given("schema_version", True), given("schema_version", ["a"]),
     given("schema_version", None), removed("schema_version"), given("faces", {}), given("faces", "recognizer_path", ""),
@@ -173,7 +178,7 @@ def test_wrong_entries_have_the_same_sentences(tmp_path: Path, document: Documen
         odd = json.loads(json.dumps(document))
         damage(odd)
         folders.append(forged(tmp_path / str(index), odd))
-    assert same_sentences(folders, cpp_probe) == len(DAMAGES) - 6  # these leave it usable
+    assert same_sentences(folders, cpp_probe) == len(DAMAGES) - 10  # these leave it usable
 
 
 def test_random_wrong_entries_have_the_same_sentences(tmp_path: Path, document: Document, cpp_probe: Probe) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from both import cpp_sentences, python_sentences
 from cpp_library import ONNXRUNTIME, Probe, program, tiny_person
 from PIL import Image
-from tiny_engines import SIDE
+from tiny_engines import SIDE, write_folder
 
+from infid_engines.manifest import Manifest
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
 
@@ -94,6 +98,29 @@ def test_batches_are_equal(cpp_probe: Probe, tiny: Path, tmp_path: Path, request
     expected = b"".join(image.tobytes() for image in pipe.generate(prompts, people, **settings))
     assert (tmp_path / "raw").read_bytes() == expected
     assert len(expected) == 3 * 3 * SIDE * SIDE
+
+
+def test_a_preset_with_exact_timesteps_is_followed(cpp_probe: Probe, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "engines", guidance=False)
+    manifest = Manifest.load(folder)
+    usual = {"preset": "dmd2-4", "sampler": "lcm", "spacing": None, "steps": 4, "guidance": 1.0}
+    schedule = {**manifest.scheduler, "distilled_timesteps": [999, 749, 499, 249]}
+    replace(manifest, defaults={**manifest.defaults, **usual}, scheduler=schedule).write(folder)
+    tiny_person().save(tmp_path / "a.safetensors")
+    asked = {"prompts": ["a"], "people": [str(tmp_path / "a.safetensors")], "seeds": [4]}
+    for changes in ({}, {"sampler": "euler", "spacing": "trailing", "steps": 3}):
+        run = cpp_probe("generate", folder, ONNXRUNTIME, json.dumps({**asked, **changes}), tmp_path / "raw")
+        assert run.returncode == 0, run.stderr
+        with Pipeline.load(folder) as pipe, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            (image,) = pipe.generate("a", tiny_person(), seed=4, **changes)
+        assert (tmp_path / "raw").read_bytes() == image.tobytes()
+        assert run.stderr.splitlines() == [f"note: {each.message}" for each in caught]
+        assert len(caught) == len(changes) // 3
+    run = cpp_probe("generate", folder, ONNXRUNTIME, json.dumps({**asked, "steps": 20}), tmp_path / "raw")
+    with Pipeline.load(folder) as pipe:
+        expected = python_sentences(lambda: pipe.generate("a", tiny_person(), seed=4, steps=20))
+    assert cpp_sentences(run) == expected
 
 
 def test_threads_take_turns_and_are_cancelled(cpp_probe: Probe, tiny: Path, tmp_path: Path) -> None:

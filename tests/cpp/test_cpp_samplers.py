@@ -26,6 +26,8 @@ def configs() -> Iterator[dict[str, Any]]:
     yield {**SDXL_SCHEDULER, "steps_offset": 0, "set_alpha_to_one": True, "timestep_spacing": "trailing"}
     yield {**SDXL_SCHEDULER, "original_inference_steps": 4, "timestep_spacing": "linspace"}
     yield {**SDXL_SCHEDULER, "original_inference_steps": 1000, "beta_start": 0.0001, "beta_end": 0.02}
+    yield {**SDXL_SCHEDULER, "distilled_timesteps": [399]}
+    yield {**SDXL_SCHEDULER, "distilled_timesteps": [999, 749, 499, 249], "prediction_type": "sample"}
     yield {**SDXL_SCHEDULER, "num_train_timesteps": 2}
     yield {**SDXL_SCHEDULER, "num_train_timesteps": 137, "original_inference_steps": 200}
 
@@ -80,6 +82,8 @@ def test_tables_and_errors_are_those_of_python(cpp_probe: Probe, sampler: str) -
         ({"steps_offset": -1}, 30, "ddim", None),
         ({"steps_offset": 2**40}, 30, "ddim", None),
         ({"original_inference_steps": 0}, 4, "lcm", None),
+        *(({"distilled_timesteps": given}, 1, "lcm", None) for given in ([1000], [-1], [5, 5], [4, 5], [5, -1])),
+        *(({"distilled_timesteps": [399]}, steps, "tcd", None) for steps in (0, 2, 50)),
         ({"beta_schedule": "linear"}, 30, "ddim", None),
         ({"clip_sample": True}, 30, "ddim", None),
         ({"timestep_spacing": "karras"}, 30, "ddim", None),

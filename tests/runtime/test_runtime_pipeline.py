@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +15,7 @@ from PIL import Image
 from tiny_engines import BATCH, DEPTH_T, LATENT, MODEL, PROJECT_K, SIDE, TOKENS, VEC_1, VEC_2, write_folder
 
 from infid_engines.errors import CancelledError, EngineFolderError, InputError
+from infid_engines.manifest import Manifest
 from infid_engines.progress import Stage
 from infid_export.runtime.denoise import Noise, denoise
 from infid_export.runtime.engine_set import EngineSet
@@ -152,6 +154,22 @@ def test_engines_without_guidance_give_the_prediction_of_the_prompt_alone(
         with pytest.raises(InputError, match="built without guidance") as caught:
             pipe.generate("a cat", tiny_person, guidance=5.0)
     assert "--no-guidance" in caught.value.fix
+
+
+def test_a_number_of_steps_that_a_preset_is_not_for_is_said(
+    tiny_folder: Path, tiny_person: Person, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "engines")
+    manifest = Manifest.load(folder)
+    replace(manifest, defaults={**manifest.defaults, "preset": "lightning-4", "steps": 4}).write(folder)
+    note = "The number of steps is 3, but the preset lightning-4 is for 4: the images may be worse."
+    with Pipeline.load(folder) as pipe:
+        for steps in (None, 4):
+            pipe.generate("a cat", tiny_person, steps=steps, seed=0)
+        assert not recwarn.list
+        pipe.generate("a cat", tiny_person, steps=3, seed=0)
+        pipe.template("a cat", steps=3)
+    assert [str(each.message) for each in recwarn.list] == [note, note]
 
 
 def test_a_stochastic_sampler_needs_a_seed(tiny_pipe: Pipeline, tiny_person: Person) -> None:

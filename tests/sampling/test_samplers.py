@@ -69,6 +69,15 @@ def test_a_table_walks_as_diffusers(sampler: str, spacing: str | None, predictio
     assert table.stochastic == (sampler in ("euler_a", "lcm", "tcd"))
 
 
+def test_exact_timesteps_are_for_samplers_without_a_spacing() -> None:
+    exact = {**SDXL_SCHEDULER, "distilled_timesteps": [999, 749, 499, 249]}
+    for sampler in ("lcm", "tcd"):
+        assert sampler_table(exact, 4, sampler).timesteps.tolist() == [999, 749, 499, 249]
+    for sampler in ("ddim", "euler", "dpmpp_2m", "euler_a"):
+        found, usual = (sampler_table(config, 30, sampler) for config in (exact, SDXL_SCHEDULER))
+        np.testing.assert_array_equal(found.rows, usual.rows)
+
+
 def test_ddim_is_bit_equal_to_its_closed_form() -> None:
     """(1, c_x, c_e, 0, 0), as it was before there were other samplers."""
     alphas = noise_schedule(SDXL_SCHEDULER).alphas_cumprod
@@ -121,6 +130,11 @@ def test_what_a_sampler_does_not_support_is_one_sentence(
     [
         ({"prediction_type": "flow_prediction"}, "ddim", "prediction_type = 'flow_prediction'"),
         ({"beta_schedule": "linear"}, "ddim", "beta_schedule = 'linear'"),
+        ({"distilled_timesteps": [399]}, "lcm", "must be 1, not 4: the model was distilled at t = 399"),
+        *(
+            ({"distilled_timesteps": given}, "lcm", "distilled_timesteps must be whole numbers from 999 down to 0")
+            for given in (None, 399, [1000], [-1], [5, 5], [4, 5], [3.0], [True])
+        ),
         ({"rescale_betas_zero_snr": True}, "euler", "zero terminal SNR"),
         ({"prediction_type": "sample"}, "euler_a", "does not support a model that predicts the data"),
     ],

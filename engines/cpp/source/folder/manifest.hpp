@@ -36,6 +36,7 @@ struct Defaults {
   std::optional<std::string> negative_prompt;
   std::string sampler;
   std::optional<std::string> spacing;
+  std::optional<std::string> preset;  // of a few-step model
 };
 
 struct FaceModels {

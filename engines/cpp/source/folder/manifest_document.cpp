@@ -227,22 +227,33 @@ Defaults defaults_of(const Json& object) {
                        Field{"identity_strength", Kind::number()},
                        Field{"negative_prompt", optional},
                        Field{"sampler", Kind::text()},
-                       Field{"spacing", optional}};
+                       Field{"spacing", optional},
+                       Field{"preset", optional, true}};
   const Json values = chosen(fields, object);
   Kind::record(fields).check(values, "defaults");
+  const Json* preset = values.find("preset");
   return {at(values, "steps").integer(),
           number_of(at(values, "guidance")),
           number_of(at(values, "style_strength")),
           number_of(at(values, "identity_strength")),
           optional_text(at(values, "negative_prompt")),
           at(values, "sampler").text,
-          optional_text(at(values, "spacing"))};
+          optional_text(at(values, "spacing")),
+          preset == nullptr ? std::nullopt : optional_text(*preset)};
 }
 
 [[noreturn]] void reject_schedule(const char* name, const Json& value, const std::string& supported) {
   input_error("The noise schedule has " + std::string(name) + " = " + python_repr(value) + "; supported: " + supported +
                   ".",
               "Use a base model with SDXL's schedule.");
+}
+
+// What is no timestep is -1, which `noise_schedule` rejects.
+std::vector<std::int64_t> timesteps_of(const Json& list) {
+  if (!list.is(Json::Kind::list)) return {-1};
+  std::vector<std::int64_t> found;
+  for (const Json& each : list.list) found.push_back(each.is(Json::Kind::integer) ? each.integer() : -1);
+  return found;
 }
 
 // Entries that Python leaves to the samplers; those check the values, and this the types.
@@ -266,6 +277,7 @@ void read_prediction(ScheduleConfig& schedule, const Json& object) {
   };
   schedule.set_alpha_to_one = is_set("set_alpha_to_one");
   schedule.rescale_betas_zero_snr = is_set("rescale_betas_zero_snr");
+  if (const Json* exact = object.find("distilled_timesteps")) schedule.distilled_timesteps = timesteps_of(*exact);
   const Json* distilled = object.find("original_inference_steps");
   if (distilled == nullptr) return;
   if (!distilled->is(Json::Kind::integer)) {

@@ -144,7 +144,7 @@ double PipelineData::guidance(const Settings& settings) const {
   const double value = finite("guidance", settings.guidance, manifest_.defaults.guidance);
   if (!guided() && value != 1) {
     input_error("These engines were built without guidance: they take a guidance of 1 only.",
-                "Leave the guidance out, or build the folder again without --no-guidance.");
+                "Leave the guidance out, or build the folder again without --no-guidance and --preset.");
   }
   return value;
 }
@@ -176,18 +176,23 @@ std::vector<Image> PipelineData::generate(const std::vector<std::string>& prompt
   const auto strong = strengths(settings);
   if (prompts.empty()) input_error("No prompt was given.", "Give at least one.");
   const auto negative = settings.negative_prompt ? settings.negative_prompt : manifest_.defaults.negative_prompt;
-  if (watch.note) {
-    for (const std::string& prompt : prompts) {
-      for (const std::string& sentence : tokenizer_.notes(prompt)) watch.note(sentence);
-    }
-    for (const std::string& sentence : tokenizer_.notes(negative.value_or(""))) watch.note(sentence);
-  }
   const Defaults& usual = manifest_.defaults;
   const auto [sampler, spacing] = chosen_sampler(settings.sampler, settings.spacing, usual.sampler, usual.spacing);
   Job job;
   job.graph = manifest_.step();
   job.graphs = {"text_encoder", "text_encoder_2", job.graph};
   job.table = sampler_table(manifest_.scheduler, settings.steps ? *settings.steps : usual.steps, sampler, spacing);
+  if (watch.note) {
+    for (const std::string& prompt : prompts) {
+      for (const std::string& sentence : tokenizer_.notes(prompt)) watch.note(sentence);
+    }
+    for (const std::string& sentence : tokenizer_.notes(negative.value_or(""))) watch.note(sentence);
+    const auto steps = static_cast<std::int64_t>(job.table.rows.size());
+    if (usual.preset && steps != usual.steps) {
+      watch.note("The number of steps is " + std::to_string(steps) + ", but the preset " + *usual.preset + " is for " +
+                 std::to_string(usual.steps) + ": the images may be worse.");
+    }
+  }
   const double guide = guidance(settings);
   const auto [height, width] = image_size(manifest_, settings.height, settings.width);
   const Size pixels{height, width};

@@ -29,6 +29,19 @@ void require_least(const std::string& name, std::int64_t value, std::int64_t lea
               kFix);
 }
 
+void require_falling(const std::vector<std::int64_t>& timesteps, std::int64_t trained) {
+  std::int64_t before = trained;
+  bool falls = true;
+  for (const std::int64_t each : timesteps) {
+    falls = falls && each < before && each >= 0;
+    before = each;
+  }
+  if (falls) return;
+  input_error("The noise schedule's distilled_timesteps must be whole numbers from " + std::to_string(trained - 1) +
+                  " down to 0, each less than the one before.",
+              kFix);
+}
+
 // The cumulative product, multiplied in fp64 and rounded to fp32, as PyTorch does.
 std::vector<float> product(const std::vector<float>& factors) {
   std::vector<float> found;
@@ -85,6 +98,7 @@ std::vector<double> NoiseSchedule::sigmas() const {
 }
 
 std::vector<std::int64_t> NoiseSchedule::distilled_timesteps(std::int64_t steps) const {
+  if (!exact_timesteps.empty()) return exact_timesteps;
   const std::int64_t stride = trained() / distilled_steps;
   const double spread = static_cast<double>(distilled_steps) / static_cast<double>(steps);
   std::vector<std::int64_t> found;
@@ -115,6 +129,8 @@ NoiseSchedule noise_schedule(const ScheduleConfig& config) {
   found.steps_offset = config.steps_offset;
   found.final_alpha_cumprod = config.set_alpha_to_one ? 1.0 : found.alphas_cumprod.front();
   found.distilled_steps = config.original_inference_steps;
+  require_falling(config.distilled_timesteps, found.trained());
+  found.exact_timesteps = config.distilled_timesteps;
   return found;
 }
 

@@ -15,13 +15,14 @@ struct NoiseSchedule {
   std::int64_t steps_offset = 0;
   double final_alpha_cumprod = 1;    // ᾱ after DDIM's last step
   std::int64_t distilled_steps = 0;  // timesteps that a few-step model (LCM, TCD) was distilled with
+  std::vector<std::int64_t> exact_timesteps;  // all that it can be sampled at; empty where it leaves a choice
 
   std::int64_t trained() const { return static_cast<std::int64_t>(alphas_cumprod.size()); }
   // ᾱ of a timestep; a negative one counts from the end.
   double alpha(std::int64_t timestep) const;
   // Noise over signal of each timestep; finite at the last one too.
   std::vector<double> sigmas() const;
-  // Timesteps of a few-step model, the noisiest first, evenly spaced by index.
+  // Timesteps of a few-step model, the noisiest first: its own, or evenly spaced by index.
   std::vector<std::int64_t> distilled_timesteps(std::int64_t steps) const;
 };
 

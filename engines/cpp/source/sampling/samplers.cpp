@@ -260,11 +260,21 @@ void check_spacing(const Sampler& sampler, const std::string& spacing) {
               none ? "Leave the spacing out." : "Use one of " + joined(sampler.spacings, ", ") + ".");
 }
 
+void check_exact_steps(const std::vector<std::int64_t>& timesteps, std::int64_t steps) {
+  if (steps == static_cast<std::int64_t>(timesteps.size())) return;
+  std::vector<std::string> texts;
+  for (const std::int64_t each : timesteps) texts.push_back(std::to_string(each));
+  input_error("The number of steps must be " + std::to_string(timesteps.size()) + ", not " + std::to_string(steps) +
+                  ": the model was distilled at t = " + joined(texts, ", ") + ".",
+              "Leave the number of steps out.");
+}
+
 // Rejects a number of steps for which there are not that many timesteps.
 void check_steps(const NoiseSchedule& schedule, const std::string& sampler, const std::string& spacing,
                  std::int64_t steps) {
   std::int64_t least = 1, most = schedule.trained();
   std::string fix = "30 is usual.";
+  if (spacing.empty() && !schedule.exact_timesteps.empty()) return check_exact_steps(schedule.exact_timesteps, steps);
   if (spacing.empty()) {
     most = schedule.distilled_steps;
     fix = "A model for " + sampler + " was distilled to 4 to 8 steps.";

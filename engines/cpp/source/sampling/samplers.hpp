@@ -21,6 +21,7 @@ struct ScheduleConfig {
   std::string prediction_type = "epsilon";
   bool rescale_betas_zero_snr = false;
   std::int64_t original_inference_steps = 50;
+  std::vector<std::int64_t> distilled_timesteps;  // all that a few-step model can be sampled at; empty: any
 };
 
 // Columns: timestep, c_in, c_x, c_e, c_d, c_n, k_x, k_e.

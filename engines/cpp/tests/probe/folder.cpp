@@ -59,11 +59,12 @@ json facts_of(const infid::Manifest& manifest) {
           {"files", files},
           {"defaults",
            {usual.steps, usual.guidance, usual.style_strength, usual.identity_strength,
-            or_null(usual.negative_prompt), usual.sampler, or_null(usual.spacing)}},
+            or_null(usual.negative_prompt), usual.sampler, or_null(usual.spacing), or_null(usual.preset)}},
           {"scheduler",
            {schedule.num_train_timesteps, schedule.beta_start, schedule.beta_end, schedule.beta_schedule,
             schedule.clip_sample, schedule.steps_offset, schedule.timestep_spacing, schedule.set_alpha_to_one,
-            schedule.prediction_type, schedule.rescale_betas_zero_snr, schedule.original_inference_steps}},
+            schedule.prediction_type, schedule.rescale_betas_zero_snr, schedule.original_inference_steps,
+            schedule.distilled_timesteps}},
           {"faces",
            {manifest.faces.detector, or_null(manifest.faces.detector_path), or_null(manifest.faces.recognizer_path)}}};
 }

@@ -45,6 +45,7 @@ ScheduleConfig config_of(const json& given) {
   config.prediction_type = given["prediction_type"];
   config.rescale_betas_zero_snr = given["rescale_betas_zero_snr"];
   config.original_inference_steps = given.value("original_inference_steps", std::int64_t{50});
+  config.distilled_timesteps = given.value("distilled_timesteps", std::vector<std::int64_t>());
   return config;
 }
 
