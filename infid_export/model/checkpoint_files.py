@@ -107,6 +107,19 @@ def unreachable(model: str, error: Exception) -> InputError:
     )
 
 
+def checkpoint_file(model: str) -> Path | None:
+    """Return the single-file checkpoint at a path, or None if there is no file.
+
+    Raises:
+        InputError: the file is not safetensors.
+    """
+    path = Path(model)
+    if not path.is_file():
+        return None
+    tensor_names(path)
+    return path
+
+
 def local_folder(model: str) -> Path | None:
     """Return the checkpoint folder at a path, or None if the name can only be a hub id.
 
@@ -162,11 +175,34 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, framework="numpy") as file:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
-        problem = "it is empty" if path.is_file() and not path.stat().st_size else str(error)
+        problem, fix = _damage(path) or (str(error), "Copy or download it again.")
         raise InputError(
-            f"{path} cannot be loaded: it is not an intact safetensors file ({problem}).",
-            fix="Copy or download it again.",
+            f"{path} cannot be loaded: it is not an intact safetensors file ({problem}).", fix=fix
         ) from error
+
+
+# What a file is by its first bytes, and what to do, if it is not a safetensors file.
+_FOREIGN = (
+    (b"version https://git-lfs", "it is a git-lfs pointer, the text that git keeps in place of a large file",
+     "Fetch the file itself, with `git lfs pull` or by downloading it."),
+    (b"PK", "it is pickled weights, PyTorch's own format, which can contain code",
+     "Download the safetensors file, or convert it with a program that you trust."),
+    (b"\x80", "it is pickled weights, PyTorch's own format, which can contain code",
+     "Download the safetensors file, or convert it with a program that you trust."),
+    (b"GGUF", "it is a GGUF file with quantized weights", "Download the safetensors file in fp16, bf16 or fp32."),
+    (b"<", "it is a web page", "Download the file itself; the site may ask you to sign in first."),
+)  # fmt: skip
+
+
+def _damage(path: Path) -> tuple[str, str] | None:
+    """Return what is wrong with a file, and what to do; None if its first bytes do not show it."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        first = file.read(32)
+    if not first:
+        return "it is empty", "Copy or download it again."
+    return next(((what, fix) for start, what, fix in _FOREIGN if first.startswith(start)), None)
 
 
 def weight_files(folder: Path, wanted: str | None = None) -> WeightFiles:
@@ -287,7 +323,7 @@ def _inside(folder: Path) -> str:
     if nested:
         return f"Give the checkpoint inside it: {nested[0]}."
     single = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
-    return _conversion(single[0]) if single else f"Give {_DIFFUSERS_FORMAT}: one with model_index.json and unet/."
+    return f"Give the file inside it: {single[0]}." if single else f"Give {_DIFFUSERS_FORMAT}: one with model_index.json and unet/."
 
 
 def _contents(folder: Path) -> str:
