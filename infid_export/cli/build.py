@@ -37,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments; each is a field of `BuildOptions`."""
     model = parser.add_argument_group("model")
     add_model(model)
+    model.add_argument(
+        "--vae", type=Path, metavar="PATH", help="VAE in place of the model's: safetensors file, or diffusers folder"
+    )
+    model.add_argument("--unet", type=Path, metavar="FILE", help="UNet in place of the model's (safetensors)")
+    model.add_argument(
+        "--prediction", choices=("epsilon", "v"), help="what the checkpoint's UNet predicts (as the checkpoint says)"
+    )
+    model.add_argument("--zero-snr", action="store_true", help="the checkpoint was trained with zero terminal SNR")
     add_detector(model)
     model.add_argument(
         "--allow-other-encoders",

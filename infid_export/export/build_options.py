@@ -19,7 +19,8 @@ class BuildOptions:
 
     Args:
         output: the engine folder.
-        model: `demo`, `random-sdxl`, `random-medium`, a folder in diffusers' format, or a hub id.
+        model: `demo`, `random-sdxl`, `random-medium`, a safetensors file in SDXL's original layout, a folder in
+            diffusers' format, or a hub id.
         identity: identity weights (safetensors); built-in models have their own.
         image_encoder: OpenCLIP checkpoint for the `ViT-H-14` image encoder: a file, or an open_clip tag.
         recognizer: ArcFace-type ONNX file, `[N, 3, 112, 112]` to `[N, 512]`.
@@ -47,6 +48,10 @@ class BuildOptions:
         optimization_level: TensorRT's builder optimization level (0 to 5); None is its default.
         kernels: attention in TensorRT engines: `native` operators, or the `triton` kernels as plugins.
         tuning: a file from `infid-export tune`; the `triton` kernels prefer its choices to the built-in table.
+        vae: a VAE in place of the model's: a safetensors file, or a folder in diffusers' format.
+        unet: a UNet in place of the model's (safetensors).
+        prediction: what the checkpoint's UNet predicts; None is what the checkpoint says.
+        zero_snr: whether it was trained with zero terminal SNR, also if the checkpoint does not say so.
     """
 
     output: Path = Path("infid-engines")
@@ -82,6 +87,10 @@ class BuildOptions:
     optimization_level: int | None = None
     kernels: Literal["native", "triton"] = "native"
     tuning: Path | None = None
+    vae: Path | None = None
+    unet: Path | None = None
+    prediction: Literal["epsilon", "v"] | None = None
+    zero_snr: bool = False
 
     def __post_init__(self) -> None:
         """Reject impossible values with a sentence that says what is possible."""

@@ -23,6 +23,8 @@ from infid_export.export.face_plan import face_files
 from infid_export.export.graphs import GRAPHS, Graph, GraphForm, chosen_graphs, forms_of
 from infid_export.export.vae_range import PROBED, VAE_RANGE
 from infid_export.export.writers import Writers
+from infid_export.model.given_networks import with_networks
+from infid_export.model.prediction import GivenPrediction
 from infid_export.model.sources import BUILT_IN, COMPONENTS, RANDOM, ModelSource, open_source
 from infid_export.model.updated_source import classes_of
 from infid_export.runtime.requirements import IMAGE_GRAPHS
@@ -248,13 +250,15 @@ def source_of(options: BuildOptions) -> ModelSource:
         InputError: it cannot be used.
     """
     choices = {name: getattr(options, name) for name in ("self_attention", "adain", "cross_adain", "uncond_identity")}
-    return open_source(
+    source = open_source(
         options.model,
         identity=options.identity,
         image_encoder=options.image_encoder,
         seed=options.seed,
         choices=choices,
+        prediction=GivenPrediction(options.prediction, options.zero_snr),
     )
+    return with_networks(source, options.vae, options.unet)
 
 
 def _check_fused(options: BuildOptions, source: ModelSource) -> None:
@@ -281,6 +285,8 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
     for given, what, why in (
         (options.identity and source.name in RANDOM, "--identity", f"the model {source.name} has its own"),
         (options.image_encoder and built_in, "--image-encoder", f"the model {source.name} has its own"),
+        (options.prediction and built_in, "--prediction", f"the model {source.name} predicts epsilon"),
+        (options.zero_snr and built_in, "--zero-snr", f"the model {source.name} predicts epsilon"),
         (options.face_models and options.detector != "insightface", "--face-models",
          f"the detector is {options.detector}"),
         (options.refit and not takes_flags, "--refit", unflagged),

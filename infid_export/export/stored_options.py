@@ -10,7 +10,7 @@ from typing import Any
 from infid_export.export.build_options import BuildOptions
 from infid_export.model.sources import BUILT_IN
 
-_PATHS = ("output", "identity", "recognizer", "face_models", "tuning")
+_PATHS = ("output", "identity", "recognizer", "face_models", "tuning", "vae", "unet")
 _TUPLES = ("backends", "targets", "graphs", "height_range", "width_range", "batch_range")
 
 
@@ -25,12 +25,13 @@ def stored_options(options: BuildOptions) -> dict[str, Any]:
 
 
 def read_options(stored: Mapping[str, Any]) -> BuildOptions:
-    """Return the options that `stored_options` stored; a size that was settled from a range is left out."""
+    """Return the options that `stored_options` stored; a size that was settled from a range is left out.
+
+    Options that are newer than the folder have their defaults.
+    """
     values = dict(stored)
-    for name in _PATHS:
-        values[name] = None if values[name] is None else Path(values[name])
-    for name in _TUPLES:
-        values[name] = None if values[name] is None else tuple(values[name])
+    for names, kind in ((_PATHS, Path), (_TUPLES, tuple)):
+        values |= {name: kind(values[name]) for name in names if values.get(name) is not None}
     for name in ("height", "width"):
         values[name] = None if values[f"{name}_range"] else values[name]
     return BuildOptions(**values)

@@ -323,7 +323,11 @@ def _inside(folder: Path) -> str:
     if nested:
         return f"Give the checkpoint inside it: {nested[0]}."
     single = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
-    return f"Give the file inside it: {single[0]}." if single else f"Give {_DIFFUSERS_FORMAT}: one with model_index.json and unet/."
+    return (
+        f"Give the file inside it: {single[0]}."
+        if single
+        else f"Give {_DIFFUSERS_FORMAT}: one with model_index.json and unet/."
+    )
 
 
 def _contents(folder: Path) -> str:

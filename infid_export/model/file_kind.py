@@ -14,6 +14,10 @@ from infid_export.model.tensor_file import TensorFile
 _SDXL = "Give an SDXL checkpoint: the base model, or a fine-tune of it."
 _UNET, _VAE = PREFIXES["unet"], PREFIXES["vae"]
 _BASE = "the base checkpoint with --model"
+# Starts of the names of a UNet and of a VAE, in both layouts, and of the part of SDXL's UNet that reads the image size.
+_UNET_STARTS = (f"{_UNET}input_blocks.", "input_blocks.", "down_blocks.")
+_VAE_STARTS = (_VAE, "encoder.down", "decoder.up")
+_SIZE_STARTS = (f"{_UNET}label_emb.", "label_emb.", "add_embedding.")
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ _OTHERS = (
 _PARTS = (
     _Kind(
         "only a UNet: the VAE and both text encoders are missing", f"Give {_BASE}, and this file with --unet.",
-        (_UNET, "input_blocks.", "down_blocks."),
+        _UNET_STARTS,
     ),
-    _Kind("only a VAE", f"Give it with --vae, and {_BASE}.", (_VAE, "encoder.down", "decoder.up")),
+    _Kind("only a VAE", f"Give it with --vae, and {_BASE}.", _VAE_STARTS),
     _Kind(
         "only a text encoder", _SDXL,
         ("conditioner.", "text_model.", "transformer.resblocks.", "encoder.layers.", "embeddings.token_embedding."),
@@ -87,34 +91,50 @@ def require_unet(file: TensorFile) -> None:
     Raises:
         InputError: its UNet is another model's.
     """
-    _reject(file.path, list(file.shapes), _OTHERS)
+    names = list(file.shapes)
+    _reject(file.path, names, _OTHERS)
+    if not _any(names, _UNET_STARTS):
+        raise InputError(f"{file.path} is {_described(names)}, not a UNet.", fix="Give a UNet for SDXL.")
     _require_inputs(file)
 
 
+def require_vae(file: TensorFile) -> None:
+    """Check that a file has a VAE whose latents have 4 channels, by names and shapes.
+
+    Raises:
+        InputError: it is something else, or another model's.
+    """
+    names = list(file.shapes)
+    _reject(file.path, names, _OTHERS)
+    if not _any(names, _VAE_STARTS):
+        raise InputError(f"{file.path} is {_described(names)}, not a VAE.", fix="Give a VAE for SDXL.")
+    channels = _input_channels(file, [f"{start}decoder.conv_in.weight" for start in (_VAE, "")])
+    if channels not in (None, 4):
+        raise InputError(
+            f"{file.path} is another model's VAE: its latents have {channels} channels, and SDXL's have 4.",
+            fix="Give a VAE for SDXL.",
+        )
+
+
 def _require_inputs(file: TensorFile) -> None:
-    inputs = _axis(file, ("input_blocks.0.0.weight", "conv_in.weight"))
-    kinds = {9: "an inpainting model", 8: "an instruct-pix2pix model"}
+    """Check what the UNet of a file reads.
+
+    Raises:
+        InputError: it is another model's.
+    """
+    names = [f"{start}{name}" for name in ("input_blocks.0.0.weight", "conv_in.weight") for start in (_UNET, "")]
+    inputs = _input_channels(file, names)
     if inputs not in (None, 4):
-        raise InputError(
-            f"{file.path} is {kinds.get(inputs or 0, 'another model')}: its UNet reads {inputs} channels, not 4.",
-            fix=_SDXL,
-        )
-    if not _any(list(file.shapes), tuple(f"{start}{part}" for start in (_UNET, "") for part in _ADDED)):
-        raise InputError(
-            f"{file.path} is not an SDXL checkpoint: its UNet does not read the image size (label_emb).", fix=_SDXL
-        )
+        kind = {9: "an inpainting model", 8: "an instruct-pix2pix model"}.get(inputs or 0, "another model")
+        raise InputError(f"{file.path} is {kind}: its UNet reads {inputs} channels, not 4.", fix=_SDXL)
+    if not _any(list(file.shapes), _SIZE_STARTS):
+        raise InputError(f"{file.path} is not for SDXL: its UNet does not read the image size.", fix=_SDXL)
 
 
-_ADDED = ("label_emb.", "add_embedding.")
-
-
-def _axis(file: TensorFile, names: Sequence[str]) -> int | None:
-    """Return the input channels of the UNet's first convolution, or None if it has none by these names."""
-    for name in names:
-        for start in (_UNET, ""):
-            if len(shape := file.shapes.get(f"{start}{name}", ())) == 4:
-                return shape[1]
-    return None
+def _input_channels(file: TensorFile, names: Sequence[str]) -> int | None:
+    """Return the input channels of a convolution, or None if the file has none by these names."""
+    found = [file.shapes[name] for name in names if len(file.shapes.get(name, ())) == 4]
+    return found[0][1] if found else None
 
 
 def _reject_part(path: Path, names: Sequence[str]) -> None:
@@ -134,8 +154,7 @@ def _reject_part(path: Path, names: Sequence[str]) -> None:
     if kind.startswith(("a LoRA", "an IP-Adapter", "an identity", "an OpenCLIP", "a CLIP")):
         raise InputError(f"{path} is {kind}, not a checkpoint.", fix=_WHERE.get(kind, _SDXL))
     _reject(path, names, _PARTS)
-    some = ", ".join(sorted(names)[:3])
-    raise InputError(f"{path} is not a checkpoint: it has tensors such as {some}.", fix=_SDXL)
+    raise InputError(f"{path} is {_described(names)}, not a checkpoint.", fix=_SDXL)
 
 
 _WHERE = {
@@ -143,6 +162,10 @@ _WHERE = {
     "an identity file from infid-export": f"Give {_BASE}, and this file with --identity.",
     "an OpenCLIP checkpoint": f"Give {_BASE}, and this file with --image-encoder.",
 }
+
+
+def _described(names: Sequence[str]) -> str:
+    return describe_tensors(names) or f"another kind of file (tensors such as {', '.join(sorted(names)[:3])})"
 
 
 def _reject(path: Path, names: Sequence[str], kinds: Sequence[_Kind]) -> None:

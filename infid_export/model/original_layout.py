@@ -14,7 +14,7 @@ from typing import Any
 
 Config = Mapping[str, Any]
 Pairs = Iterator[tuple[str, str]]
-_WITH_BIAS = ("weight", "bias")
+_WITH_BIAS: tuple[str, ...] = ("weight", "bias")
 _QKV = ("q", "k", "v")
 
 
@@ -103,9 +103,7 @@ def _up_pairs(config: Config, channels: Sequence[int], layers: Sequence[int], de
                 yield from _transformer(f"{ours}.attentions.{layer}", f"{theirs}.1", depths[level])
             number += 1
         if level < last:  # the upsampler belongs to the last layer of its level
-            yield from _leaves(
-                f"up_blocks.{level}.upsamplers.0.conv", f"output_blocks.{number - 1}.{1 + attends}.conv"
-            )
+            yield from _leaves(f"up_blocks.{level}.upsamplers.0.conv", f"output_blocks.{number - 1}.{1 + attends}.conv")
 
 
 def _resnet(ours: str, theirs: str, shortcut: bool) -> Pairs:
@@ -117,12 +115,15 @@ def _resnet(ours: str, theirs: str, shortcut: bool) -> Pairs:
 
 def _transformer(ours: str, theirs: str, depth: int) -> Pairs:
     """Yield the pairs of a transformer, whose parts have the same names in both layouts."""
-    parts = [("norm", _WITH_BIAS), ("proj_in", _WITH_BIAS), ("proj_out", _WITH_BIAS)]
+    parts: list[tuple[str, tuple[str, ...]]] = [("norm", _WITH_BIAS), ("proj_in", _WITH_BIAS), ("proj_out", _WITH_BIAS)]
     for index in range(depth):
         block = f"transformer_blocks.{index}"
         parts += [(f"{block}.norm{number}", _WITH_BIAS) for number in (1, 2, 3)]
         for attention in (f"{block}.attn1", f"{block}.attn2"):
-            parts += [*((f"{attention}.to_{each}", ("weight",)) for each in _QKV), (f"{attention}.to_out.0", _WITH_BIAS)]
+            parts += [
+                *((f"{attention}.to_{each}", ("weight",)) for each in _QKV),
+                (f"{attention}.to_out.0", _WITH_BIAS),
+            ]
         parts += [(f"{block}.ff.net.0.proj", _WITH_BIAS), (f"{block}.ff.net.2", _WITH_BIAS)]
     for part, leaves in parts:
         yield from _leaves(f"{ours}.{part}", f"{theirs}.{part}", leaves)

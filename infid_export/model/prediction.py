@@ -65,7 +65,9 @@ def folder_sampling(stored: ModelSampling, given: GivenPrediction) -> tuple[Mode
         said = f"prediction {_SHOWN[prediction]}: as the checkpoint's scheduler says"
     elif prediction != own:
         said += f", in place of {_SHOWN[own]} of the checkpoint's scheduler"
-    return sampling, said + _snr_note(sampling, stored, "--zero-snr" if given.zero_snr else "the checkpoint's scheduler")
+    return sampling, said + _snr_note(
+        sampling, stored, "--zero-snr" if given.zero_snr else "the checkpoint's scheduler"
+    )
 
 
 def file_sampling(file: TensorFile, given: GivenPrediction) -> tuple[ModelSampling, str]:
@@ -83,7 +85,9 @@ def file_sampling(file: TensorFile, given: GivenPrediction) -> tuple[ModelSampli
         said = f"prediction {_SHOWN[prediction]}: as --prediction says"
         if prediction != own and why:
             said += f", although {why}"
-    return sampling, said + _snr_note(sampling, SDXL_SAMPLING, "--zero-snr" if given.zero_snr else f"the key {ZERO_SNR_KEY}")
+    return sampling, said + _snr_note(
+        sampling, SDXL_SAMPLING, "--zero-snr" if given.zero_snr else f"the key {ZERO_SNR_KEY}"
+    )
 
 
 _UNSAID = "nothing in the file says otherwise; if the images are noise, try --prediction v"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infid_export.model.sources import ModelSource
 from infid_export.model.stored_network import StoredNetwork
@@ -27,7 +27,8 @@ class ReplacedSource:
         self.base, self.network = base, network
         self.name, self.config = base.name, base.config
         self.zero_negative, self.scheduler = base.zero_negative, base.scheduler
-        self.architecture = replace(base.architecture, **{network.component: dict(network.configuration)})
+        changed: dict[str, Any] = {network.component: dict(network.configuration)}
+        self.architecture = replace(base.architecture, **changed)
         self.notes = (*base.notes, note)
 
     def fingerprint(self, component: str) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from infid_engines.errors import InputError
 from infid_export.model.architectures import SDXL
-from infid_export.model.checkpoint import NETWORKS, Checkpoint, check_network
+from infid_export.model.checkpoint import NETWORKS, Checkpoint, check_network, read_checkpoint
+from infid_export.model.checkpoint_files import checkpoint_file, checkpoint_folder
 from infid_export.model.checkpoint_kind import check_widths
 from infid_export.model.config import IdentityConfig
 from infid_export.model.file_kind import require_checkpoint
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _AS_STORED = GivenPrediction()
-# Starts of tensors that no network has: the original code's noise schedule, averages of the UNet's weights that it keeps
-# for training, a projection of the first text encoder that SDXL does not read, and what the UNet predicts.
+# Starts of tensors that no network has: the original code's noise schedule, its averages of the UNet's weights, a
+# projection of the first text encoder that SDXL does not read, and what the UNet predicts.
 _OUTSIDE = (
     "alphas_cumprod", "betas", "denoiser.", "log_one_minus_", "logvar", "lvlb_weights", "model_ema.", "posterior_",
     "sqrt_", "conditioner.embedders.0.transformer.text_projection", V_KEY, ZERO_SNR_KEY,
@@ -130,6 +131,16 @@ def read_single_file(file: TensorFile, prediction: GivenPrediction = _AS_STORED)
     check_widths(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], where)
     sampling, note = file_sampling(file, prediction)
     return Checkpoint(parts, sampling, True, tuple(each for each in (note, _left_out(file)) if each))
+
+
+def read_model(model: str) -> Checkpoint:
+    """Return the facts in a checkpoint: a single file, a folder in diffusers' format, or a hub id.
+
+    Raises:
+        InputError: it is missing, or is not SDXL.
+    """
+    file = checkpoint_file(model)
+    return read_checkpoint(checkpoint_folder(model)) if file is None else read_single_file(TensorFile.open(file))
 
 
 _WORDS = SDXL.text_encoder["vocab_size"]

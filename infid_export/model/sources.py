@@ -306,7 +306,9 @@ def open_checkpoint(
     config: IdentityConfig,
     prediction: GivenPrediction = _AS_STORED,
 ) -> CheckpointSource:
-    """Open a checkpoint: a single file, a folder in diffusers' format, or a hub id. The arguments are those of its class.
+    """Open a checkpoint: a single file, a folder in diffusers' format, or a hub id.
+
+    Its class has the same arguments.
 
     Raises:
         InputError: it is missing, or is not SDXL.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -82,7 +82,7 @@ class StoredNetwork:
         from infid_export.model.finite import require_finite_tensor
 
         with ExitStack() as stack:
-            readers = {}
+            readers: dict[str, Callable[[str], Tensor]] = {}
             for file in self.files:
                 readers |= dict.fromkeys(file.shapes, stack.enter_context(file.mapped()))
             for name, parameter in module.named_parameters():
@@ -136,7 +136,9 @@ def find_network(
     return StoredNetwork(component, configuration, what, files, places)
 
 
-def _nearest(component: str, configuration: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, dict[str, Place]]:
+def _nearest(
+    component: str, configuration: Mapping[str, Any], names: Mapping[str, str]
+) -> tuple[str, dict[str, Place]]:
     """Return the layout that most of the names are from: its prefix, and the places of all parameters."""
     original = original_places(component, configuration)
     candidates = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from
 from single_files import NETWORKS, SMALL, original_tensors, small_source, write_configurations, write_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from infid_export.export.build_estimate import estimate
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.builder import build, verify
+from infid_export.export.graphs import GRAPHS
 from infid_export.model.single_file import SingleFileSource
 from infid_export.model.sources import open_source
 
@@ -69,3 +74,32 @@ def test_configurations_follow_from_shapes(parts, file):
     found = opened(parts, file).architecture
     for network in NETWORKS:
         assert found.component(network) == SMALL.component(network)
+
+
+def test_it_builds_with_parity_and_is_verified_again(parts, file, tmp_path, demo_folder):
+    recognizer = shutil.copyfile(demo_folder / "faces/recognizer.onnx", tmp_path / "recognizer.onnx")
+    options = BuildOptions(
+        output=tmp_path / "engines",
+        model=str(file),
+        identity=parts["identity"],
+        image_encoder=str(parts["encoder"]),
+        recognizer=recognizer,
+        prediction="v",
+        zero_snr=True,
+        backends=("onnxruntime",),
+        graphs=tuple(GRAPHS),
+        height=64,
+        width=64,
+    )
+    plan, rows = estimate(options)
+    assert not (tmp_path / "engines").exists() and rows
+    report = build(options)
+    assert report.parity.passed
+    assert {row.graph for row in report.parity.rows} == set(GRAPHS)
+    scheduler, defaults = report.manifest.scheduler, report.manifest.defaults
+    assert (scheduler["prediction_type"], scheduler["rescale_betas_zero_snr"]) == ("v_prediction", True)
+    assert defaults["spacing"] == "trailing"
+    assert any(note.startswith("prediction v: as --prediction says") for note in report.notes)
+    assert plan.notes == report.notes[: len(plan.notes)]
+    assert build(options).made == {}
+    assert verify(tmp_path / "engines").passed
