@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,8 @@ def original_tensors(source: RandomSource, *networks: str, dtype: torch.dtype = 
         places = original_places(network, source.architecture.component(network))
         thirds: dict[str, dict[int, Tensor]] = {}
         for name, value in source.weights(network, torch.float32):
-            noisy = value + 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(found)))
+            seed = zlib.crc32(name.encode())  # norms and biases are constant without noise
+            noisy = value + 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(seed))
             place = places[name.removeprefix("text_model.")]
             key, tensor = PREFIXES[network] + place.key, noisy.to(dtype)
             if place.third is not None:
