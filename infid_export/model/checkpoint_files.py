@@ -23,6 +23,7 @@ OPENCLIP = (
     "of its tags."
 )
 _DIFFUSERS_FORMAT = "the path of a checkpoint folder in diffusers' format"
+_CHECKPOINT = "the path of a safetensors file with an SDXL checkpoint, or of a folder in diffusers' format"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WEIGHT_ENDINGS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 # `model.safetensors`, `model.fp16.safetensors`, `model-00001-of-00002.fp16.safetensors`, and the older
@@ -103,7 +104,7 @@ def unreachable(model: str, error: Exception) -> InputError:
     """Return the error for a name that is neither a path nor available from the hub."""
     return InputError(
         f"{model} is not a built-in model, a folder, or a hub id that can be reached ({type(error).__name__}).",
-        fix=f"Use `demo`, `random-sdxl`, `random-medium`, or {_DIFFUSERS_FORMAT}.",
+        fix=f"Use `demo`, `random-sdxl`, `random-medium`, or {_CHECKPOINT}.",
     )
 
 
@@ -134,7 +135,7 @@ def local_folder(model: str) -> Path | None:
             raise InputError(f"{model} is not a checkpoint in diffusers' format: {_contents(path)}.", fix=_inside(path))
         return path
     if is_path(model):
-        raise InputError(f"There is no folder at {model}.", fix=f"Give {_DIFFUSERS_FORMAT}, or a hub id.")
+        raise InputError(f"There is no checkpoint at {model}.", fix=f"Give {_CHECKPOINT}, or a hub id.")
     return None
 
 

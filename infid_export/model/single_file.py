@@ -130,7 +130,8 @@ def read_single_file(file: TensorFile, prediction: GivenPrediction = _AS_STORED)
             )
     check_widths(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], where)
     sampling, note = file_sampling(file, prediction)
-    return Checkpoint(parts, sampling, True, tuple(each for each in (note, _left_out(file)) if each))
+    sampler = f"sampler: {sampling.sampler} with {sampling.spacing} spacing, since a single file names none"
+    return Checkpoint(parts, sampling, True, tuple(each for each in (note, sampler, _left_out(file)) if each))
 
 
 def read_model(model: str) -> Checkpoint:
