@@ -46,6 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset", choices=tuple(PRESETS), metavar="NAME",
         help=f"few-step model that --model is: sampler, steps and guidance for it ({', '.join(PRESETS)})",
     )  # fmt: skip
+    model.add_argument(
+        "--vae", type=Path, metavar="PATH", help="VAE in place of the model's: safetensors file, or diffusers folder"
+    )
+    model.add_argument("--unet", type=Path, metavar="FILE", help="UNet in place of the model's (safetensors)")
+    model.add_argument(
+        "--prediction", choices=("epsilon", "v"), help="what the checkpoint's UNet predicts (as the checkpoint says)"
+    )
+    model.add_argument("--zero-snr", action="store_true", help="the checkpoint was trained with zero terminal SNR")
     add_detector(model)
     model.add_argument(
         "--allow-other-encoders",

@@ -213,7 +213,7 @@ def open_reference(
     """Open the PyTorch reference of a model.
 
     Args:
-        model: `demo`, `random-sdxl`, `random-medium`, a folder in diffusers' format, or a hub id.
+        model: for `open_source`.
         settings: sampling settings.
         choices: method choices that replace the weights' own if they are not None.
         identity: identity weights; for a built-in model they replace its own.

@@ -20,7 +20,8 @@ class BuildOptions:
 
     Args:
         output: the engine folder.
-        model: `demo`, `random-sdxl`, `random-medium`, a folder in diffusers' format, or a hub id.
+        model: `demo`, `random-sdxl`, `random-medium`, a safetensors file in SDXL's original layout, a folder in
+            diffusers' format, or a hub id.
         identity: identity weights (safetensors); built-in models have their own.
         image_encoder: checkpoint of the image encoder that the identity weights read: a file or folder in OpenCLIP's or
             transformers' layout, or an open_clip tag.
@@ -52,6 +53,10 @@ class BuildOptions:
         streams: `two` or `one`; None is what the identity weights are trained for.
         lora: LoRAs to merge into the weights, each a safetensors `FILE` (strength 1) or `FILE:STRENGTH`.
         preset: a few-step model's sampler, spacing, steps and guidance as the folder's defaults; a key of `PRESETS`.
+        vae: a VAE in place of the model's: a safetensors file, or a folder in diffusers' format.
+        unet: a UNet in place of the model's (safetensors).
+        prediction: what the checkpoint's UNet predicts; None is what the checkpoint says.
+        zero_snr: whether it was trained with zero terminal SNR, also if the checkpoint does not say so.
     """
 
     output: Path = Path("infid-engines")
@@ -92,6 +97,10 @@ class BuildOptions:
     streams: Literal["one", "two"] | None = None
     lora: tuple[str, ...] = ()
     preset: str | None = None
+    vae: Path | None = None
+    unet: Path | None = None
+    prediction: Literal["epsilon", "v"] | None = None
+    zero_snr: bool = False
 
     def __post_init__(self) -> None:
         """Reject impossible values with a sentence that says what is possible."""

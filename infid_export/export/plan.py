@@ -25,7 +25,9 @@ from infid_export.export.preset_plan import usual_size, with_guidance, with_pres
 from infid_export.export.vae_range import PROBED, VAE_RANGE
 from infid_export.export.writers import Writers
 from infid_export.model.config import METHOD_FIELDS
+from infid_export.model.given_networks import with_networks
 from infid_export.model.lora_file import with_loras
+from infid_export.model.prediction import GivenPrediction
 from infid_export.model.sources import BUILT_IN, COMPONENTS, RANDOM, ModelSource, open_source
 from infid_export.model.updated_source import classes_of
 from infid_export.runtime.requirements import image_graphs
@@ -265,7 +267,9 @@ def source_of(options: BuildOptions) -> ModelSource:
         image_encoder=options.image_encoder,
         seed=options.seed,
         choices=choices,
+        prediction=GivenPrediction(options.prediction, options.zero_snr),
     )
+    source = with_networks(source, options.vae, options.unet)
     return with_preset(with_loras(source, options.lora), options.preset)
 
 
@@ -305,6 +309,8 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
          f"{source.config.family} weights read no face embedding"),
         (options.face_models and not source.config.finds_faces, "--face-models",
          f"{source.config.family} weights read whole images"),
+        (options.prediction and built_in, "--prediction", f"the model {source.name} predicts epsilon"),
+        (options.zero_snr and built_in, "--zero-snr", f"the model {source.name} predicts epsilon"),
         (options.face_models and options.detector != "insightface", "--face-models",
          f"the detector is {options.detector}"),
         (options.refit and not takes_flags, "--refit", unflagged),

@@ -11,7 +11,7 @@ from infid_export.export.build_options import BuildOptions
 from infid_export.model.lora_file import lora_choice
 from infid_export.model.sources import BUILT_IN
 
-_PATHS = ("output", "identity", "recognizer", "face_models", "tuning")
+_PATHS = ("output", "identity", "recognizer", "face_models", "tuning", "vae", "unet")
 _TUPLES = ("backends", "targets", "graphs", "height_range", "width_range", "batch_range", "lora")
 
 

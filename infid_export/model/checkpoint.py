@@ -77,7 +77,7 @@ def read_checkpoint(folder: Path, given: Mapping[str, Any] | None = None) -> Che
         check_scheduler(schedule, str(path), index["scheduler"][1])
     parts = {name: own.get(name) or read_json(folder / name / "config.json") for name in NETWORKS}
     for name, config in parts.items():
-        _CHECKS[name](config, f"The given {name}" if name in own else f"{folder}/{name}/config.json")
+        check_network(name, config, f"The given {name}" if name in own else f"{folder}/{name}/config.json")
     check_widths(parts["unet"], parts["text_encoder"], parts["text_encoder_2"], str(folder))
     sampling = read_scheduler(schedule, None if "scheduler" in own else index["scheduler"][1])
     notes = [sampling.note]
@@ -88,6 +88,15 @@ def read_checkpoint(folder: Path, given: Mapping[str, Any] | None = None) -> Che
             notes.append(f"{name} weights: the variant {variant}, since there are no plain ones")
     zeros = bool(index.get("force_zeros_for_empty_prompt", True))
     return Checkpoint(parts, sampling, zeros, tuple(note for note in notes if note))
+
+
+def check_network(name: str, config: Mapping[str, Any], where: str) -> None:
+    """Check the configuration of a UNet, VAE or text encoder; `where` is its name in the error.
+
+    Raises:
+        InputError: a field has an unsupported value, is unknown, or is missing.
+    """
+    _CHECKS[name](config, where)
 
 
 def _check_vocabularies(folder: Path, parts: Mapping[str, Mapping[str, Any]]) -> str:

@@ -23,6 +23,7 @@ OPENCLIP = (
     "image_encoder folder that comes with IP-Adapter, or one of OpenCLIP's tags."
 )
 _DIFFUSERS_FORMAT = "the path of a checkpoint folder in diffusers' format"
+_CHECKPOINT = "the path of a safetensors file with an SDXL checkpoint, or of a folder in diffusers' format"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # The files of an image encoder in a folder; the first one is taken.
 _IMAGE_ENCODERS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin")
@@ -105,8 +106,21 @@ def unreachable(model: str, error: Exception) -> InputError:
     """Return the error for a name that is neither a path nor available from the hub."""
     return InputError(
         f"{model} is not a built-in model, a folder, or a hub id that can be reached ({type(error).__name__}).",
-        fix=f"Use `demo`, `random-sdxl`, `random-medium`, or {_DIFFUSERS_FORMAT}.",
+        fix=f"Use `demo`, `random-sdxl`, `random-medium`, or {_CHECKPOINT}.",
     )
+
+
+def checkpoint_file(model: str) -> Path | None:
+    """Return the single-file checkpoint at a path, or None if there is no file.
+
+    Raises:
+        InputError: the file is not safetensors.
+    """
+    path = Path(model)
+    if not path.is_file():
+        return None
+    tensor_names(path)
+    return path
 
 
 def local_folder(model: str) -> Path | None:
@@ -123,7 +137,7 @@ def local_folder(model: str) -> Path | None:
             raise InputError(f"{model} is not a checkpoint in diffusers' format: {_contents(path)}.", fix=_inside(path))
         return path
     if is_path(model):
-        raise InputError(f"There is no folder at {model}.", fix=f"Give {_DIFFUSERS_FORMAT}, or a hub id.")
+        raise InputError(f"There is no checkpoint at {model}.", fix=f"Give {_CHECKPOINT}, or a hub id.")
     return None
 
 
@@ -324,7 +338,11 @@ def _inside(folder: Path) -> str:
     if nested:
         return f"Give the checkpoint inside it: {nested[0]}."
     single = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
-    return _conversion(single[0]) if single else f"Give {_DIFFUSERS_FORMAT}: one with model_index.json and unet/."
+    return (
+        f"Give the file inside it: {single[0]}."
+        if single
+        else f"Give {_DIFFUSERS_FORMAT}: one with model_index.json and unet/."
+    )
 
 
 def _contents(folder: Path) -> str:

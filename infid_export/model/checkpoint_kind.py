@@ -24,7 +24,7 @@ from infid_export.model.checkpoint_fields import (
 )
 
 Config = Mapping[str, Any]
-_SDXL = "Use SDXL base or a fine-tune of it, in diffusers' format."
+_SDXL = "Use SDXL base or a fine-tune of it."
 # More than any network has; a larger configuration would only exhaust the machine.
 _MOST_LAYERS, _LARGEST = 256, 1 << 20
 _LAYERS = ("num_hidden_layers", "layers_per_block", "transformer_layers_per_block")

@@ -31,13 +31,10 @@ from infid_export.model.vision_layout import (
     openclip_weights,
     size_of,
 )
+from infid_export.model.weight_names import WITHOUT_EFFECT, require_all
 
-# Suffixes of tensors that no result depends on.
-_WITHOUT_EFFECT = (
-    "position_ids",  # 0, 1, 2, …: a buffer that older versions of transformers saved
-    "logit_scale",  # for CLIP's training loss
-)
-# Likewise for one component: SDXL uses only the hidden states of the first text encoder.
+# Tensors of one component that no result depends on, beside `WITHOUT_EFFECT`: SDXL uses only the hidden states of the
+# first text encoder.
 _UNREAD = {"text_encoder": ("text_projection.weight",)}
 # The ImageEncoder's preprocessing.
 _PREPROCESSING = {"mean": _MEAN, "std": _STD, "quick_gelu": False}
@@ -71,8 +68,8 @@ def load_network(folder: Path, component: str, dtype: torch.dtype, variant: str 
             ignore_mismatched_sizes=True,  # the report lists them by name
             output_loading_info=True,
         )
-    unread = (*_WITHOUT_EFFECT, *_UNREAD.get(component, ()))
-    _require_all(
+    unread = (*WITHOUT_EFFECT, *_UNREAD.get(component, ()))
+    require_all(
         f"The {component} weights of {folder}",
         missing=report["missing_keys"],
         unexpected=[name for name in report["unexpected_keys"] if not name.endswith(unread)],
@@ -111,7 +108,7 @@ def load_image_encoder(encoder: nn.Module, name: str, checkpoint: str) -> nn.Mod
     if not any(key.startswith(OPENCLIP_PREFIX) for key in stored) and Path(checkpoint).is_dir():
         visual: Any = encoder.visual
         check_configuration(Path(checkpoint), visual.transformer.resblocks[0].attn.num_heads)
-    _require_all(
+    require_all(
         f"The image_encoder weights of {file}, as {name},",
         missing=wanted.keys() - weights.keys(),
         unexpected=weights.keys() - wanted.keys(),
@@ -164,26 +161,6 @@ def _check_image_encoder(file: Path, names: Iterable[str]) -> None:
         raise InputError(
             f"{file} is {kind}, not an image encoder: it has no tensors visual.… or vision_model.….", fix=OPENCLIP
         )
-
-
-def _require_all(what: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]) -> None:
-    """Reject weights if the network would keep random ones or ignore some."""
-    groups = {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": sorted(mismatched)}
-    if not any(groups.values()):
-        return
-    shown = "; ".join(
-        f"{problem}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for problem, names in groups.items()
-        if names
-    )
-    adapted = any("base_layer" in name or "lora_" in name for name in groups["unexpected"])
-    raise InputError(
-        f"{what} do not fit their configuration ({shown}).",
-        fix="Merge the adapter first (diffusers' `fuse_lora` and `unload_lora_weights`, PEFT's `merge_and_unload`), "
-        "then save again."
-        if adapted
-        else "Convert or download the checkpoint again.",
-    )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The sources of models: the package, random weights of a known architecture, or a checkpoint in diffusers' format.
+"""The sources of models: the package, random weights of a known architecture, or a checkpoint.
 
 A source returns components (`text_encoder`, `text_encoder_2`, `unet`, `vae`, `image_encoder`, `identity`), each
 as an empty module on the meta device, as a loaded module, or as a stream of weights. Opening a source reads only
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from infid_engines.errors import InputError
 from infid_engines.hashes import remembered_sha256
 from infid_export.model.architectures import DEMO, MEDIUM, SDXL, Architecture, Sampling, identity_config
-from infid_export.model.checkpoint import check_identity, image_encoder_config, read_checkpoint
+from infid_export.model.checkpoint import Checkpoint, check_identity, image_encoder_config, read_checkpoint
 from infid_export.model.checkpoint_files import (
+    checkpoint_file,
     checkpoint_folder,
     image_encoder_file,
     local_folder,
@@ -27,6 +28,7 @@ from infid_export.model.checkpoint_files import (
     weight_files,
 )
 from infid_export.model.config import IdentityConfig, read_config
+from infid_export.model.prediction import GivenPrediction, folder_sampling
 from infid_export.model.shipped import ShippedSource
 from infid_export.model.vision_layout import check_size, size_of
 from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae", "image_encoder", "identity")
 RANDOM = {"random-sdxl": SDXL, "random-medium": MEDIUM}
 BUILT_IN = {"demo": DEMO, **RANDOM}
+_AS_STORED = GivenPrediction()
 
 
 class ModelSource(Protocol):
@@ -146,19 +149,38 @@ class CheckpointSource:
         image_encoder: checkpoint of the image encoder, a file or folder in OpenCLIP's or transformers' layout, or a
             pretrained tag that open_clip can download; None if the identity weights read no image.
         config: the method variant; None is the identity file's.
+        prediction: what the user says about the checkpoint.
 
     Raises:
         InputError: a component is missing or not SDXL's.
     """
 
     def __init__(
-        self, folder: Path, identity: Path, image_encoder: str | None, config: IdentityConfig | None = None
+        self,
+        folder: Path,
+        identity: Path,
+        image_encoder: str | None,
+        config: IdentityConfig | None = None,
+        prediction: GivenPrediction = _AS_STORED,
     ) -> None:
-        self.name = str(folder)
-        self.folder, self.identity, self.image_encoder = folder, identity, image_encoder
+        checkpoint = read_checkpoint(folder)
+        sampling, note = folder_sampling(checkpoint.sampling, prediction)
+        notes = (*checkpoint.notes, note) if note else checkpoint.notes
+        self.folder = folder
+        self._take(str(folder), replace(checkpoint, sampling=sampling, notes=notes), identity, image_encoder, config)
+
+    def _take(
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        identity: Path,
+        image_encoder: str | None,
+        config: IdentityConfig | None,
+    ) -> None:
+        """Set the attributes of a model source; the last three arguments are those of the class."""
+        self.name, self.identity, self.image_encoder = name, identity, image_encoder
         stored = read_config(identity)
         self.config = config or stored
-        checkpoint = read_checkpoint(folder)
         self.zero_negative = checkpoint.zero_negative
         self.notes = (*checkpoint.notes, *stored.untrained_notes(self.config))
         vision = image_encoder_config(self.config.image_encoder)
@@ -259,16 +281,19 @@ def open_source(
     image_encoder: str | None = None,
     seed: int = 0,
     choices: Mapping[str, str | int | None] | None = None,
+    prediction: GivenPrediction = _AS_STORED,
 ) -> ModelSource:
     """Open a model by name.
 
     Args:
-        model: `demo`, `random-sdxl`, `random-medium`, a folder in diffusers' format, or a hub id.
+        model: `demo`, `random-sdxl`, `random-medium`, a safetensors file in SDXL's original layout, a folder in
+            diffusers' format, or a hub id.
         identity: identity weights; needed for a checkpoint, and replace the demo model's own.
         image_encoder: checkpoint of the image encoder, or tag; needed for a checkpoint, unless the identity weights
             read no image.
         seed: seed of random weights.
         choices: method choices that replace the stored ones if they are not None.
+        prediction: what a checkpoint's UNet predicts.
 
     Raises:
         InputError: the model is missing or lacks a component, or a seed was given for trained weights.
@@ -280,11 +305,34 @@ def open_source(
         return ShippedSource(chosen, identity)
     if model in BUILT_IN:
         return RandomSource(model, seed, identity_config(BUILT_IN[model]).with_choices(**chosen))
-    local_folder(model)  # an unusable path is reported before missing identity weights
+    file = checkpoint_file(model)
+    if file is None:
+        local_folder(model)  # an unusable path is reported before missing identity weights
     config = None if identity is None else read_config(identity).with_choices(**chosen)
     if identity is None or config is None or (image_encoder is None and config.reads_image):
         raise InputError(
             f"The checkpoint {model} needs identity weights and an image encoder.",
             fix="Give --identity weights.safetensors and --image-encoder open_clip_checkpoint.",
         )
-    return CheckpointSource(checkpoint_folder(model), identity, image_encoder, config)
+    return open_checkpoint(model, identity, image_encoder, config, prediction)
+
+
+def open_checkpoint(
+    model: str,
+    identity: Path,
+    image_encoder: str | None,
+    config: IdentityConfig,
+    prediction: GivenPrediction = _AS_STORED,
+) -> CheckpointSource:
+    """Open a checkpoint: a single file, a folder in diffusers' format, or a hub id.
+
+    Its class has the same arguments.
+
+    Raises:
+        InputError: it is missing, or is not SDXL.
+    """
+    from infid_export.model.single_file import SingleFileSource  # which is a `CheckpointSource`
+
+    if (file := checkpoint_file(model)) is not None:
+        return SingleFileSource(file, identity, image_encoder, config, prediction)
+    return CheckpointSource(checkpoint_folder(model), identity, image_encoder, config, prediction)

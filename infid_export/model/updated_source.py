@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from infid_export.model.replaced_source import ReplacedSource
 from infid_export.model.sources import ModelSource
+from infid_export.model.stored_network import StoredNetwork
 
 if TYPE_CHECKING:
     import torch
@@ -120,18 +122,23 @@ def check_updates(source: ModelSource) -> None:
     if isinstance(source, UpdatedSource):
         for component in sorted({name for each in source.updates for name in each.components}):
             source.low_ranks(component)
+    if isinstance(source, UpdatedSource | ReplacedSource):
         check_updates(source.base)
 
 
 def base_of(source: ModelSource) -> ModelSource:
-    """Return the source without its updates."""
-    return base_of(source.base) if isinstance(source, UpdatedSource) else source
+    """Return the source without its updates and replaced networks."""
+    return base_of(source.base) if isinstance(source, UpdatedSource | ReplacedSource) else source
 
 
 def classes_of(source: ModelSource, components: Collection[str]) -> tuple[type, ...]:
-    """Return the classes whose code decides the weights of components: those of a source and of its updates."""
-    if not isinstance(source, UpdatedSource):
-        return (type(source),)
-    kinds: list[type] = [type(each) for each in source.updates if each.components & set(components)]
-    found = (UpdatedSource, *kinds) if kinds else ()
-    return tuple(dict.fromkeys((*found, *classes_of(source.base, components))))
+    """Return the classes whose code decides the weights of components: those of a source and of what changes it."""
+    if isinstance(source, UpdatedSource):
+        kinds: list[type] = [type(each) for each in source.updates if each.components & set(components)]
+        found: tuple[type, ...] = (UpdatedSource, *kinds) if kinds else ()
+        return tuple(dict.fromkeys((*found, *classes_of(source.base, components))))
+    if isinstance(source, ReplacedSource):
+        others = set(components) - {source.network.component}
+        found = (ReplacedSource, StoredNetwork) if len(others) < len(set(components)) else ()
+        return tuple(dict.fromkeys((*found, *(classes_of(source.base, others) if others else ()))))
+    return (type(source),)

@@ -85,7 +85,9 @@ def test_a_folder_that_is_no_checkpoint_says_what_it_holds(tmp_path, no_hub):
     with pytest.raises(InputError, match="it is empty"):
         checkpoint_folder(str(tmp_path))
     tensors(tmp_path / "sdxl.safetensors", "model.diffusion_model.x")
-    with pytest.raises(InputError, match=r"it contains sdxl\.safetensors.*from_single_file"):
+    with pytest.raises(
+        InputError, match=r"it contains sdxl\.safetensors.*Give the file inside it: .*/sdxl\.safetensors"
+    ):
         checkpoint_folder(str(tmp_path))
     (tmp_path / "snapshots/abc").mkdir(parents=True)
     (tmp_path / "snapshots/abc/model_index.json").write_text("{}")
@@ -99,7 +101,7 @@ def test_a_folder_that_is_no_checkpoint_says_what_it_holds(tmp_path, no_hub):
 def test_a_path_to_nothing_is_no_hub_id(tmp_path, no_hub, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    with pytest.raises(InputError, match=r"There is no folder at|is not a checkpoint"):
+    with pytest.raises(InputError, match=r"There is no checkpoint at|is not a checkpoint"):
         checkpoint_folder(name)
 
 

@@ -11,12 +11,12 @@ import torch
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import canonical_key
-from infid_export.model.checkpoint import read_checkpoint
-from infid_export.model.checkpoint_files import checkpoint_folder, local_folder
+from infid_export.model.checkpoint_files import checkpoint_file, local_folder
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
-from infid_export.model.sources import BUILT_IN, CheckpointSource, ModelSource, open_source
+from infid_export.model.single_file import read_model
+from infid_export.model.sources import BUILT_IN, ModelSource, open_checkpoint, open_source
 
 FRESH = "fresh"
 
@@ -32,8 +32,8 @@ def open_base(
     """Open a model to train on.
 
     Args:
-        model: a built-in model, a checkpoint folder in diffusers' format, or a hub id.
-        image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint folder.
+        model: a built-in model, a checkpoint file or folder, or a hub id; see `open_source`.
+        image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint.
         initial: `fresh`, or an identity file, which then decides the sizes of the identity modules.
         seed: seed of a built-in random model.
         with_text: train with the text cross-attention on (the ablation).
@@ -56,17 +56,17 @@ def open_base(
         source = open_source(model, seed=seed)
         source.config = chosen(stored or source.config)
         return source
-    local_folder(model)  # reject a wrong path before asking for an image encoder
+    if checkpoint_file(model) is None:
+        local_folder(model)  # reject a wrong path before asking for an image encoder
     if image_encoder is None:
         raise InputError(
             f"The checkpoint {model} needs an image encoder.", fix="Give --image-encoder open_clip_checkpoint."
         )
-    folder = checkpoint_folder(model)
     if stored is None:
-        stored = IdentityConfig(cross_attention_dim=read_checkpoint(folder).parts["unet"]["cross_attention_dim"])
+        stored = IdentityConfig(cross_attention_dim=read_model(model).parts["unet"]["cross_attention_dim"])
     # the source never reads the identity file: the configuration is passed in, and the weights come from
     # `initial_identity`
-    source = CheckpointSource(folder, Path(initial), image_encoder, chosen(stored))
+    source = open_checkpoint(model, Path(initial), image_encoder, chosen(stored))
     _check_loss(source)
     return source
 
