@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,8 @@ def test_it_builds_with_parity_and_is_verified_again(parts, file, tmp_path):
     assert plan.notes == report.notes[: len(plan.notes)]
     assert build(options).made == {}
     assert verify(tmp_path / "engines").passed
+    other = build(replace(options, prediction="epsilon", zero_snr=False))
+    assert other.made == {} and other.manifest.scheduler["prediction_type"] == "epsilon"
 
 
 def test_other_tensors_are_noted_and_those_of_a_network_rejected(parts, tmp_path):
