@@ -24,7 +24,7 @@ METHOD_CHOICES = {
     "--self-attention": ("self_attention", ("mixed", "mutual", "plain")),
     "--adain": ("adain", ("mean", "standard", "off")),
     "--cross-adain": ("cross_adain", ("kv", "output", "off")),
-    "--uncond-identity": ("uncond_identity", ("zeros", "off")),
+    "--uncond-identity": ("uncond_identity", ("zeros", "zero_image", "off")),
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -15,9 +17,31 @@ CONFIG_KEY = "infid_config"  # key in an identity file's header
 _LARGEST = 1 << 16  # tokens or channels; SDXL has at most 2048 of either
 
 CrossAdaIN = Literal["kv", "output", "off"]
-UncondIdentity = Literal["zeros", "off"]
+UncondIdentity = Literal["zeros", "zero_image", "off"]
 SelfAttention = Literal["mixed", "mutual", "plain"]
 AdaIN = Literal["mean", "standard", "off"]
+Mapper = Literal["infinite_id", "linear", "resampler", "mlp", "mlp_perceiver"]
+ClipLayer = Literal["last", "penultimate", "pooled", "none"]
+FaceEmbedding = Literal["normalized", "raw"]
+Crop = Literal["portrait", "whole", "aligned"]
+
+# What each mapper reads of the image encoder, whether it reads a face embedding, and the sizes that it has.
+_SIZES = ("mapper_hidden", "mapper_layers", "mapper_heads", "mapper_queries")
+_READS: Mapping[str, tuple[tuple[str, bool], ...]] = {
+    "infinite_id": (("last", True),),
+    "linear": (("pooled", False),),
+    "resampler": (("penultimate", False), ("none", True)),
+    "mlp": (("none", True),),
+    "mlp_perceiver": (("penultimate", True),),
+}
+_SIZED: Mapping[str, tuple[str, ...]] = {
+    "infinite_id": (),
+    "linear": ("mapper_queries",),
+    "resampler": _SIZES,
+    "mlp": (),
+    "mlp_perceiver": _SIZES[:3],
+}
+_CORRECT = "Correct it in the identity file's configuration, or import the weights again."
 
 
 @dataclass(frozen=True)
@@ -26,23 +50,39 @@ class IdentityConfig:
 
     Args:
         image_encoder: open_clip's name for the image encoder's architecture.
-        clip_tokens: tokens of the image encoder, class token included (257 for ViT-H/14 at 224 px).
-        clip_width: width of the image encoder (1280 for ViT-H/14).
-        face_width: length of the face embedding (512 for ArcFace).
-        face_tokens: identity tokens per face embedding.
+        clip_tokens: tokens that the mapper reads of the image encoder, class token included (257 for ViT-H/14 at
+            224 px); 1 for `pooled`, 0 if the mapper reads no image.
+        clip_width: their width (1280 for ViT-H/14; for `pooled`, that of its projection).
+        face_width: length of the face embedding (512 for ArcFace); 0 if the mapper reads none.
+        face_tokens: identity tokens per face embedding; 0 if the mapper reads none.
         cross_attention_dim: width of the identity tokens; the UNet's cross-attention width.
         self_attention: self-attention of the identity rows. `mixed` is the method; `mutual` attends only to the text
             rows' K_t, V_t (ablation), like MasaCtrl's mutual self-attention (Cao et al., arXiv 2304.08465); `plain`
             attends only to K_id, V_id (ablation).
         adain: `mean` is the method; `standard` also matches the deviation (ablation); `off` shifts nothing.
         cross_adain: where AdaIN acts in cross-attention: on keys and values, on the output, or nowhere.
-        uncond_identity: `zeros` maps zero encoder features for the unconditional rows; `off` gives them no
-            identity term at all.
+        uncond_identity: `zeros` maps zero encoder features for the unconditional rows; `zero_image` maps what the
+            image encoder makes of an image that is zero after normalization; `off` gives them no identity term at all.
         center_tokens: whether a person's tokens are centered to mean 0. The projections have no bias, so the keys and
             values then have mean 0 too, and AdaIN-mean in cross-attention adds the text's mean without taking
             anything from the person.
         trained_with_text: whether text cross-attention was active in training (ablation). It only describes the
             weights, and has no effect on inference.
+        mapper: the network from features to identity tokens: `infinite_id`, or that of another method, see
+            `infid_export.model.mappers`.
+        clip_layer: what the mapper reads of the image encoder: the `last` hidden state, the `penultimate` one, the
+            `pooled` and projected class token, or `none`.
+        face_embedding: whether the mapper reads the recognizer's embedding `normalized` to length 1, or `raw`.
+        mapper_hidden: width inside `resampler` and `mlp_perceiver`. This and the next three are 0 if the mapper has no
+            such size.
+        mapper_layers: their layers.
+        mapper_heads: heads of their attention.
+        mapper_queries: identity tokens that `linear` and `resampler` return.
+        shortcut: whether `mlp_perceiver` adds its result to the face tokens instead of replacing them.
+        perceiver_scale: factor of that result, with `shortcut`.
+        crop: what the image encoder sees: a `portrait` around the aligned face, the `whole` image, or the `aligned`
+            face alone, as the recognizer sees it.
+        family: name of the method that the weights come from, for messages.
     """
 
     image_encoder: str = "ViT-H-14"
@@ -57,27 +97,24 @@ class IdentityConfig:
     uncond_identity: UncondIdentity = "zeros"
     center_tokens: bool = False
     trained_with_text: bool = False
+    mapper: Mapper = "infinite_id"
+    clip_layer: ClipLayer = "last"
+    face_embedding: FaceEmbedding = "normalized"
+    mapper_hidden: int = 0
+    mapper_layers: int = 0
+    mapper_heads: int = 0
+    mapper_queries: int = 0
+    shortcut: bool = False
+    perceiver_scale: float = 1.0
+    crop: Crop = "portrait"
+    family: str = "infinite-id"
 
     def __post_init__(self) -> None:
-        """Reject values outside the documented choices."""
+        """Reject values outside the documented choices, and choices that do not go together."""
         hints = get_type_hints(type(self))
         for field in fields(self):
-            value, allowed = getattr(self, field.name), get_args(hints[field.name])
-            if allowed and value not in allowed:
-                raise InputError(
-                    f"{field.name} must be one of {', '.join(allowed)}, not {value!r}.",
-                    fix=f"Choose one of them for {field.name}.",
-                )
-            if hints[field.name] in (str, bool) and type(value) is not hints[field.name]:
-                raise InputError(
-                    f"{field.name} must be {'a name' if hints[field.name] is str else 'true or false'}, not {value!r}.",
-                    fix="Correct it in the identity file's configuration.",
-                )
-            if hints[field.name] is int and (type(value) is not int or not 1 <= value <= _LARGEST):
-                raise InputError(
-                    f"{field.name} must be a positive integer up to {_LARGEST}, not {value!r}.",
-                    fix="Correct it in the identity file's configuration.",
-                )
+            _check_value(field.name, getattr(self, field.name), hints[field.name])
+        _check_mapper(self)
 
     @property
     def fits_kernels(self) -> bool:
@@ -86,8 +123,20 @@ class IdentityConfig:
 
     @property
     def tokens(self) -> int:
-        """Identity tokens of one person: image tokens, then face tokens."""
-        return self.clip_tokens + self.face_tokens
+        """Identity tokens of one person; those of `infinite_id` are image tokens, then face tokens."""
+        if self.mapper == "infinite_id":
+            return self.clip_tokens + self.face_tokens
+        return self.mapper_queries or self.face_tokens
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether the mapper reads an image encoder."""
+        return self.clip_layer != "none"
+
+    @property
+    def reads_face(self) -> bool:
+        """Whether the mapper reads a face embedding."""
+        return self.face_width > 0
 
     def with_choices(self, **choices: str | None) -> IdentityConfig:
         """Return a copy in which the choices that are not None replace the stored ones."""
@@ -145,3 +194,65 @@ def read_config(path: str | Path) -> IdentityConfig:
             fix="Save it with IdentityModules.save.",
         )
     return IdentityConfig.from_json(metadata[CONFIG_KEY])
+
+
+def _check_value(name: str, value: Any, hint: Any) -> None:
+    allowed = get_args(hint)
+    if allowed:
+        if value not in allowed:
+            raise InputError(
+                f"{name} must be one of {', '.join(allowed)}, not {value!r}.", fix=f"Choose one of them for {name}."
+            )
+        return
+    kinds: dict[Any, tuple[str, bool]] = {
+        str: ("a name", type(value) is str),
+        bool: ("true or false", type(value) is bool),
+        float: ("a finite number", type(value) in (int, float) and math.isfinite(value)),
+        int: (f"a whole number from 0 to {_LARGEST}", type(value) is int and 0 <= value <= _LARGEST),
+    }
+    wanted, fits = kinds[hint]
+    if not fits:
+        raise InputError(f"{name} must be {wanted}, not {value!r}.", fix=_CORRECT)
+
+
+def _check_mapper(config: IdentityConfig) -> None:
+    """Reject sizes and choices that the mapper does not have, or lacks."""
+    mapper = config.mapper
+    if (config.clip_layer, config.reads_face) not in _READS[mapper]:
+        ways = " or ".join(
+            f"clip_layer = {layer} with{'' if face else 'out'} a face embedding" for layer, face in _READS[mapper]
+        )
+        given = f"clip_layer = {config.clip_layer} and face_width = {config.face_width}"
+        raise InputError(f"The mapper {mapper} takes {ways}, not {given}.", fix=_CORRECT)
+    sized = {
+        "cross_attention_dim": True,
+        "clip_tokens": config.reads_image,
+        "clip_width": config.reads_image,
+        "face_tokens": config.reads_face,
+        **{name: name in _SIZED[mapper] for name in _SIZES},
+    }
+    for name, needed in sized.items():
+        value = getattr(config, name)
+        if (value > 0) != needed:
+            raise InputError(
+                f"{name} must be {'positive' if needed else '0'} for the mapper {mapper} with clip_layer = "
+                f"{config.clip_layer}, not {value}.",
+                fix=_CORRECT,
+            )
+    perceives = mapper == "mlp_perceiver"
+    for fits, problem in (
+        (config.clip_layer != "pooled" or config.clip_tokens == 1,
+         "A pooled image is 1 token, so clip_tokens must be 1"),
+        (not config.mapper_heads or not config.mapper_hidden % config.mapper_heads,
+         "mapper_hidden must be a multiple of mapper_heads"),
+        (not perceives or config.mapper_hidden == config.cross_attention_dim,
+         "mapper_hidden must be cross_attention_dim for mlp_perceiver, whose queries are the face tokens"),
+        (mapper != "resampler" or config.face_tokens in (0, config.mapper_queries),
+         "A resampler returns mapper_queries tokens of a face, so face_tokens must be that"),
+        (perceives or not config.shortcut, "Only mlp_perceiver has a shortcut"),
+        (config.shortcut or config.perceiver_scale == 1, "perceiver_scale has no effect without shortcut"),
+        (config.reads_image or config.uncond_identity != "zero_image",
+         "uncond_identity = zero_image needs a mapper that reads an image"),
+    ):  # fmt: skip
+        if not fits:
+            raise InputError(f"{problem}.", fix=_CORRECT)

@@ -120,7 +120,7 @@ class _Step(nn.Module):
         """Spread the per-sample strengths over the rows; the method variant decides on the unconditional ones."""
         style, strength = identity.style_strength, identity.identity_strength
         if sampler.guidance is not None:
-            uncond = strength if self.config.uncond_identity == "zeros" else torch.zeros_like(strength)
+            uncond = torch.zeros_like(strength) if self.config.uncond_identity == "off" else strength
             style, strength = style.repeat(2), torch.cat([uncond, strength])
         return Streams(
             identity_keys=identity.keys, identity_values=identity.values,
