@@ -20,10 +20,11 @@ from infid_export.export.build_options import BuildOptions
 from infid_export.export.bundle_compilation import require_measured
 from infid_export.export.code_keys import code_hash
 from infid_export.export.face_plan import face_files
-from infid_export.export.graphs import GRAPHS, GraphForm, chosen_graphs, forms_of
+from infid_export.export.graphs import GRAPHS, Graph, GraphForm, chosen_graphs, forms_of
 from infid_export.export.vae_range import PROBED, VAE_RANGE
 from infid_export.export.writers import Writers
-from infid_export.model.sources import BUILT_IN, RANDOM, ModelSource, open_source
+from infid_export.model.sources import BUILT_IN, COMPONENTS, RANDOM, ModelSource, open_source
+from infid_export.model.updated_source import classes_of
 from infid_export.runtime.requirements import IMAGE_GRAPHS
 
 _EXPORTERS = ("torch", "onnxscript", "onnx_ir", "diffusers", "transformers", "open_clip_torch")
@@ -133,6 +134,10 @@ class Plan:
         """Return all artifacts by path, in build order."""
         return {artifact.path: artifact for artifact in (*self.exported, *self.built, *self.packages)}
 
+    def _classes(self, graph: Graph) -> tuple[type, ...]:
+        """Return the classes whose code decides the weights of a graph."""
+        return classes_of(self.source, tuple(graph.components.values()))
+
     def parity_key(self, form: GraphForm) -> str:
         """Return the key of a graph's comparison."""
         return canonical_key(
@@ -140,7 +145,7 @@ class Plan:
                 "graph": self.graphs[form].key_fields,
                 "weights": [self.weights[name].key_fields for name in form.graph.components.values()],
                 "size": self.parity_size,
-                "code": code_hash("parity", type(form.graph), type(self.source)),
+                "code": code_hash("parity", type(form.graph), *self._classes(form.graph)),
                 "runtime": "; ".join(get_backend(PARITY_BACKEND).versions().values()),
             }
         )
@@ -153,7 +158,7 @@ class Plan:
                 "engine": engine.key,
                 "weights": [manifest.files[weights_file(name)].key for name in graph.components.values()],
                 "size": (manifest.height, manifest.width),
-                "code": code_hash("parity", type(graph), type(self.source)),
+                "code": code_hash("parity", type(graph), *self._classes(graph)),
             }
         )
 
@@ -168,7 +173,9 @@ class Plan:
         """Return the key of the whole-image comparison."""
         graphs = {form.name: self.parity_key(form) for form in self.graphs}
         sampling = {"scheduler": dict(self.source.scheduler), "usual": asdict(self.source.architecture.sampling)}
-        return canonical_key({"graphs": graphs, **sampling, "code": code_hash("image", type(self.source))})
+        return canonical_key(
+            {"graphs": graphs, **sampling, "code": code_hash("image", *classes_of(self.source, COMPONENTS))}
+        )
 
 
 def make_plan(options: BuildOptions) -> Plan:
@@ -212,7 +219,7 @@ def make_plan(options: BuildOptions) -> Plan:
         for index, name in enumerate(TOKENIZERS)
     }
     if PROBED in prints and options.precision == "fp16":
-        fields = {"weights": prints[PROBED], "code": code_hash("vae_range", type(source))}
+        fields = {"weights": prints[PROBED], "code": code_hash("vae_range", *classes_of(source, (PROBED,)))}
         files[VAE_RANGE] = Artifact(VAE_RANGE, fields, writers.vae_range(), _EXPORTED)
     model = {"name": source.name, "files": prints, "config": source.config.to_dict()}
     person = {name: source.fingerprint(name) for name in ("image_encoder", "identity")}
@@ -318,8 +325,14 @@ def _check_ranges(options: BuildOptions) -> None:
 
 
 def _weights_fields(prints: Mapping[str, str], options: BuildOptions, source: ModelSource) -> dict[str, dict[str, Any]]:
-    made_by = {"precision": options.precision, "code": code_hash("weights", type(source))}
-    return {name: {"weights": fingerprint, **made_by} for name, fingerprint in prints.items()}
+    return {
+        name: {
+            "weights": fingerprint,
+            "precision": options.precision,
+            "code": code_hash("weights", *classes_of(source, (name,))),
+        }
+        for name, fingerprint in prints.items()
+    }
 
 
 def _graph_fields(form: GraphForm, options: BuildOptions, source: ModelSource) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from infid_engines.errors import InputError
 from infid_export.model.encoder_record import TAG, EncoderRecord
 from infid_export.model.shipped import fingerprint
 from infid_export.model.sources import CheckpointSource, ModelSource
+from infid_export.model.updated_source import base_of
 
 
 def encoders_of(source: ModelSource, recognizer: str, recognizer_name: str, detector: str) -> EncoderRecord:
@@ -21,10 +22,11 @@ def encoders_of(source: ModelSource, recognizer: str, recognizer_name: str, dete
         detector: likewise.
     """
     identifier, name = source.fingerprint("image_encoder"), f"the {source.name} model's"
-    if isinstance(source, CheckpointSource):
-        is_file = Path(source.image_encoder).is_file()
-        name = Path(source.image_encoder).name if is_file else f"open_clip's {source.image_encoder}"
-        identifier = identifier if is_file else f"{TAG}{source.config.image_encoder} {source.image_encoder}"
+    base = base_of(source)
+    if isinstance(base, CheckpointSource):
+        is_file = Path(base.image_encoder).is_file()
+        name = Path(base.image_encoder).name if is_file else f"open_clip's {base.image_encoder}"
+        identifier = identifier if is_file else f"{TAG}{base.config.image_encoder} {base.image_encoder}"
     return EncoderRecord(recognizer, recognizer_name, identifier, name, detector)
 
 
