@@ -222,6 +222,9 @@ def make_plan(options: BuildOptions) -> Plan:
         fields = {"weights": prints[PROBED], "code": code_hash("vae_range", *classes_of(source, (PROBED,)))}
         files[VAE_RANGE] = Artifact(VAE_RANGE, fields, writers.vae_range(), _EXPORTED)
     model = {"name": source.name, "files": prints, "config": source.config.to_dict()}
+    if source.license:
+        model["license"] = source.license
+        why += (f"license of the identity weights: {source.license}",)
     person = {name: source.fingerprint(name) for name in ("image_encoder", "identity")}
     recognizer = files[RECOGNIZER].key_fields
     model["id"] = canonical_key({**person, "precision": options.precision, "recognizer": recognizer})

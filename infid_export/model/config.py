@@ -83,6 +83,7 @@ class IdentityConfig:
         crop: what the image encoder sees: a `portrait` around the aligned face, the `whole` image, or the `aligned`
             face alone, as the recognizer sees it.
         family: name of the method that the weights come from, for messages.
+        lora_scale: strength of the identity file's LoRA for the UNet, if it has one; 0 leaves it out.
     """
 
     image_encoder: str = "ViT-H-14"
@@ -108,6 +109,7 @@ class IdentityConfig:
     perceiver_scale: float = 1.0
     crop: Crop = "portrait"
     family: str = "infinite-id"
+    lora_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Reject values outside the documented choices, and choices that do not go together."""

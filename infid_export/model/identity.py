@@ -114,14 +114,9 @@ class IdentityModules(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the modules atomically as one safetensors file."""
-        target = Path(path)
         tensors = {_file_key(name): value.detach().contiguous() for name, value in self.state_dict().items()}
-        metadata = {CONFIG_KEY: json.dumps(self.config.to_dict())}
-        if self.encoders is not None:
-            metadata[ENCODERS_KEY] = self.encoders.to_json()
-        with whole_file(target) as partial:
-            save_file(tensors, partial, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
-            sort_header(partial)
+        metadata = {} if self.encoders is None else {ENCODERS_KEY: self.encoders.to_json()}
+        write_identity_file(Path(path), self.config, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path, blocks: Mapping[str, int], dtype: torch.dtype = torch.float32) -> IdentityModules:
@@ -160,6 +155,26 @@ class IdentityModules(nn.Module):
                 tensors[name] = tensor.to(dtype)
         modules.load_state_dict(tensors, assign=True)
         return modules.eval().requires_grad_(False)
+
+
+def write_identity_file(
+    path: Path, config: IdentityConfig, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write an identity file atomically, with a seal.
+
+    Args:
+        path: file to write.
+        config: the modules' configuration.
+        tensors: contiguous tensors by their names in the file; mapped ones are not read into memory as a whole.
+        metadata: the header's further entries.
+
+    Raises:
+        DiskFullError: the disk is full.
+    """
+    described = {CONFIG_KEY: json.dumps(config.to_dict()), **metadata}
+    with whole_file(path) as partial:
+        save_file(dict(tensors), partial, metadata={**described, SEAL_KEY: _seal(described, tensors)})
+        sort_header(partial)
 
 
 def _file_key(name: str) -> str:

@@ -15,6 +15,7 @@ from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file
 from infid_export.model.architectures import DEMO
 from infid_export.model.config import read_config
+from infid_export.model.identity_header import stored_license
 from infid_export.model.tokenizers import sdxl_tokenizers
 from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 
@@ -47,6 +48,7 @@ class ShippedSource:
     def __init__(self, choices: Mapping[str, str | None] | None = None, identity: Path | None = None) -> None:
         self.identity = identity or shipped_file("identity")
         self.config = read_config(self.identity).with_choices(**(choices or {}))
+        self.license = stored_license(self.identity)
 
     def fingerprint(self, component: str) -> str:
         """Return a hash of the component's file and configuration."""

@@ -21,6 +21,8 @@ from infid_export.model.architectures import DEMO, MEDIUM, SDXL, Architecture, S
 from infid_export.model.checkpoint import check_identity, image_encoder_config, read_checkpoint
 from infid_export.model.checkpoint_files import checkpoint_folder, image_encoder_file, local_folder, weight_files
 from infid_export.model.config import IdentityConfig, read_config
+from infid_export.model.identity_header import stored_license
+from infid_export.model.identity_lora import identity_lora
 from infid_export.model.shipped import ShippedSource
 from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 from infid_export.sampling.scheduler_config import ModelSampling
@@ -43,6 +45,7 @@ class ModelSource(Protocol):
     zero_negative: bool  # whether a missing negative prompt means zero embeddings, not those of an empty text
     scheduler: Mapping[str, Any]  # the noise schedule it was trained with, fields as in `SDXL_SCHEDULER`
     notes: tuple[str, ...]  # what was chosen if the model leaves a choice, and why
+    license: str  # one line on the license of the identity weights; empty if they have none
 
     def fingerprint(self, component: str) -> str:
         """Return a sha256 that changes when the component's weights or configuration change."""
@@ -76,6 +79,7 @@ class RandomSource:
     """
 
     notes: tuple[str, ...] = ()
+    license = ""
     scheduler = SDXL_SCHEDULER
 
     def __init__(self, name: str, seed: int = 0, config: IdentityConfig | None = None) -> None:
@@ -146,7 +150,7 @@ class CheckpointSource:
     def __init__(self, folder: Path, identity: Path, image_encoder: str, config: IdentityConfig | None = None) -> None:
         self.name = str(folder)
         self.folder, self.identity, self.image_encoder = folder, identity, image_encoder
-        self.config = config or read_config(identity)
+        self.config, self.license = config or read_config(identity), stored_license(identity)
         checkpoint = read_checkpoint(folder)
         self.zero_negative, self.notes = checkpoint.zero_negative, checkpoint.notes
         vision = image_encoder_config(self.config.image_encoder)
@@ -257,7 +261,8 @@ def open_source(
     if seed and model not in RANDOM:
         raise InputError(f"A seed for random weights has no effect: {model} has trained weights.", fix="Leave it out.")
     if model == "demo":
-        return ShippedSource(chosen, identity)
+        shipped = ShippedSource(chosen, identity)
+        return _with_lora(shipped, shipped.identity)
     if model in BUILT_IN:
         return RandomSource(model, seed, identity_config(BUILT_IN[model]).with_choices(**chosen))
     local_folder(model)  # an unusable path is reported before missing identity weights
@@ -266,6 +271,15 @@ def open_source(
             f"The checkpoint {model} needs identity weights and an image encoder.",
             fix="Give --identity weights.safetensors and --image-encoder open_clip_checkpoint.",
         )
-    return CheckpointSource(
+    source = CheckpointSource(
         checkpoint_folder(model), identity, image_encoder, read_config(identity).with_choices(**chosen)
     )
+    return _with_lora(source, identity)
+
+
+def _with_lora(source: ModelSource, identity: Path) -> ModelSource:
+    """Return the source with the identity file's LoRA merged into its weights, if it has one."""
+    from infid_export.model.updated_source import UpdatedSource
+
+    lora = identity_lora(identity, source.config)
+    return source if lora is None else UpdatedSource(source, (lora,))
