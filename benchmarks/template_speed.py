@@ -36,7 +36,7 @@ from infid_export.bench.timing import take_turns
 from infid_export.cli.output import Output
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import build
-from infid_export.export.graphs import GRAPHS
+from infid_export.export.graphs import graphs_for
 from infid_export.export.inspection import read_graph
 from infid_export.runtime.denoise import FEATURES
 from infid_export.runtime.pipeline import Pipeline
@@ -50,7 +50,7 @@ _PROMPT = "an oil painting of a person"
 
 def folder(path: Path, model: str, **options: Any) -> tuple[Pipeline, RecordingEngines]:
     """Build a model's engines, and open them."""
-    usual: dict[str, Any] = {"graphs": tuple(GRAPHS), "parity_size": 128, "parity_image": "off"}
+    usual: dict[str, Any] = {"graphs": tuple(graphs_for("two")), "parity_size": 128, "parity_image": "off"}
     build(BuildOptions(path, model, backends=("onnxruntime",), **usual, **options))
     return recording_pipeline(path, backend="onnxruntime")
 

@@ -25,7 +25,7 @@ from shared_folder import shared
 from infid_engines.manifest import Manifest
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import BuildReport, build
-from infid_export.export.graphs import GRAPHS
+from infid_export.export.graphs import graphs_for
 from infid_export.model.sources import RandomSource
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
@@ -58,9 +58,9 @@ def source() -> RandomSource:
 
 @pytest.fixture(scope="session")
 def demo_build(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
-    """The demo folder in fp16 with every graph, on ONNX Runtime, with every parity check and the 30-step image."""
+    """The demo folder in fp16 with every graph of its streams, on ONNX Runtime, with every parity check and an image."""
     folder = shared(tmp_path_factory, "demo") / "engines"  # a build locks it
-    return build(BuildOptions(output=folder, precision="fp16", graphs=tuple(GRAPHS), backends=("onnxruntime",)))
+    return build(BuildOptions(output=folder, precision="fp16", graphs=tuple(graphs_for("two")), backends=("onnxruntime",)))
 
 
 @pytest.fixture(scope="session")

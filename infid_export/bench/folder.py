@@ -23,6 +23,7 @@ from infid_export.bench.sweep import Sweep, folder_facts
 from infid_export.bench.timing import Times, take_turns
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
+from infid_export.runtime.requirements import step_name
 
 _JOINT = "denoise_step"
 _BURST = 4
@@ -124,7 +125,7 @@ def bench(
             "scaling": sweep.scaling(times),
             "ratios": _ratios(graphs, times, manifest.batch),
             "host_ms_per_step": round(host, 3),
-            "host_share": round(host / graphs[_JOINT].median_ms, 4),
+            "host_share": round(host / graphs[step_name(manifest)].median_ms, 4),
             "first_image_seconds": round(first, 3),
             "peak_bytes": peak_memory(),
             "device_bytes": in_use,
@@ -137,9 +138,9 @@ def _ratios(graphs: Mapping[str, Times], images: Mapping[str, Times], batch: int
     `text_step` is that step for one image. A joint step has two streams of `batch` images, one from a template has one.
     """
     plain = graphs[TEXT].median_ms * batch if TEXT in graphs else None
-    joint, template = graphs[_JOINT].median_ms, graphs[IDENTITY].median_ms if IDENTITY in graphs else None
+    joint, template = (graphs[name].median_ms if name in graphs else None for name in (_JOINT, IDENTITY))
     return {
-        "joint_over_plain": None if plain is None else round(joint / (2 * plain), 3),
+        "joint_over_plain": None if plain is None or joint is None else round(joint / (2 * plain), 3),
         "template_over_plain": None if plain is None or template is None else round(template / plain, 3),
         "joint_image_over_template_image": round(images["joint"].median_ms / images["template"].median_ms, 3)
         if "template" in images
@@ -151,7 +152,7 @@ def _host(pipe: Pipeline, engines: RecordingEngines, person: Person, steps: int)
     """Return the milliseconds per step that are spent outside the backend's library."""
     if steps < 2:
         return 0.0
-    engine, seen = engines[_JOINT], _StepTimes(lambda: engine.busy_seconds)
+    engine, seen = engines[step_name(pipe.manifest)], _StepTimes(lambda: engine.busy_seconds)
     batch = pipe.manifest.batch
     pipe.generate([PROMPT] * batch, person, seed=SEED, steps=steps, reporter=seen, output_type="latents")
     (first, busy), (last, later) = seen.moments[0], seen.moments[-1]

@@ -164,7 +164,11 @@ def _stages(document: Mapping[str, Any]) -> str:
     graphs, steps = document["graphs"], document["steps"]
     encoders = sum(graphs[name]["median_ms"] for name in ("text_encoder", "text_encoder_2"))
     decoder = graphs["vae_decoder"]["median_ms"]
-    kinds = {"joint": ("denoise_step", encoders), "template": ("identity_step", 0.0)}
+    kinds = {
+        "joint": ("denoise_step", encoders),
+        "single": ("single_step", encoders),
+        "template": ("identity_step", 0.0),
+    }
     longest = max(each["median_ms"] for each in document["images"].values())
     scale, parts = (_WIDTH - _LABELS - 90) / longest, []
     for row, (name, each) in enumerate(document["images"].items()):

@@ -7,13 +7,15 @@ from typing import Any
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import Manifest
-from infid_export.bench.images import image_calls, joint_call
+from infid_export.bench.images import image_calls, prompt_call, prompt_kind
 from infid_export.bench.timing import Times
 from infid_export.runtime.conditioning import has_guidance
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
+from infid_export.runtime.requirements import streams_of
 
 _SHARES = (4, 2)  # of the steps, that images are also made with
+_ALIKE = ("model", "precision", "guidance", "streams")
 # What folders may differ in, by the name of the document's entry.
 _PROPERTIES: Mapping[str, Callable[[Manifest], int]] = {
     "batch": lambda manifest: manifest.batch,
@@ -27,7 +29,7 @@ def folder_facts(manifest: Manifest) -> dict[str, Any]:
     return {
         "model": manifest.model["name"], "precision": manifest.precision, "height": manifest.height,
         "width": manifest.width, "batch": manifest.batch, "people": manifest.people,
-        "guidance": has_guidance(manifest),
+        "guidance": has_guidance(manifest), "streams": streams_of(manifest),
     }  # fmt: skip
 
 
@@ -49,28 +51,29 @@ class Sweep:
 
     def __init__(self, pipe: Pipeline, steps: int, person: Person, beside: Iterable[Pipeline] = ()) -> None:
         self.calls: dict[str, Callable[[], object]] = {}
+        kind = prompt_kind(pipe.manifest)
         # by property: name of the call, kind of image, value of the property, images per call
         self._points: dict[str, list[tuple[str, str, int, int]]] = {
-            "steps": [("joint", "joint", steps, pipe.manifest.batch)]
+            "steps": [(kind, kind, steps, pipe.manifest.batch)]
         }
         for fewer in sorted({steps // share for share in _SHARES} - {0, steps}):
-            name = f"joint, {fewer} steps"
-            self.calls[name] = joint_call(pipe, fewer, person)
-            self._points["steps"].append((name, "joint", fewer, pipe.manifest.batch))
+            name = f"{kind}, {fewer} steps"
+            self.calls[name] = prompt_call(pipe, fewer, person)
+            self._points["steps"].append((name, kind, fewer, pipe.manifest.batch))
         for other in beside:
             self._add(pipe, other, steps)
 
     def _add(self, pipe: Pipeline, other: Pipeline, steps: int) -> None:
         ours, theirs = folder_facts(pipe.manifest), folder_facts(other.manifest)
         differing = [name for name, value in _PROPERTIES.items() if value(other.manifest) != value(pipe.manifest)]
-        if len(differing) != 1 or any(ours[name] != theirs[name] for name in ("model", "precision", "guidance")):
+        if len(differing) != 1 or any(ours[name] != theirs[name] for name in _ALIKE):
             raise InputError(
                 f"{other.folder} must differ from {pipe.folder} in exactly one of batch, size and people.",
                 fix="Build it with the same options but one.",
             )
         (name,) = differing
         value = _PROPERTIES[name]
-        usual = [(kind, kind, value(pipe.manifest), pipe.manifest.batch) for kind in ("joint", "template")]
+        usual = [(kind, kind, value(pipe.manifest), pipe.manifest.batch) for kind in (prompt_kind(pipe.manifest), "template")]
         points = self._points.setdefault(name, usual)
         for kind, call in image_calls(other, steps).items():
             self.calls[f"{other.folder.name}, {kind}"] = call

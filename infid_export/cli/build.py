@@ -70,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     others = [graph.name for graph in GRAPHS.values() if not graph.by_default]
     graphs.add_argument(
         "--graph", dest="graphs", action="append", choices=(DEFAULT, *GRAPHS), metavar="NAME",
-        help=f"repeatable: {', '.join(GRAPHS)}; {DEFAULT} means all except {', '.join(others)} ({DEFAULT})",
+        help=f"repeatable: {', '.join(GRAPHS)}; {DEFAULT} means all of the model's streams except "
+        f"{', '.join(others)} ({DEFAULT})",
     )  # fmt: skip
     engines = parser.add_argument_group("engines")
     engines.add_argument(

@@ -21,6 +21,7 @@ ENGINES = Path("infid-engines")
 MODEL_HELP = "demo, random-sdxl, random-medium, a diffusers folder or a hub id (demo)"
 DRY_RUN_HELP = "show what would be done, without doing it"
 METHOD_CHOICES = {
+    "--streams": ("streams", ("one", "two")),
     "--self-attention": ("self_attention", ("mixed", "mutual", "plain")),
     "--adain": ("adain", ("mean", "standard", "off")),
     "--cross-adain": ("cross_adain", ("kv", "output", "off")),

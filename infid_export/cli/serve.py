@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         if pipe.manifest.faces.get("detector") == "drawn":
             output.note(DRAWN_ONLY)
         if not app.state.service.shelf.available:
-            output.note("no templates: the folder was built without the graphs text_step and identity_step")
+            output.note("no templates: the folder lacks the graphs text_step and identity_step")
         output.note(f"{url}: loading the engines; /readyz answers 200 when they are ready. Ctrl-C stops.")
         output.document({"url": url, "backend": pipe.backend, "device": pipe.device})
         with warnings.catch_warnings():

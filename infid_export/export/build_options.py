@@ -47,6 +47,7 @@ class BuildOptions:
         optimization_level: TensorRT's builder optimization level (0 to 5); None is its default.
         kernels: attention in TensorRT engines: `native` operators, or the `triton` kernels as plugins.
         tuning: a file from `infid-export tune`; the `triton` kernels prefer its choices to the built-in table.
+        streams: `two` or `one`; None is what the identity weights are trained for.
     """
 
     output: Path = Path("infid-engines")
@@ -82,6 +83,7 @@ class BuildOptions:
     optimization_level: int | None = None
     kernels: Literal["native", "triton"] = "native"
     tuning: Path | None = None
+    streams: Literal["one", "two"] | None = None
 
     def __post_init__(self) -> None:
         """Reject impossible values with a sentence that says what is possible."""

@@ -25,8 +25,8 @@ _STOPS = (*_REJECTING, *_ASKED, *_KERNELS)
 _COMPARING = ("infid_engines.onnxruntime_backend:OnnxRuntimeBackend",)
 _REGISTRY = "infid_engines.registry"
 # Members of graphs and sources that do not affect the export.
-_OF_PARITY = ("upstream", "parity_inputs", "by_default")
-_OF_KEYS = ("fingerprint", "tokenizer_fingerprint", "note", "notes", "scheduler")
+_OF_PARITY = ("upstream", "parity_inputs", "by_default", "streams")
+_OF_KEYS = ("fingerprint", "tokenizer_fingerprint", "note", "notes", "license", "scheduler")
 
 _CODE: Mapping[str, Code] = {
     "weights": Code(("infid_export.export.weights:WeightsLayout",), _STOPS, (*_OF_KEYS, "tokenizers")),
@@ -55,7 +55,7 @@ _CODE: Mapping[str, Code] = {
             *_COMPARING,
         ),
         (*_STOPS, _REGISTRY),
-        (*_OF_KEYS, "by_default"),
+        (*_OF_KEYS, "by_default", "streams"),
     ),
     "image": Code(("infid_export.export.image_parity:compare_image", *_COMPARING), (*_STOPS, _REGISTRY)),
 }

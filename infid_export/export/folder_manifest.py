@@ -65,6 +65,8 @@ def sampling_facts(plan: Plan) -> dict[str, dict[str, Any]]:
     sampling, source = plan.source.architecture.sampling, plan.source
     if not plan.options.guidance:
         sampling = replace(sampling, guidance=1.0)
+    if source.config.streams == "one":
+        sampling = replace(sampling, style_strength=0.0)  # there is no text stream to take a style from
     table = sampler_table(source.scheduler, sampling.steps, sampling.sampler, sampling.spacing)
     rows = [[float(value) for value in row] for row in table.rows]
     return {

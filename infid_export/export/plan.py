@@ -25,7 +25,7 @@ from infid_export.export.vae_range import PROBED, VAE_RANGE
 from infid_export.export.writers import Writers
 from infid_export.model.sources import BUILT_IN, COMPONENTS, RANDOM, ModelSource, open_source
 from infid_export.model.updated_source import classes_of
-from infid_export.runtime.requirements import IMAGE_GRAPHS
+from infid_export.runtime.requirements import image_graphs
 
 _EXPORTERS = ("torch", "onnxscript", "onnx_ir", "diffusers", "transformers", "open_clip_torch")
 
@@ -165,7 +165,8 @@ class Plan:
     def image_steps(self) -> int | None:
         """Return the steps of the whole-image comparison, or None without one."""
         wanted, built = self.options.parity_image, {form.graph.name for form in self.graphs}
-        if wanted == "off" or (wanted == "auto" and self.source.name != "demo") or not built.issuperset(IMAGE_GRAPHS):
+        needed = image_graphs(self.source.config.streams)
+        if wanted == "off" or (wanted == "auto" and self.source.name != "demo") or not built.issuperset(needed):
             return None
         return self.source.architecture.sampling.steps
 
@@ -194,7 +195,7 @@ def make_plan(options: BuildOptions) -> Plan:
         height=options.height_range[1] if options.height_range else options.height or size,
         width=options.width_range[1] if options.width_range else options.width or size,
         batch=options.batch_range[1] if options.batch_range else options.batch,
-        graphs=tuple(graph.name for graph in chosen_graphs(options.graphs)),
+        graphs=tuple(graph.name for graph in chosen_graphs(options.graphs, source.config.streams)),
         detector=options.detector or ("drawn" if source.name == "demo" else "centerface"),
     )
     backends, why = _backends(options)
@@ -202,7 +203,7 @@ def make_plan(options: BuildOptions) -> Plan:
     if options.kernels != "native":
         _check_fused(options, source)
     writers = Writers(source, options)
-    chosen = chosen_graphs(options.graphs)
+    chosen = tuple(GRAPHS[name] for name in options.graphs)
     prints = {name: source.fingerprint(name) for name in sorted({n for g in chosen for n in g.components.values()})}
     weights = {
         name: Artifact(weights_file(name), fields, writers.weights(name), _STREAMED)
@@ -250,7 +251,8 @@ def source_of(options: BuildOptions) -> ModelSource:
     Raises:
         InputError: it cannot be used.
     """
-    choices = {name: getattr(options, name) for name in ("self_attention", "adain", "cross_adain", "uncond_identity")}
+    names = ("streams", "self_attention", "adain", "cross_adain", "uncond_identity")
+    choices = {name: getattr(options, name) for name in names}
     return open_source(
         options.model,
         identity=options.identity,
@@ -262,6 +264,11 @@ def source_of(options: BuildOptions) -> ModelSource:
 
 def _check_fused(options: BuildOptions, source: ModelSource) -> None:
     """Reject what the fused kernels do not support, before anything is built."""
+    if source.config.streams == "one":
+        raise InputError(
+            "The Triton kernels merge two streams, but this model has one.",
+            fix="Use --kernels native, or add --streams two.",
+        )
     if not source.config.fits_kernels:
         raise InputError(
             "The Triton kernels support only the method itself: mixed (or plain) self-attention with AdaIN-mean on "
@@ -280,6 +287,7 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
     built_in = source.name in BUILT_IN
     takes_flags = any(get_backend(name).takes_flags for name in backends)
     with_templates = any("templates" in GRAPHS[name].depends_on for name in options.graphs)
+    needed = set(image_graphs(source.config.streams))
     unflagged = f"no engine of {_names('takes_flags')} is built"
     for given, what, why in (
         (options.identity and source.name in RANDOM, "--identity", f"the model {source.name} has its own"),
@@ -290,8 +298,8 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
         (options.strip and not takes_flags, "--strip", unflagged),
         (options.quantize_templates and not with_templates, "--quantize-templates", "no graph for templates is built"),
         (options.optimization_level is not None and not takes_flags, "--optimization-level", unflagged),
-        (options.parity_image == "on" and not set(IMAGE_GRAPHS) <= set(options.graphs), "--parity-image on",
-         f"an image needs the graphs {', '.join(sorted(IMAGE_GRAPHS))}"),
+        (options.parity_image == "on" and not needed <= set(options.graphs), "--parity-image on",
+         f"an image needs the graphs {', '.join(sorted(needed))}"),
     ):  # fmt: skip
         if given:
             raise InputError(
@@ -425,7 +433,7 @@ def _engines(
     items = []
     for target in dict.fromkeys(targets):
         backend.check_target(target)
-        for graph in chosen_graphs(options.graphs):
+        for graph in map(GRAPHS.__getitem__, options.graphs):
             fused = GraphForm(graph, options.kernels)
             form = fused if backend.takes_plugins and fused in graphs else GraphForm(graph)
             made_from = {

@@ -24,6 +24,7 @@ Mapper = Literal["infinite_id", "linear", "resampler", "mlp", "mlp_perceiver"]
 ClipLayer = Literal["last", "penultimate", "pooled", "none"]
 FaceEmbedding = Literal["normalized", "raw"]
 Crop = Literal["portrait", "whole", "aligned"]
+StreamCount = Literal["two", "one"]
 
 # What each mapper reads of the image encoder, whether it reads a face embedding, and the sizes that it has.
 _SIZES = ("mapper_hidden", "mapper_layers", "mapper_heads", "mapper_queries")
@@ -42,6 +43,11 @@ _SIZED: Mapping[str, tuple[str, ...]] = {
     "mlp_perceiver": _SIZES[:3],
 }
 _CORRECT = "Correct it in the identity file's configuration, or import the weights again."
+# The attention of the identity rows for each number of streams. One stream has no text rows to attend to.
+_ATTENTION: Mapping[str, Mapping[str, str]] = {
+    "two": {"self_attention": "mixed", "adain": "mean", "cross_adain": "kv"},
+    "one": {"self_attention": "plain", "adain": "off", "cross_adain": "off"},
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,9 @@ class IdentityConfig:
             face alone, as the recognizer sees it.
         family: name of the method that the weights come from, for messages.
         lora_scale: strength of the identity file's LoRA for the UNet, if it has one; 0 leaves it out.
+        streams: `two` is the method; `one` has the identity rows alone, which attend to themselves, the prompt and the
+            image keys and values. That is what IP-Adapter's weights are trained for. It goes with plain
+            `self_attention`, and with `adain` and `cross_adain` off.
     """
 
     image_encoder: str = "ViT-H-14"
@@ -110,6 +119,7 @@ class IdentityConfig:
     crop: Crop = "portrait"
     family: str = "infinite-id"
     lora_scale: float = 1.0
+    streams: StreamCount = "two"
 
     def __post_init__(self) -> None:
         """Reject values outside the documented choices, and choices that do not go together."""
@@ -117,6 +127,7 @@ class IdentityConfig:
         for field in fields(self):
             _check_value(field.name, getattr(self, field.name), hints[field.name])
         _check_mapper(self)
+        _check_streams(self)
 
     @property
     def fits_kernels(self) -> bool:
@@ -141,8 +152,27 @@ class IdentityConfig:
         return self.face_width > 0
 
     def with_choices(self, **choices: str | None) -> IdentityConfig:
-        """Return a copy in which the choices that are not None replace the stored ones."""
-        return replace(self, **{name: value for name, value in choices.items() if value is not None})  # type: ignore[arg-type]
+        """Return a copy in which the choices that are not None replace the stored ones.
+
+        Another number of streams than the stored one also changes what is not chosen: two streams get the method's own
+        mixed attention and AdaIN-mean, one stream gets plain attention.
+
+        Raises:
+            InputError: there is no such choice, or one stream was chosen together with attention to a second one.
+        """
+        given = {name: value for name, value in choices.items() if value is not None}
+        if given.get("streams", self.streams) != self.streams:
+            given = {**_ATTENTION.get(given["streams"], {}), **given}
+        return replace(self, **given)  # type: ignore[arg-type]
+
+    def untrained_notes(self, chosen: IdentityConfig) -> tuple[str, ...]:
+        """Return a note if `chosen` runs weights of this configuration in a way that they were not trained for."""
+        if self.streams == chosen.streams:
+            return ()
+        return (
+            f"streams {chosen.streams}: the identity weights are made for {self.streams}, and not trained for "
+            f"{chosen.streams}; look at the images before you rely on them",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON-ready values."""
@@ -215,6 +245,18 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
     wanted, fits = kinds[hint]
     if not fits:
         raise InputError(f"{name} must be {wanted}, not {value!r}.", fix=_CORRECT)
+
+
+def _check_streams(config: IdentityConfig) -> None:
+    """Reject attention to a text stream that does not exist."""
+    if config.streams == "two":
+        return
+    for name, needed in _ATTENTION["one"].items():
+        if getattr(config, name) != needed:
+            raise InputError(
+                f"With one stream, {name} must be {needed}, not {getattr(config, name)}: there are no text rows.",
+                fix=f"Leave out {name}, or choose two streams.",
+            )
 
 
 def _check_mapper(config: IdentityConfig) -> None:

@@ -33,8 +33,8 @@ class Streams:
         style_strength: `[R]`, s of AdaIN.
         identity_strength: `[R]`, λ.
         text_features: per block path, `[R, N, C]`, the input of `attn1` in the text rows. They are collected if the
-            batch has text rows, and read if it has only identity rows. Identity rows without features are the training
-            mode: plain self-attention and no text cross-attention.
+            batch has text rows, and read if it has only identity rows. Without features, identity rows attend only to
+            themselves: in `SingleStep`, and in training, which also leaves out the text cross-attention.
         people: number of samples that share each row of the prompt and the text features, if these are those of one
             template; None if each sample has its own.
     """
@@ -171,9 +171,10 @@ class CrossAttentionProcessor:
         if k_t is None or v_t is None:
             return scaled_dot_product_attention(q, k_id, v_id)
         strength, factor = streams.style_strength, streams.identity_strength
-        assert strength is not None and factor is not None
+        assert factor is not None
         where, kind = self.config.cross_adain, self.config.adain
         if where == "kv" and kind == "mean":
+            assert strength is not None
             return self.ops.merged_cross_attention(q, k_t, v_t, k_id, v_id, strength, factor)
         if where == "kv":
             k_id = _adain(self.config, k_id, k_t, strength)
@@ -254,8 +255,9 @@ def _output(attn: Attention, outputs: list[Tensor]) -> Tensor:
     return attn.to_out[1](attn.to_out[0](joined.transpose(1, 2).flatten(2)))
 
 
-def _adain(config: IdentityConfig, x: Tensor, y: Tensor, strength: Tensor) -> Tensor:
-    strength = strength.view(-1, 1, 1, 1)
+def _adain(config: IdentityConfig, x: Tensor, y: Tensor, strength: Tensor | None) -> Tensor:
     if config.adain == "off":
         return x
+    assert strength is not None
+    strength = strength.view(-1, 1, 1, 1)
     return adain_mean(x, y, strength) if config.adain == "mean" else adain(x, y, strength)

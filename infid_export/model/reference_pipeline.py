@@ -35,7 +35,7 @@ from infid_export.model.identity_lora import merge_identity_lora
 from infid_export.model.loading import load_network
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import ModelSource
-from infid_export.model.step import DenoiseStep, IdentityInputs, PromptInputs, SamplerInputs, StreamInputs
+from infid_export.model.step import DenoiseStep, IdentityInputs, PromptInputs, SamplerInputs, SingleStep, StreamInputs
 from infid_export.sampling import KARRAS
 from infid_export.sampling.samplers import SamplerTable, chosen_sampler, sampler_table
 from infid_export.sampling.scheduler_config import read_scheduler
@@ -61,11 +61,11 @@ class InfiniteIDOutput(BaseOutput):
 
     Args:
         images: the identity stream's images: PIL images, an array `[B, H, W, 3]`, or latents `[B, 4, h, w]`.
-        text_latents: `[B, 4, h, w]`, the text stream's final latents.
+        text_latents: `[B, 4, h, w]`, the text stream's final latents; None if there is no text stream.
     """
 
     images: Any
-    text_latents: Tensor
+    text_latents: Tensor | None
 
 
 class InfiniteIDPipeline(StableDiffusionXLPipeline):
@@ -145,7 +145,8 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
     ) -> InfiniteIDPipeline:
         self._identity_modules = identity.to(self.device)
         self._identity_image_encoder = image_encoder
-        self._step = DenoiseStep(self.unet, identity.config, ops)
+        step = SingleStep if identity.config.streams == "one" else DenoiseStep
+        self._step = step(self.unet, identity.config, ops)
         return self
 
     @property
@@ -219,19 +220,19 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             num_inference_steps: number of steps.
             guidance_scale: g of each stream's classifier-free guidance u + g·(c − u). 1 is the conditional prediction
                 alone, at half the cost; this is what diffusers means by 0 for few-step models.
-            style_strength: s of AdaIN.
+            style_strength: s of AdaIN; without effect if there is no text stream.
             identity_strength: λ.
             sampler: one of `infid_export.sampling.SAMPLERS`; None is that of the pipeline's `scheduler`.
             spacing: of the sampler's timesteps, one of `SPACINGS`; None is that of the pipeline's `scheduler`.
             generator: source of the initial noise, and of the noise that a stochastic sampler adds; one, or one per
                 prompt.
             latents: `[B, 4, h, w]` initial noise, instead of a generator.
-            text_latents: likewise for the text stream; None uses the same noise.
+            text_latents: likewise for the text stream; None uses the same noise. Not where there is no text stream.
             callback_on_step_end: diffusers' callback; it gets a copy of the latents, and may return new ones.
             output_type: `pil`, `np`, `pt` or `latent`.
 
         Returns:
-            The identity stream's images, and the text stream's latents.
+            The identity stream's images, and the text stream's latents if there is one.
 
         Raises:
             InputError: an argument does not fit.
@@ -263,6 +264,9 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         shape = (batch, 4, height // self.vae_scale_factor, width // self.vae_scale_factor)
         for name, given in (("latents", latents), ("text_latents", text_latents)):
             _check_latents(name, given, shape)
+        single = self.identity_config.streams == "one"
+        if single and text_latents is not None:
+            raise InputError("text_latents have no effect: there is no text stream.", fix="Leave them out.")
         draw = _noise(shape, generator)
         start = (draw() if latents is None else latents).to(device, torch.float32)
         text_start = start if text_latents is None else text_latents.to(device, torch.float32)
@@ -278,22 +282,23 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         identity_inputs = IdentityInputs(keys, values, *strengths)
         guidance = None if copies == 1 else torch.full((batch,), guidance_scale, device=device)
         zeros = torch.zeros_like(start)
-        streams = [StreamInputs(each * table.initial_scale, zeros, zeros) for each in (text_start, start)]
+        starts = [start] if single else [text_start, start]
+        streams = [StreamInputs(each * table.initial_scale, zeros, zeros) for each in starts]
         rows = torch.from_numpy(table.rows).to(device)
         with self.progress_bar(total=len(table)) as progress:
             for index, row in enumerate(rows):
                 if table.stochastic:
-                    fresh = [draw().to(device, torch.float32)]
-                    fresh += fresh if text_latents is None else [draw().to(device, torch.float32)]
-                    streams = [stream._replace(noise=noise) for stream, noise in zip(streams, fresh[::-1], strict=True)]
+                    own = draw().to(device, torch.float32)
+                    fresh = [own if text_latents is None else draw().to(device, torch.float32), own][-len(streams) :]
+                    streams = [stream._replace(noise=noise) for stream, noise in zip(streams, fresh, strict=True)]
                 sampler_inputs = SamplerInputs(row[:1], row[1:], guidance)
                 streams = self._step.advance(streams, sampler_inputs, prompt_inputs, identity_inputs)
                 if callback_on_step_end is not None:
-                    current = streams[1].latents
+                    current = streams[-1].latents
                     changed = callback_on_step_end(self, index, row[0], {"latents": current.clone()}) or {}
-                    streams[1] = streams[1]._replace(latents=changed.get("latents", current))
+                    streams[-1] = streams[-1]._replace(latents=changed.get("latents", current))
                 progress.update()
-        text, current = (stream.latents for stream in streams)
+        text, current = None if single else streams[0].latents, streams[-1].latents
         if output_type == "latent":
             return InfiniteIDOutput(current, text)
         images = self._decode(current)

@@ -43,11 +43,12 @@ class ShippedSource:
     architecture = DEMO
     zero_negative = True
     scheduler = SDXL_SCHEDULER
-    notes: tuple[str, ...] = ()
 
     def __init__(self, choices: Mapping[str, str | None] | None = None, identity: Path | None = None) -> None:
         self.identity = identity or shipped_file("identity")
-        self.config = read_config(self.identity).with_choices(**(choices or {}))
+        stored = read_config(self.identity)
+        self.config = stored.with_choices(**(choices or {}))
+        self.notes = stored.untrained_notes(self.config)
         self.license = stored_license(self.identity)
 
     def fingerprint(self, component: str) -> str:

@@ -150,9 +150,11 @@ class CheckpointSource:
     def __init__(self, folder: Path, identity: Path, image_encoder: str, config: IdentityConfig | None = None) -> None:
         self.name = str(folder)
         self.folder, self.identity, self.image_encoder = folder, identity, image_encoder
-        self.config, self.license = config or read_config(identity), stored_license(identity)
+        stored = read_config(identity)
+        self.config, self.license = config or stored, stored_license(identity)
         checkpoint = read_checkpoint(folder)
-        self.zero_negative, self.notes = checkpoint.zero_negative, checkpoint.notes
+        self.zero_negative = checkpoint.zero_negative
+        self.notes = (*checkpoint.notes, *stored.untrained_notes(self.config))
         vision = image_encoder_config(self.config.image_encoder)
         self.architecture = Architecture(
             checkpoint.parts["unet"],

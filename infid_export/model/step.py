@@ -65,18 +65,18 @@ class IdentityInputs(NamedTuple):
     Args:
         keys: `[R, T, S]` of all blocks.
         values: `[R, T, S]`, likewise.
-        style_strength: `[B]` fp32, s.
+        style_strength: `[B]` fp32, s; None if there is no text stream.
         identity_strength: `[B]` fp32, λ.
     """
 
     keys: Tensor
     values: Tensor
-    style_strength: Tensor
+    style_strength: Tensor | None
     identity_strength: Tensor
 
 
 class _Step(nn.Module):
-    """The common part of the three steps: the UNet call and the update of a stream.
+    """The common part of all steps: the UNet call and the update of a stream.
 
     A stream has R rows: 2B with guidance (unconditional, then conditional), else B.
 
@@ -121,7 +121,7 @@ class _Step(nn.Module):
         style, strength = identity.style_strength, identity.identity_strength
         if sampler.guidance is not None:
             uncond = torch.zeros_like(strength) if self.config.uncond_identity == "off" else strength
-            style, strength = style.repeat(2), torch.cat([uncond, strength])
+            style, strength = None if style is None else style.repeat(2), torch.cat([uncond, strength])
         return Streams(
             identity_keys=identity.keys, identity_values=identity.values,
             style_strength=style, identity_strength=strength, **facts,
@@ -290,3 +290,41 @@ class IdentityStep(_Step):
         prompt = PromptInputs(prompt_embeds, pooled_prompt_embeds, time_ids)
         (following,) = self._advance((stream,), sampler, prompt, streams)
         return following.latents, following.denoised
+
+
+class SingleStep(_Step):
+    """The identity stream without a text stream: plain SDXL whose cross-attention also attends to the person."""
+
+    def forward(
+        self,
+        identity_latents: Tensor,
+        identity_denoised: Tensor,
+        identity_noise: Tensor,
+        timestep: Tensor,
+        coefficients: Tensor,
+        prompt_embeds: Tensor,
+        pooled_prompt_embeds: Tensor,
+        time_ids: Tensor,
+        identity_keys: Tensor,
+        identity_values: Tensor,
+        identity_strength: Tensor,
+        guidance: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Take one step; arguments as in `DenoiseStep`.
+
+        Returns:
+            The next latents and the data prediction.
+        """
+        (following,) = self.advance(
+            [StreamInputs(identity_latents, identity_denoised, identity_noise)],
+            SamplerInputs(timestep, coefficients, guidance),
+            PromptInputs(prompt_embeds, pooled_prompt_embeds, time_ids),
+            IdentityInputs(identity_keys, identity_values, None, identity_strength),
+        )
+        return following.latents, following.denoised
+
+    def advance(
+        self, streams: Sequence[StreamInputs], sampler: SamplerInputs, prompt: PromptInputs, identity: IdentityInputs
+    ) -> list[StreamInputs]:
+        """Take one step of the identity stream, and return its next state; the noise is kept."""
+        return self._advance(streams, sampler, prompt, self._streams(sampler, identity, text=False))

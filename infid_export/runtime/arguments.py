@@ -10,6 +10,7 @@ from infid_engines.validation import text_of, texts_of
 from infid_export.runtime.conditioning import check_guidance, fitted_person
 from infid_export.runtime.denoise import scalar
 from infid_export.runtime.person import Person
+from infid_export.runtime.requirements import streams_of
 from infid_export.sampling.samplers import SamplerTable, chosen_sampler, sampler_table
 
 
@@ -48,8 +49,18 @@ class Arguments:
         return [fitted[id(each)] for each in given]
 
     def strengths(self, **given: float | None) -> dict[str, float]:
-        """Return the strengths, or the folder's."""
-        return {name: scalar(name, value, float(self._manifest.defaults[name])) for name, value in given.items()}
+        """Return the strengths, or the folder's. One stream has no style strength, and takes 0 for it only.
+
+        Raises:
+            InputError: one is not a finite number, or would have no effect.
+        """
+        found = {name: scalar(name, value, float(self._manifest.defaults[name])) for name, value in given.items()}
+        if streams_of(self._manifest) == "one" and found.pop("style_strength") != 0:
+            raise InputError(
+                "The style strength has no effect: these engines have no text stream to take the style from.",
+                fix="Leave it out, or build with --streams two.",
+            )
+        return found
 
     def guidance(self, given: float | None) -> float:
         """Return the guidance, or the folder's.

@@ -11,6 +11,7 @@ from infid_engines.errors import InputError
 from infid_engines.manifest import Manifest
 from infid_export.runtime.engine_set import EngineSet
 from infid_export.runtime.person import Person
+from infid_export.runtime.requirements import step_name
 from infid_export.runtime.tokenizer import PromptTokenizer
 
 Array = np.ndarray[Any, Any]
@@ -18,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 def has_guidance(manifest: Manifest) -> bool:
     """Return whether the steps have unconditional rows."""
-    return any(spec.name == "guidance" for spec in manifest.graph("denoise_step").inputs)
+    return any(spec.name == "guidance" for spec in manifest.graph(step_name(manifest)).inputs)
 
 
 def check_guidance(manifest: Manifest, guidance: float) -> None:
@@ -85,7 +86,7 @@ def identity_inputs(people: Sequence[Person], strengths: Mapping[str, float], gu
 
     Args:
         people: one per image of the batch, with all slots filled.
-        strengths: `style_strength` and `identity_strength`.
+        strengths: `identity_strength`, and `style_strength` if there are two streams.
         guidance: whether there are unconditional rows.
     """
     conditions = (0, 1) if guidance else (1,)  # row 0 of a person is unconditional

@@ -12,6 +12,7 @@ from infid_engines.backends import Engine
 from infid_engines.errors import CancelledError, InputError, NonFiniteError
 from infid_engines.manifest import Manifest
 from infid_engines.validation import finite_number, shown, whole_number
+from infid_export.runtime.requirements import step_name
 from infid_export.sampling.samplers import SamplerTable
 
 Array = np.ndarray[Any, Any]
@@ -107,7 +108,7 @@ def fresh_noise(streams: Mapping[str, Noise], batch: Sequence[int], table: Sampl
 
 def sizes(manifest: Manifest) -> list[tuple[int, int]]:
     """Return the smallest and the largest height, and the smallest and the largest width, in pixels."""
-    latents = next(spec for spec in manifest.graph("denoise_step").inputs if spec.name == "identity_latents")
+    latents = next(spec for spec in manifest.graph(step_name(manifest)).inputs if spec.name == "identity_latents")
     extents = [(extent, extent) if isinstance(extent, int) else (extent[0], extent[-1]) for extent in latents.shape[2:]]
     return [(manifest.vae_scale_factor * least, manifest.vae_scale_factor * most) for least, most in extents]
 

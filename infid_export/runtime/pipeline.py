@@ -36,7 +36,14 @@ from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_ta
 from infid_export.runtime.enrollment import open_face_reader
 from infid_export.runtime.job import REPORTER, Callback, Job, JobRunner, Previews, Read, Watch, pil_images, turn
 from infid_export.runtime.person import Person, mix
-from infid_export.runtime.requirements import GENERATE, TEXT, require_usable
+from infid_export.runtime.requirements import (
+    TEXT,
+    latent_graphs,
+    require_template_graph,
+    require_usable,
+    step_name,
+    streams_of,
+)
 from infid_export.runtime.template import Template, TemplateSettings, check_template, keep_features, new_template
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
 from infid_export.sampling.samplers import SamplerTable, sampler_table
@@ -293,14 +300,14 @@ class Pipeline:
             seed: seed of the initial noise, for `numpy.random.default_rng(seed)`, and of the noise that a stochastic
                 sampler adds; one, or one per prompt. A single seed for several prompts counts up. None picks a
                 random one; with a template, its own seed for everybody.
-            text_seed: likewise for the text stream alone; None uses the same noise.
+            text_seed: likewise for the text stream alone; None uses the same noise. Not for engines of one stream.
             height: pixels; None is the folder's default. Other values need a folder built with `--height-range`.
             width: likewise, with `--width-range`.
             steps: number of steps. This and the next three default to the folder's values.
             guidance: g of classifier-free guidance u + g·(c − u). 1 is the conditional prediction alone, which is what
                 diffusers means by 0 for few-step models; 0 is the negative prompt alone. Engines that were built
                 without guidance take 1 only.
-            style_strength: s of AdaIN-mean; 1 is the paper's value, 0 turns it off.
+            style_strength: s of AdaIN-mean; 1 is the paper's value, 0 turns it off, and engines of one stream take 0.
             identity_strength: λ; 1 is the paper's value.
             sampler: one of `infid_export.sampling.SAMPLERS`; None is the folder's.
             spacing: spacing of the sampler's timesteps, one of `SPACINGS`; None is the folder's. `lcm` and `tcd` have
@@ -347,11 +354,17 @@ class Pipeline:
         pixels = image_size(self.manifest, height, width)
         shape = (len(prompts), *self._arguments.latents(pixels))
         own = open_noise("noise", noise, seed, shape, table.stochastic)
+        streams = {"identity": own}
         apart = text_noise is not None or text_seed is not None
-        streams = {
-            "text": open_noise("text_noise", text_noise, text_seed, shape, table.stochastic) if apart else own,
-            "identity": own,
-        }
+        if streams_of(self.manifest) == "two":
+            text = open_noise("text_noise", text_noise, text_seed, shape, table.stochastic) if apart else own
+            streams = {"text": text, **streams}
+        elif apart:
+            raise InputError(
+                f"{'text_seed' if text_noise is None else 'text_noise'} has no effect: these engines have no text "
+                "stream.",
+                fix="Leave it out, or build with --streams two.",
+            )
         people = self._arguments.people(person, len(prompts))
 
         def fixed(batch: list[int]) -> dict[str, Array]:
@@ -362,7 +375,8 @@ class Pipeline:
                 **self._guidance_input(guide, len(batch)),
             }
 
-        return self._runner.run(Job("denoise_step", GENERATE, table, streams, fixed), watch, output_type)
+        job = Job(step_name(self.manifest), latent_graphs(self.manifest), table, streams, fixed)
+        return self._runner.run(job, watch, output_type)
 
     async def generate_async(
         self, prompt: str | Sequence[str] | Template, person: Person | Sequence[Person], **settings: Any
@@ -426,8 +440,8 @@ class Pipeline:
             InputError: an argument does not fit, or the file cannot be written.
             DiskFullError: the disk is too full for the template.
             CancelledError: `cancel` was set.
-            EngineFolderError: the folder has no graph `text_step` or `identity_step`, is damaged, or its engines return
-                non-finite values.
+            EngineFolderError: the folder has one stream, has no graph `text_step` or `identity_step`, is damaged, or
+                its engines return non-finite values.
         """
         watch = Watch(None, cancel, reporter)
         watch.check()
@@ -436,7 +450,7 @@ class Pipeline:
             guidance=guidance, sampler=sampler, spacing=spacing,
         )  # fmt: skip
         self._tell_dropped([settings.prompt, settings.negative_prompt or ""], reporter)
-        self.manifest.graph("text_step")
+        require_template_graph(self.manifest, "text_step")
         table = sampler_table(self.manifest.scheduler, settings.steps, settings.sampler, settings.spacing)
         pixels = settings.height, settings.width
         noise = open_noise("noise", None, settings.seed, (1, *self._arguments.latents(pixels)), table.stochastic)

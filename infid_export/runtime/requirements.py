@@ -10,9 +10,10 @@ from infid_engines.errors import EngineFolderError
 from infid_engines.manifest import Manifest
 from infid_export.sampling.samplers import sampler_table
 
-GENERATE = ("text_encoder", "text_encoder_2", "denoise_step")  # the graphs that generate latents
-TEXT = ("text_encoder", "text_encoder_2", "text_step")  # the graphs that make a template
-IMAGE_GRAPHS = ("identity_encoder", *GENERATE, "vae_decoder")  # the graphs from a photo to an image
+_ENCODERS = ("text_encoder", "text_encoder_2")
+_STEPS = {"two": "denoise_step", "one": "single_step"}  # the graph of a step from a prompt, by streams of the model
+TEXT = (*_ENCODERS, "text_step")  # the graphs that make a template
+TEMPLATES = ("text_step", "identity_step")  # the steps with templates
 _MOST_TIMESTEPS = 100_000  # rows of the noise schedule's table; SDXL's has 1000
 
 
@@ -35,6 +36,41 @@ class _Schedule:
     steps_offset: int
 
 
+def streams_of(manifest: Manifest) -> str:
+    """Return `one` if the folder's steps have the identity stream alone, else `two`."""
+    return "one" if _STEPS["one"] in manifest.graphs else "two"
+
+
+def step_name(manifest: Manifest) -> str:
+    """Return the graph of a step from a prompt."""
+    return _STEPS[streams_of(manifest)]
+
+
+def latent_graphs(manifest: Manifest) -> tuple[str, ...]:
+    """Return the graphs from a prompt to latents."""
+    return (*_ENCODERS, step_name(manifest))
+
+
+def image_graphs(streams: str) -> tuple[str, ...]:
+    """Return the graphs from a photo and a prompt to an image, for a model with `two` streams or `one`."""
+    return ("identity_encoder", *_ENCODERS, _STEPS[streams], "vae_decoder")
+
+
+def require_template_graph(manifest: Manifest, name: str) -> None:
+    """Reject a folder without a graph that makes or uses templates.
+
+    Raises:
+        EngineFolderError: it has one stream, or was built without the graph.
+    """
+    if streams_of(manifest) == "one":
+        raise EngineFolderError(
+            "A template is a text stream, but these engines have one stream, the identity's.",
+            fix="Leave the template out, or build with --streams two "
+            f"{' '.join(f'--graph {each}' for each in ('default', *TEMPLATES))}.",
+        )
+    manifest.graph(name)
+
+
 def require_usable(manifest: Manifest) -> None:
     """Reject a manifest without defaults, with an impossible schedule, or with latents of a wrong rank.
 
@@ -50,10 +86,11 @@ def require_usable(manifest: Manifest) -> None:
             raise ValueError("scheduler has impossible betas, or a steps_offset other than 0 or 1")
         usual = manifest.defaults
         sampler_table(manifest.scheduler, usual["steps"], usual["sampler"], usual["spacing"])
-        if "denoise_step" in manifest.graphs:
-            latents = [spec for spec in manifest.graphs["denoise_step"].inputs if spec.name == "identity_latents"]
+        step = step_name(manifest)
+        if step in manifest.graphs:
+            latents = [spec for spec in manifest.graphs[step].inputs if spec.name == "identity_latents"]
             if len(latents) != 1 or len(latents[0].shape) != 4:
-                raise ValueError("graphs.denoise_step has no four-dimensional input identity_latents")
+                raise ValueError(f"graphs.{step} has no four-dimensional input identity_latents")
     except ValueError as error:
         raise EngineFolderError(
             f"The manifest cannot be used: {error}.", fix="Build the engine folder again with `infid-export build`."

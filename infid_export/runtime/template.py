@@ -20,6 +20,7 @@ from infid_engines.manifest import Manifest, TensorSpec, canonical_key
 from infid_engines.validation import path_of, shown
 from infid_export.runtime.conditioning import has_guidance
 from infid_export.runtime.denoise import FEATURES, image_size, reject_non_finite
+from infid_export.runtime.requirements import require_template_graph
 from infid_export.runtime.template_file import TensorLayout, layout_size, read_tensors, views, written_tensors
 
 Array = np.ndarray[Any, Any]
@@ -245,7 +246,7 @@ def check_template(template: Any, manifest: Manifest) -> None:
 
     Raises:
         InputError: it is not a template, is of another model or size, or differs in guidance or in its features.
-        EngineFolderError: the folder has no graph `identity_step`.
+        EngineFolderError: the folder has one stream, or lacks a graph for templates.
     """
     if not isinstance(template, Template):
         raise InputError(f"The template must be a Template, not {shown(template)}.", fix="Use Pipeline.template.")
@@ -255,7 +256,7 @@ def check_template(template: Any, manifest: Manifest) -> None:
             f"The template was made with the model {template.model[:12]}…, but these engines are of {own[:12]}….",
             fix="Make it again with these engines.",
         )
-    manifest.graph("identity_step")
+    require_template_graph(manifest, "identity_step")
     if template.guidance != has_guidance(manifest):
         kinds = {True: "with", False: "without"}
         raise InputError(

@@ -18,6 +18,7 @@ from infid_export.runtime.conditioning import fitted_person
 from infid_export.runtime.denoise import random_seed
 from infid_export.runtime.person import Person, stack
 from infid_export.runtime.pipeline import Pipeline
+from infid_export.runtime.requirements import streams_of
 from infid_export.runtime.template import TemplateSettings
 from infid_export.serve.cluster.neighbors import JobState, Neighbors, NoNeighbors
 from infid_export.serve.drawing.jobs import Call, ImageJob
@@ -190,6 +191,7 @@ class Service:
             raise Problem(400, f"At most {limits.images} images per request, not {count}.", "Ask for fewer.", param="n")
         if body.output_compression is not None and body.output_format in (None, "png"):
             raise Problem(400, "PNG takes no output_compression.", "Ask for jpeg or webp.", param="output_compression")
+        self._check_streams(body)
         texts, seeds = self._template_texts(body, count) if body.template else self._own_texts(body, count)
         defaults = self.pipe.manifest.defaults
         return ImageJob(
@@ -222,6 +224,15 @@ class Service:
         )  # fmt: skip
         self._within_steps(first)
         return [replace(first, seed=first.seed + i) for i in range(count)], [seed + i for i in range(count)]
+
+    def _check_streams(self, body: ImageFields) -> None:
+        """Reject what only a text stream would read."""
+        if streams_of(self.pipe.manifest) == "two":
+            return
+        for name, given in (("text_seed", body.text_seed is not None), ("style_strength", bool(body.style_strength))):
+            if given:
+                raise Problem(400, f"{name} has no effect: these engines have no text stream.", "Leave it out.",
+                              param=name)  # fmt: skip
 
     def _check_texts(self, *texts: str | None) -> None:
         most = self.options.limits.prompt

@@ -23,7 +23,7 @@ def pipeline(name: str, **facts: Any) -> Any:
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "has_guidance", lambda manifest: getattr(manifest, "guidance", True))
-    monkeypatch.setattr(sweep, "joint_call", lambda pipe, steps, person: f"{pipe.folder} {steps}")
+    monkeypatch.setattr(sweep, "prompt_call", lambda pipe, steps, person: f"{pipe.folder} {steps}")
     monkeypatch.setattr(sweep, "image_calls", lambda pipe, steps: {"joint": pipe.folder, "template": pipe.folder})
 
 

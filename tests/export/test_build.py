@@ -25,7 +25,7 @@ from infid_export.export.artifact import weights_file
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import build, stale, verify
 from infid_export.export.graph_parity import compare_graphs
-from infid_export.export.graphs import GRAPHS
+from infid_export.export.graphs import graphs_for
 from infid_export.export.inspection import read_graph
 from infid_export.export.parity import ImageParity, ParityReport, ParityRow, compare, psnr
 from infid_export.export.plan import make_plan
@@ -57,8 +57,8 @@ def small_folder(built_once: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_demo_builds_every_graph_and_passes_parity(demo_build):
-    assert sorted(demo_build.manifest.graphs) == sorted(GRAPHS)
-    assert {row.graph for row in demo_build.parity.rows} == set(GRAPHS)
+    assert sorted(demo_build.manifest.graphs) == sorted(graphs_for("two"))
+    assert {row.graph for row in demo_build.parity.rows} == set(graphs_for("two"))
     assert demo_build.parity.passed
     assert demo_build.parity.image is not None
     assert demo_build.parity.image.steps == 30
@@ -66,7 +66,7 @@ def test_demo_builds_every_graph_and_passes_parity(demo_build):
 
 
 def test_graphs_are_what_a_strongly_typed_builder_wants(demo_folder):
-    for name in GRAPHS:
+    for name in graphs_for("two"):
         model = onnx.load(demo_folder / "onnx" / f"{name}.onnx", load_external_data=False)
         operators = {node.op_type for node in model.graph.node}
         assert not operators & {"CastLike", "SplitToSequence", "SequenceAt", "If", "Loop", "Identity"}
@@ -101,7 +101,7 @@ def test_an_unchanged_rebuild_does_nothing(demo_folder):
         "print(code, [name for name in heavy if name in sys.modules], *hashed, sep='\\n', file=sys.stderr)"
     )
     arguments = ["build", "--fp16", "-o", str(demo_folder), "--backend", "onnxruntime", "--json", "--quiet"]
-    arguments += [word for name in GRAPHS for word in ("--graph", name)]
+    arguments += [word for name in graphs_for("two") for word in ("--graph", name)]
     states = files_of(demo_folder)
     for _ in range(2):
         found = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)

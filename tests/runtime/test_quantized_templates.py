@@ -13,7 +13,7 @@ from infid_engines.errors import EngineFolderError, InputError
 from infid_export.export.build_estimate import estimate, template_bytes
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import BuildReport, build
-from infid_export.export.graphs import GRAPHS
+from infid_export.export.graphs import graphs_for
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.runtime.template import Template, keep_features, quantized
@@ -25,7 +25,7 @@ GRAPH = "identity_step"
 @pytest.fixture(scope="module")
 def report(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
     folder = shutil.copytree(demo_folder, tmp_path_factory.mktemp("quantized") / "engines")
-    options = {"precision": "fp16", "graphs": tuple(GRAPHS), "backends": ("onnxruntime",), "parity_image": "off"}
+    options = {"precision": "fp16", "graphs": tuple(graphs_for("two")), "backends": ("onnxruntime",), "parity_image": "off"}
     return build(BuildOptions(folder, quantize_templates=True, **options))
 
 
@@ -37,7 +37,7 @@ def quantizing(report: BuildReport) -> Pipeline:
 def test_one_graph_changes_and_passes(report: BuildReport) -> None:
     assert list(report.made) == [f"onnx/{GRAPH}.onnx"]
     assert "quantize_templates: false -> true" in report.made[f"onnx/{GRAPH}.onnx"]
-    assert {row.graph for row in report.parity.rows} == set(GRAPHS)
+    assert {row.graph for row in report.parity.rows} == set(graphs_for("two"))
     assert report.parity.passed
     types = {spec.name.split(".")[0]: spec.dtype for spec in report.manifest.graphs[GRAPH].inputs}
     assert (types["text_features"], types["text_scales"]) == ("int8", "float32")

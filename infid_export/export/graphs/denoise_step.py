@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from infid_export.export.graphs.graph import Values
     from infid_export.export.parity_case import ParityCase
-    from infid_export.model.config import IdentityConfig
+    from infid_export.model.config import IdentityConfig, StreamCount
 
 
 class DenoiseStepGraph(Graph):
@@ -36,6 +36,7 @@ class DenoiseStepGraph(Graph):
     name = "denoise_step"
     components = UNET
     depends_on: frozenset[Dependence] = frozenset({"batch", "guidance", "size", "people", "method"})
+    streams: tuple[StreamCount, ...] = ("two",)
     kernels: tuple[Kernels, ...] = ("native", "triton")
     upstream: tuple[Graph, ...] = (TEXT_ENCODER, TEXT_ENCODER_2, IDENTITY_ENCODER)
 

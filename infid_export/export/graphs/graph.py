@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from infid_export.export.parity_case import Array, ParityCase
-    from infid_export.model.config import IdentityConfig
+    from infid_export.model.config import IdentityConfig, StreamCount
 
     Values = Mapping[str, Array | Mapping[str, Array]]
 
@@ -36,7 +36,8 @@ class Graph(ABC):
         components: component by the prefix of its parameters in the module. Graphs with the same component share its
             weights file.
         depends_on: the build options that the graph depends on, besides its precision.
-        by_default: whether a build that names no graph includes it.
+        by_default: whether a build that names no graph includes it, if the model has as many streams.
+        streams: the numbers of streams of the models that it can be built from, see `IdentityConfig`.
         kernels: the kernels that can compute its attention in a TensorRT engine.
         upstream: graphs whose outputs are used in its parity inputs, each after its own upstream graphs.
     """
@@ -45,6 +46,7 @@ class Graph(ABC):
     components: Mapping[str, str]
     depends_on: frozenset[Dependence]
     by_default: bool = True
+    streams: tuple[StreamCount, ...] = ("two", "one")
     kernels: tuple[Kernels, ...] = ("native",)
     upstream: tuple[Graph, ...] = ()
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from infid_export.export.graphs.graph import Values
     from infid_export.export.parity_case import ParityCase
-    from infid_export.model.config import IdentityConfig
+    from infid_export.model.config import IdentityConfig, StreamCount
 
 
 class IdentityStepGraph(Graph):
@@ -40,6 +40,7 @@ class IdentityStepGraph(Graph):
     name = "identity_step"
     components = UNET
     depends_on: frozenset[Dependence] = frozenset({"batch", "guidance", "size", "people", "method", "templates"})
+    streams: tuple[StreamCount, ...] = ("two",)
     by_default = False  # for templates, and as large as denoise_step
     kernels: tuple[Kernels, ...] = ("native", "triton")
     upstream: tuple[Graph, ...] = (TEXT_ENCODER, TEXT_ENCODER_2, IDENTITY_ENCODER, TEXT_STEP)

@@ -62,6 +62,11 @@ def identity_inputs(sizes: Sizes) -> dict[str, TensorShape]:
     }
 
 
+def person_inputs(sizes: Sizes) -> dict[str, TensorShape]:
+    """Return `identity_inputs` for a step without a text stream, which has no style strength."""
+    return {name: shape for name, shape in identity_inputs(sizes).items() if name != "style_strength"}
+
+
 def text_features(sizes: Sizes) -> dict[str, TensorShape]:
     """Return what `text_step` passes to `identity_step`: one tensor per transformer block, by its path."""
     from infid_export.model.processors import text_feature_paths

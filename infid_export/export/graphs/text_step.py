@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from infid_export.export.graphs.graph import Values
     from infid_export.export.parity_case import ParityCase
-    from infid_export.model.config import IdentityConfig
+    from infid_export.model.config import IdentityConfig, StreamCount
 
 
 class TextStepGraph(Graph):
@@ -35,6 +35,7 @@ class TextStepGraph(Graph):
     name = "text_step"
     components = UNET
     depends_on: frozenset[Dependence] = frozenset({"guidance", "size"})
+    streams: tuple[StreamCount, ...] = ("two",)
     by_default = False  # for templates, and as large as denoise_step
     upstream: tuple[Graph, ...] = (TEXT_ENCODER, TEXT_ENCODER_2)
 

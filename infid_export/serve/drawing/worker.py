@@ -18,6 +18,7 @@ from infid_engines.progress import SilentReporter
 from infid_export.faces.reader import FaceInputs
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
+from infid_export.runtime.requirements import streams_of
 from infid_export.serve.drawing.jobs import AllOver, Call, Finished, ImageJob, ImageTask, Partial, Progress
 from infid_export.serve.drawing.previews import LatentColors
 from infid_export.serve.drawing.queue import JobQueue, Round, jobs_of
@@ -101,7 +102,9 @@ class Worker(threading.Thread):
         nobody = pipe.encode(FaceInputs(crop, embedding))
         with suppress(InputError):  # no face is found in it, but the detector is loaded
             pipe.read_faces(np.zeros((64, 64, 3), np.uint8))
-        self._images([""], [nobody], [0], (1.0, 1.0), {"steps": _WARM_STEPS})
+        usual = pipe.manifest.defaults
+        strengths = usual["style_strength"], usual["identity_strength"]
+        self._images([""], [nobody], [0], strengths, {"steps": _WARM_STEPS})
         if self._shelf.available:
             pipe.generate(pipe.template("", seed=0, steps=_WARM_STEPS), nobody)
 
@@ -179,8 +182,9 @@ class Worker(threading.Thread):
             for name in ("prompt", "seed"):
                 del text[name]
             prompts = [task.text.prompt for task in tasks]
-            given = {**text, "text_seed": [task.text.seed for task in tasks]}
-            images = self._images(prompts, people, seeds, strengths, given, cancel, tasks)
+            if streams_of(self._pipe.manifest) == "two":
+                text["text_seed"] = [task.text.seed for task in tasks]
+            images = self._images(prompts, people, seeds, strengths, text, cancel, tasks)
         self._metrics.templates.labels(outcome).inc(len(tasks))
         for task, image in zip(tasks, images, strict=True):
             if not task.job.over:

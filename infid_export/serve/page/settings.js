@@ -13,6 +13,7 @@ export function init(settings) {
   field("sampler").replaceChildren(...settings.samplers.map((name) => new Option(name, name)));
   field("steps").max = settings.limits.steps;
   initSize(settings.size);
+  field("style_strength").closest(".field").hidden = settings.streams === "one"; // it would have no effect
   for (const name of STRENGTHS) field(name).addEventListener("input", showStrengths);
   field("reset").addEventListener("click", () => restore(defaults()));
   restore({ ...defaults(), prompt: field("prompt").value, negative_prompt: settings.defaults.negative_prompt ?? "" });

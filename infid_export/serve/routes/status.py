@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from infid_export.runtime.denoise import sizes
+from infid_export.runtime.requirements import streams_of
 from infid_export.sampling import SAMPLERS
 from infid_export.serve.http.problems import Problem
 from infid_export.serve.http.schemas import ListBody
@@ -78,6 +79,7 @@ def status_routes(service: Service) -> APIRouter:
             "defaults": dict(manifest.defaults),
             "size": {"height": heights, "width": widths, "default": f"{manifest.width}x{manifest.height}"},
             "samplers": list(SAMPLERS),
+            "streams": streams_of(manifest),
             "templates": service.shelf.available,
             "people": {"stored": isinstance(service.people, PeopleInFolder)},
             "slots": manifest.people,

@@ -17,11 +17,11 @@ from infid_engines.atomic_files import whole_file
 from infid_engines.documents import read_json, record
 from infid_engines.errors import InputError
 from infid_export.runtime.pipeline import Pipeline
+from infid_export.runtime.requirements import TEMPLATES
 from infid_export.runtime.template import Template, TemplateSettings
 from infid_export.runtime.template_cache import TemplateCache
 from infid_export.serve.http.problems import Problem
 
-GRAPHS = ("text_step", "identity_step")
 _ID = re.compile(r"template_[0-9a-f]{24}")
 _SETTINGS = "infid_template"
 _MOST = 1000  # their previews are in memory, without a folder
@@ -60,7 +60,7 @@ class TemplateShelf:
     """
 
     def __init__(self, pipe: Pipeline, budget: int, folder: Path | None) -> None:
-        self.available = all(name in pipe.manifest.graphs for name in GRAPHS)
+        self.available = all(name in pipe.manifest.graphs for name in TEMPLATES)
         self._pipe, self._folder, self._lock = pipe, folder, threading.Lock()
         self._cache = TemplateCache(pipe, budget, folder) if self.available else None
         self._records: dict[str, TemplateRecord] = {}
@@ -147,7 +147,8 @@ class TemplateShelf:
         if self._cache is None:
             raise Problem(
                 400, "The engine folder has no graphs for templates.",
-                f"Build it again with {' '.join(f'--graph {name}' for name in ('default', *GRAPHS))}.",
+                "Build it again with --streams two "
+                f"{' '.join(f'--graph {name}' for name in ('default', *TEMPLATES))}.",
                 param="template", code="no_templates",
             )  # fmt: skip
         return self._cache
