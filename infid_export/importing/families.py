@@ -136,6 +136,7 @@ def configuration(found: Recognized, projection: Projection) -> IdentityConfig:
         self_attention="plain",
         adain="off",
         cross_adain="off",
+        streams="one",
         uncond_identity=family.uncond_identity,
         crop=family.crop,
         face_embedding=family.face_embedding,

@@ -13,7 +13,8 @@ from infid_export.model.checkpoint_files import checkpoint_folder
 from infid_export.model.config import IdentityConfig
 from infid_export.model.sources import BUILT_IN
 
-_BIG_G = "ViT-bigG-14"
+# Of open_clip's ViT-bigG-14; reading it from open_clip takes longer than the rest of the check.
+_BIG_G = {"ViT-bigG-14": {"embed_dim": 1280, "image_size": 224, "width": 1664, "patch_size": 14}}
 # An adapter's layers of one attention, and the UNet's.
 LORA_LAYERS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
 
@@ -92,4 +93,4 @@ def known_encoders(own: Mapping[str, Any] | None, name: str | None) -> Encoders:
     if name is not None:
         return {name: image_encoder_config(name)}
     default = IdentityConfig.image_encoder
-    return {default: own or image_encoder_config(default), _BIG_G: image_encoder_config(_BIG_G)}
+    return {default: own or image_encoder_config(default), **_BIG_G}
