@@ -69,13 +69,13 @@ def _arguments(plan: Plan, manifest: Manifest, steps: int) -> dict[str, Any]:
 
 def _reference(plan: Plan, manifest: Manifest, steps: int) -> Call:
     """Our reference in PyTorch, in fp32 on the CPU and fp16 on a GPU."""
-    from infid_export.export.parity_case import parity_face
+    from infid_export.export.parity_case import model_face
     from infid_export.model.reference_pipeline import InfiniteIDPipeline
 
     device, dtype = _place()
     pipe: Any = InfiniteIDPipeline.from_source(plan.source, dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
-    face = parity_face(plan.source.architecture.image_encoder["image_size"], plan.source.config.face_width)
+    face = model_face(plan.source.architecture, plan.source.config)
     person = pipe.encode_identity(face)
     given = _arguments(plan, manifest, steps)
     return lambda: pipe(given["prompt"], person, **{name: each for name, each in given.items() if name != "prompt"})

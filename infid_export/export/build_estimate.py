@@ -65,7 +65,7 @@ def estimate(options: BuildOptions) -> tuple[Plan, list[PlanRow]]:
         largest = max(tensor.length for tensor in layout.tensors.values())
         held = 4 * largest if plan.source.name in BUILT_IN else layout.size
         add(weights_file(name), "", layout.parameters, layout.size, held + _PROCESS)
-    parts = {form: [layouts[part] for part in form.graph.components.values()] for form in plan.graphs}
+    parts = {form: [layouts[part] for part in plan.parts(form.graph)] for form in plan.graphs}
     parameters = {form: sum(layout.parameters for layout in used) for form, used in parts.items()}
     weights = {form: sum(layout.size for layout in used) for form, used in parts.items()}
     for form in plan.graphs:

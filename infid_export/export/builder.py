@@ -330,7 +330,7 @@ def _compiled_at_once(plan: Plan) -> int:
     free = free_memory()
     if free is not None:
         layouts = weights_layouts(plan)
-        weights = max(sum(layouts[part].size for part in form.graph.components.values()) for form in plan.graphs)
+        weights = max(sum(layouts[part].size for part in plan.parts(form.graph)) for form in plan.graphs)
         limits.append(int(free // (weights + _COMPILER_MEMORY)))
     return max(1, min(*limits, len(plan.packages)))
 

@@ -34,9 +34,20 @@ def face_files(
     Raises:
         InputError: a face model is missing or unusable, or not the one that the identity weights were trained with.
     """
-    files: dict[str, Artifact] = {}
+    files, notes, used = _recognizer(options, source, writers) if source.config.reads_face else ({}, (), ("", ""))
+    notes += encoder_notes(source, options.identity, used, str(options.detector), options.allow_other_encoders)
+    if source.config.finds_faces:
+        more, note = _detector(options, writers)
+        files, notes = files | more, (*notes, note)
+    return files, notes
+
+
+def _recognizer(
+    options: BuildOptions, source: ModelSource, writers: Writers
+) -> tuple[dict[str, Artifact], tuple[str, ...], tuple[str, str]]:
+    """Return the recognizer by its path, notes, and its fingerprint and name."""
     notes: tuple[str, ...] = ()
-    used = ("", "")  # the recognizer's fingerprint and name
+    used = ("", "")
     fields: dict[str, Any]
     if options.recognizer is not None:
         recognizer = ArcFaceRecognizer(options.recognizer, source.config.face_width)
@@ -57,16 +68,17 @@ def face_files(
             "A checkpoint needs the face recognizer that its identity weights were trained with.",
             fix=f"Give an ArcFace-type ONNX file with --recognizer. {INSIGHTFACE_LICENSE}",
         )
-    files[RECOGNIZER] = Artifact(RECOGNIZER, fields, writers.recognizer(), SMALL)
-    notes += encoder_notes(source, options.identity, used, str(options.detector), options.allow_other_encoders)
+    return {RECOGNIZER: Artifact(RECOGNIZER, fields, writers.recognizer(), SMALL)}, notes, used
+
+
+def _detector(options: BuildOptions, writers: Writers) -> tuple[dict[str, Artifact], str]:
+    """Return the detector by its path, unless it stays where it is, and a note."""
     if options.detector == "insightface":
         assert options.face_models is not None
         pack = InsightFaceDetector(options.face_models).folder
-        notes += (f"face detector: insightface with {pack}. {INSIGHTFACE_LICENSE}",)
-    else:
-        assert options.detector is not None
-        fields = {"detector": detector_fingerprint(options.detector), "code": code_hash("faces")}
-        files[DETECTOR] = Artifact(DETECTOR, fields, writers.detector(), SMALL)
-        knows = "drawn people only; use centerface for photos" if options.detector == "drawn" else "photos"
-        notes += (f"face detector: {options.detector}, for {knows}",)
-    return files, notes
+        return {}, f"face detector: insightface with {pack}. {INSIGHTFACE_LICENSE}"
+    assert options.detector is not None
+    fields = {"detector": detector_fingerprint(options.detector), "code": code_hash("faces")}
+    knows = "drawn people only; use centerface for photos" if options.detector == "drawn" else "photos"
+    note = f"face detector: {options.detector}, for {knows}"
+    return {DETECTOR: Artifact(DETECTOR, fields, writers.detector(), SMALL)}, note

@@ -24,7 +24,7 @@ def graph_records(plan: Plan, folder: Path, files: Mapping[str, FileRecord]) -> 
 
     records = {}
     for form, artifact in plan.graphs.items():
-        weights = tuple(weights_file(part) for part in form.graph.components.values())
+        weights = tuple(weights_file(part) for part in plan.parts(form.graph))
         inputs, outputs = plan.writers.exporter.specs(form, folder)
         file, parameters = files[form.file], read_graph(folder / form.file).parameters
         records[form.name] = GraphRecord(
@@ -107,15 +107,24 @@ def make_manifest(
         files=dict(files),
         scheduler=sampling["scheduler"],
         defaults=sampling["defaults"],
-        faces={
-            "detector": options.detector,
-            "detector_path": str(options.face_models) if options.detector == "insightface" else DETECTOR,
-            "recognizer_path": RECOGNIZER,
-            "licence": INSIGHTFACE_LICENSE if options.recognizer or options.face_models else "",
-        },
+        faces=_faces(plan),
         notes=notes,
         vae_scale_factor=plan.source.architecture.vae_scale_factor,
     )
+
+
+def _faces(plan: Plan) -> dict[str, Any]:
+    """Return what an enrollment reads of a photo, and with which face models; paths that are not needed are empty."""
+    options, config = plan.options, plan.source.config
+    found = str(options.face_models) if options.detector == "insightface" else DETECTOR
+    return {
+        "detector": options.detector if config.finds_faces else "",
+        "detector_path": found if config.finds_faces else "",
+        "recognizer_path": RECOGNIZER if config.reads_face else "",
+        "licence": INSIGHTFACE_LICENSE if options.recognizer or options.face_models else "",
+        "crop": config.crop,
+        "embedding": config.face_embedding,
+    }
 
 
 def options_of(manifest: Manifest, folder: Path) -> BuildOptions:

@@ -58,8 +58,9 @@ class GraphExporter:
             size: height and width, for a graph of one size; None uses the build's size and ranges.
         """
         graph, dtype = form.graph, TYPES[precision]
+        used = graph.used_components(self.source.config)
         sizes, dynamic = self._traced(graph, size)
-        parts = {name: cast_module(self.source.empty(name), dtype) for name in graph.components.values()}
+        parts = {name: cast_module(self.source.empty(name), dtype) for name in used.values()}
         export_onnx(
             graph.module(parts, self.source.config, form.ops),
             graph.arguments(sizes, dtype),
@@ -67,7 +68,7 @@ class GraphExporter:
             list(flat(graph.outputs(sizes))),
             {
                 prefix: (Path(weights_file(name)).name, WeightsLayout.of(parts[name], dtype))
-                for prefix, name in graph.components.items()
+                for prefix, name in used.items()
             },
             path,
             dynamic,

@@ -12,7 +12,7 @@ from infid_engines.manifest import Manifest
 from infid_engines.progress import Stage
 from infid_engines.registry import PARITY_BACKEND
 from infid_export.export.parity import ImageParity, psnr
-from infid_export.export.parity_case import NEGATIVE_PROMPT, PROMPT, SEED, parity_face
+from infid_export.export.parity_case import NEGATIVE_PROMPT, PROMPT, SEED, model_face
 from infid_export.export.plan import Plan
 from infid_export.export.tolerances import PSNR_DB
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
@@ -30,7 +30,7 @@ def compare_image(plan: Plan, folder: Path, manifest: Manifest, steps: int, stag
         stage: receives the progress.
     """
     architecture = plan.source.architecture
-    face = parity_face(architecture.image_encoder["image_size"], plan.source.config.face_width)
+    face = model_face(architecture, plan.source.config)
     threshold = PSNR_DB[manifest.precision]
     with Pipeline.load(folder, backend=PARITY_BACKEND) as runtime:
         person = runtime.encode(face)

@@ -62,7 +62,7 @@ def write_package(exporter: GraphExporter, form: GraphForm, precision: str, devi
     parts: dict[str, nn.Module] = {}
     weights: dict[str, StoredWeight] = {}
     constants: dict[str, tuple[str, Any]] = {}
-    for prefix, name in graph.components.items():
+    for prefix, name in graph.used_components(exporter.source.config).items():
         parts[name], stored = _without_values(exporter, name, precision, device)
         file = f"../../{weights_file(name)}"
         weights |= {f"{prefix}{key}": StoredWeight(file, key, transposed) for key, transposed in stored.items()}

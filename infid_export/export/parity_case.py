@@ -11,6 +11,8 @@ import numpy as np
 
 from infid_export.export.graphs.sizes import Sizes
 from infid_export.faces.reader import FaceInputs
+from infid_export.model.architectures import Architecture
+from infid_export.model.config import IdentityConfig
 from infid_export.model.sources import ModelSource
 from infid_export.runtime.denoise import seeded_noise
 
@@ -18,6 +20,7 @@ Array = np.ndarray[Any, Any]
 PROMPT = "a portrait photo of a person in the rain, oil painting"
 NEGATIVE_PROMPT = "blurry"
 SEED = 20240319
+_RAW_LENGTH = 20.0  # of a stand-in for an embedding that is not normalized; ArcFace's are longer than 1, too
 _NOISES = 6  # batches of noise that a graph can ask for
 
 
@@ -58,18 +61,35 @@ class ParityCase:
 
     def face(self) -> FaceInputs:
         """Return the fixed face at the model's sizes."""
-        return parity_face(self.sizes.architecture.image_encoder["image_size"], self.sizes.config.face_width)
+        return model_face(self.sizes.architecture, self.sizes.config)
 
 
-def parity_face(size: int, width: int) -> FaceInputs:
-    """Return a fixed stand-in for an aligned face: smooth random colors and a random unit embedding.
+def model_face(architecture: Architecture, config: IdentityConfig) -> FaceInputs:
+    """Return the fixed face of a comparison, as far as a model reads it.
 
     Args:
-        size: height and width of the crop.
-        width: length of the embedding.
+        architecture: of the model; has the size of the crop.
+        config: of its identity modules.
+    """
+    return parity_face(
+        architecture.image_encoder["image_size"] if config.reads_image else None,
+        config.face_width if config.reads_face else None,
+        1.0 if config.face_embedding == "normalized" else _RAW_LENGTH,
+    )
+
+
+def parity_face(size: int | None, width: int | None, length: float = 1.0) -> FaceInputs:
+    """Return a fixed stand-in for an aligned face: smooth random colors and a random embedding.
+
+    Args:
+        size: height and width of the crop; None for no crop.
+        width: channels of the embedding; None for no embedding.
+        length: L2 norm of the embedding.
     """
     random = np.random.default_rng(SEED)
     coarse = random.random((1, 3, 8, 8), dtype=np.float32)
-    crop = np.repeat(np.repeat(coarse, size // 8, axis=2), size // 8, axis=3)
-    embedding = random.standard_normal((1, width)).astype(np.float32)
-    return FaceInputs(crop, embedding / np.linalg.norm(embedding))
+    embedding = random.standard_normal((1, width or 0)).astype(np.float32)
+    return FaceInputs(
+        None if size is None else np.repeat(np.repeat(coarse, size // 8, axis=2), size // 8, axis=3),
+        None if width is None else embedding / (np.linalg.norm(embedding) / np.float32(length)),
+    )

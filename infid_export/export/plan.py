@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -143,7 +143,7 @@ class Plan:
         return canonical_key(
             {
                 "graph": self.graphs[form].key_fields,
-                "weights": [self.weights[name].key_fields for name in form.graph.components.values()],
+                "weights": [self.weights[name].key_fields for name in self.parts(form.graph)],
                 "size": self.parity_size,
                 "code": code_hash("parity", type(form.graph), *self._classes(form.graph)),
                 "runtime": "; ".join(get_backend(PARITY_BACKEND).versions().values()),
@@ -156,11 +156,15 @@ class Plan:
         return canonical_key(
             {
                 "engine": engine.key,
-                "weights": [manifest.files[weights_file(name)].key for name in graph.components.values()],
+                "weights": [manifest.files[weights_file(name)].key for name in self.parts(graph)],
                 "size": (manifest.height, manifest.width),
                 "code": code_hash("parity", type(graph), *self._classes(graph)),
             }
         )
+
+    def parts(self, graph: Graph) -> Collection[str]:
+        """Return the components that a graph uses."""
+        return graph.used_components(self.source.config).values()
 
     def image_steps(self) -> int | None:
         """Return the steps of the whole-image comparison, or None without one."""
@@ -204,7 +208,8 @@ def make_plan(options: BuildOptions) -> Plan:
         _check_fused(options, source)
     writers = Writers(source, options)
     chosen = tuple(GRAPHS[name] for name in options.graphs)
-    prints = {name: source.fingerprint(name) for name in sorted({n for g in chosen for n in g.components.values()})}
+    parts = sorted({name for graph in chosen for name in graph.used_components(source.config).values()})
+    prints = {name: source.fingerprint(name) for name in parts}
     weights = {
         name: Artifact(weights_file(name), fields, writers.weights(name), _STREAMED)
         for name, fields in _weights_fields(prints, options, source).items()
@@ -226,9 +231,10 @@ def make_plan(options: BuildOptions) -> Plan:
     if source.license:
         model["license"] = source.license
         why += (f"license of the identity weights: {source.license}",)
-    person = {name: source.fingerprint(name) for name in ("image_encoder", "identity")}
-    recognizer = files[RECOGNIZER].key_fields
-    model["id"] = canonical_key({**person, "precision": options.precision, "recognizer": recognizer})
+    encoders = ("image_encoder", "identity") if source.config.reads_image else ("identity",)
+    person = {name: source.fingerprint(name) for name in encoders}
+    recognizer = {"recognizer": files[RECOGNIZER].key_fields} if RECOGNIZER in files else {}
+    model["id"] = canonical_key({**person, "precision": options.precision, **recognizer})
     engines = [item for name in backends for item in _engines(name, options, graphs, weights, writers)]
     targets = sorted({item.target for item in engines if item.form.kernels != "native"})
     for target in targets:
@@ -292,6 +298,12 @@ def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequenc
     for given, what, why in (
         (options.identity and source.name in RANDOM, "--identity", f"the model {source.name} has its own"),
         (options.image_encoder and built_in, "--image-encoder", f"the model {source.name} has its own"),
+        (options.image_encoder and not source.config.reads_image, "--image-encoder",
+         f"{source.config.family} weights read no image"),
+        (options.recognizer and not source.config.reads_face, "--recognizer",
+         f"{source.config.family} weights read no face embedding"),
+        (options.face_models and not source.config.finds_faces, "--face-models",
+         f"{source.config.family} weights read whole images"),
         (options.face_models and options.detector != "insightface", "--face-models",
          f"the detector is {options.detector}"),
         (options.refit and not takes_flags, "--refit", unflagged),
@@ -348,7 +360,7 @@ def _weights_fields(prints: Mapping[str, str], options: BuildOptions, source: Mo
 
 def _graph_fields(form: GraphForm, options: BuildOptions, source: ModelSource) -> dict[str, Any]:
     graph = form.graph
-    parts = {part: source.architecture.component(part) for part in graph.components.values()}
+    parts = {part: source.architecture.component(part) for part in graph.used_components(source.config).values()}
     fields: dict[str, Any] = {
         "graph": graph.name,
         "precision": options.precision,
@@ -438,7 +450,7 @@ def _engines(
             form = fused if backend.takes_plugins and fused in graphs else GraphForm(graph)
             made_from = {
                 "graph": graphs[form].key,
-                "weights": {part: weights[part].key for part in graph.components.values()},
+                "weights": {part: weights[part].key for part in graph.components.values() if part in weights},
                 "backend": name,
                 "target": target,
                 "versions": backend.versions(),

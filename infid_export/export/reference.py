@@ -42,7 +42,7 @@ class Reference:
         graphs = tuple(graphs)
         ordered = dict.fromkeys(each for graph in graphs for each in (*graph.upstream, graph))
         missing = [graph for graph in ordered if graph.name not in self._values]
-        for components, members in groupby(missing, key=lambda graph: dict(graph.components)):
+        for components, members in groupby(missing, key=lambda graph: dict(graph.used_components(self._source.config))):
             parts = {name: self._source.load(name, torch.float32) for name in components.values()}
             device = _device(parts)
             parts = {name: part.to(device) for name, part in parts.items()}

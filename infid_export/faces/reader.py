@@ -19,17 +19,22 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class FaceInputs:
-    """The inputs of the identity encoder.
+    """The inputs of the identity encoder, as far as it has them.
 
     Args:
-        face_crop: `[1, 3, size, size]` fp32 RGB in [0, 1].
-        face_embedding: `[1, width]` fp32, L2-normalized.
-        taken: the photo and face that they come from; None if they do not come from a photo.
+        face_crop: `[1, 3, size, size]` fp32 RGB in [0, 1]: what the image encoder sees; None if there is none.
+        face_embedding: `[1, width]` fp32; None if the folder's identity weights read no face.
+        taken: the photo and face that they come from; None if they do not come from a face in a photo.
     """
 
-    face_crop: Array
-    face_embedding: Array
+    face_crop: Array | None
+    face_embedding: Array | None
     taken: TakenFace | None = None
+
+    def arrays(self) -> dict[str, Array]:
+        """Return them by the names of the inputs."""
+        given = {"face_crop": self.face_crop, "face_embedding": self.face_embedding}
+        return {name: each for name, each in given.items() if each is not None}
 
 
 class FaceReader:

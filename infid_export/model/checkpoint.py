@@ -128,7 +128,7 @@ def check_identity(config: IdentityConfig, vision: Mapping[str, Any] | None, wid
 
     Args:
         config: configuration of the identity modules.
-        vision: configuration of the image encoder, see `image_encoder_config`; None if it is not used.
+        vision: configuration of the image encoder, see `image_encoder_config`; None if it is not used here.
         width: the UNet's `cross_attention_dim`.
         where: name of the base model, for the error.
 
@@ -137,11 +137,11 @@ def check_identity(config: IdentityConfig, vision: Mapping[str, Any] | None, wid
     """
     encoder = f"the image encoder {config.image_encoder}"
     pairs = [("cross_attention_dim", config.cross_attention_dim, width, f"the UNet of {where}")]
-    if vision is not None:
-        tokens = 1 + (vision["image_size"] // vision["patch_size"]) ** 2
+    if vision is not None and config.reads_image:
+        pooled, side = config.clip_layer == "pooled", vision["image_size"] // vision["patch_size"]
         pairs += [
-            ("clip_width", config.clip_width, vision["width"], encoder),
-            ("clip_tokens", config.clip_tokens, tokens, encoder),
+            ("clip_width", config.clip_width, vision["embed_dim" if pooled else "width"], encoder),
+            ("clip_tokens", config.clip_tokens, 1 if pooled else 1 + side**2, encoder),
         ]
     for name, found, needed, what in pairs:
         if found != needed:

@@ -49,7 +49,7 @@ def construct(name: str, architecture: Architecture, config: IdentityConfig) -> 
         from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
         vision = {key: value for key, value in settings.items() if key != "embed_dim"}
-        return ImageEncoder(_build_vision_tower(settings["embed_dim"], CLIPVisionCfg(**vision)))
+        return ImageEncoder(_build_vision_tower(settings["embed_dim"], CLIPVisionCfg(**vision)), config.clip_layer)
     with torch.device("meta"):
         unet = construct("unet", architecture, config)
     return IdentityModules(config, identity_blocks(unet))

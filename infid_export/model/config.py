@@ -151,6 +151,11 @@ class IdentityConfig:
         """Whether the mapper reads a face embedding."""
         return self.face_width > 0
 
+    @property
+    def finds_faces(self) -> bool:
+        """Whether an enrollment needs a face in the photo, unless it is told what to read instead."""
+        return self.reads_face or self.crop != "whole"
+
     def with_choices(self, **choices: str | None) -> IdentityConfig:
         """Return a copy in which the choices that are not None replace the stored ones.
 

@@ -21,6 +21,8 @@ def encoders_of(source: ModelSource, recognizer: str, recognizer_name: str, dete
         recognizer_name: likewise.
         detector: likewise.
     """
+    if not source.config.reads_image:
+        return EncoderRecord(recognizer, recognizer_name, detector=detector)
     identifier, name = source.fingerprint("image_encoder"), f"the {source.name} model's"
     base = base_of(source)
     if isinstance(base, CheckpointSource):

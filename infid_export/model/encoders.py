@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infid_export.model.config import ClipLayer
 from infid_export.model.identity import IdentityModules
 
 # OpenCLIP's image statistics (RGB), as in open_clip.constants.
@@ -22,15 +23,17 @@ def normalized(pixels: Tensor) -> Tensor:
 
 
 class ImageEncoder(nn.Module):
-    """The last hidden state of an OpenCLIP vision transformer.
+    """The features of an OpenCLIP vision transformer.
 
     Args:
-        visual: `open_clip`'s VisionTransformer (`model.visual`); its pooling and projection are not used.
+        visual: `open_clip`'s VisionTransformer (`model.visual`).
+        layer: what is returned: the `last` hidden state, the `penultimate` one, or `pooled`, the projected class token.
     """
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, visual: Any, layer: ClipLayer = "last") -> None:
         super().__init__()
         self.visual = visual
+        self.layer = layer
 
     @property
     def size(self) -> int:
@@ -44,44 +47,64 @@ class ImageEncoder(nn.Module):
             pixels: `[B, 3, size, size]` RGB in [0, 1].
 
         Returns:
-            `[B, 1 + patches, width]`, before the final layer norm; transformers' CLIPVisionModel calls it
-            `last_hidden_state`.
+            `[B, 1 + patches, width]`, before the final layer norm (transformers' CLIPVisionModel calls them
+            `last_hidden_state` and `hidden_states[-2]`), or `[B, 1, embed_dim]` (`image_embeds`).
         """
-        weight = self.visual.conv1.weight
-        patches = self.visual.conv1(normalized(pixels).to(weight.dtype)).flatten(2).transpose(1, 2)
-        class_token = self.visual.class_embedding.to(weight.dtype).expand(patches.shape[0], 1, -1)
-        hidden = torch.cat([class_token, patches], dim=1) + self.visual.positional_embedding.to(weight.dtype)
-        return self.visual.transformer(self.visual.ln_pre(hidden))
+        return self.encode(normalized(pixels))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode `[B, 3, size, size]` images that are normalized already, see `normalized`."""
+        visual, weight = self.visual, self.visual.conv1.weight
+        patches = visual.conv1(images.to(weight.dtype)).flatten(2).transpose(1, 2)
+        class_token = visual.class_embedding.to(weight.dtype).expand(patches.shape[0], 1, -1)
+        hidden = visual.ln_pre(torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(weight.dtype))
+        if self.layer == "penultimate":
+            for block in visual.transformer.resblocks[:-1]:
+                hidden = block(hidden)
+            return hidden
+        hidden = visual.transformer(hidden)
+        return visual.ln_post(hidden[:, :1]) @ visual.proj if self.layer == "pooled" else hidden
 
 
 class IdentityEncoder(nn.Module):
-    """From a face to an identity: image encoder, mappers and projections, for both guidance conditions.
+    """From a face or an image to an identity: image encoder, mapper and projections, for both guidance conditions.
 
     Args:
-        image_encoder: see `ImageEncoder`.
-        identity: mappers and projections.
+        image_encoder: see `ImageEncoder`; None if the mapper reads no image.
+        identity: mapper and projections.
     """
 
-    def __init__(self, image_encoder: ImageEncoder, identity: IdentityModules) -> None:
+    def __init__(self, image_encoder: ImageEncoder | None, identity: IdentityModules) -> None:
         super().__init__()
         self.image_encoder = image_encoder
         self.identity = identity
 
-    def forward(self, face_crop: Tensor, face_embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode one aligned face.
+    def forward(
+        self, face_crop: Tensor | None = None, face_embedding: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode one person. Both arguments are what the mapper reads, and None where it reads nothing.
 
         Args:
-            face_crop: `[1, 3, size, size]` fp32 RGB in [0, 1].
-            face_embedding: `[1, face_width]` fp32, L2-normalized.
+            face_crop: `[1, 3, size, size]` fp32 RGB in [0, 1]: what the image encoder sees, see `IdentityConfig.crop`.
+            face_embedding: `[1, face_width]` fp32.
 
         Returns:
-            Identity tokens `[2, T, D]`, keys `[2, T, S]` and values `[2, T, S]`; row 0 is unconditional
-            (zero features through the mappers), row 1 the person.
+            Identity tokens `[2, T, D]`, keys `[2, T, S]` and values `[2, T, S]`; row 0 is unconditional (see
+            `IdentityConfig.uncond_identity`), row 1 the person.
         """
         dtype = self.identity.dtype  # the image encoder may have another dtype
-        features = self.image_encoder(face_crop).to(dtype)
-        embedding = face_embedding.to(dtype)
-        both_features = torch.cat([torch.zeros_like(features), features])
-        both_embeddings = torch.cat([torch.zeros_like(embedding), embedding])
-        tokens, keys, values = self.identity(both_features, both_embeddings)
+        features = None if face_crop is None else self._features(face_crop).to(dtype)
+        embeddings = None if face_embedding is None else _after_zeros(face_embedding.to(dtype))
+        tokens, keys, values = self.identity(features, embeddings)
         return tokens, keys, values
+
+    def _features(self, crop: Tensor) -> Tensor:
+        assert self.image_encoder is not None
+        if self.identity.config.uncond_identity == "zero_image":
+            return self.image_encoder.encode(_after_zeros(normalized(crop)))
+        return _after_zeros(self.image_encoder(crop))
+
+
+def _after_zeros(row: Tensor) -> Tensor:
+    """Return a row of zeros, then the row."""
+    return torch.cat([torch.zeros_like(row), row])

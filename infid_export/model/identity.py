@@ -1,7 +1,8 @@
-"""The trainable identity modules: two mappers and one image key/value projection per transformer block.
+"""The trainable identity modules: mappers and one image key/value projection per transformer block.
 
 c_id = Concat(M_clip(E_clip(x)), M_face(E_face(x))); K'_id = c_id W_k, V'_id = c_id W_v (Infinite-ID, arXiv
-2403.11781, section 3.2). They are stored in one safetensors file with the configuration in its header.
+2403.11781, section 3.2). Other methods have one mapper instead of two, see `infid_export.model.mappers`. They are
+stored in one safetensors file with the configuration in its header.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from infid_engines.tensor_seal import SEAL_KEY, TensorBytes, sort_header, tensor
 from infid_export.model.config import CONFIG_KEY, IdentityConfig, read_config
 from infid_export.model.encoder_record import ENCODERS_KEY, EncoderRecord
 from infid_export.model.finite import require_finite_tensor
+from infid_export.model.identity_header import LORA
+from infid_export.model.mappers import MAPPERS
 
 _KEY, _VALUE = "to_k_id", "to_v_id"
 
@@ -67,8 +70,11 @@ class IdentityModules(nn.Module):
         self.config = config
         self.encoders = encoders
         self.blocks = dict(blocks)
-        self.clip_mapper = ClipMapper(config)
-        self.face_mapper = FaceMapper(config)
+        if config.mapper == "infinite_id":
+            self.clip_mapper = ClipMapper(config)
+            self.face_mapper = FaceMapper(config)
+        else:
+            self.mapper = MAPPERS[config.mapper](config)
         # Module names may not contain dots; the file uses the UNet's dotted path.
         self.projections = nn.ModuleDict(
             {
@@ -84,17 +90,20 @@ class IdentityModules(nn.Module):
         """Dtype of the weights."""
         return next(self.parameters()).dtype
 
-    def tokens(self, clip_features: Tensor, face_embedding: Tensor) -> Tensor:
+    def tokens(self, clip_features: Tensor | None, face_embedding: Tensor | None) -> Tensor:
         """Map encoder features to identity tokens.
 
         Args:
-            clip_features: `[B, clip_tokens, clip_width]` last hidden state of the image encoder.
-            face_embedding: `[B, face_width]`, L2-normalized.
+            clip_features: `[B, clip_tokens, clip_width]` of the image encoder; None if the mapper reads none.
+            face_embedding: `[B, face_width]`, L2-normalized or raw as configured; None likewise.
 
         Returns:
-            `[B, clip_tokens + face_tokens, D]`.
+            `[B, T, D]`, see `IdentityConfig.tokens`.
         """
-        tokens = torch.cat([self.clip_mapper(clip_features), self.face_mapper(face_embedding)], dim=1)
+        if self.config.mapper == "infinite_id":
+            tokens = torch.cat([self.clip_mapper(clip_features), self.face_mapper(face_embedding)], dim=1)
+        else:
+            tokens = self.mapper(clip_features, face_embedding)
         return tokens - tokens.mean(1, keepdim=True) if self.config.center_tokens else tokens
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +116,7 @@ class IdentityModules(nn.Module):
         values = torch.cat([layer[_VALUE].weight.T for layer in layers], dim=1)
         return tokens @ keys, tokens @ values
 
-    def forward(self, clip_features: Tensor, face_embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, clip_features: Tensor | None, face_embedding: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return identity tokens, keys and values of encoder features; see `tokens` and `project`."""
         tokens = self.tokens(clip_features, face_embedding)
         return tokens, *self.project(tokens)
@@ -123,8 +132,9 @@ class IdentityModules(nn.Module):
         """Read an identity file for a UNet with the given cross-attention blocks.
 
         Args:
-            path: safetensors file with keys `clip_mapper.*`, `face_mapper.*`, `<attn2 path>.to_k_id.weight`
-                and `<attn2 path>.to_v_id.weight`, and the configuration in the header.
+            path: safetensors file with keys `clip_mapper.*` and `face_mapper.*`, or `mapper.*`, and
+                `<attn2 path>.to_k_id.weight` and `<attn2 path>.to_v_id.weight`, and the configuration in the header.
+                Keys `lora.*` are no part of these modules, see `infid_export.model.identity_lora`.
             blocks: as in the constructor.
             dtype: dtype of the loaded weights.
 
@@ -141,7 +151,7 @@ class IdentityModules(nn.Module):
             modules = cls(config, blocks, EncoderRecord.read(Path(path)))
         expected = {_file_key(name): (name, tuple(value.shape)) for name, value in modules.state_dict().items()}
         with safe_open(path, framework="pt") as file:
-            found = set(file.keys())
+            found = {key for key in file.keys() if not key.startswith(LORA)}  # noqa: SIM118 (no mapping)
             _check_keys(path, set(expected), found)
             tensors = {}
             for key, (name, shape) in expected.items():

@@ -137,7 +137,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             add_watermarker=False,
         )
         identity: Any = source.load("identity", dtype)
-        image_encoder: Any = source.load("image_encoder", dtype)
+        image_encoder: Any = source.load("image_encoder", dtype) if identity.config.reads_image else None
         return pipe._with_identity(identity, image_encoder, ops)
 
     def _with_identity(
@@ -171,10 +171,10 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
 
     @torch.no_grad()
     def encode_identity(self, inputs: FaceInputs) -> tuple[Tensor, Tensor]:
-        """Encode a face into the keys and values of all layers.
+        """Encode a face or an image into the keys and values of all layers.
 
         Args:
-            inputs: aligned crop and embedding, see `infid_export.faces`.
+            inputs: crop and embedding, as far as the identity weights read them, see `infid_export.faces`.
 
         Returns:
             `[2, T, S]` keys and values; row 0 is unconditional.
@@ -182,10 +182,10 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         Raises:
             InputError: the pipeline was loaded without an image encoder.
         """
-        if self._identity_image_encoder is None:
+        if self._identity_image_encoder is None and self.identity_config.reads_image:
             raise InputError("The pipeline has no image encoder.", fix="Load it with image_encoder=ImageEncoder(...).")
         encoder = IdentityEncoder(self._identity_image_encoder, self._identity_modules)
-        _, keys, values = encoder(torch.from_numpy(inputs.face_crop), torch.from_numpy(inputs.face_embedding))
+        _, keys, values = encoder(**{name: torch.from_numpy(each) for name, each in inputs.arrays().items()})
         return keys, values
 
     @torch.no_grad()

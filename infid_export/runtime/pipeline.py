@@ -255,9 +255,7 @@ class Pipeline:
     def _encoded(self, face: Any, name: str) -> Person:
         if not isinstance(face, FaceInputs):
             raise InputError(f"The face must be FaceInputs, not {shown(face)}.", fix="Use Pipeline.enroll for photos.")
-        outputs = self._engines["identity_encoder"].run(
-            {"face_crop": face.face_crop, "face_embedding": face.face_embedding}
-        )
+        outputs = self._engines["identity_encoder"].run(face.arrays())
         for output, values in outputs.items():
             reject_non_finite(values, output)
         tensors: dict[str, Any] = dict(outputs)

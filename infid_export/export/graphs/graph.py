@@ -50,12 +50,16 @@ class Graph(ABC):
     kernels: tuple[Kernels, ...] = ("native",)
     upstream: tuple[Graph, ...] = ()
 
+    def used_components(self, config: IdentityConfig) -> Mapping[str, str]:
+        """Return those of `components` that a variant of the method uses."""
+        return self.components
+
     @abstractmethod
     def module(self, parts: Mapping[str, nn.Module], config: IdentityConfig, ops: str = "torch") -> nn.Module:
         """Return the module that the graph is exported from and compared with.
 
         Args:
-            parts: the components by name.
+            parts: the used components by name.
             config: the method variant.
             ops: implementation of the attention, see `install_processors`.
         """

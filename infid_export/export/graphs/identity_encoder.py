@@ -1,4 +1,4 @@
-"""`identity_encoder`: from an aligned face to identity tokens and the keys and values of all transformer blocks."""
+"""`identity_encoder`: from a face or an image to identity tokens and the keys and values of all transformer blocks."""
 
 from __future__ import annotations
 
@@ -17,25 +17,36 @@ if TYPE_CHECKING:
 
 
 class IdentityEncoderGraph(Graph):
-    """Image encoder, mappers and projections of one person, for both guidance conditions."""
+    """Image encoder, mappers and projections of one person, for both guidance conditions.
+
+    The variant of the method decides what it reads: an image, a face embedding, or both.
+    """
 
     name = "identity_encoder"
     components: Mapping[str, str] = {"image_encoder.": "image_encoder", "identity.": "identity"}
     depends_on: frozenset[Dependence] = frozenset({"method"})  # not on the batch: people are encoded one at a time
 
+    def used_components(self, config: IdentityConfig) -> Mapping[str, str]:
+        """Return no image encoder where the mapper reads none."""
+        return {
+            prefix: name for prefix, name in self.components.items() if config.reads_image or name != "image_encoder"
+        }
+
     def module(self, parts: Mapping[str, nn.Module], config: IdentityConfig, ops: str = "torch") -> nn.Module:
-        """Return both components as one module."""
+        """Return the components as one module."""
         from infid_export.model.encoders import IdentityEncoder
 
-        return IdentityEncoder(parts["image_encoder"], parts["identity"])  # type: ignore[arg-type]
+        return IdentityEncoder(parts.get("image_encoder"), parts["identity"])  # type: ignore[arg-type]
 
     def inputs(self, sizes: Sizes) -> Tensors:
-        """Return one aligned crop and its embedding."""
-        side = sizes.architecture.image_encoder["image_size"]
-        return {
-            "face_crop": TensorShape((1, 3, side, side)),
-            "face_embedding": TensorShape((1, sizes.config.face_width)),
-        }
+        """Return what the mapper reads: one crop, its embedding, or both."""
+        side, config = sizes.architecture.image_encoder["image_size"], sizes.config
+        shapes = {}
+        if config.reads_image:
+            shapes["face_crop"] = TensorShape((1, 3, side, side))
+        if config.reads_face:
+            shapes["face_embedding"] = TensorShape((1, config.face_width))
+        return shapes
 
     def outputs(self, sizes: Sizes) -> Tensors:
         """Return tokens, keys and values; row 0 is unconditional."""
@@ -49,8 +60,7 @@ class IdentityEncoderGraph(Graph):
 
     def parity_inputs(self, case: ParityCase) -> Values:
         """Return the fixed face."""
-        face = case.face()
-        return {"face_crop": face.face_crop, "face_embedding": face.face_embedding}
+        return case.face().arrays()
 
 
 IDENTITY_ENCODER = IdentityEncoderGraph()
