@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Not "engines": a clone of the repository has source code there.
 ENGINES = Path("infid-engines")
-MODEL_HELP = "demo, random-sdxl, random-medium, a diffusers folder or a hub id (demo)"
+MODEL_HELP = "demo, random-sdxl, random-medium, a diffusers folder or a hub id (demo; import: random-sdxl)"
 DRY_RUN_HELP = "show what would be done, without doing it"
 METHOD_CHOICES = {
     "--streams": ("streams", ("one", "two")),

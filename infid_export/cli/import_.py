@@ -18,7 +18,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="an adapter's weights: .safetensors, .bin, .pt or .ckpt")
+    parser.add_argument("file", type=Path, metavar="FILE", help="an adapter's weights (.safetensors, .bin, .pt, .ckpt)")
     default = Path("identity.safetensors")
     parser.add_argument(
         "-o", "--output", type=Path, default=default, metavar="FILE", help=f"identity file to write ({default})"

@@ -82,7 +82,7 @@ def import_adapter(
             imported = _checked(weights, family, model, image_encoder)
         if not dry_run:
             with report.stage(_WRITE) as stage:
-                write(weights.readable(), imported.tensors, imported.config, imported.license, output, stage)
+                write(weights, imported.tensors, imported.config, imported.license, output, stage)
     return imported
 
 

@@ -15,7 +15,7 @@ from infid_engines.errors import InputError
 from infid_engines.progress import Stage
 from infid_export.importing.target import Target
 from infid_export.importing.unsupported import ATTENTION, PROJECTION
-from infid_export.importing.weights_file import TensorFacts
+from infid_export.importing.weights_file import TensorFacts, WeightsFile
 from infid_export.model.config import IdentityConfig
 from infid_export.model.finite import require_finite_tensor
 from infid_export.model.identity import write_identity_file
@@ -108,9 +108,7 @@ def _modules(config: IdentityConfig, target: Target) -> Iterator[tuple[str, str,
             yield source, f"{path}.{part}_id.weight", (channels, config.cross_attention_dim)
 
 
-def _lora(
-    path: Path, tensors: Mapping[str, TensorFacts], target: Target
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def _lora(path: Path, tensors: Mapping[str, TensorFacts], target: Target) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Yield the same of a LoRA, which has one rank."""
     first = f"{ATTENTION}0.to_q_lora.down.weight"
     if first not in tensors:
@@ -135,15 +133,20 @@ def _check_names(path: Path, wanted: Iterable[str], found: Iterable[str]) -> Non
 
 
 def write(
-    converted: Path, copied: Sequence[Copied], config: IdentityConfig, license_line: str, output: Path, stage: Stage
+    weights: WeightsFile,
+    copied: Sequence[Copied],
+    config: IdentityConfig,
+    license_line: str,
+    output: Path,
+    stage: Stage,
 ) -> None:
     """Write the identity file atomically; tensors stay mapped from the safetensors file that they are in.
 
     Args:
-        converted: the adapter's tensors as safetensors.
+        weights: the adapter's file.
         copied: what is copied.
         config: configuration of the modules.
-        license_line: what is said about the license; it may be empty.
+        license_line: what is said about the license.
         output: file to write.
         stage: receives the progress.
 
@@ -152,11 +155,10 @@ def write(
         DiskFullError: the disk is full.
     """
     tensors: dict[str, Tensor] = {}
-    with safe_open(converted, framework="pt") as file:
+    with safe_open(weights.readable(), framework="pt") as file:
         for number, each in enumerate(copied):
             value = file.get_tensor(each.source)
-            require_finite_tensor(value, f"{output.name}: {each.source}", value.dtype)
+            require_finite_tensor(value, f"{weights.path}: {each.source}", value.dtype)
             tensors[each.name] = value
             stage.update(0.5 * number / len(copied), each.source)
-        metadata = {LICENSE_KEY: license_line} if license_line else {}
-        write_identity_file(output, config, tensors, metadata)
+        write_identity_file(output, config, tensors, {LICENSE_KEY: license_line})

@@ -94,7 +94,9 @@ class Projection:
                 f"number of heads of {_HEAD_WIDTH}.",
                 fix=_AGAIN,
             )
-        layers = {name for name in self.tensors if re.fullmatch(rf"{re.escape(start)}layers\.\d+\.0\.to_q\.weight", name)}
+        layers = {
+            name for name in self.tensors if re.fullmatch(rf"{re.escape(start)}layers\.\d+\.0\.to_q\.weight", name)
+        }
         return {"mapper_hidden": hidden, "mapper_heads": rows // _HEAD_WIDTH, "mapper_layers": len(layers)}
 
     def _image(self, width: int, pooled: bool = False) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infid_export.importing.projection import Encoders
 from infid_export.model.architectures import SDXL, Architecture
-from infid_export.model.checkpoint import NETWORKS, image_encoder_config, read_checkpoint
+from infid_export.model.checkpoint import image_encoder_config, read_checkpoint
 from infid_export.model.checkpoint_files import checkpoint_folder
 from infid_export.model.config import IdentityConfig
 from infid_export.model.sources import BUILT_IN
@@ -76,8 +76,7 @@ def open_target(model: str) -> tuple[Target, dict[str, Any] | None]:
 
 
 def _of_checkpoint(model: str) -> Architecture:
-    parts = read_checkpoint(checkpoint_folder(model)).parts
-    return Architecture(**parts, image_encoder=SDXL.image_encoder)
+    return replace(SDXL, **read_checkpoint(checkpoint_folder(model)).parts)
 
 
 def known_encoders(own: Mapping[str, Any] | None, name: str | None) -> Encoders:

@@ -85,7 +85,7 @@ def reject_unsupported(path: Path, names: Collection[str], metadata: Mapping[str
     if any(halves.values()):
         lacking = next(start for start, found in halves.items() if not found)
         raise InputError(
-            f"{path} is only a part of an adapter: it has no tensors {lacking}…",
+            f"{path} is only a part of an adapter: it has no tensors named {lacking}….",
             fix="Give the file with both image_proj and ip_adapter.",
         )
     raise _other(path, names)

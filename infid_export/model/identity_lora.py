@@ -46,7 +46,9 @@ class IdentityLora:
             raise InputError(f"{path} has an incomplete LoRA: {', '.join(unpaired[:3])}.", fix=_AGAIN)
         self.layers = tuple(sorted(name.removeprefix(LORA) for name in downs))
         self.name = f"The LoRA of {path}"
-        self.note = f"LoRA of {path}: merged into {len(self.layers)} attention weights of the UNet at strength {scale:g}"
+        self.note = (
+            f"LoRA of {path}: merged into {len(self.layers)} attention weights of the UNet at strength {scale:g}"
+        )
         self.fingerprint = hashlib.sha256(f"{remembered_sha256(path)} {scale!r}".encode()).hexdigest()
 
     def updates(self, component: str) -> Mapping[str, Sequence[LowRank]]:
