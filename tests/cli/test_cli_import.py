@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from adapter_layouts import DEMO, adapter, write_adapter
 from cli_process import Cli
+from PIL import Image
 
 from infid_export.cli import import_
 from infid_export.importing.families import FAMILIES
@@ -49,3 +50,24 @@ def test_a_rejected_file_is_one_message(cli: Cli, tmp_path: Path) -> None:
 def test_every_family_can_be_named_and_has_a_license() -> None:
     assert tuple(FAMILIES) == tuple(LICENSES)
     assert all(import_.EXAMPLES)
+
+
+def test_the_license_goes_from_the_import_to_build_inspect_and_enroll(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portrait: Image.Image
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_adapter(tmp_path / "adapter.safetensors", adapter("faceid-plusv2", DEMO))
+    portrait.save("photo.png")
+    line = f"license of the identity weights: {LICENSES['faceid-plusv2']}"
+    assert cli("import", "adapter.safetensors", "--model", "demo")[0] == 0
+    build = ("build", "--identity", "identity.safetensors", "--graph", "identity_encoder", "--backend", "onnxruntime")
+    code, out, err = cli(*build, "--allow-other-encoders", "--json")
+    assert code == 0, err
+    notes = json.loads(out)["notes"]
+    assert line in notes
+    assert "LoRA of identity.safetensors: merged into 88 attention weights of the UNet at strength 1" in notes
+    assert json.loads(Path("infid-engines/manifest.json").read_text())["model"]["license"] == LICENSES["faceid-plusv2"]
+    code, out, err = cli("inspect")
+    assert line in out, err
+    code, _, err = cli("enroll", "photo.png")
+    assert (code, line in err) == (0, True), err
