@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infid_engines.errors import InputError
 from infid_export.cli.flags import (
@@ -13,6 +15,9 @@ from infid_export.cli.flags import (
 )
 from infid_export.cli.generate import enrolled, require_writable
 from infid_export.cli.output import Output
+
+if TYPE_CHECKING:
+    from infid_export.faces.reference import Reference
 
 EXAMPLES = (
     "infid-export enroll anna-1.jpg anna-2.jpg -o anna.safetensors",
@@ -24,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="photos of one person; they are averaged")
     add_face_index(parser)
+    parser.add_argument(
+        "--reference", nargs="+", metavar="WHAT",
+        help="what is read of the photos, given before it: face, whole (no face is searched), or box X Y W H in pixels "
+        "(face, or whole for identity weights that read no face)",
+    )  # fmt: skip
     default = Path("person.safetensors")
     parser.add_argument(
         "-o", "--output", type=Path, default=default, metavar="FILE", help=f"person file to write ({default})"
@@ -47,6 +57,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     """Enroll, and print the path of the person file."""
     require_writable(arguments.output)
     shares = [_share(text) for text in arguments.mix]
+    reference = None if arguments.reference is None else _reference(arguments.reference)
     own = 1.0 - sum(share for _, share in shares)
     if own <= 0:
         raise InputError(
@@ -60,7 +71,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         output.note(pipe.choice)
         if license := pipe.manifest.model.get("license"):
             output.note(f"license of the identity weights: {license}")
-        person = enrolled(pipe, arguments.photos, arguments.face_index, output)
+        person = enrolled(pipe, arguments.photos, arguments.face_index, output, reference)
     faces = person.faces
     if others:
         person = mix([(person, own), *others])
@@ -71,6 +82,22 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     document = {"person": arguments.output, "tokens": person.identity_tokens.shape[1], "model": person.model}
     output.document({**document, "faces": [face.to_json() for face in faces]})
     return 0
+
+
+def _reference(words: Sequence[str]) -> Reference:
+    """Parse `face`, `whole` or `box X Y W H`."""
+    if words == ["face"]:
+        return "face"
+    if words == ["whole"]:
+        return "whole"
+    numbers = [int(word) for word in words[1:] if word.isdecimal() and len(word) < 10]
+    if words[0] != "box" or len(words) != 5 or len(numbers) != 4:
+        raise InputError(
+            f"--reference takes face, whole, or box X Y W H, not {' '.join(words)}.",
+            fix="Give the photos first: infid-export enroll photo.jpg --reference box 10 20 300 400.",
+        )
+    left, top, width, height = numbers
+    return left, top, width, height
 
 
 def _share(text: str) -> tuple[Path, float]:

@@ -148,7 +148,9 @@ def add_model(model: argparse._ActionsContainer) -> None:
     """Add the choice of a model and of the variant of the method."""
     model.add_argument("--model", default="demo", help=MODEL_HELP)
     model.add_argument("--identity", type=Path, metavar="FILE", help="identity weights (safetensors)")
-    model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")
+    model.add_argument(
+        "--image-encoder", metavar="PATH|TAG", help="CLIP image encoder: file or folder, or open_clip tag"
+    )
     add_recognizer(model)
     model.add_argument("--model-seed", dest="seed", type=int, default=0, metavar="N", help="seed of random weights (0)")
     for flag, (name, values) in METHOD_CHOICES.items():

@@ -27,6 +27,7 @@ from infid_export.cli.output import Output
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from infid_export.faces.reference import Reference
     from infid_export.runtime.person import Person
     from infid_export.runtime.pipeline import Pipeline
 
@@ -123,14 +124,16 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-def enrolled(pipe: Pipeline, photos: Sequence[Path], face_index: int | None, output: Output) -> Person:
+def enrolled(
+    pipe: Pipeline, photos: Sequence[Path], face_index: int | None, output: Output, reference: Reference | None = None
+) -> Person:
     """Enroll photos, and print notes on how many faces each has and which one was used.
 
     Raises:
         InputError: see `Pipeline.enroll`.
     """
     with output.warnings_as_notes():
-        person = pipe.enroll(photos, face_index)
+        person = pipe.enroll(photos, face_index, reference=reference)
     for face in person.faces:
         output.note(str(face))
     return person

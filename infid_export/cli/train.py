@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-resume", action="store_true", help="reject a run folder that has checkpoints")
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="demo", help=MODEL_HELP)
-    model.add_argument("--image-encoder", metavar="FILE|TAG", help="OpenCLIP ViT-H-14 checkpoint, or open_clip tag")
+    model.add_argument(
+        "--image-encoder", metavar="PATH|TAG", help="CLIP image encoder: file or folder, or open_clip tag"
+    )
     model.add_argument("--model-seed", type=int, default=0, metavar="N", help="seed of random weights (0)")
     model.add_argument(
         "--identity-init",

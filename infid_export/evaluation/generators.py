@@ -232,19 +232,29 @@ def open_reference(
         InputError: the model is missing or lacks a component, or needs a recognizer.
     """
     source = open_source(model, identity=identity, image_encoder=image_encoder, seed=seed)
-    if recognizer is None and model != "demo":
+    config = source.config
+    if recognizer is None and model != "demo" and config.reads_face:
         raise InputError(
             f"The model {model} has no face recognizer of its own.",
             fix="Give an ArcFace-type one with --recognizer FILE.",
         )
-    detector, _ = open_detector(face_detector)
-    with recognizer_file(recognizer) as path:
-        embedder = ArcFaceRecognizer(path, source.config.face_width)
-        given = encoders_of(source, embedder.fingerprint, embedder.name, "")
+    detector = open_detector(face_detector)[0] if config.finds_faces else None
+    embedder, used = None, ("", "")
+    if config.reads_face:
+        with recognizer_file(recognizer) as path:
+            embedder = ArcFaceRecognizer(path, config.face_width)
+            used = embedder.fingerprint, embedder.name
+    given = encoders_of(source, *used, "")
     trained = trained_with(source, identity)
     for clause in () if trained is None else differences(trained, given):
         warnings.warn(f"the identity weights were trained {clause}", stacklevel=2)
-    reader = FaceReader(detector, embedder, source.architecture.image_encoder["image_size"])
+    reader = FaceReader(
+        detector,
+        embedder,
+        source.architecture.image_encoder["image_size"] if config.reads_image else None,
+        crop=config.crop,
+        normalized=config.face_embedding == "normalized",
+    )
     chosen = {name: value for name, value in (choices or {}).items() if value is not None}
     # other sources have already read the identity weights
     return ReferenceGenerator(source, reader, settings, chosen, identity if model in RANDOM else None)

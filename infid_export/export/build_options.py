@@ -21,7 +21,8 @@ class BuildOptions:
         output: the engine folder.
         model: `demo`, `random-sdxl`, `random-medium`, a folder in diffusers' format, or a hub id.
         identity: identity weights (safetensors); built-in models have their own.
-        image_encoder: OpenCLIP checkpoint for the `ViT-H-14` image encoder: a file, or an open_clip tag.
+        image_encoder: checkpoint of the image encoder that the identity weights read: a file or folder in OpenCLIP's or
+            transformers' layout, or an open_clip tag.
         recognizer: ArcFace-type ONNX file, `[N, 3, 112, 112]` to `[N, 512]`.
         detector: the folder's face detector: `centerface` or `insightface` for photos, `drawn` for the people of the
             demo model; None chooses by the model.

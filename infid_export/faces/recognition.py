@@ -28,7 +28,7 @@ class ArcFaceRecognizer:
     """An ONNX model that embeds an aligned 112 × 112 face.
 
     Args:
-        onnx_path: model with input `[N, 3, 112, 112]` or `[N, 112, 112, 3]`, RGB, and output `[N, width]`; N is 1 or
+        onnx_path: a model with input `[N, 3, 112, 112]` or `[N, 112, 112, 3]`, RGB, and output `[N, width]`; N is 1 or
             dynamic. fp32 inputs are scaled to the range that the model's first nodes expect (`expected_range`), by
             default [−1, 1]; uint8 inputs are not scaled. The model runs here on two drawn faces, so that a wrong model
             fails immediately.
@@ -40,6 +40,7 @@ class ArcFaceRecognizer:
     """
 
     def __init__(self, onnx_path: Path, width: int = 512) -> None:
+        self.width = width
         self._path = onnx_path
         self._session = open_onnx(onnx_path)
         inputs = self._session.get_inputs()
@@ -76,8 +77,8 @@ class ArcFaceRecognizer:
         shipped = FINGERPRINT in self._session.get_modelmeta().custom_metadata_map
         return "the demo model's recognizer" if shipped else self._path.name
 
-    def embed(self, aligned: Array) -> Array:
-        """Return the L2-normalized `[width]` fp32 embedding of a `[112, 112, 3]` uint8 RGB face.
+    def embed(self, aligned: Array, normalized: bool = True) -> Array:
+        """Return the `[width]` fp32 embedding of a `[112, 112, 3]` uint8 RGB face: L2-normalized, or the model's own.
 
         Raises:
             InputError: the model returns an embedding that is zero or not finite.
@@ -89,8 +90,8 @@ class ArcFaceRecognizer:
                 f"The recognizer returned no usable embedding (its norm is {length}).",
                 fix="Check the recognizer's ONNX file.",
             )
-        normalized: Array = (embedding / length).astype(np.float32)
-        return normalized
+        result: Array = (embedding / length if normalized else embedding).astype(np.float32)
+        return result
 
     def _expected_range(self) -> Range:
         try:

@@ -19,11 +19,13 @@ from infid_engines.errors import InputError
 # The files to download of a checkpoint on the hub.
 HUB_FILES = ("*.json", "*.txt", "*/*.safetensors")
 OPENCLIP = (
-    "Give OpenCLIP's own file, such as open_clip_model.safetensors from laion/CLIP-ViT-H-14-laion2B-s32B-b79K, or one "
-    "of its tags."
+    "Give OpenCLIP's own file, such as open_clip_model.safetensors from laion/CLIP-ViT-H-14-laion2B-s32B-b79K, the "
+    "image_encoder folder that comes with IP-Adapter, or one of OpenCLIP's tags."
 )
 _DIFFUSERS_FORMAT = "the path of a checkpoint folder in diffusers' format"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# The files of an image encoder in a folder; the first one is taken.
+_IMAGE_ENCODERS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin")
 _WEIGHT_ENDINGS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 # `model.safetensors`, `model.fp16.safetensors`, `model-00001-of-00002.fp16.safetensors`, and the older
 # `model.fp16-00001-of-00002.safetensors`
@@ -136,13 +138,14 @@ def image_encoder_file(checkpoint: str) -> Path | None:
     """Return the file of an image encoder, or None if the name can only be an open_clip tag.
 
     Raises:
-        InputError: the path is a folder, or does not exist.
+        InputError: the path does not exist, or is a folder without such a file.
     """
     path = Path(checkpoint)
     if path.is_dir():
-        whole = (path / "config.json").is_file() and not (path / "open_clip_config.json").is_file()
-        what = "an image encoder in transformers' format" if whole else "a folder"
-        raise InputError(f"{path} is {what}, not an OpenCLIP checkpoint file.", fix=OPENCLIP)
+        for name in _IMAGE_ENCODERS:
+            if (path / name).is_file():
+                return path / name
+        raise InputError(f"{path} is a folder without an image encoder: {_contents(path)}.", fix=OPENCLIP)
     if path.is_file():
         return path
     if "/" in checkpoint or is_path(checkpoint):
@@ -167,6 +170,17 @@ def tensor_names(path: Path) -> list[str]:
             f"{path} cannot be loaded: it is not an intact safetensors file ({problem}).",
             fix="Copy or download it again.",
         ) from error
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes in a safetensors file's header, by name.
+
+    Raises:
+        InputError: as in `tensor_names`.
+    """
+    names = tensor_names(path)
+    with safe_open(path, framework="numpy") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
 
 
 def weight_files(folder: Path, wanted: str | None = None) -> WeightFiles:

@@ -152,6 +152,11 @@ class IdentityConfig:
         return self.face_width > 0
 
     @property
+    def encoder_inputs(self) -> tuple[str, ...]:
+        """Names of the identity encoder's inputs."""
+        return ("face_crop",) * self.reads_image + ("face_embedding",) * self.reads_face
+
+    @property
     def finds_faces(self) -> bool:
         """Whether an enrollment needs a face in the photo, unless it is told what to read instead."""
         return self.reads_face or self.crop != "whole"

@@ -26,9 +26,9 @@ def encoders_of(source: ModelSource, recognizer: str, recognizer_name: str, dete
     identifier, name = source.fingerprint("image_encoder"), f"the {source.name} model's"
     base = base_of(source)
     if isinstance(base, CheckpointSource):
-        is_file = Path(base.image_encoder).is_file()
-        name = Path(base.image_encoder).name if is_file else f"open_clip's {base.image_encoder}"
-        identifier = identifier if is_file else f"{TAG}{base.config.image_encoder} {base.image_encoder}"
+        file = base.image_encoder_file
+        name = f"open_clip's {base.image_encoder}" if file is None else file.name
+        identifier = f"{TAG}{base.config.image_encoder} {base.image_encoder}" if file is None else identifier
     return EncoderRecord(recognizer, recognizer_name, identifier, name, detector)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from infid_engines.errors import InfidError, InputError
 from infid_export.model.checkpoint_files import (
@@ -23,6 +23,14 @@ from infid_export.model.checkpoint_files import (
 from infid_export.model.encoders import MEAN as _MEAN
 from infid_export.model.encoders import STD as _STD
 from infid_export.model.finite import not_finite, require_finite
+from infid_export.model.vision_layout import (
+    OPENCLIP_PREFIX,
+    check_configuration,
+    check_size,
+    is_image_encoder,
+    openclip_weights,
+    size_of,
+)
 
 # Suffixes of tensors that no result depends on.
 _WITHOUT_EFFECT = (
@@ -76,12 +84,12 @@ def load_network(folder: Path, component: str, dtype: torch.dtype, variant: str 
 
 
 def load_image_encoder(encoder: nn.Module, name: str, checkpoint: str) -> nn.Module:
-    """Load an OpenCLIP checkpoint's weights into an image encoder.
+    """Load the weights of a checkpoint, in OpenCLIP's or transformers' layout, into an image encoder.
 
     Args:
         encoder: an `ImageEncoder` on the meta device.
         name: open_clip's name of the architecture.
-        checkpoint: a file, or a tag that open_clip can download.
+        checkpoint: a file or folder, or a tag that open_clip can download.
 
     Returns:
         The same module, with weights in the file's dtype.
@@ -91,14 +99,18 @@ def load_image_encoder(encoder: nn.Module, name: str, checkpoint: str) -> nn.Mod
     """
     file = image_encoder_file(checkpoint) or _fetched(name, checkpoint)
     if file.suffix == ".safetensors":
-        _check_openclip(file, tensor_names(file))
+        _check_image_encoder(file, tensor_names(file))
     from open_clip.factory import load_state_dict
 
     with explained(f"The image_encoder weights of {file}"):
         stored: dict[str, Any] = load_state_dict(str(file))
-        _check_openclip(file, list(stored))
-    weights = {key: value for key, value in stored.items() if key.startswith("visual.")}
+        _check_image_encoder(file, list(stored))
     wanted = encoder.state_dict()
+    weights = openclip_weights(stored)
+    check_size(file, size_of(_shapes(weights)), name, size_of(_shapes(wanted)))
+    if not any(key.startswith(OPENCLIP_PREFIX) for key in stored) and Path(checkpoint).is_dir():
+        visual: Any = encoder.visual
+        check_configuration(Path(checkpoint), visual.transformer.resblocks[0].attn.num_heads)
     _require_all(
         f"The image_encoder weights of {file}, as {name},",
         missing=wanted.keys() - weights.keys(),
@@ -141,11 +153,17 @@ def _fetched(name: str, tag: str) -> Path:
         return Path(download_pretrained(known))
 
 
-def _check_openclip(file: Path, names: Iterable[str]) -> None:
-    found = list(names)
-    if not any(name.startswith("visual.") for name in found):
-        kind = describe_tensors(found) or f"something else (tensors such as {', '.join(sorted(map(str, found))[:3])})"
-        raise InputError(f"{file} is {kind}, not an OpenCLIP checkpoint: it has no tensors visual.….", fix=OPENCLIP)
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in weights.items()}
+
+
+def _check_image_encoder(file: Path, names: Iterable[str]) -> None:
+    found = list(map(str, names))
+    if not is_image_encoder(found):
+        kind = describe_tensors(found) or f"something else (tensors such as {', '.join(sorted(found)[:3])})"
+        raise InputError(
+            f"{file} is {kind}, not an image encoder: it has no tensors visual.… or vision_model.….", fix=OPENCLIP
+        )
 
 
 def _require_all(what: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]) -> None:

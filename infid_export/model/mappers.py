@@ -13,6 +13,8 @@ clip_width]` and `[B, face_width]`. All return `[B, T, D]`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -85,7 +87,8 @@ class Perceiver(nn.Module):
     def read(self, latents: Tensor, x: Tensor) -> Tensor:
         """Return the tokens that `[B, T, mapper_hidden]` latents read from `[B, N, features]`."""
         x = self.proj_in(x)
-        for attention, feed_forward in self.layers:  # type: ignore[misc]
+        layers: Any = self.layers
+        for attention, feed_forward in layers:
             latents = attention(x, latents) + latents
             latents = feed_forward(latents) + latents
         return self.norm_out(self.proj_out(latents))

@@ -185,7 +185,8 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         if self._identity_image_encoder is None and self.identity_config.reads_image:
             raise InputError("The pipeline has no image encoder.", fix="Load it with image_encoder=ImageEncoder(...).")
         encoder = IdentityEncoder(self._identity_image_encoder, self._identity_modules)
-        _, keys, values = encoder(**{name: torch.from_numpy(each) for name, each in inputs.arrays().items()})
+        arrays = inputs.arrays(self.identity_config.encoder_inputs)
+        _, keys, values = encoder(**{name: torch.from_numpy(each) for name, each in arrays.items()})
         return keys, values
 
     @torch.no_grad()

@@ -19,11 +19,18 @@ from infid_engines.errors import InputError
 from infid_engines.hashes import remembered_sha256
 from infid_export.model.architectures import DEMO, MEDIUM, SDXL, Architecture, Sampling, identity_config
 from infid_export.model.checkpoint import check_identity, image_encoder_config, read_checkpoint
-from infid_export.model.checkpoint_files import checkpoint_folder, image_encoder_file, local_folder, weight_files
+from infid_export.model.checkpoint_files import (
+    checkpoint_folder,
+    image_encoder_file,
+    local_folder,
+    tensor_shapes,
+    weight_files,
+)
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity_header import stored_license
 from infid_export.model.identity_lora import identity_lora
 from infid_export.model.shipped import ShippedSource
+from infid_export.model.vision_layout import check_size, size_of
 from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 from infid_export.sampling.scheduler_config import ModelSampling
 
@@ -140,14 +147,17 @@ class CheckpointSource:
     Args:
         folder: has `unet/`, `vae/`, `text_encoder/`, `text_encoder_2/`, `tokenizer/` and `tokenizer_2/`.
         identity: identity weights, see `IdentityModules.save`.
-        image_encoder: OpenCLIP ViT-H-14 checkpoint file, or a pretrained tag that open_clip can download.
+        image_encoder: checkpoint of the image encoder, a file or folder in OpenCLIP's or transformers' layout, or a
+            pretrained tag that open_clip can download; None if the identity weights read no image.
         config: the method variant; None is the identity file's.
 
     Raises:
         InputError: a component is missing or not SDXL's.
     """
 
-    def __init__(self, folder: Path, identity: Path, image_encoder: str, config: IdentityConfig | None = None) -> None:
+    def __init__(
+        self, folder: Path, identity: Path, image_encoder: str | None, config: IdentityConfig | None = None
+    ) -> None:
         self.name = str(folder)
         self.folder, self.identity, self.image_encoder = folder, identity, image_encoder
         stored = read_config(identity)
@@ -166,14 +176,20 @@ class CheckpointSource:
         )
         self.scheduler = checkpoint.sampling.schedule
         check_identity(self.config, vision, self.architecture.unet["cross_attention_dim"], self.name)
-        self._image_encoder_file = image_encoder_file(image_encoder)
+        self.image_encoder_file = None if image_encoder is None else image_encoder_file(image_encoder)
+        if self.image_encoder_file is not None and self.image_encoder_file.suffix == ".safetensors":
+            found = size_of(tensor_shapes(self.image_encoder_file))  # now, not after an hour of building
+            needed = vision["layers"], vision["width"]
+            check_size(self.image_encoder_file, found, self.config.image_encoder, needed)
 
     def fingerprint(self, component: str) -> str:
         """Return a hash of the component's files."""
-        if component == "image_encoder" and self._image_encoder_file is None:
+        if component == "image_encoder" and self.image_encoder_file is None:
             return hashlib.sha256(f"open_clip:{self.config.image_encoder}:{self.image_encoder}".encode()).hexdigest()
         if component in ("image_encoder", "identity"):
-            return remembered_sha256(Path(self.image_encoder if component == "image_encoder" else self.identity))
+            file = self.image_encoder_file if component == "image_encoder" else self.identity
+            assert file is not None
+            return remembered_sha256(file)
         files = [self.folder / component / "config.json", *weight_files(self.folder / component).all]
         return hashlib.sha256("".join(remembered_sha256(file) for file in files).encode()).hexdigest()
 
@@ -211,6 +227,7 @@ class CheckpointSource:
             modules.config = self.config  # the caller's choices override the file's
             return modules
         if component == "image_encoder":
+            assert self.image_encoder is not None
             encoder = load_image_encoder(self.empty(component), self.config.image_encoder, self.image_encoder)
             return require_finite(encoder, f"The image encoder {self.image_encoder}", dtype)
         return load_network(self.folder, component, dtype)
@@ -252,7 +269,8 @@ def open_source(
     Args:
         model: `demo`, `random-sdxl`, `random-medium`, a folder in diffusers' format, or a hub id.
         identity: identity weights; needed for a checkpoint, and replace the demo model's own.
-        image_encoder: OpenCLIP checkpoint or tag; needed for a checkpoint.
+        image_encoder: checkpoint of the image encoder, or tag; needed for a checkpoint, unless the identity weights
+            read no image.
         seed: seed of random weights.
         choices: method choices that replace the stored ones if they are not None.
 
@@ -268,14 +286,13 @@ def open_source(
     if model in BUILT_IN:
         return RandomSource(model, seed, identity_config(BUILT_IN[model]).with_choices(**chosen))
     local_folder(model)  # an unusable path is reported before missing identity weights
-    if identity is None or image_encoder is None:
+    config = None if identity is None else read_config(identity).with_choices(**chosen)
+    if identity is None or config is None or (image_encoder is None and config.reads_image):
         raise InputError(
             f"The checkpoint {model} needs identity weights and an image encoder.",
             fix="Give --identity weights.safetensors and --image-encoder open_clip_checkpoint.",
         )
-    source = CheckpointSource(
-        checkpoint_folder(model), identity, image_encoder, read_config(identity).with_choices(**chosen)
-    )
+    source = CheckpointSource(checkpoint_folder(model), identity, image_encoder, config)
     return _with_lora(source, identity)
 
 

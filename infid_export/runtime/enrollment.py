@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from infid_engines.errors import EngineFolderError
 from infid_engines.manifest import Manifest
@@ -31,19 +33,26 @@ def open_face_reader(manifest: Manifest, engines: EngineSet) -> FaceReader:
         BackendUnavailableError: insightface is not installed.
     """
     faces = manifest.faces
-    recognizer = faces.get("recognizer_path")
-    if not recognizer or not faces.get("detector_path"):
+    sizes = {spec.name: int(spec.shape[-1]) for spec in manifest.graph("identity_encoder").inputs}  # type: ignore[arg-type]
+    width, crop = sizes.get("face_embedding"), str(faces.get("crop", "portrait"))
+    embeds, finds = width is not None, width is not None or crop != "whole"
+    if (embeds and not faces.get("recognizer_path")) or (finds and not faces.get("detector_path")):
         raise EngineFolderError(
             "The engine folder has no face detector or recognizer, so it cannot enroll photos.",
             fix="Build it again with `infid-export build --recognizer FILE`, or load persons made elsewhere.",
         )
-    detector: FaceDetector
+    recognizer = ArcFaceRecognizer(engines.verify(faces["recognizer_path"]), width) if width is not None else None
+    return FaceReader(
+        _detector(faces, engines) if finds else None,
+        recognizer,
+        sizes.get("face_crop"),
+        DRAWN_ONLY if finds and faces["detector"] == "drawn" else "",
+        crop,
+        faces.get("embedding", "normalized") == "normalized",
+    )
+
+
+def _detector(faces: Mapping[str, Any], engines: EngineSet) -> FaceDetector:
     if faces["detector"] == "insightface":
-        detector = InsightFaceDetector(Path(faces["detector_path"]))
-    else:
-        detector = CenterFaceDetector(engines.verify(faces["detector_path"]))
-    sizes = {spec.name: spec.shape[-1] for spec in manifest.graph("identity_encoder").inputs}
-    crop, width = sizes["face_crop"], sizes["face_embedding"]
-    assert isinstance(crop, int) and isinstance(width, int)
-    limits = DRAWN_ONLY if faces["detector"] == "drawn" else ""
-    return FaceReader(detector, ArcFaceRecognizer(engines.verify(str(recognizer)), width), crop, limits)
+        return InsightFaceDetector(Path(faces["detector_path"]))
+    return CenterFaceDetector(engines.verify(faces["detector_path"]))

@@ -20,6 +20,7 @@ from infid_engines.registry import get_backend
 from infid_engines.validation import path_of, require_methods, shown, text_of, whole_number
 from infid_export.faces.photos import Photo
 from infid_export.faces.reader import FaceInputs, FaceReader
+from infid_export.faces.reference import Reference
 from infid_export.runtime.arguments import Arguments
 from infid_export.runtime.async_calls import CallThread
 from infid_export.runtime.conditioning import has_guidance, identity_inputs, text_inputs
@@ -166,7 +167,14 @@ class Pipeline:
         """
         return turn(self._lock, cancel)
 
-    def enroll(self, photo: Photo | Sequence[Photo], face_index: int | None = None, *, name: str = "") -> Person:
+    def enroll(
+        self,
+        photo: Photo | Sequence[Photo],
+        face_index: int | None = None,
+        *,
+        name: str = "",
+        reference: Reference | None = None,
+    ) -> Person:
         """Turn one photo, or several of one person, into a `Person`.
 
         Args:
@@ -174,6 +182,9 @@ class Pipeline:
             face_index: which face of each photo to use. Faces with a score near the best one come first, from large
                 to small, then the others. None is 0.
             name: the person's name.
+            reference: what of each photo is read: its `face`, the `whole` image without searching a face, or a box
+                (left, top, width, height in pixels). None is the face, or the whole image if the folder's identity
+                weights read no face.
 
         Returns:
             The person. Its `faces` say how many faces each photo has, which one was used, and its score. A warning
@@ -181,24 +192,33 @@ class Pipeline:
 
         Raises:
             InputError: a photo cannot be read, or shows no usable face. With several photos, its number is given.
+                Or the folder's identity weights cannot read such a reference.
             EngineFolderError: the folder cannot enroll, or is damaged.
         """
-        return self.encode(self.read_faces(photo, face_index), name=name)
+        return self.encode(self.read_faces(photo, face_index, reference), name=name)
 
     async def enroll_async(
-        self, photo: Photo | Sequence[Photo], face_index: int | None = None, *, name: str = ""
+        self,
+        photo: Photo | Sequence[Photo],
+        face_index: int | None = None,
+        *,
+        name: str = "",
+        reference: Reference | None = None,
     ) -> Person:
         """`enroll` for coroutines, see `generate_async`. Photos that are being read are read to their end."""
-        return await self._calls.run(lambda _: self.enroll(photo, face_index, name=name))
+        return await self._calls.run(lambda _: self.enroll(photo, face_index, name=name, reference=reference))
 
-    def read_faces(self, photo: Photo | Sequence[Photo], face_index: int | None = None) -> list[FaceInputs]:
-        """Find, align and recognize the face of each photo: the part of `enroll` that needs no engine.
+    def read_faces(
+        self, photo: Photo | Sequence[Photo], face_index: int | None = None, reference: Reference | None = None
+    ) -> list[FaceInputs]:
+        """Find, align and recognize the face of each photo, or scale it: the part of `enroll` that needs no engine.
 
         It runs on the CPU, also while another thread generates.
 
         Args:
             photo: as in `enroll`.
             face_index: likewise.
+            reference: likewise.
 
         Returns:
             One per photo, for `encode`.
@@ -212,11 +232,16 @@ class Pipeline:
             raise InputError("No photo was given.", fix="Give at least one.")
         if face_index is not None:
             face_index = whole_number("The face index", face_index, "Give 0 for the largest face, or leave it out.")
+        with self._faces_lock:
+            reader = self._face_reader()
+        chosen = reader.reference(reference, face_index)
+        if chosen == "face" and reader.limits:
+            warnings.warn(reader.limits, stacklevel=3)
         faces = []
         for number, one in enumerate(photos):
             try:
                 with self._faces_lock:
-                    faces.append(self._face_reader().read(one, face_index))
+                    faces.append(reader.read(one, face_index, chosen))
             except InputError as error:
                 if len(photos) == 1:
                     raise
@@ -228,8 +253,6 @@ class Pipeline:
         if self._faces is None:
             with self._lock:
                 self._faces = open_face_reader(self.manifest, self._engines)
-        if self._faces.limits:
-            warnings.warn(self._faces.limits, stacklevel=4)
         return self._faces
 
     def encode(self, face: FaceInputs | Sequence[FaceInputs], *, name: str = "") -> Person:
@@ -255,7 +278,8 @@ class Pipeline:
     def _encoded(self, face: Any, name: str) -> Person:
         if not isinstance(face, FaceInputs):
             raise InputError(f"The face must be FaceInputs, not {shown(face)}.", fix="Use Pipeline.enroll for photos.")
-        outputs = self._engines["identity_encoder"].run(face.arrays())
+        engine = self._engines["identity_encoder"]
+        outputs = engine.run(face.arrays(engine.inputs))
         for output, values in outputs.items():
             reject_non_finite(values, output)
         tensors: dict[str, Any] = dict(outputs)

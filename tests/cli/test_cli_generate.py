@@ -35,8 +35,8 @@ class FakePipeline:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def enroll(self, photos: list[Path], face_index: int | None) -> Person:
-        self.calls.append(("enroll", (photos, face_index)))
+    def enroll(self, photos: list[Path], face_index: int | None, reference: object = None) -> Person:
+        self.calls.append(("enroll", (photos, face_index, reference)))
         return person(self.tokens)
 
     def generate(self, prompts: list[str], person: Person, **settings: Any) -> list[Image.Image]:
@@ -90,7 +90,7 @@ def test_several_prompts_and_every_setting(cli: Cli, pipeline: FakePipeline, tmp
     assert (code, out) == (0, "p-0.webp\np-1.webp\n")
     assert pipeline.calls == [
         ("load", (Path("e"), "onnxruntime", "cpu")),
-        ("enroll", ([Path("a.jpg"), Path("b.jpg")], 1)),
+        ("enroll", ([Path("a.jpg"), Path("b.jpg")], 1, None)),
         (
             "generate",
             (
@@ -108,7 +108,7 @@ def test_what_was_taken_of_a_photo_is_noted_and_in_the_document(
 ) -> None:
     face = Face(np.array([1.0, 2, 41, 52]), 0.9, np.zeros((5, 2)))
     taken = TakenFace("a.jpg", 0, (face, face))
-    monkeypatch.setattr(pipeline, "enroll", lambda photos, index: replace(person(1.0), faces=(taken,)))
+    monkeypatch.setattr(pipeline, "enroll", lambda photos, index, reference: replace(person(1.0), faces=(taken,)))
     for words in (("enroll", "a.jpg"), ("generate", "x", "--photo", "a.jpg")):
         code, out, err = cli(*words, "--json")
         assert code == 0
@@ -216,6 +216,23 @@ def test_shares_leave_something_for_the_photos(cli: Cli, pipeline: FakePipeline)
     code, _, err = cli("enroll", "a.jpg", "--mix", "other.safetensors:0.6", "--mix", "other.safetensors:0.4")
     assert code == 1
     assert "sum to less than 1" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "reference"),
+    [("face", "face"), ("whole", "whole"), ("box 10 20 300 400", (10, 20, 300, 400))],
+)
+def test_enroll_passes_on_what_is_read(cli: Cli, pipeline: FakePipeline, words: str, reference: object) -> None:
+    assert cli("enroll", "a.jpg", "--reference", *words.split(), "-o", "p.safetensors")[0] == 0
+    assert pipeline.calls[-1] == ("enroll", ([Path("a.jpg")], None, reference))
+
+
+@pytest.mark.parametrize("words", ["half", "whole a.jpg", "box 1 2 3", "box 1 2 3 -4", "box 1 2 3 4 5", "box a b c d"])
+def test_enroll_names_what_is_no_reference(cli: Cli, pipeline: FakePipeline, words: str) -> None:
+    code, _, err = cli("enroll", "a.jpg", "--reference", *words.split(), "-o", "p.safetensors")
+    assert code != 0
+    assert f"--reference takes face, whole, or box X Y W H, not {words}." in err or "-4" in words
+    assert pipeline.calls == []
 
 
 def test_enroll_checks_its_output_first(cli: Cli, pipeline: FakePipeline) -> None:

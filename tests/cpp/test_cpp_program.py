@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cpp_library import ONNXRUNTIME, program, tiny_person
+from PIL import Image
+from tiny_engines import write_folder
 
 from infid_engines.manifest import Manifest
 from infid_export.cli import main
@@ -168,3 +170,18 @@ def test_help_names_every_flag(cpp_release: Path) -> None:
     assert len(flags) > 20
     assert [flag for flag in flags if flag not in found.stdout] == []
     assert program(cpp_release, "--version").stdout == "infid 0.1.0\n"
+
+
+@pytest.mark.parametrize("facts", [{"crop": "whole"}, {"crop": "aligned"}, {"embedding": "raw"}], ids=str)
+def test_photos_of_another_method_are_read_in_python(
+    cpp_release: Path, tmp_path: Path, astronaut: np.ndarray, facts: dict[str, str]
+) -> None:
+    folder = write_folder(tmp_path / "engines")
+    faces = {**Manifest.load(folder).faces, **facts}
+    replace(Manifest.load(folder), faces=faces).write(folder)
+    Image.fromarray(astronaut).save(tmp_path / "a.png")
+    words = "--prompt", "a", "--photo", tmp_path / "a.png", "-o", tmp_path / "out.png", "--onnxruntime", ONNXRUNTIME
+    found = program(cpp_release, folder, *words)
+    assert found.returncode == 1
+    assert "identity weights of another method, whose photos are read in Python only." in found.stderr
+    assert "fix: Enroll with `infid-export enroll`" in found.stderr

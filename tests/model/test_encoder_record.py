@@ -87,7 +87,7 @@ def test_what_is_not_known_is_noted(source: RandomSource, trained: EncoderRecord
 def test_tags_of_open_clip_are_compared_with_each_other(source: RandomSource) -> None:
     checkpoint = CheckpointSource.__new__(CheckpointSource)
     checkpoint.config, checkpoint.image_encoder, checkpoint.name = source.config, "laion2b_s32b_b79k", "sdxl"
-    checkpoint._image_encoder_file = None
+    checkpoint.image_encoder_file = None
     found = encoders_of(checkpoint, *OWN, "centerface")
     assert found.image_encoder == f"tag {source.config.image_encoder} laion2b_s32b_b79k"
     assert found.image_encoder_name == "open_clip's laion2b_s32b_b79k"

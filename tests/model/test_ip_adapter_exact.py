@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from adapter_weights import CLIP_TOKENS, CONFIGS, FACE, published, write_identity
+from PIL import Image
 from test_encoders import MEAN, STD, as_transformers
 from torch import Tensor
 
+from infid_engines.errors import InputError
+from infid_export.export.artifact import DETECTOR, RECOGNIZER, weights_file
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import build
 from infid_export.faces.reader import FaceInputs
@@ -52,7 +56,7 @@ def test_an_image_of_the_weights_is_diffusers_own(case: Case):
     call = _call()
     with torch.no_grad():
         expected = _diffusers(case, call)
-        _, keys, values = _encoder(case)(**_tensors(case.inputs))
+        _, keys, values = _encoder(case)(**_tensors(case))
         unet: Any = case.source.load("unet", torch.float32)
         install_processors(unet, case.source.config)
         streams = Streams(text=False, identity_keys=keys, identity_values=values, style_strength=torch.zeros(2),
@@ -63,15 +67,31 @@ def test_an_image_of_the_weights_is_diffusers_own(case: Case):
     assert (found - without).abs().max() > 1e-3, "the identity has no effect, so nothing was compared"
 
 
-def test_the_exported_encoder_is_diffusers_own(case: Case, tmp_path: Path):
+def test_an_engine_folder_of_the_weights_is_diffusers_own(case: Case, tmp_path: Path, portrait: Image.Image):
+    """The exported encoder computes diffusers' tokens, and an enrollment gives it what the family reads."""
     options = {"model": "demo", "identity": case.file, "graphs": ("identity_encoder",), "backends": ("onnxruntime",)}
     folder = build(BuildOptions(output=tmp_path / "engines", **options)).folder
-    has_encoder = (folder / "onnx" / "image_encoder.safetensors").is_file()
-    assert has_encoder == case.source.config.reads_image
+    config = case.source.config
+    assert (folder / weights_file("image_encoder")).is_file() == config.reads_image
+    assert (folder / RECOGNIZER).is_file() == config.reads_face
+    assert (folder / DETECTOR).is_file() == config.finds_faces
     with Pipeline.load(folder) as pipe:
-        found = pipe.encode(case.inputs)
-    expected = _tokens(case).numpy()
-    assert np.abs(found.identity_tokens - expected).max() <= 1e-5
+        found = pipe.encode(case.inputs).identity_tokens
+        assert np.abs(found - _tokens(case).numpy()).max() <= 1e-5
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the detector knows drawn people only
+            enrolled, (read,) = pipe.enroll(portrait), pipe.read_faces(portrait)
+        expected = _tokens(replace(case, inputs=read)).numpy()
+        assert np.abs(enrolled.identity_tokens - expected).max() <= 1e-5
+        assert len(enrolled.faces) == config.finds_faces
+        if config.reads_image:
+            (whole,) = pipe.read_faces(portrait, reference="whole")
+            assert (
+                np.abs(pipe.encode(whole).identity_tokens - _tokens(replace(case, inputs=whole)).numpy()).max() <= 1e-5
+            )
+        else:
+            with pytest.raises(InputError, match="read a face only"):
+                pipe.enroll(portrait, reference="whole")
 
 
 def _blocks() -> dict[str, int]:
@@ -84,8 +104,9 @@ def _encoder(case: Case) -> IdentityEncoder:
     return IdentityEncoder(encoder, IdentityModules.load(case.file, _blocks()))
 
 
-def _tensors(inputs: FaceInputs) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(each) for name, each in inputs.arrays().items()}
+def _tensors(case: Case) -> dict[str, Tensor]:
+    arrays = case.inputs.arrays(case.source.config.encoder_inputs)
+    return {name: torch.from_numpy(each) for name, each in arrays.items()}
 
 
 def _call() -> dict[str, Any]:
@@ -112,9 +133,8 @@ def _clip(case: Case) -> tuple[Tensor, Tensor]:
         states = as_transformers(encoder, heads=4)(
             torch.cat([torch.zeros_like(image), image]), output_hidden_states=True
         )
-        pooled = states.pooler_output @ encoder.visual.proj
     assert states.hidden_states[-2].shape[1] == CLIP_TOKENS
-    return states.hidden_states[-2], pooled
+    return states.hidden_states[-2], states.image_embeds
 
 
 def _diffusers_unet(case: Case) -> tuple[Any, Tensor]:

@@ -217,9 +217,13 @@ def encoder_file(parts: dict[str, Path], path: Path, change: Callable[[State], S
 
 
 FOREIGN: dict[str, tuple[Callable[[State], State], str]] = {
-    "transformers": (lambda s: {f"vision_model.{k}": v for k, v in s.items()}, "image encoder in transformers' format"),
+    "unknown names": (lambda s: {f"vision_model.{k}": v for k, v in s.items()}, r"missing: visual\.class_embedding"),
+    "fewer layers": (
+        lambda s: {name: value for name, value in s.items() if "visual.transformer.resblocks.3." not in name},
+        r"is an image encoder \(3 layers of width 128\), but the identity weights need ViT-H-14 \(4 layers",
+    ),
     "cut": (lambda s: without(s, "visual.conv1.weight"), r"missing: visual\.conv1\.weight"),
-    "text only": (lambda s: {k: v for k, v in s.items() if "visual" not in k}, r"no tensors visual\."),
+    "text only": (lambda s: {k: v for k, v in s.items() if "visual" not in k}, r"no tensors visual\.… or vision_mod"),
     "other size": (
         lambda s: {**s, "visual.positional_embedding": torch.zeros(145, 128)}, r"another shape: visual\.positional_emb"
     ),

@@ -602,6 +602,35 @@ def test_a_detector_for_drawn_people_is_said_at_enrollment(tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("error")
+def test_a_whole_image_is_enrolled_without_a_face(tmp_path: Path) -> None:
+    """Also with a detector for drawn people, of which nothing is said since it is not used."""
+    folder = write_folder(tmp_path / "engines", faces={**FACES, "detector": "drawn"})
+    blank = np.zeros((64, 80, 3), np.uint8)
+    with Pipeline.load(folder) as pipe:
+        (inputs,) = pipe.read_faces(blank, reference="whole")
+        assert not inputs.face_embedding.any()
+        assert np.array_equal(
+            pipe.enroll(blank, reference="whole").identity_tokens, pipe.encode(inputs).identity_tokens
+        )
+        with pytest.raises(InputError, match=r"Photo 2 of 2: The box 0 0 70 10 is not inside the photo \(64 × 64\)"):
+            pipe.enroll([blank, blank[:, :64]], reference=(0, 0, 70, 10))
+        with pytest.raises(InputError, match="There is no reference 'head'"):
+            pipe.enroll(blank, reference="head")  # type: ignore[arg-type]
+
+
+def test_the_manifest_says_what_is_read_of_a_face(tmp_path: Path) -> None:
+    made = {}
+    for name, facts in {"usual": {}, "raw": {"embedding": "raw"}, "aligned": {"crop": "aligned"}}.items():
+        folder = write_folder(tmp_path / name, faces={**FACES, **facts})
+        with Pipeline.load(folder) as pipe:
+            (made[name],) = pipe.read_faces(dot_photo())
+    assert np.array_equal(made["usual"].face_crop, made["raw"].face_crop)
+    assert np.linalg.norm(made["raw"].face_embedding) != pytest.approx(1, abs=0.01)
+    assert np.array_equal(made["usual"].face_embedding, made["aligned"].face_embedding)
+    assert not np.array_equal(made["usual"].face_crop, made["aligned"].face_crop)
+
+
+@pytest.mark.filterwarnings("error")
 def test_a_detector_for_photos_says_nothing(tiny_pipe: Pipeline) -> None:
     tiny_pipe.enroll(dot_photo())
 

@@ -43,6 +43,11 @@ def open_base(
         InputError: the model or the identity file cannot be found or is incomplete.
     """
     stored = None if initial == FRESH else read_config(initial)
+    if stored is not None and stored.mapper != "infinite_id":
+        raise InputError(
+            f"{initial} has {stored.family} weights, which cannot be trained further.",
+            fix="Give identity weights that were trained here, or start fresh.",
+        )
 
     def chosen(config: IdentityConfig) -> IdentityConfig:
         return replace(config, trained_with_text=with_text, center_tokens=center_tokens or config.center_tokens)

@@ -41,12 +41,11 @@ class IdentityEncoderGraph(Graph):
     def inputs(self, sizes: Sizes) -> Tensors:
         """Return what the mapper reads: one crop, its embedding, or both."""
         side, config = sizes.architecture.image_encoder["image_size"], sizes.config
-        shapes = {}
-        if config.reads_image:
-            shapes["face_crop"] = TensorShape((1, 3, side, side))
-        if config.reads_face:
-            shapes["face_embedding"] = TensorShape((1, config.face_width))
-        return shapes
+        shapes = {
+            "face_crop": TensorShape((1, 3, side, side)),
+            "face_embedding": TensorShape((1, config.face_width)),
+        }
+        return {name: shapes[name] for name in config.encoder_inputs}
 
     def outputs(self, sizes: Sizes) -> Tensors:
         """Return tokens, keys and values; row 0 is unconditional."""
@@ -60,7 +59,7 @@ class IdentityEncoderGraph(Graph):
 
     def parity_inputs(self, case: ParityCase) -> Values:
         """Return the fixed face."""
-        return case.face().arrays()
+        return case.face().arrays(self.inputs(case.sizes))
 
 
 IDENTITY_ENCODER = IdentityEncoderGraph()

@@ -96,10 +96,9 @@ class Worker(threading.Thread):
     def _warm_up(self) -> None:
         """Load every engine, so that no client waits for it, and learn the colors of latents."""
         pipe = self._pipe
-        sizes = {spec.name: spec.shape for spec in pipe.manifest.graph("identity_encoder").inputs}
-        crop, embedding = (np.zeros(_fixed(sizes[name]), np.float32) for name in ("face_crop", "face_embedding"))
-        embedding[0, 0] = 1.0
-        nobody = pipe.encode(FaceInputs(crop, embedding))
+        inputs = pipe.manifest.graph("identity_encoder").inputs
+        arrays = {spec.name: np.zeros(_fixed(spec.shape), np.float32) for spec in inputs}
+        nobody = pipe.encode(FaceInputs(arrays.get("face_crop"), arrays.get("face_embedding")))
         with suppress(InputError):  # no face is found in it, but the detector is loaded
             pipe.read_faces(np.zeros((64, 64, 3), np.uint8))
         usual = pipe.manifest.defaults

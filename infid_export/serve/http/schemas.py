@@ -167,7 +167,7 @@ class PersonBody(BaseModel):
 
 
 class EnrolledBody(PersonBody):
-    """A person, with the faces that were used."""
+    """A person, with the faces that were used; none if the engines read whole images."""
 
     faces: list[FaceFacts]
 

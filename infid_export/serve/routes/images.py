@@ -83,6 +83,7 @@ def png_of(image: Image.Image) -> str:
 
 def crop_of(face: FaceInputs) -> Image.Image:
     """Return an aligned face as an image."""
+    assert face.face_crop is not None
     pixels = face.face_crop[0].transpose(1, 2, 0) * 255
     return Image.fromarray(pixels.round().clip(0, 255).astype("uint8"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from threading import Event
 from typing import Any
 
@@ -40,7 +41,7 @@ def people_routes(service: Service) -> APIRouter:
             return service.people.add(person)
 
         record = await service.call(keep, request)
-        return EnrolledBody(**_person(record), faces=await asyncio.to_thread(lambda: list(map(_facts, faces))))
+        return EnrolledBody(**_person(record), faces=await asyncio.to_thread(_found, faces))
 
     @router.get("", response_model=ListBody)
     def people() -> Any:
@@ -61,6 +62,11 @@ def people_routes(service: Service) -> APIRouter:
         return DeletedBody(id=id, object="person.deleted")
 
     return router
+
+
+def _found(faces: Sequence[FaceInputs]) -> list[FaceFacts]:
+    """Return the faces that were found; engines that read whole images search none."""
+    return [_facts(face) for face in faces if face.taken is not None]
 
 
 def _facts(face: FaceInputs) -> FaceFacts:

@@ -41,6 +41,7 @@ struct Defaults {
 struct FaceModels {
   std::string detector;                                 // drawn, centerface, insightface
   std::optional<std::string> detector_path, recognizer_path;  // within the folder
+  std::string crop, embedding;  // what the identity weights read of a photo; empty in older folders
 };
 
 struct Manifest {

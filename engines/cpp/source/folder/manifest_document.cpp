@@ -197,7 +197,7 @@ FaceModels face_models(const Json& faces) {
     std::string found = text(name);
     return found.empty() ? std::nullopt : std::optional<std::string>(std::move(found));
   };
-  return {text("detector"), path("detector_path"), path("recognizer_path")};
+  return {text("detector"), path("detector_path"), path("recognizer_path"), text("crop"), text("embedding")};
 }
 
 // The named entries of an object, in this order.

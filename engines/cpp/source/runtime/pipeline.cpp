@@ -270,6 +270,13 @@ std::vector<Image> PipelineData::run(const Job& job, const Watch& watch) {
 FaceReader& PipelineData::face_reader() {
   if (faces_) return *faces_;
   const FaceModels& models = manifest_.faces;
+  const GraphRecord& encoder = manifest_.graph("identity_encoder");
+  const bool usual = (models.crop.empty() || models.crop == "portrait") &&
+                     (models.embedding.empty() || models.embedding == "normalized");
+  if (!usual || encoder.input("face_crop") == nullptr || encoder.input("face_embedding") == nullptr) {
+    folder_error("The engine folder has identity weights of another method, whose photos are read in Python only.",
+                 "Enroll with `infid-export enroll`, and load the person file.");
+  }
   if (!models.detector_path || !models.recognizer_path || models.recognizer_path->empty() ||
       models.detector_path->empty()) {
     folder_error("The engine folder has no face detector or recognizer, so it cannot enroll photos.",
@@ -279,7 +286,6 @@ FaceReader& PipelineData::face_reader() {
     folder_error("The engine folder finds faces with InsightFace's own detector, which needs Python.",
                  "Enroll with `infid-export enroll`, or build it again with --detector centerface.");
   }
-  const GraphRecord& encoder = manifest_.graph("identity_encoder");
   const auto last = [&](const char* name) { return static_cast<int>(encoder.input(name)->shape.back().most); };
   const auto lock = turn(nullptr);
   const std::string detector = engines_.verify(*models.detector_path);
