@@ -69,6 +69,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     neighbors = [Person.load(path) for path in arguments.stack]
     with open_pipeline(arguments, arguments.engines) as pipe:
         output.note(pipe.choice)
+        if license := pipe.manifest.model.get("license"):
+            output.note(f"license of the identity weights: {license}")
         person = enrolled(pipe, arguments.photos, arguments.face_index, output, reference)
     faces = person.faces
     if others:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 # Not "engines": a clone of the repository has source code there.
 ENGINES = Path("infid-engines")
-MODEL_HELP = "demo, random-sdxl, random-medium, an SDXL safetensors file, a diffusers folder or a hub id (demo)"
+MODEL_HELP = (
+    "demo, random-sdxl, random-medium, an SDXL safetensors file, a diffusers folder or a hub id "
+    "(demo; import: random-sdxl)"
+)
 DRY_RUN_HELP = "show what would be done, without doing it"
 # By flag, the field of the configuration and its choices; None for a number.
 METHOD_CHOICES: dict[str, tuple[str, tuple[str, ...] | None]] = {

@@ -68,6 +68,8 @@ def _folder(folder: Path, with_hashes: bool, output: Output) -> int:
     parity = _parity(folder, problems)
     shape = f"{manifest.width} × {manifest.height}, batch {manifest.batch}, {manifest.people} person slot(s)"
     output.line(f"{folder}: {manifest.model['name']}, {manifest.precision}, {shape}")
+    if license := manifest.model.get("license"):
+        output.line(f"license of the identity weights: {license}")
     rows = [
         (name, _size(folder / graph.file), f"{graph.parameters / 1e6:.1f} M",
          str(sum(facts[name].operators.values())) if name in facts else "",

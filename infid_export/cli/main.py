@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from enum import IntEnum
 from importlib import import_module
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from infid_engines.errors import BackendUnavailableError, InfidError, InputError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from infid_export.cli.output import Output
 
 COMMANDS = {
+    "import": "convert identity weights of IP-Adapter and its relatives",
     "build": "build an engine folder from a model, and check its parity",
     "generate": "generate images of a person",
     "template": "run the text stream of a prompt once, for any number of people",
@@ -188,8 +190,9 @@ def _in_a_cache(error: Exception) -> bool:
 
 
 def _module(command: str) -> Any:
-    """Return a command's module: `compile-kernels` is `compile_kernels`."""
-    return import_module(f"infid_export.cli.{command.replace('-', '_')}")
+    """Return a command's module: `compile-kernels` is `compile_kernels`, and `import`, a word of Python, `import_`."""
+    name = command.replace("-", "_")
+    return import_module(f"infid_export.cli.{name}_" if iskeyword(name) else f"infid_export.cli.{name}")
 
 
 def _parse(command: str | None, arguments: Sequence[str]) -> argparse.Namespace:

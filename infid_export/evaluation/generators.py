@@ -151,12 +151,18 @@ class ReferenceGenerator:
     ) -> None:
         from infid_export.model.config import read_config
         from infid_export.model.identity import IdentityModules
+        from infid_export.model.identity_header import lora_tensors
         from infid_export.model.processors import identity_blocks
         from infid_export.model.reference_pipeline import InfiniteIDPipeline
 
         self._settings = PromptSampling.chosen(source.architecture.sampling, settings)
         # rejected here, before the base model is loaded
         (source.config if identity is None else read_config(identity)).with_choices(**(choices or {}))
+        if identity is not None and lora_tensors(identity):
+            raise InputError(
+                f"{identity} has a LoRA, which changes the base model, so it cannot replace other identity weights.",
+                fix="Evaluate it as a model of its own, with --identity.",
+            )
         self._reader = reader
         self._pipe: Any = InfiniteIDPipeline.from_source(source)
         self._pipe.set_progress_bar_config(disable=True)

@@ -26,7 +26,7 @@ _COMPARING = ("infid_engines.onnxruntime_backend:OnnxRuntimeBackend",)
 _REGISTRY = "infid_engines.registry"
 # Members of graphs and sources that do not affect the export.
 _OF_PARITY = ("upstream", "parity_inputs", "by_default", "streams")
-_OF_KEYS = ("fingerprint", "tokenizer_fingerprint", "note", "notes", "scheduler")
+_OF_KEYS = ("fingerprint", "tokenizer_fingerprint", "note", "notes", "license", "scheduler")
 
 _CODE: Mapping[str, Code] = {
     "weights": Code(("infid_export.export.weights:WeightsLayout",), _STOPS, (*_OF_KEYS, "tokenizers")),

@@ -234,6 +234,9 @@ def make_plan(options: BuildOptions) -> Plan:
         fields = {"weights": prints[PROBED], "code": code_hash("vae_range", *classes_of(source, (PROBED,)))}
         files[VAE_RANGE] = Artifact(VAE_RANGE, fields, writers.vae_range(), _EXPORTED)
     model = {"name": source.name, "files": prints, "config": source.config.to_dict()}
+    if source.license:
+        model["license"] = source.license
+        why += (f"license of the identity weights: {source.license}",)
     encoders = ("image_encoder", "identity") if source.config.reads_image else ("identity",)
     person = {name: source.fingerprint(name) for name in encoders}
     recognizer = {"recognizer": files[RECOGNIZER].key_fields} if RECOGNIZER in files else {}

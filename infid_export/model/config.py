@@ -97,6 +97,7 @@ class IdentityConfig:
         crop: what the image encoder sees: a `portrait` around the aligned face, the `whole` image, or the `aligned`
             face alone, as the recognizer sees it.
         family: name of the method that the weights come from, for messages.
+        lora_scale: strength of the identity file's LoRA for the UNet, if it has one; 0 leaves it out.
         streams: `two` is the method; `one` has the identity rows alone, which attend to themselves, the prompt and the
             image keys and values. That is what IP-Adapter's weights are trained for. It goes with plain
             `self_attention`, and with `adain` and `cross_adain` off.
@@ -127,6 +128,7 @@ class IdentityConfig:
     perceiver_scale: float = 1.0
     crop: Crop = "portrait"
     family: str = "infinite-id"
+    lora_scale: float = 1.0
     streams: StreamCount = "two"
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from infid_export.model.replaced_source import ReplacedSource
 from infid_export.model.sources import ModelSource
 from infid_export.model.stored_network import StoredNetwork, find_network
 from infid_export.model.tensor_file import TensorFile
+from infid_export.model.updated_source import UpdatedSource
 
 _VAE_FORMATS = "Give a safetensors file, or a folder in diffusers' format with config.json."
 
@@ -28,6 +29,8 @@ def with_networks(source: ModelSource, vae: Path | None = None, unet: Path | Non
     Raises:
         InputError: a network is missing, or does not fit the model.
     """
+    if isinstance(source, UpdatedSource):  # what identity weights add to a UNet, they add to any
+        return UpdatedSource(with_networks(source.base, vae, unet), source.updates)
     if unet is not None:
         source = ReplacedSource(source, _unet(unet, source), f"unet: {unet}, in place of the model's")
     if vae is not None and vae.is_dir():

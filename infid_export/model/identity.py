@@ -23,9 +23,9 @@ from infid_engines.tensor_seal import SEAL_KEY, TensorBytes, sort_header, tensor
 from infid_export.model.config import CONFIG_KEY, IdentityConfig, read_config
 from infid_export.model.encoder_record import ENCODERS_KEY, EncoderRecord
 from infid_export.model.finite import require_finite_tensor
+from infid_export.model.identity_header import LORA
 from infid_export.model.mappers import MAPPERS
 
-LORA = "lora."  # prefix of a file's low-rank updates of the UNet, which are no part of these modules
 _KEY, _VALUE = "to_k_id", "to_v_id"
 
 
@@ -126,14 +126,9 @@ class IdentityModules(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the modules atomically as one safetensors file."""
-        target = Path(path)
         tensors = {_file_key(name): value.detach().contiguous() for name, value in self.state_dict().items()}
-        metadata = {CONFIG_KEY: json.dumps(self.config.to_dict())}
-        if self.encoders is not None:
-            metadata[ENCODERS_KEY] = self.encoders.to_json()
-        with whole_file(target) as partial:
-            save_file(tensors, partial, metadata={**metadata, SEAL_KEY: _seal(metadata, tensors)})
-            sort_header(partial)
+        metadata = {} if self.encoders is None else {ENCODERS_KEY: self.encoders.to_json()}
+        write_identity_file(Path(path), self.config, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path, blocks: Mapping[str, int], dtype: torch.dtype = torch.float32) -> IdentityModules:
@@ -142,7 +137,7 @@ class IdentityModules(nn.Module):
         Args:
             path: safetensors file with keys `clip_mapper.*` and `face_mapper.*`, or `mapper.*`, and
                 `<attn2 path>.to_k_id.weight` and `<attn2 path>.to_v_id.weight`, and the configuration in the header.
-                Keys `lora.*` are skipped.
+                Keys `lora.*` are no part of these modules, see `infid_export.model.identity_lora`.
             blocks: as in the constructor.
             dtype: dtype of the loaded weights.
 
@@ -173,6 +168,26 @@ class IdentityModules(nn.Module):
                 tensors[name] = tensor.to(dtype)
         modules.load_state_dict(tensors, assign=True)
         return modules.eval().requires_grad_(False)
+
+
+def write_identity_file(
+    path: Path, config: IdentityConfig, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write an identity file atomically, with a seal.
+
+    Args:
+        path: file to write.
+        config: the modules' configuration.
+        tensors: contiguous tensors by their names in the file; mapped ones are not read into memory as a whole.
+        metadata: the header's further entries.
+
+    Raises:
+        DiskFullError: the disk is full.
+    """
+    described = {CONFIG_KEY: json.dumps(config.to_dict()), **metadata}
+    with whole_file(path) as partial:
+        save_file(dict(tensors), partial, metadata={**described, SEAL_KEY: _seal(described, tensors)})
+        sort_header(partial)
 
 
 def _file_key(name: str) -> str:

@@ -31,6 +31,7 @@ from infid_export.model.components import cast_module
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.encoders import IdentityEncoder, ImageEncoder
 from infid_export.model.identity import IdentityModules
+from infid_export.model.identity_lora import merge_identity_lora
 from infid_export.model.loading import load_network
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import ModelSource
@@ -101,7 +102,9 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         }
         pipe: InfiniteIDPipeline = super().from_pretrained(folder, **kwargs, **own)
         width = pipe.unet.config.cross_attention_dim
-        check_identity(read_config(identity), None, width, str(base))
+        config = read_config(identity)
+        check_identity(config, None, width, str(base))
+        merge_identity_lora(pipe.unet, Path(identity), config)
         modules = IdentityModules.load(identity, identity_blocks(pipe.unet), pipe.unet.dtype)
         return pipe._with_identity(modules, image_encoder, ops)
 

@@ -25,7 +25,7 @@ class ReplacedSource:
 
     def __init__(self, base: ModelSource, network: StoredNetwork, note: str) -> None:
         self.base, self.network = base, network
-        self.name, self.config = base.name, base.config
+        self.name, self.config, self.license = base.name, base.config, base.license
         self.zero_negative, self.scheduler = base.zero_negative, base.scheduler
         changed: dict[str, Any] = {network.component: dict(network.configuration)}
         self.architecture = replace(base.architecture, **changed)

@@ -15,6 +15,7 @@ from infid_engines.errors import InputError
 from infid_engines.manifest import sha256_file
 from infid_export.model.architectures import DEMO
 from infid_export.model.config import read_config
+from infid_export.model.identity_header import stored_license
 from infid_export.model.tokenizers import sdxl_tokenizers
 from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 
@@ -48,6 +49,7 @@ class ShippedSource:
         stored = read_config(self.identity)
         self.config = stored.with_choices(**(choices or {}))
         self.notes = stored.untrained_notes(self.config)
+        self.license = stored_license(self.identity)
 
     def fingerprint(self, component: str) -> str:
         """Return a hash of the component's file and configuration."""

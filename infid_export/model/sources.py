@@ -28,6 +28,8 @@ from infid_export.model.checkpoint_files import (
     weight_files,
 )
 from infid_export.model.config import IdentityConfig, read_config
+from infid_export.model.identity_header import stored_license
+from infid_export.model.identity_lora import identity_lora
 from infid_export.model.prediction import GivenPrediction, folder_sampling
 from infid_export.model.shipped import ShippedSource
 from infid_export.model.vision_layout import check_size, size_of
@@ -53,6 +55,7 @@ class ModelSource(Protocol):
     zero_negative: bool  # whether a missing negative prompt means zero embeddings, not those of an empty text
     scheduler: Mapping[str, Any]  # the noise schedule it was trained with, fields as in `SDXL_SCHEDULER`
     notes: tuple[str, ...]  # what was chosen if the model leaves a choice, and why
+    license: str  # one line on the license of the identity weights; empty if they have none
 
     def fingerprint(self, component: str) -> str:
         """Return a sha256 that changes when the component's weights or configuration change."""
@@ -86,6 +89,7 @@ class RandomSource:
     """
 
     notes: tuple[str, ...] = ()
+    license = ""
     scheduler = SDXL_SCHEDULER
 
     def __init__(self, name: str, seed: int = 0, config: IdentityConfig | None = None) -> None:
@@ -179,10 +183,8 @@ class CheckpointSource:
     ) -> None:
         """Set the attributes of a model source; the last three arguments are those of the class."""
         self.name, self.identity, self.image_encoder = name, identity, image_encoder
-        stored = read_config(identity)
-        self.config = config or stored
-        self.zero_negative = checkpoint.zero_negative
-        self.notes = (*checkpoint.notes, *stored.untrained_notes(self.config))
+        self.config, self.license = config or read_config(identity), ""
+        self.zero_negative, self.notes = checkpoint.zero_negative, checkpoint.notes
         vision = image_encoder_config(self.config.image_encoder)
         self.architecture = Architecture(
             checkpoint.parts["unet"],
@@ -302,19 +304,31 @@ def open_source(
     if seed and model not in RANDOM:
         raise InputError(f"A seed for random weights has no effect: {model} has trained weights.", fix="Leave it out.")
     if model == "demo":
-        return ShippedSource(chosen, identity)
+        shipped = ShippedSource(chosen, identity)
+        return _with_lora(shipped, shipped.identity)
     if model in BUILT_IN:
         return RandomSource(model, seed, identity_config(BUILT_IN[model]).with_choices(**chosen))
     file = checkpoint_file(model)
     if file is None:
         local_folder(model)  # an unusable path is reported before missing identity weights
-    config = None if identity is None else read_config(identity).with_choices(**chosen)
-    if identity is None or config is None or (image_encoder is None and config.reads_image):
+    stored = None if identity is None else read_config(identity)
+    if identity is None or stored is None or (image_encoder is None and stored.reads_image):
         raise InputError(
             f"The checkpoint {model} needs identity weights and an image encoder.",
             fix="Give --identity weights.safetensors and --image-encoder open_clip_checkpoint.",
         )
-    return open_checkpoint(model, identity, image_encoder, config, prediction)
+    config = stored.with_choices(**chosen)
+    source = open_checkpoint(model, identity, image_encoder, config, prediction)
+    source.notes, source.license = (*source.notes, *stored.untrained_notes(config)), stored_license(identity)
+    return _with_lora(source, identity)
+
+
+def _with_lora(source: ModelSource, identity: Path) -> ModelSource:
+    """Return the source with the identity file's LoRA merged into its weights, if it has one."""
+    from infid_export.model.updated_source import UpdatedSource
+
+    lora = identity_lora(identity, source.config)
+    return source if lora is None else UpdatedSource(source, (lora,))
 
 
 def open_checkpoint(

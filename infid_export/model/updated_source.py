@@ -32,6 +32,7 @@ class UpdatedSource:
         self.name, self.architecture, self.config = base.name, base.architecture, base.config
         self.zero_negative, self.scheduler = base.zero_negative, base.scheduler
         self.notes = (*base.notes, *(each.note for each in self.updates))
+        self.license = base.license
 
     def fingerprint(self, component: str) -> str:
         """Return a hash of the base's weights and the updates; the base's own for an unchanged component."""

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from adapter_layouts import DEMO, adapter, write_adapter
 from bundle_parts import compiled
 from evaluation_parts import TINY_CLIP, dotted, write_tiny_clip
 from fuzz_folders import inside, person, small_folder
@@ -31,6 +32,7 @@ from infid_export.export.graphs import GraphForm
 from infid_export.export.parity import ParityRow
 from infid_export.export.plan import Plan
 from infid_export.faces.detection import CenterFaceDetector
+from infid_export.importing.target import open_target
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.runtime.person import Person
@@ -190,6 +192,15 @@ def _recognizer(folder: Path) -> None:
     write_recognizer(folder / "recognizer.onnx")
 
 
+def _adapter(folder: Path) -> None:
+    write_adapter(folder / "adapter.safetensors", adapter("faceid", DEMO))
+
+
+def _whole_identity(folder: Path) -> None:
+    if (folder / "identity.safetensors").exists():
+        IdentityModules.load(folder / "identity.safetensors", open_target("demo")[0].blocks)
+
+
 def _read(path: str, load: Callable[[Path], object], folder: Path) -> None:
     if (folder / path).exists():
         load(folder / path)
@@ -272,6 +283,12 @@ COMMANDS: Mapping[str, Command] = {
         results=("shards",),
         stubs=_dot_detector,
         again=False,
+    ),
+    "import": Command(
+        prepare=_adapter,
+        words="import adapter.safetensors -o identity.safetensors --model demo",
+        whole=_whole_identity,
+        results=("identity.safetensors",),
     ),
     "train": Command(
         prepare=_earlier_run,

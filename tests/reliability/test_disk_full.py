@@ -14,7 +14,7 @@ from infid_export.cli.main import run
 
 Record = Callable[[str, object], None]
 # those that take only tenths of a second
-_QUICK = ("generate", "enroll", "template", "prepare", "compile-kernels", "tune")
+_QUICK = ("generate", "enroll", "template", "prepare", "import", "compile-kernels", "tune")
 _LEFTOVERS = ("*.partial", "*.scratch-*", ".*.partial")
 
 

@@ -123,6 +123,7 @@ class _TrainedSource:
     def __init__(self, source: ModelSource, unet: Any, identity: IdentityModules) -> None:
         self.name, self.architecture, self.config = source.name, source.architecture, identity.config
         self.zero_negative, self.notes, self.scheduler = source.zero_negative, source.notes, source.scheduler
+        self.license = source.license
         self._own = {
             "unet": unet,
             "identity": deepcopy(identity).eval().requires_grad_(False),
