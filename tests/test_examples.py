@@ -40,7 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_all_examples_are_run_and_listed() -> None:
     scripts = sorted(EXAMPLES.glob("*.py"))
-    assert [script.name[0] for script in scripts] == ["1", "2", "3", "4", "5", "6"]
+    assert [script.name[0] for script in scripts] == ["1", "2", "3", "4", "5", "6", "7"]
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert [script.name for script in scripts if f'{script.name}"' not in tests] == []
     listed = (EXAMPLES / "README.md").read_text()

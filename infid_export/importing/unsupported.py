@@ -31,7 +31,7 @@ _KINDS = (
     _Kind(
         ("id_adapter",),
         "PuLID: its encoder reads the hidden states of EVA02-CLIP-L-336 from a photo that a face-parsing network has "
-        "cut out, and its attention merges orthogonally; infid-export has none of the three",
+        "cut out; infid-export has neither network",
         _FACEID,
     ),
     _Kind(
