@@ -21,12 +21,12 @@ def with_preset(source: ModelSource, name: str | None) -> ModelSource:
     if name is None:
         return source
     preset, found = PRESETS[name], copy(source)
-    changes: dict[str, Any] = {}
-    if preset.prediction:
-        changes["prediction_type"] = preset.prediction
-    if preset.timesteps:
-        changes["distilled_timesteps"] = list(preset.timesteps)
-    found.scheduler = {**source.scheduler, **changes}
+    settings: dict[str, Any] = {
+        "timestep_spacing": preset.spacing,
+        "prediction_type": preset.prediction,
+        "distilled_timesteps": list(preset.timesteps),
+    }
+    found.scheduler = {**source.scheduler, **{field: value for field, value in settings.items() if value}}
     sampling = replace(
         source.architecture.sampling,
         steps=preset.steps, guidance=preset.guidance, sampler=preset.sampler, spacing=preset.spacing,

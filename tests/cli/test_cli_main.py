@@ -37,7 +37,7 @@ def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
         (("biuld",), "no command 'biuld'", "`build`"),
         (("build", "--bakend", "auto"), "no flag --bakend", "`--backend`"),
         (("build", "--model=demo", "--fp17"), "no flag --fp17", "`--fp16`"),
-        (("build", "--prec", "fp16"), "no flag --prec", "--precision"),
+        (("build", "--precis", "fp16"), "no flag --precis", "--precision"),
         (("build", "demo"), "does not take 'demo'", "infid-export build --help"),
         (("build", "--height", "tall"), "--height: invalid int value: 'tall'", "infid-export build --help"),
         (("build", "--height", "100"), "multiple of 32", "96"),

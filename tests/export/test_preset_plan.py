@@ -6,17 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from infid_engines.errors import InputError
 from infid_export.cli import main
 from infid_export.export.build_options import BuildOptions
+from infid_export.export.parity_case import parity_face
 from infid_export.export.plan import make_plan
 from infid_export.export.preset_plan import with_preset
 from infid_export.export.stored_options import read_options, stored_options
+from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.model.sources import open_source
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.sampling.presets import PRESETS
+from infid_export.sampling.samplers import sampler_table
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +68,9 @@ def test_a_preset_is_what_build_generate_and_parity_use(
 
 
 @pytest.mark.parametrize("name", ["dmd2-4", "lightning-1"])
-def test_exact_timesteps_and_the_prediction_reach_engines_and_reference(
+def test_exact_timesteps_and_the_prediction_reach_the_engines(
     folder: Path, person: Person, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The comparison of the whole image fails if one of them is left out on one side only."""
     report = built(folder, name, capsys)
     assert report["parity"]["passed"] is True  # type: ignore[index]
     preset = PRESETS[name]
@@ -81,6 +84,25 @@ def test_exact_timesteps_and_the_prediction_reach_engines_and_reference(
                 pipe.generate("a portrait", person, steps=20)
             with pytest.warns(UserWarning, match=f"the preset {name} is for 4"):
                 pipe.generate("a portrait", person, steps=2, sampler="ddim")
+
+
+@pytest.mark.parametrize("name", ["dmd2-4", "lightning-2", "turbo-4"])
+def test_the_reference_samples_at_the_timesteps_of_the_preset(name: str) -> None:
+    source = with_preset(open_source("demo"), name)
+    usual = source.architecture.sampling
+    pipe = InfiniteIDPipeline.from_source(source)
+    pipe.set_progress_bar_config(disable=True)
+    seen: list[float] = []
+
+    def record(_: object, __: int, timestep: torch.Tensor, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        seen.append(float(timestep))
+        return values
+
+    face = parity_face(source.architecture.image_encoder["image_size"], source.config.face_width)
+    steps = {"num_inference_steps": usual.steps, "guidance_scale": usual.guidance, "callback_on_step_end": record}
+    pipe("a portrait", pipe.encode_identity(face), height=64, width=64, output_type="latent", **steps)
+    own = sampler_table(source.scheduler, usual.steps, usual.sampler, usual.spacing)
+    assert seen == own.timesteps.tolist()
 
 
 @pytest.mark.parametrize("name", PRESETS)
