@@ -36,7 +36,8 @@ def test_every_option_has_a_flag() -> None:
         "--graph vae_decoder --graph denoise_step --backend tensorrt_rtx --backend onnxruntime --target sm_89 "
         "sm_120 --target sm_86 --refit --strip --optimization-level 2 --parity-size 256 --parity-image on "
         "--kernels triton --tuning t.json --zero-tokens 8 --allow-other-encoders --no-guidance --quantize-templates "
-        "--streams two --lora style.safetensors --lora detail.safetensors:0.8 --preset lightning-4"
+        "--streams two --lora style.safetensors --lora detail.safetensors:0.8 --preset lightning-4 --vae vae "
+        "--unet u.safetensors --prediction v --zero-snr"
     )
     found = options(*words)
     assert found == BuildOptions(
@@ -48,7 +49,8 @@ def test_every_option_has_a_flag() -> None:
         cross_merge="orthogonal", uncond_identity="off", zero_tokens=8, parity_size=256, parity_image="on", seed=7,
         refit=True, strip=True, optimization_level=2, kernels="triton", tuning=Path("t.json"),
         allow_other_encoders=True, guidance=False, quantize_templates=True, streams="two",
-        lora=("style.safetensors", "detail.safetensors:0.8"), preset="lightning-4",
+        lora=("style.safetensors", "detail.safetensors:0.8"), preset="lightning-4", vae=Path("vae"),
+        unet=Path("u.safetensors"), prediction="v", zero_snr=True,
     )  # fmt: skip
     unchanged = [field.name for field in fields(BuildOptions) if getattr(found, field.name) == field.default]
     assert unchanged == []

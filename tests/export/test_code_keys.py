@@ -17,6 +17,7 @@ from infid_export.export.code_keys import code_hash
 from infid_export.export.graphs import GRAPHS
 from infid_export.export.plan import make_plan
 from infid_export.model.shipped import ShippedSource
+from infid_export.model.single_file import SingleFileSource
 from infid_export.model.sources import CheckpointSource
 
 STEPS = ("denoise_step", "text_step", "identity_step", "single_step")
@@ -24,6 +25,7 @@ KINDS = {
     **{kind: (kind,) for kind in ("fused", "plugins", "tokenizer", "faces")},
     **{kind: (kind, ShippedSource) for kind in ("weights", "vae_range", "image")},
     "checkpoint's weights": ("weights", CheckpointSource),
+    "single file's weights": ("weights", SingleFileSource),
     **{f"graph {name}": ("graph", type(graph)) for name, graph in GRAPHS.items()},
     **{f"parity {name}": ("parity", type(graph), ShippedSource) for name, graph in GRAPHS.items()},
 }
@@ -55,7 +57,7 @@ def of(kind: str, graphs: Any) -> set[str]:
 
 
 ATTENTION = of("graph", STEPS) | of("parity", STEPS) | {"image"}
-WEIGHTS = {"weights", "checkpoint's weights"}
+WEIGHTS = {"weights", "checkpoint's weights", "single file's weights"}
 EDITS = {
     "a kernel": (
         "infid_kernels.mixed_attention_triton", "acc = tl.zeros([BLOCK_M", "acc = tl.full([BLOCK_M",
@@ -80,7 +82,7 @@ EDITS = {
     ),
     "the schedule": (
         "infid_export.sampling.noise_schedule", '"beta_end": 0.012', '"beta_end": 0.013',
-        of("parity", STEPS) | {"image", "checkpoint's weights"},
+        of("parity", STEPS) | {"image", "checkpoint's weights", "single file's weights"},
     ),
     "noise": (
         "infid_export.runtime.denoise", "each.standard_normal(shape", "each.normal(shape",
@@ -92,6 +94,14 @@ EDITS = {
     "the weights' layout": (
         "infid_export.export.weights", "text += b\" \" * (-(len(text) + 8) % 64)",
         "text += b\" \" * (-(len(text) + 8) % 32)", WEIGHTS | of("graph", GRAPHS),
+    ),
+    "the original layout": (
+        "infid_export.model.original_layout", '("conv_out", "out.2")', '("conv_out", "out.3")',
+        {"single file's weights"},
+    ),
+    "how a stored network is read": (
+        "infid_export.model.stored_network", "stored.chunk(3)[place.third]", "stored.chunk(3)[-place.third]",
+        {"single file's weights"},
     ),
     "a sentence for the user": ("infid_engines.errors", "class InputError", "class  InputError", set()),
 }  # fmt: skip
