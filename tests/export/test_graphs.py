@@ -128,7 +128,9 @@ def test_the_default_graphs_and_others_are_asked_for_together() -> None:
 
 
 def test_what_a_graph_declares_is_what_is_exported(demo_folder: Path) -> None:
-    plan = make_plan(BuildOptions(demo_folder, precision="fp16", graphs=tuple(graphs_for("two")), backends=("onnxruntime",)))
+    plan = make_plan(
+        BuildOptions(demo_folder, precision="fp16", graphs=tuple(graphs_for("two")), backends=("onnxruntime",))
+    )
     manifest, sizes = Manifest.load(demo_folder), plan.writers.exporter.sizes()
     for form in plan.graphs:
         record = manifest.graphs[form.name]
