@@ -151,9 +151,7 @@ def test_it_is_built_without_guidance_and_in_ranges(tmp_path: Path, changes: dic
 
 
 BAD = {
-    "a joint step": (
-        {"graphs": ("denoise_step",)}, "The graph denoise_step is built with --streams two", "--streams two",
-    ),
+    "a joint step": ({"graphs": ("denoise_step",)}, "denoise_step is built with --streams two", "--streams two"),
     "a template's": ({"graphs": ("default", "text_step")}, "The graph text_step is built with", "--streams two"),
     "a single step": (
         {"streams": "two", "graphs": ("single_step",)}, "The graph single_step is built with --streams one, but this "

@@ -54,9 +54,8 @@ def keys_and_values(weights: Weights) -> tuple[Tensor, Tensor]:
 
 def with_adapter(pipe: Any, unet: Any, weights: Weights, strength: float) -> StableDiffusionXLPipeline:
     """Return diffusers' own pipeline with the parts of another one, and with the adapter loaded in its UNet."""
-    parts = {
-        name: getattr(pipe, name) for name in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    }
+    names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    parts = {name: getattr(pipe, name) for name in names}
     adapted = StableDiffusionXLPipeline(
         **parts, unet=unet, scheduler=DDIMScheduler(**SDXL_SCHEDULER), add_watermarker=False
     )
