@@ -76,7 +76,8 @@ def open_target(model: str) -> tuple[Target, dict[str, Any] | None]:
 
 
 def _of_checkpoint(model: str) -> Architecture:
-    return replace(SDXL, **read_checkpoint(checkpoint_folder(model)).parts)
+    parts: dict[str, Any] = dict(read_checkpoint(checkpoint_folder(model)).parts)
+    return replace(SDXL, **parts)
 
 
 def known_encoders(own: Mapping[str, Any] | None, name: str | None) -> Encoders:
