@@ -58,9 +58,11 @@ def source() -> RandomSource:
 
 @pytest.fixture(scope="session")
 def demo_build(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
-    """The demo folder in fp16 with every graph of its streams, on ONNX Runtime, with every parity check and an image."""
+    """The demo folder in fp16 with every graph of two streams, on ONNX Runtime, with all of parity and an image."""
     folder = shared(tmp_path_factory, "demo") / "engines"  # a build locks it
-    return build(BuildOptions(output=folder, precision="fp16", graphs=tuple(graphs_for("two")), backends=("onnxruntime",)))
+    return build(
+        BuildOptions(output=folder, precision="fp16", graphs=tuple(graphs_for("two")), backends=("onnxruntime",))
+    )
 
 
 @pytest.fixture(scope="session")

@@ -58,15 +58,7 @@ def html(document: Mapping[str, Any]) -> str:
         "<h2>Scaling</h2>",
         "<p>Milliseconds an image.</p>",
         *(_lines(name, kinds) for name, kinds in document["scaling"].items()),
-        "<h2>The price of an identity</h2>",
-        _table(
-            ("ratio of medians", "value"),
-            [
-                (name.replace("_", " "), f"{value:.2f}")
-                for name, value in document["ratios"].items()
-                if value is not None
-            ],
-        ),
+        *_ratios(document["ratios"]),
         f"<p>The host adds {document['host_ms_per_step']:.2f} ms to a step ({document['host_share']:.1%}). Peak memory "
         f"of the process: {document['peak_bytes'] / 1e9:.2f} GB. A new process has its first image after "
         f"{document['first_image_seconds']:.1f} s.{_on_device(document['device_bytes'])}</p>",
@@ -83,6 +75,12 @@ def html(document: Mapping[str, Any]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body>\n" + "\n".join(body) + f"\n<script>{_COST}</script></body></html>\n"
     )
+
+
+def _ratios(ratios: Mapping[str, float | None]) -> list[str]:
+    """Return a heading and a table of the known ratios; nothing if none is known."""
+    rows = [(name.replace("_", " "), f"{value:.2f}") for name, value in ratios.items() if value is not None]
+    return ["<h2>The price of an identity</h2>", _table(("ratio of medians", "value"), rows)] if rows else []
 
 
 def _floor(graphs: Mapping[str, Mapping[str, Any]]) -> list[str]:

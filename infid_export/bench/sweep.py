@@ -53,9 +53,7 @@ class Sweep:
         self.calls: dict[str, Callable[[], object]] = {}
         kind = prompt_kind(pipe.manifest)
         # by property: name of the call, kind of image, value of the property, images per call
-        self._points: dict[str, list[tuple[str, str, int, int]]] = {
-            "steps": [(kind, kind, steps, pipe.manifest.batch)]
-        }
+        self._points: dict[str, list[tuple[str, str, int, int]]] = {"steps": [(kind, kind, steps, pipe.manifest.batch)]}
         for fewer in sorted({steps // share for share in _SHARES} - {0, steps}):
             name = f"{kind}, {fewer} steps"
             self.calls[name] = prompt_call(pipe, fewer, person)
@@ -73,7 +71,9 @@ class Sweep:
             )
         (name,) = differing
         value = _PROPERTIES[name]
-        usual = [(kind, kind, value(pipe.manifest), pipe.manifest.batch) for kind in (prompt_kind(pipe.manifest), "template")]
+        usual = [
+            (kind, kind, value(pipe.manifest), pipe.manifest.batch) for kind in (prompt_kind(pipe.manifest), "template")
+        ]
         points = self._points.setdefault(name, usual)
         for kind, call in image_calls(other, steps).items():
             self.calls[f"{other.folder.name}, {kind}"] = call

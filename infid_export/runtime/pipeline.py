@@ -40,10 +40,10 @@ from infid_export.runtime.person import Person, mix
 from infid_export.runtime.requirements import (
     TEXT,
     latent_graphs,
-    require_template_graph,
     require_usable,
     step_name,
     streams_of,
+    template_graph,
 )
 from infid_export.runtime.template import Template, TemplateSettings, check_template, keep_features, new_template
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
@@ -472,7 +472,7 @@ class Pipeline:
             guidance=guidance, sampler=sampler, spacing=spacing,
         )  # fmt: skip
         self._tell_dropped([settings.prompt, settings.negative_prompt or ""], reporter)
-        require_template_graph(self.manifest, "text_step")
+        template_graph(self.manifest, "text_step")
         table = sampler_table(self.manifest.scheduler, settings.steps, settings.sampler, settings.spacing)
         pixels = settings.height, settings.width
         noise = open_noise("noise", None, settings.seed, (1, *self._arguments.latents(pixels)), table.stochastic)

@@ -7,7 +7,7 @@ from typing import Any
 
 from infid_engines.documents import record
 from infid_engines.errors import EngineFolderError
-from infid_engines.manifest import Manifest
+from infid_engines.manifest import GraphRecord, Manifest
 from infid_export.sampling.samplers import sampler_table
 
 _ENCODERS = ("text_encoder", "text_encoder_2")
@@ -56,8 +56,8 @@ def image_graphs(streams: str) -> tuple[str, ...]:
     return ("identity_encoder", *_ENCODERS, _STEPS[streams], "vae_decoder")
 
 
-def require_template_graph(manifest: Manifest, name: str) -> None:
-    """Reject a folder without a graph that makes or uses templates.
+def template_graph(manifest: Manifest, name: str) -> GraphRecord:
+    """Return the record of a graph that makes or uses templates.
 
     Raises:
         EngineFolderError: it has one stream, or was built without the graph.
@@ -68,7 +68,7 @@ def require_template_graph(manifest: Manifest, name: str) -> None:
             fix="Leave the template out, or build with --streams two "
             f"{' '.join(f'--graph {each}' for each in ('default', *TEMPLATES))}.",
         )
-    manifest.graph(name)
+    return manifest.graph(name)
 
 
 def require_usable(manifest: Manifest) -> None:

@@ -20,7 +20,7 @@ from infid_engines.manifest import Manifest, TensorSpec, canonical_key
 from infid_engines.validation import path_of, shown
 from infid_export.runtime.conditioning import has_guidance
 from infid_export.runtime.denoise import FEATURES, image_size, reject_non_finite
-from infid_export.runtime.requirements import require_template_graph
+from infid_export.runtime.requirements import template_graph
 from infid_export.runtime.template_file import TensorLayout, layout_size, read_tensors, views, written_tensors
 
 Array = np.ndarray[Any, Any]
@@ -154,7 +154,7 @@ def template_layout(manifest: Manifest, settings: TemplateSettings) -> dict[str,
     Raises:
         EngineFolderError: the folder has no graph `identity_step`.
     """
-    inputs = {spec.name: spec for spec in manifest.graph("identity_step").inputs}
+    inputs = {spec.name: spec for spec in template_graph(manifest, "identity_step").inputs}
     area = settings.height * settings.width, manifest.height * manifest.width
 
     def of(spec: TensorSpec) -> TensorLayout:
@@ -256,7 +256,7 @@ def check_template(template: Any, manifest: Manifest) -> None:
             f"The template was made with the model {template.model[:12]}…, but these engines are of {own[:12]}….",
             fix="Make it again with these engines.",
         )
-    require_template_graph(manifest, "identity_step")
+    template_graph(manifest, "identity_step")
     if template.guidance != has_guidance(manifest):
         kinds = {True: "with", False: "without"}
         raise InputError(

@@ -16,7 +16,7 @@ from infid_export.bench.timing import Times
 
 def pipeline(name: str, **facts: Any) -> Any:
     usual = {"model": {"name": "m"}, "precision": "fp16", "height": 64, "width": 64, "batch": 2, "people": 1}
-    manifest = SimpleNamespace(**{**usual, **facts})
+    manifest = SimpleNamespace(**{**usual, "graphs": ("denoise_step",), **facts})
     return SimpleNamespace(folder=Path(name), manifest=manifest)
 
 
@@ -74,6 +74,7 @@ def test_few_steps_have_few_points(steps: int, fewer: list[str]) -> None:
         {"batch": 4, "precision": "fp32"},
         {"batch": 4, "model": {"name": "n"}},
         {"batch": 4, "guidance": False},
+        {"batch": 4, "graphs": ("single_step",)},
     ],
 )
 def test_another_folder_must_differ_in_one_property(facts: dict[str, Any]) -> None:

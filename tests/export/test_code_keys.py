@@ -19,7 +19,7 @@ from infid_export.export.plan import make_plan
 from infid_export.model.shipped import ShippedSource
 from infid_export.model.sources import CheckpointSource
 
-STEPS = ("denoise_step", "text_step", "identity_step")
+STEPS = ("denoise_step", "text_step", "identity_step", "single_step")
 KINDS = {
     **{kind: (kind,) for kind in ("fused", "plugins", "tokenizer", "faces")},
     **{kind: (kind, ShippedSource) for kind in ("weights", "vae_range", "image")},
@@ -124,7 +124,8 @@ def test_the_kernels_table_decides_plugins(keys: Keys, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", GRAPHS)
 def test_what_runs_in_a_graph_decides_it(name: str) -> None:
     """All of our functions that a graph's module calls are part of the code in its key."""
-    plan, graph = make_plan(BuildOptions(graphs=(name,), backends=("onnxruntime",))), GRAPHS[name]
+    graph = GRAPHS[name]
+    plan = make_plan(BuildOptions(graphs=(name,), backends=("onnxruntime",), streams=graph.streams[0]))
     parts = {part: plan.source.empty(part).to("meta") for part in graph.components.values()}
     arguments = graph.arguments(plan.writers.exporter.sizes(), torch.float32)
     ran: set[tuple[str, int]] = set()

@@ -18,7 +18,7 @@ from infid_export.export import builder as module
 from infid_export.export.build_estimate import estimate
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import BuildReport, build, verify
-from infid_export.export.graphs import GRAPHS, chosen_graphs, forms_of
+from infid_export.export.graphs import GRAPHS, chosen_graphs, forms_of, graphs_for
 from infid_export.export.graphs.graph import Dependence, Graph, GraphForm, Kernels, flat
 from infid_export.export.graphs.sizes import Sizes, Tensors, TensorShape
 from infid_export.export.graphs.text_encoders import TEXT_ENCODER
@@ -119,16 +119,18 @@ def test_a_graph_of_somebody_else_is_in_the_command_and_its_dry_run(toy: Graph, 
 
 
 def test_the_default_graphs_and_others_are_asked_for_together() -> None:
-    usual = [graph.name for graph in chosen_graphs(())]
-    assert usual == [name for name, graph in GRAPHS.items() if graph.by_default]
-    assert [graph.name for graph in chosen_graphs(("default",))] == usual
+    usual = [graph.name for graph in chosen_graphs((), "two")]
+    assert usual == [name for name, graph in graphs_for("two").items() if graph.by_default]
+    assert [graph.name for graph in chosen_graphs(("default",), "two")] == usual
     other = next(name for name, graph in GRAPHS.items() if not graph.by_default)
-    assert {graph.name for graph in chosen_graphs((other, "default"))} == {other, *usual}
-    assert [graph.name for graph in chosen_graphs((other,))] == [other]
+    assert {graph.name for graph in chosen_graphs((other, "default"), "two")} == {other, *usual}
+    assert [graph.name for graph in chosen_graphs((other,), "two")] == [other]
 
 
 def test_what_a_graph_declares_is_what_is_exported(demo_folder: Path) -> None:
-    plan = make_plan(BuildOptions(demo_folder, precision="fp16", graphs=tuple(GRAPHS), backends=("onnxruntime",)))
+    plan = make_plan(
+        BuildOptions(demo_folder, precision="fp16", graphs=tuple(graphs_for("two")), backends=("onnxruntime",))
+    )
     manifest, sizes = Manifest.load(demo_folder), plan.writers.exporter.sizes()
     for form in plan.graphs:
         record = manifest.graphs[form.name]
@@ -168,7 +170,7 @@ def test_graphs_are_named_only_in_their_own_files() -> None:
 
 
 def test_meta_arguments_have_the_declared_shapes_and_types() -> None:
-    plan = make_plan(BuildOptions(graphs=tuple(GRAPHS), backends=("onnxruntime",)))
+    plan = make_plan(BuildOptions(graphs=tuple(graphs_for("two")), backends=("onnxruntime",)))
     sizes = plan.writers.exporter.sizes()
     for graph in GRAPHS.values():
         for argument in graph.arguments(sizes, torch.float16).values():

@@ -25,7 +25,8 @@ GRAPH = "identity_step"
 @pytest.fixture(scope="module")
 def report(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
     folder = shutil.copytree(demo_folder, tmp_path_factory.mktemp("quantized") / "engines")
-    options = {"precision": "fp16", "graphs": tuple(graphs_for("two")), "backends": ("onnxruntime",), "parity_image": "off"}
+    graphs = tuple(graphs_for("two"))
+    options = {"precision": "fp16", "graphs": graphs, "backends": ("onnxruntime",), "parity_image": "off"}
     return build(BuildOptions(folder, quantize_templates=True, **options))
 
 

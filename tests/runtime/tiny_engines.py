@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -32,7 +32,11 @@ VEC_2 = np.array([0.3, 0.7, -0.1, 0.2], np.float32)
 PROJECT_K = np.random.default_rng(0).standard_normal((DEPTH_T, DEPTH_K)).astype(np.float32)
 PROJECT_V = np.random.default_rng(1).standard_normal((DEPTH_T, DEPTH_K)).astype(np.float32)
 FLOAT = TensorProto.FLOAT
-STEPS = {"denoise_step": ("text", "identity"), "text_step": ("text",), "identity_step": ("identity",)}
+SINGLE = "single_step"
+STEPS = {
+    "two": {"denoise_step": ("text", "identity"), "text_step": ("text",), "identity_step": ("identity",)},
+    "one": {SINGLE: ("identity",)},
+}
 FEATURE = "text_features.block"
 
 
@@ -116,20 +120,21 @@ def _identity_encoder(path: Path) -> GraphRecord:
 
 
 def _step(path: Path, streams: tuple[str, ...], poison: bool, guidance: bool) -> GraphRecord:
-    """A step of both streams, or of one; the identity stream alone reads the features of one prompt's text stream."""
-    copies, joint = 2 if guidance else 1, len(streams) == 2
-    prompts, samples = BATCH if joint else 1, 1 if streams == ("text",) else BATCH
+    """A step of both streams, or of one; `identity_step` reads the features of one prompt's text stream."""
+    copies, single = 2 if guidance else 1, path.stem == SINGLE
+    shared = len(streams) == 1 and not single  # one prompt for all images
+    prompts, samples = 1 if shared else BATCH, 1 if streams == ("text",) else BATCH
     rows, latents = copies * prompts, (samples, 4, LATENT, LATENT)
     wide = ("float32", (copies * BATCH, PEOPLE * TOKENS, DEPTH_K))
     per_image = ("float32", (samples,))
     identity: dict[str, tuple[str, tuple[int, ...]]] = {
         "identity_keys": wide,
         "identity_values": wide,
-        "style_strength": per_image,
+        **({} if single else {"style_strength": per_image}),
         "identity_strength": per_image,
     }
     features = (copies, LATENT * LATENT, 4)
-    if not joint:
+    if shared:
         identity[FEATURE] = ("float32", features)
     graph = Graph(
         path.stem,
@@ -176,16 +181,17 @@ def _step(path: Path, streams: tuple[str, ...], poison: bool, guidance: bool) ->
     if "text" in streams:
         predicted["text"] = graph("Add", graph("Mul", seen["text"], half), column(text_noise))
     if "identity" in streams:
-        style, strength = (
-            graph("Concat", *[name] * copies, axis=0) for name in ("style_strength", "identity_strength")
-        )
-        keys = graph("Mul", mean("identity_keys", [1, 2]), style)
+        keys, strength = mean("identity_keys", [1, 2]), graph("Concat", *["identity_strength"] * copies, axis=0)
+        if not single:
+            keys = graph("Mul", keys, graph("Concat", *["style_strength"] * copies, axis=0))
         values = graph("Mul", mean("identity_values", [1, 2]), strength)
         identity_noise = graph("Add", text_noise, guided(graph("Add", keys, values), BATCH))
-        if not joint:
+        if shared:
             each = graph("Reshape", FEATURE, graph.constant([copies, 4, LATENT, LATENT], np.int64))
             seen["text"] = graph("ReduceMean", each, axes=[0], keepdims=1)
-        plain = graph("Add", graph("Mul", seen["identity"], half), graph("Mul", seen["text"], tenth))
+        plain = graph("Mul", seen["identity"], half)
+        if not single:
+            plain = graph("Add", plain, graph("Mul", seen["text"], tenth))
         predicted["identity"] = graph("Add", plain, column(identity_noise))
     if poison:
         last = streams[-1]
@@ -218,13 +224,16 @@ def _vae_decoder(path: Path, poison: bool) -> GraphRecord:
     return graph.save(path, {"image": (BATCH, 3, SIDE, SIDE)})
 
 
-def write_folder(folder: Path, poison: str = "", guidance: bool = True, **changes: Any) -> Path:
+def write_folder(
+    folder: Path, poison: str = "", guidance: bool = True, streams: Literal["two", "one"] = "two", **changes: Any
+) -> Path:
     """Write a complete engine folder.
 
     Args:
         folder: where to write it.
         poison: a graph that returns NaN.
         guidance: whether the step has unconditional rows.
+        streams: of the model.
         changes: fields of the manifest to change.
     """
     onnx_folder = folder / "onnx"
@@ -233,8 +242,8 @@ def write_folder(folder: Path, poison: str = "", guidance: bool = True, **change
         "text_encoder_2": _text_encoder(onnx_folder / "text_encoder_2.onnx", VEC_2, pooled=True, guidance=guidance),
         "identity_encoder": _identity_encoder(onnx_folder / "identity_encoder.onnx"),
         **{
-            name: _step(onnx_folder / f"{name}.onnx", streams, poison == name, guidance)
-            for name, streams in STEPS.items()
+            name: _step(onnx_folder / f"{name}.onnx", run, poison == name, guidance)
+            for name, run in STEPS[streams].items()
         },
         "vae_decoder": _vae_decoder(onnx_folder / "vae_decoder.onnx", poison == "vae_decoder"),
     }
@@ -270,7 +279,7 @@ def write_folder(folder: Path, poison: str = "", guidance: bool = True, **change
         "defaults": {
             "steps": 5,
             "guidance": 5.0 if guidance else 1.0,
-            "style_strength": 1.0,
+            "style_strength": 1.0 if streams == "two" else 0.0,
             "identity_strength": 1.0,
             "negative_prompt": "ugly",
             "sampler": "ddim",

@@ -95,6 +95,10 @@ const GraphRecord& Manifest::graph(const std::string& name) const {
                "Build it with `infid-export build --graph default --graph " + name + "`.");
 }
 
+bool Manifest::one_stream() const { return graphs.count("single_step") > 0; }
+
+std::string Manifest::step() const { return one_stream() ? "single_step" : "denoise_step"; }
+
 const EngineRecord* Manifest::engine(const std::string& graph, const std::string& backend,
                                      const std::optional<std::string>& target) const {
   const auto fits = [&](const EngineRecord& each) {

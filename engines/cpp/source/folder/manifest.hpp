@@ -63,6 +63,10 @@ struct Manifest {
 
   // Throws engine_folder if the folder was built without the graph.
   const GraphRecord& graph(const std::string& name) const;
+  // Whether the steps have the identity stream alone.
+  bool one_stream() const;
+  // The graph of a step from a prompt.
+  std::string step() const;
   // The engine of a graph; null if there is none. `target` narrows the choice.
   const EngineRecord* engine(const std::string& graph, const std::string& backend,
                              const std::optional<std::string>& target) const;

@@ -319,13 +319,13 @@ void read_settings(Manifest& manifest, const Json& content) {
   read_prediction(manifest.scheduler, at(content, "scheduler"));
   const Defaults& usual = manifest.defaults;
   sampler_table(manifest.scheduler, usual.steps, usual.sampler, usual.spacing);
-  const auto step = manifest.graphs.find("denoise_step");
+  const auto step = manifest.graphs.find(manifest.step());
   if (step == manifest.graphs.end()) return;
   const auto& inputs = step->second.inputs;
   const auto is_latents = [](const TensorSpec& spec) { return spec.name == "identity_latents"; };
   const auto latents = std::find_if(inputs.begin(), inputs.end(), is_latents);
   if (std::count_if(inputs.begin(), inputs.end(), is_latents) != 1 || latents->shape.size() != 4) {
-    throw Malformed("graphs.denoise_step has no four-dimensional input identity_latents");
+    throw Malformed("graphs." + step->first + " has no four-dimensional input identity_latents");
   }
 }
 

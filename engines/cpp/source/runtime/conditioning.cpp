@@ -84,7 +84,7 @@ Tensor stacked(const std::vector<Person>& people, const Tensor detail::PersonDat
 
 }  // namespace
 
-bool has_guidance(const Manifest& manifest) { return manifest.graph("denoise_step").input("guidance") != nullptr; }
+bool has_guidance(const Manifest& manifest) { return manifest.graph(manifest.step()).input("guidance") != nullptr; }
 
 Tensors text_inputs(EngineSet& engines, const PromptTokenizer& tokenizer, const std::vector<std::string>& prompts,
                     const std::optional<std::string>& negative, bool guidance, Size pixels) {
@@ -107,13 +107,11 @@ Tensors text_inputs(EngineSet& engines, const PromptTokenizer& tokenizer, const 
   return inputs;
 }
 
-Tensors identity_inputs(const std::vector<Person>& people, double style_strength, double identity_strength,
-                        bool guidance) {
+Tensors identity_inputs(const std::vector<Person>& people, const Strengths& strengths, bool guidance) {
   Tensors inputs;
   inputs.emplace("identity_keys", stacked(people, &detail::PersonData::identity_keys, guidance));
   inputs.emplace("identity_values", stacked(people, &detail::PersonData::identity_values, guidance));
-  inputs.emplace("style_strength", filled(people.size(), style_strength));
-  inputs.emplace("identity_strength", filled(people.size(), identity_strength));
+  for (const auto& [name, value] : strengths) inputs.emplace(name, filled(people.size(), value));
   return inputs;
 }
 

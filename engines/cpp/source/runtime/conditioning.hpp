@@ -1,6 +1,7 @@
 // The inputs of a step that do not change between steps: of the prompts, and of the people.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -24,9 +25,11 @@ struct Size {
 Tensors text_inputs(EngineSet& engines, const PromptTokenizer& tokenizer, const std::vector<std::string>& prompts,
                     const std::optional<std::string>& negative, bool guidance, Size pixels);
 
+// `identity_strength`, and `style_strength` if there are two streams.
+using Strengths = std::map<std::string, double>;
+
 // The identity inputs of a step, of one person per image of the batch.
-Tensors identity_inputs(const std::vector<Person>& people, double style_strength, double identity_strength,
-                        bool guidance);
+Tensors identity_inputs(const std::vector<Person>& people, const Strengths& strengths, bool guidance);
 
 // `count` times the same number.
 Tensor filled(std::size_t count, double value);

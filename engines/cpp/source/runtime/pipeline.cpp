@@ -112,11 +112,11 @@ class PipelineData {
   LatentSize latents(Size pixels) const {
     return {4, pixels.height / manifest_.vae_scale_factor, pixels.width / manifest_.vae_scale_factor};
   }
-  std::pair<double, double> strengths(const Settings& settings) const;
+  Strengths strengths(const Settings& settings) const;
   double guidance(const Settings& settings) const;
   std::vector<Person> fitted(const std::vector<Person>& people, std::optional<std::size_t> prompts) const;
   Tensors with_people(Tensors inputs, const std::vector<Person>& people, const std::vector<std::size_t>& batch,
-                      std::pair<double, double> strengths, double guidance) const;
+                      const Strengths& strengths, double guidance) const;
   std::unique_lock<std::timed_mutex> turn(const Cancel* cancel);
   std::vector<Image> run(const Job& job, const Watch& watch);
   FaceReader& face_reader();
@@ -131,9 +131,13 @@ class PipelineData {
   std::unique_ptr<FaceReader> faces_;
 };
 
-std::pair<double, double> PipelineData::strengths(const Settings& settings) const {
-  return {finite("style_strength", settings.style_strength, manifest_.defaults.style_strength),
-          finite("identity_strength", settings.identity_strength, manifest_.defaults.identity_strength)};
+Strengths PipelineData::strengths(const Settings& settings) const {
+  const double style = finite("style_strength", settings.style_strength, manifest_.defaults.style_strength);
+  const double own = finite("identity_strength", settings.identity_strength, manifest_.defaults.identity_strength);
+  if (!manifest_.one_stream()) return {{"style_strength", style}, {"identity_strength", own}};
+  if (style == 0) return {{"identity_strength", own}};
+  input_error("The style strength has no effect: these engines have no text stream to take the style from.",
+              "Leave it out, or build with --streams two.");
 }
 
 double PipelineData::guidance(const Settings& settings) const {
@@ -158,11 +162,11 @@ std::vector<Person> PipelineData::fitted(const std::vector<Person>& people, std:
 }
 
 Tensors PipelineData::with_people(Tensors inputs, const std::vector<Person>& people,
-                                  const std::vector<std::size_t>& batch, std::pair<double, double> strengths,
+                                  const std::vector<std::size_t>& batch, const Strengths& strengths,
                                   double guidance) const {
   std::vector<Person> shown;
   for (const std::size_t row : batch) shown.push_back(people[row]);
-  inputs.merge(identity_inputs(shown, strengths.first, strengths.second, guided()));
+  inputs.merge(identity_inputs(shown, strengths, guided()));
   if (guided()) inputs.emplace("guidance", filled(batch.size(), guidance));
   return inputs;
 }
@@ -181,15 +185,20 @@ std::vector<Image> PipelineData::generate(const std::vector<std::string>& prompt
   const Defaults& usual = manifest_.defaults;
   const auto [sampler, spacing] = chosen_sampler(settings.sampler, settings.spacing, usual.sampler, usual.spacing);
   Job job;
-  job.graph = "denoise_step";
-  job.graphs = {"text_encoder", "text_encoder_2", "denoise_step"};
+  job.graph = manifest_.step();
+  job.graphs = {"text_encoder", "text_encoder_2", job.graph};
   job.table = sampler_table(manifest_.scheduler, settings.steps ? *settings.steps : usual.steps, sampler, spacing);
   const double guide = guidance(settings);
   const auto [height, width] = image_size(manifest_, settings.height, settings.width);
   const Size pixels{height, width};
   auto noise = std::make_shared<Noise>(counted_up(settings.seeds, prompts.size()), latents(pixels));
-  job.streams = {{"identity", noise}, {"text", noise}};
+  job.streams = {{"identity", noise}};
+  if (!manifest_.one_stream()) job.streams["text"] = noise;
   if (!settings.text_seeds.empty()) {
+    if (manifest_.one_stream()) {
+      input_error("text_seed has no effect: these engines have no text stream.",
+                  "Leave it out, or build with --streams two.");
+    }
     job.streams["text"] = std::make_shared<Noise>(counted_up(settings.text_seeds, prompts.size()), latents(pixels));
   }
   const auto shown = fitted(people, prompts.size());

@@ -120,6 +120,13 @@ std::int64_t scaled(std::int64_t usual, std::int64_t area, std::int64_t own) {
   return fits ? usual * area / own : -1;
 }
 
+const GraphRecord& template_graph(const Manifest& manifest, const char* name) {
+  if (!manifest.one_stream()) return manifest.graph(name);
+  folder_error("A template is a text stream, but these engines have one stream, the identity's.",
+               "Leave the template out, or build with --streams two --graph default --graph text_step "
+               "--graph identity_step.");
+}
+
 // Of an input for images of a size; its dynamic dimension is the number of tokens.
 Layout layout_of(const TensorSpec& spec, const Manifest& manifest, const TemplateData& given) {
   Layout layout{spec.dtype, {}};
@@ -132,7 +139,7 @@ Layout layout_of(const TensorSpec& spec, const Manifest& manifest, const Templat
 }
 
 Layouts expected_layouts(const Manifest& manifest, const TemplateData& given) {
-  const GraphRecord& step = manifest.graph("identity_step");
+  const GraphRecord& step = template_graph(manifest, "identity_step");
   Layouts layouts;
   for (const char* name : conditioning) {
     const TensorSpec* spec = step.input(name);
@@ -176,7 +183,7 @@ void check_layouts(const Layouts& expected, const Layouts& found) {
 void check_guidance(const Manifest& manifest, const TemplateData& given) {
   const Shape& rows = given.tensors.at("time_ids").shape;
   const bool has = !rows.empty() && rows[0] == 2;
-  if (has == (manifest.graph("denoise_step").input("guidance") != nullptr)) return;
+  if (has == (manifest.graph(manifest.step()).input("guidance") != nullptr)) return;
   const std::string own = has ? "with" : "without", theirs = has ? "without" : "with";
   input_error("The template was made " + own + " guidance, but these engines were built " + theirs + ".", with_these);
 }
@@ -226,7 +233,7 @@ void check_template(const Manifest& manifest, const TemplateData& given) {
                     "…, but these engines are of " + own.substr(0, 12) + "….",
                 with_these);
   }
-  manifest.graph("identity_step");
+  template_graph(manifest, "identity_step");
   check_guidance(manifest, given);
   image_size(manifest, given.height, given.width);
   Layouts found;
@@ -236,7 +243,7 @@ void check_template(const Manifest& manifest, const TemplateData& given) {
 
 std::pair<int, int> image_size(const Manifest& manifest, std::optional<int> height, std::optional<int> width) {
   const std::pair<int, int> chosen = {height.value_or(manifest.height), width.value_or(manifest.width)};
-  const TensorSpec* latents = manifest.graph("denoise_step").input("identity_latents");
+  const TensorSpec* latents = manifest.graph(manifest.step()).input("identity_latents");
   check_side("height", chosen.first, latents->shape[2], manifest.vae_scale_factor);
   check_side("width", chosen.second, latents->shape[3], manifest.vae_scale_factor);
   return chosen;
