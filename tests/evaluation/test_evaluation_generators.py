@@ -9,6 +9,7 @@ import small_face_models
 import tiny_engines
 import torch
 from evaluation_parts import SMALL, dotted, plain
+from safetensors.numpy import save_file
 
 from infid_engines.errors import InputError
 from infid_export.evaluation.generators import EngineGenerator, ReferenceGenerator, open_reference
@@ -169,3 +170,12 @@ def test_a_reference_opened_by_name(source: RandomSource, tmp_path: Path, method
     assert np.abs(found - off).max() > 3
     with pytest.raises(InputError, match="There is no model at"):
         open_reference("random-sdxl", recognizer=tmp_path / "missing.onnx", face_detector=str(detector))
+
+
+def test_identity_weights_with_a_lora_do_not_replace_others(
+    source: RandomSource, reader: FaceReader, tmp_path: Path
+) -> None:
+    lora = {"lora.mid_block.attn1.to_q.down.weight": np.zeros((1, 2), np.float32)}
+    save_file(lora, tmp_path / "faceid.safetensors", metadata={"infid_config": "{}"})
+    with pytest.raises(InputError, match="has a LoRA, which changes the base model"):
+        ReferenceGenerator(source, reader, identity=tmp_path / "faceid.safetensors")
