@@ -1,4 +1,4 @@
-"""From an IP-Adapter file, a checkpoint in one file and an image encoder to an image: the walk of docs/other-weights.md.
+"""From an IP-Adapter file, a checkpoint in one file and an image encoder to an image, as docs/other-weights.md shows.
 
 The files are small and random, in exactly the layouts in which people have them.
 """

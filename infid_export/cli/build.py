@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     model.add_argument(
         "--preset", choices=tuple(PRESETS), metavar="NAME",
-        help=f"few-step model that --model is: sampler, steps and guidance for it ({', '.join(PRESETS)})",
+        help=f"the few-step model that the weights are: sampler, steps and guidance for it ({', '.join(PRESETS)})",
     )  # fmt: skip
     model.add_argument(
         "--vae", type=Path, metavar="PATH", help="VAE in place of the model's: safetensors file, or diffusers folder"

@@ -160,6 +160,12 @@ class BuildOptions:
                 "rows cannot apply.",
                 fix="Leave out --no-guidance, or use another preset.",
             )
+        if chosen.prediction and (self.prediction or self.zero_snr):
+            raise InputError(
+                f"The preset {self.preset} is for a model that predicts the data, but --prediction or --zero-snr was "
+                "given.",
+                fix="Leave it out, or use another preset.",
+            )
 
     def extents(self, end: Literal["smallest", "usual", "largest"] = "usual") -> tuple[int, int, int]:
         """Return batch, height and width: the usual ones, or one end of their ranges. Needs settled sizes."""

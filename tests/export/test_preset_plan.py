@@ -146,6 +146,9 @@ def test_options_that_contradict_a_preset_are_one_sentence() -> None:
     with pytest.raises(InputError, match="hyper-8-cfg has a guidance of 5") as caught:
         BuildOptions(preset="hyper-8-cfg", guidance=False)
     assert "--no-guidance" in caught.value.fix
+    for given in ({"prediction": "v"}, {"zero_snr": True}):
+        with pytest.raises(InputError, match="lightning-1 is for a model that predicts the data"):
+            BuildOptions(preset="lightning-1", **given)
 
 
 def test_options_of_a_folder_from_before_presets_are_read() -> None:
