@@ -26,7 +26,7 @@ from infid_export.export.artifact import weights_file
 from infid_export.export.graph_export import TYPES, GraphExporter
 from infid_export.export.graphs import GRAPHS
 from infid_export.export.graphs.graph import GraphForm, flat
-from infid_export.export.plan import source_of
+from infid_export.export.model_choice import source_of
 from infid_export.export.stored_options import read_options
 from infid_export.export.weights import WeightsLayout
 from infid_export.model.components import cast_module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,21 +14,19 @@ from infid_engines.backends import BuildRequest
 from infid_engines.device import CPU
 from infid_engines.errors import BackendUnavailableError, InputError
 from infid_engines.manifest import EngineRecord, Manifest, canonical_key, sha256_file
-from infid_engines.registry import BACKENDS, PARITY_BACKEND, fastest_first, get_backend
+from infid_engines.registry import PARITY_BACKEND, fastest_first, get_backend
 from infid_export.export.artifact import RECOGNIZER, SMALL, TOKENIZERS, Artifact, Seconds, plugins_file, weights_file
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.bundle_compilation import require_measured
 from infid_export.export.code_keys import code_hash
 from infid_export.export.face_plan import face_files
 from infid_export.export.graphs import GRAPHS, Graph, GraphForm, chosen_graphs, forms_of
-from infid_export.export.preset_plan import usual_size, with_guidance, with_preset
+from infid_export.export.model_choice import source_of
+from infid_export.export.option_checks import backends_with, check_effects, check_fused, check_ranges
+from infid_export.export.preset_plan import usual_size, with_guidance
 from infid_export.export.vae_range import PROBED, VAE_RANGE
 from infid_export.export.writers import Writers
-from infid_export.model.config import METHOD_FIELDS
-from infid_export.model.given_networks import with_networks
-from infid_export.model.lora_file import with_loras
-from infid_export.model.prediction import GivenPrediction
-from infid_export.model.sources import BUILT_IN, COMPONENTS, RANDOM, ModelSource, open_source
+from infid_export.model.sources import COMPONENTS, ModelSource
 from infid_export.model.updated_source import classes_of
 from infid_export.runtime.requirements import image_graphs
 
@@ -195,7 +193,7 @@ def make_plan(options: BuildOptions) -> Plan:
         InputError: the model, a face model or a target cannot be used.
         BackendUnavailableError: a requested backend is missing.
     """
-    _check_ranges(options)
+    check_ranges(options)
     source = source_of(options)
     size = usual_size(source, options.preset)
     options = replace(
@@ -209,9 +207,9 @@ def make_plan(options: BuildOptions) -> Plan:
         detector=options.detector or ("drawn" if source.name == "demo" else "centerface"),
     )
     backends, why = _backends(options)
-    _check_effects(options, source, backends)
+    check_effects(options, source, backends)
     if options.kernels != "native":
-        _check_fused(options, source)
+        check_fused(options, source)
     writers = Writers(source, options)
     chosen = tuple(GRAPHS[name] for name in options.graphs)
     parts = sorted({name for graph in chosen for name in graph.used_components(source.config).values()})
@@ -240,7 +238,7 @@ def make_plan(options: BuildOptions) -> Plan:
     encoders = ("image_encoder", "identity") if source.config.reads_image else ("identity",)
     person = {name: source.fingerprint(name) for name in encoders}
     recognizer = {"recognizer": files[RECOGNIZER].key_fields} if RECOGNIZER in files else {}
-    model["id"] = canonical_key({**person, "precision": options.precision, **recognizer})
+    model["id"] = canonical_key({**person, **_chosen_rows(source), "precision": options.precision, **recognizer})
     engines = [item for name in backends for item in _engines(name, options, graphs, weights, writers)]
     targets = sorted({item.target for item in engines if item.form.kernels != "native"})
     for target in targets:
@@ -249,84 +247,12 @@ def make_plan(options: BuildOptions) -> Plan:
     if options.tuning is not None:
         require_measured(options.tuning, targets)
     if options.kernels != "native" and not targets:
-        takers = _names("takes_plugins")
+        takers = backends_with("takes_plugins")
         why += (
             f"kernels triton: exported and compared, but not used in an engine, since no engine of {takers} is built",
         )
     notes = (*source.notes, *notes, *why)
     return Plan(options, source, model, files, weights, graphs, tuple(engines), writers, notes)
-
-
-def source_of(options: BuildOptions) -> ModelSource:
-    """Return the model of a build.
-
-    Raises:
-        InputError: it cannot be used.
-    """
-    choices = {name: getattr(options, name) for name in METHOD_FIELDS}
-    source = open_source(
-        options.model,
-        identity=options.identity,
-        image_encoder=options.image_encoder,
-        seed=options.seed,
-        choices=choices,
-        prediction=GivenPrediction(options.prediction, options.zero_snr),
-    )
-    source = with_networks(source, options.vae, options.unet)
-    return with_preset(with_loras(source, options.lora), options.preset)
-
-
-def _check_fused(options: BuildOptions, source: ModelSource) -> None:
-    """Reject what the fused kernels do not support, before anything is built."""
-    if source.config.streams == "one":
-        raise InputError(
-            "The Triton kernels merge two streams, but this model has one.",
-            fix="Use --kernels native, or add --streams two.",
-        )
-    if not source.config.fits_kernels:
-        raise InputError(
-            "The Triton kernels support only the method itself: mixed (or plain) self-attention with AdaIN-mean on "
-            "keys and values, and cross-attention merged by a sum.",
-            fix="Use --kernels native for the ablations.",
-        )
-    able = [graph.name for graph in GRAPHS.values() if options.kernels in graph.kernels]
-    if not set(able) & set(options.graphs):
-        raise InputError(
-            f"--kernels triton applies to {' and '.join(able)}, but neither is built.", fix="Leave it out."
-        )
-
-
-def _check_effects(options: BuildOptions, source: ModelSource, backends: Sequence[str]) -> None:
-    """Reject options that would have no effect."""
-    built_in = source.name in BUILT_IN
-    takes_flags = any(get_backend(name).takes_flags for name in backends)
-    with_templates = any("templates" in GRAPHS[name].depends_on for name in options.graphs)
-    needed = set(image_graphs(source.config.streams))
-    unflagged = f"no engine of {_names('takes_flags')} is built"
-    for given, what, why in (
-        (options.identity and source.name in RANDOM, "--identity", f"the model {source.name} has its own"),
-        (options.image_encoder and built_in, "--image-encoder", f"the model {source.name} has its own"),
-        (options.image_encoder and not source.config.reads_image, "--image-encoder",
-         f"{source.config.family} weights read no image"),
-        (options.recognizer and not source.config.reads_face, "--recognizer",
-         f"{source.config.family} weights read no face embedding"),
-        (options.face_models and not source.config.finds_faces, "--face-models",
-         f"{source.config.family} weights read whole images"),
-        (options.prediction and built_in, "--prediction", f"the model {source.name} predicts epsilon"),
-        (options.zero_snr and built_in, "--zero-snr", f"the model {source.name} predicts epsilon"),
-        (options.face_models and options.detector != "insightface", "--face-models",
-         f"the detector is {options.detector}"),
-        (options.refit and not takes_flags, "--refit", unflagged),
-        (options.strip and not takes_flags, "--strip", unflagged),
-        (options.quantize_templates and not with_templates, "--quantize-templates", "no graph for templates is built"),
-        (options.optimization_level is not None and not takes_flags, "--optimization-level", unflagged),
-        (options.parity_image == "on" and not needed <= set(options.graphs), "--parity-image on",
-         f"an image needs the graphs {', '.join(sorted(needed))}"),
-    ):  # fmt: skip
-        if given:
-            raise InputError(
-                f"{what} would have no effect: {why}.", fix=f"Leave out {what}, or change the other option."
-            )
 
 
 def _package_fields(form: GraphForm, device: str) -> dict[str, Any]:
@@ -341,20 +267,6 @@ def _plugin_fields(target: str, tuning: Path | None) -> dict[str, Any]:
     # a missing file is rejected later, by `require_measured`
     chosen = sha256_file(tuning) if tuning is not None and tuning.is_file() else ""
     return {"plugins": target, "code": code_hash("plugins"), "triton": _version("triton"), "tuning": chosen}
-
-
-def _check_ranges(options: BuildOptions) -> None:
-    """Reject a size together with a range for the same dimension, and a range for a backend that takes none."""
-    ranges = [name for name in ("height", "width", "batch") if getattr(options, f"{name}_range")]
-    fixed = [name for name in options.backends if name in BACKENDS and BACKENDS[name].builds_from_modules]
-    if ranges and fixed:
-        raise InputError(
-            f"--{ranges[0]}-range was given, but engines of {fixed[0]} have one size.",
-            fix=f"Leave out --{ranges[0]}-range or --backend {fixed[0]}.",
-        )
-    for name, single in (("height", options.height), ("width", options.width)):
-        if getattr(options, f"{name}_range") and single is not None:
-            raise InputError(f"--{name} and --{name}-range were both given.", fix=f"Leave --{name} out.")
 
 
 def _weights_fields(prints: Mapping[str, str], options: BuildOptions, source: ModelSource) -> dict[str, dict[str, Any]]:
@@ -427,17 +339,12 @@ def _backends(options: BuildOptions) -> tuple[list[str], tuple[str, ...]]:
         notes.append(f"backend {PARITY_BACKEND}: added, parity is measured on it")
     get_backend(PARITY_BACKEND).versions()
     if options.targets and not any(get_backend(name).takes_targets for name in names):
-        takers = _names("takes_targets")
+        takers = backends_with("takes_targets")
         raise InputError(
             f"Targets {', '.join(options.targets)} were given, but no engine of {takers} is built.",
             fix=f"Add --backend {takers.replace(' or ', ' or --backend ')}.",
         )
     return list(dict.fromkeys(names)), tuple(notes)
-
-
-def _names(attribute: str) -> str:
-    """Return the backends with a true attribute, for a message."""
-    return " or ".join(name for name, backend in BACKENDS.items() if getattr(backend, attribute))
 
 
 def _engines(
@@ -491,3 +398,10 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "missing"
+
+
+def _chosen_rows(source: ModelSource) -> dict[str, Any]:
+    """Return the choices of a build that change a person's keys and values, unless they are the default."""
+    config = source.config
+    zeros = {"zero_tokens": config.zero_tokens} if config.zero_tokens else {}
+    return zeros | ({"uncond_identity": "zero_image"} if config.uncond_identity == "zero_image" else {})

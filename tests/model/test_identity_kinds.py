@@ -117,7 +117,7 @@ def test_a_file_from_before_the_other_mappers_is_read():
 )
 def test_an_option_that_the_weights_do_not_read_is_rejected(tmp_path, source, monkeypatch, family, changes, message):
     file = write_identity(tmp_path / "identity.safetensors", family, identity_blocks(source.empty("unet")))
-    monkeypatch.setattr("infid_export.export.plan.BUILT_IN", {})  # the demo model has an encoder of its own
+    monkeypatch.setattr("infid_export.export.option_checks.BUILT_IN", {})  # the demo model has an encoder of its own
     with pytest.raises(InputError, match=message):
         make_plan(BuildOptions(tmp_path / "engines", identity=file, backends=("onnxruntime",), **changes))
 
