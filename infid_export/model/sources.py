@@ -20,13 +20,13 @@ from infid_engines.hashes import remembered_sha256
 from infid_export.model.architectures import DEMO, MEDIUM, SDXL, Architecture, Sampling, identity_config
 from infid_export.model.checkpoint import Checkpoint, check_identity, image_encoder_config, read_checkpoint
 from infid_export.model.checkpoint_files import (
-    checkpoint_file,
     checkpoint_folder,
     image_encoder_file,
     local_folder,
     weight_files,
 )
 from infid_export.model.config import IdentityConfig, read_config
+from infid_export.model.file_kind import checkpoint_file
 from infid_export.model.prediction import GivenPrediction, folder_sampling
 from infid_export.model.shipped import ShippedSource
 from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
@@ -287,8 +287,7 @@ def open_source(
         return ShippedSource(chosen, identity)
     if model in BUILT_IN:
         return RandomSource(model, seed, identity_config(BUILT_IN[model]).with_choices(**chosen))
-    file = checkpoint_file(model)
-    if file is None:
+    if checkpoint_file(model) is None:
         local_folder(model)  # an unusable path is reported before missing identity weights
     if identity is None or image_encoder is None:
         raise InputError(
