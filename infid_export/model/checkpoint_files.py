@@ -110,19 +110,6 @@ def unreachable(model: str, error: Exception) -> InputError:
     )
 
 
-def checkpoint_file(model: str) -> Path | None:
-    """Return the single-file checkpoint at a path, or None if there is no file.
-
-    Raises:
-        InputError: the file is not safetensors.
-    """
-    path = Path(model)
-    if not path.is_file():
-        return None
-    tensor_names(path)
-    return path
-
-
 def local_folder(model: str) -> Path | None:
     """Return the checkpoint folder at a path, or None if the name can only be a hub id.
 

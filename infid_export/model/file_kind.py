@@ -70,6 +70,26 @@ _PARTS = (
     ),
 )  # fmt: skip
 
+# What to give another kind of file with.
+_WHERE = {
+    "a LoRA": f"Give {_BASE}, and this file with --lora.",
+    "an identity file from infid-export": f"Give {_BASE}, and this file with --identity.",
+    "an OpenCLIP checkpoint": f"Give {_BASE}, and this file with --image-encoder.",
+}
+
+
+def checkpoint_file(model: str) -> Path | None:
+    """Return the single-file checkpoint at a path, or None if there is no file.
+
+    Raises:
+        InputError: the file is not safetensors, or is something else than an SDXL checkpoint.
+    """
+    path = Path(model)
+    if not path.is_file():
+        return None
+    require_checkpoint(TensorFile.open(path))
+    return path
+
 
 def require_checkpoint(file: TensorFile) -> None:
     """Check that a file has the UNet, VAE and both text encoders of SDXL, by names and shapes.
@@ -155,13 +175,6 @@ def _reject_part(path: Path, names: Sequence[str]) -> None:
         raise InputError(f"{path} is {kind}, not a checkpoint.", fix=_WHERE.get(kind, _SDXL))
     _reject(path, names, _PARTS)
     raise InputError(f"{path} is {_described(names)}, not a checkpoint.", fix=_SDXL)
-
-
-_WHERE = {
-    "a LoRA": f"Give {_BASE}, and this file with --lora.",
-    "an identity file from infid-export": f"Give {_BASE}, and this file with --identity.",
-    "an OpenCLIP checkpoint": f"Give {_BASE}, and this file with --image-encoder.",
-}
 
 
 def _described(names: Sequence[str]) -> str:

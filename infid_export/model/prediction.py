@@ -19,6 +19,7 @@ V_KEY, ZERO_SNR_KEY = "v_pred", "ztsnr"
 _METADATA = ("modelspec.prediction_type", "prediction_type")
 _NAMES: Mapping[str, str] = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
 _SHOWN: Mapping[str, str] = {"v_prediction": "v", "epsilon": "epsilon", "sample": "sample"}
+_UNSAID = "nothing in the file says otherwise; if the images are noise, try --prediction v"
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,6 @@ def file_sampling(file: TensorFile, given: GivenPrediction) -> tuple[ModelSampli
     return sampling, said + _snr_note(
         sampling, SDXL_SAMPLING, "--zero-snr" if given.zero_snr else f"the key {ZERO_SNR_KEY}"
     )
-
-
-_UNSAID = "nothing in the file says otherwise; if the images are noise, try --prediction v"
 
 
 def _of_file(file: TensorFile, rejects: bool) -> tuple[str, str]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from infid_engines.errors import InputError
 from infid_export.model.architectures import SDXL
 from infid_export.model.checkpoint import NETWORKS, Checkpoint, check_network, read_checkpoint
-from infid_export.model.checkpoint_files import checkpoint_file, checkpoint_folder
+from infid_export.model.checkpoint_files import checkpoint_folder
 from infid_export.model.checkpoint_kind import check_widths
 from infid_export.model.config import IdentityConfig
-from infid_export.model.file_kind import require_checkpoint
+from infid_export.model.file_kind import checkpoint_file, require_checkpoint
 from infid_export.model.original_layout import PREFIXES
 from infid_export.model.original_sizes import original_configuration
 from infid_export.model.prediction import V_KEY, ZERO_SNR_KEY, GivenPrediction, file_sampling
@@ -33,6 +33,14 @@ _OUTSIDE = (
     "sqrt_", "conditioner.embedders.0.transformer.text_projection", V_KEY, ZERO_SNR_KEY,
 )  # fmt: skip
 _SHOWN = 3  # names in a note
+_WORDS = SDXL.text_encoder["vocab_size"]
+# Fields with which the libraries save a configuration, and which the checks want to see.
+_CLASS: Mapping[str, Mapping[str, Any]] = {
+    "unet": {"_class_name": "UNet2DConditionModel"},
+    "vae": {"_class_name": "AutoencoderKL"},
+    "text_encoder": {"model_type": "clip_text_model"},
+    "text_encoder_2": {"model_type": "clip_text_model"},
+}
 
 
 class SingleFileSource(CheckpointSource):
@@ -142,15 +150,6 @@ def read_model(model: str) -> Checkpoint:
     """
     file = checkpoint_file(model)
     return read_checkpoint(checkpoint_folder(model)) if file is None else read_single_file(TensorFile.open(file))
-
-
-_WORDS = SDXL.text_encoder["vocab_size"]
-_CLASS: Mapping[str, Mapping[str, Any]] = {
-    "unet": {"_class_name": "UNet2DConditionModel"},
-    "vae": {"_class_name": "AutoencoderKL"},
-    "text_encoder": {"model_type": "clip_text_model"},
-    "text_encoder_2": {"model_type": "clip_text_model"},
-}
 
 
 def _left_out(file: TensorFile) -> str:

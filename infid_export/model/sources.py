@@ -20,7 +20,6 @@ from infid_engines.hashes import remembered_sha256
 from infid_export.model.architectures import DEMO, MEDIUM, SDXL, Architecture, Sampling, identity_config
 from infid_export.model.checkpoint import Checkpoint, check_identity, image_encoder_config, read_checkpoint
 from infid_export.model.checkpoint_files import (
-    checkpoint_file,
     checkpoint_folder,
     image_encoder_file,
     local_folder,
@@ -30,6 +29,7 @@ from infid_export.model.checkpoint_files import (
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity_header import stored_license
 from infid_export.model.identity_lora import identity_lora
+from infid_export.model.file_kind import checkpoint_file
 from infid_export.model.prediction import GivenPrediction, folder_sampling
 from infid_export.model.shipped import ShippedSource
 from infid_export.model.vision_layout import check_size, size_of
@@ -308,8 +308,7 @@ def open_source(
         return _with_lora(shipped, shipped.identity)
     if model in BUILT_IN:
         return RandomSource(model, seed, identity_config(BUILT_IN[model]).with_choices(**chosen))
-    file = checkpoint_file(model)
-    if file is None:
+    if checkpoint_file(model) is None:
         local_folder(model)  # an unusable path is reported before missing identity weights
     stored = None if identity is None else read_config(identity)
     if identity is None or stored is None or (image_encoder is None and stored.reads_image):

@@ -190,3 +190,13 @@ def test_training_starts_from_it_too(parts, file):
     marked = write_file(file.parent / "v.safetensors", {**original_tensors(small_source()), "v_pred": torch.zeros(0)})
     with pytest.raises(InputError, match="training needs a model that predicts the noise"):
         open_base(str(marked), str(parts["encoder"]), str(parts["identity"]))
+
+
+def test_the_file_is_recognized_before_other_parts_are_asked_for(file, tmp_path):
+    with pytest.raises(InputError, match="needs identity weights and an image encoder"):
+        open_source(str(file))
+    lora = write_file(tmp_path / "lora.safetensors", {"lora_unet_x.lora_down.weight": torch.zeros(1)})
+    with pytest.raises(InputError, match="is a LoRA, not a checkpoint"):
+        open_source(str(lora))
+    with pytest.raises(InputError, match="is a LoRA, not a checkpoint"):
+        open_base(str(lora))
