@@ -275,7 +275,7 @@ def _json(text: str, what: str) -> dict[str, Any]:
 def _check_settings(values: Mapping[str, Any], where: str) -> None:
     alphas = values.get("alpha_pattern") or {}
     numbers = [values.get("lora_alpha"), *(alphas.values() if isinstance(alphas, dict) else [None])]
-    if not all(isinstance(each, int | float) for each in numbers):
+    if not all(isinstance(each, int | float) for each in numbers) or not all(map(_is_pattern, alphas)):
         raise InputError(f"The settings of {where} have no usable lora_alpha.", fix="Copy or download it again.")
     for name, matters in _UNSUPPORTED.items():
         if matters(values.get(name)):
@@ -283,6 +283,14 @@ def _check_settings(values: Mapping[str, Any], where: str) -> None:
                 f"{where} was trained with {name} = {values[name]!r}, which cannot be merged; only plain LoRAs can.",
                 fix="Merge it into the checkpoint with the software that made it.",
             )
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _scale(values: Mapping[str, Any], path: str, rank: int) -> float:

@@ -214,6 +214,12 @@ def test_the_fingerprint_follows_everything_that_counts(base, plain, tmp_path):
     assert len(set(found)) == 5
 
 
+def test_settings_that_are_no_json_object_are_rejected(base, plain, tmp_path):
+    for text, problem in (("{", "cannot be read"), ("[]", "is not a JSON object")):
+        path = write(tmp_path / "style.safetensors", plain, {"lora_adapter_metadata": text})
+        assert problem in rejected(base, path)
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
@@ -222,6 +228,7 @@ def test_the_fingerprint_follows_everything_that_counts(base, plain, tmp_path):
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights = 'pissa_niter_16'"),
         ({"lora_alpha": "8"}, "no usable lora_alpha"),
         ({"alpha_pattern": [1]}, "no usable lora_alpha"),
+        ({"alpha_pattern": {"(": 1}}, "no usable lora_alpha"),
     ],
 )
 def test_settings_that_cannot_be_merged_are_rejected(base, tmp_path, settings, problem):

@@ -128,7 +128,7 @@ def test_a_merged_lora_equals_the_fused_one(base, tmp_path, kind, strength):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_each_layer_has_its_own_rank_and_alpha(base, tmp_path, dtype):
-    """diffusers 0.42 applies the most frequent alpha of a file in kohya's notation to all layers, with a warning."""
+    """Of several alphas in a file of kohya's, diffusers 0.42.1 uses the most frequent one for layers of attention."""
     expected, tensors = {name: dict(base.weights(name, torch.float64)) for name in COMPONENTS}, {}
     for component in COMPONENTS:
         for index, layer in enumerate(LAYERS[component]):
