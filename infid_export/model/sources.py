@@ -27,9 +27,9 @@ from infid_export.model.checkpoint_files import (
     weight_files,
 )
 from infid_export.model.config import IdentityConfig, read_config
+from infid_export.model.file_kind import checkpoint_file
 from infid_export.model.identity_header import stored_license
 from infid_export.model.identity_lora import identity_lora
-from infid_export.model.file_kind import checkpoint_file
 from infid_export.model.prediction import GivenPrediction, folder_sampling
 from infid_export.model.shipped import ShippedSource
 from infid_export.model.vision_layout import check_size, size_of

@@ -81,7 +81,8 @@ def test_an_unchanged_build_reads_no_weights_of_a_lora(options, tmp_path, monkey
     assert build(styled).made == {}
 
 
-def test_a_lora_that_does_not_fit_stops_before_anything_is_built(options, tmp_path):
+def test_a_lora_that_does_not_fit_stops_before_anything_is_built(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, "_Builder", lambda *arguments: pytest.fail("something was built"))
     name = "lora_te1_text_model_encoder_layers_9_mlp_fc1"
     path = tmp_path / "style.safetensors"
     save_file({f"{name}.lora_down.weight": torch.ones(4, 64), f"{name}.lora_up.weight": torch.ones(256, 4)}, path)

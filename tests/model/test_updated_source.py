@@ -102,6 +102,7 @@ def test_code_of_the_base_and_of_the_updates_counts(sources):
         ("conv_in.bias", low_rank((32, 4), 1.0), "do not fit its"),
         (CONV, LowRank(torch.zeros(3, 4, 1, 1), torch.zeros(32, 3, 1, 1), 1.0), "do not fit its"),
         (CONV, LowRank(torch.zeros(3, 4, 3, 3), torch.zeros(32, 2, 1, 1), 1.0), "do not fit its"),
+        (CONV, LowRank(torch.zeros(3, 4, 3, 3), torch.zeros(32, 3, 3, 3), 1.0), "do not fit its"),
         (CONV, LowRank(torch.zeros(3, 4, 3, 3), torch.full((32, 3, 1, 1), torch.nan), 1.0), "not finite"),
     ],
 )
