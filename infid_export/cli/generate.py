@@ -136,6 +136,8 @@ def enrolled(
         person = pipe.enroll(photos, face_index, reference=reference)
     for face in person.faces:
         output.note(str(face))
+    if not person.faces:
+        output.note("no face was searched in the photos")
     return person
 
 

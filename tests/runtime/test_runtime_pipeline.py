@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_engines import BATCH, DEPTH_T, LATENT, MODEL, PROJECT_K, SIDE, TOKENS, VEC_1, VEC_2, write_folder
+from tiny_engines import BATCH, DEPTH_T, LATENT, MODEL, PROJECT_K, SIDE, TOKENS, VEC_1, VEC_2, WHOLE, write_folder
 
 from infid_engines.errors import CancelledError, EngineFolderError, InputError
 from infid_engines.manifest import Manifest
@@ -634,6 +634,23 @@ def test_a_whole_image_is_enrolled_without_a_face(tmp_path: Path) -> None:
             pipe.enroll([blank, blank[:, :64]], reference=(0, 0, 70, 10))
         with pytest.raises(InputError, match="There is no reference 'head'"):
             pipe.enroll(blank, reference="head")  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_folder_for_whole_images_needs_no_face_models(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "engines", reads_face=False, faces=WHOLE)
+    for path in ("faces/detector.onnx", "faces/recognizer.onnx"):
+        (folder / path).unlink()
+    light, dark = np.full((64, 80, 3), 200, np.uint8), np.zeros((64, 80, 3), np.uint8)
+    with Pipeline.load(folder) as pipe:
+        first, second = pipe.enroll(light), pipe.enroll(dark, reference=(0, 0, 40, 40))
+        assert first.faces == ()
+        np.testing.assert_allclose(first.identity_tokens[1] - second.identity_tokens[1], 200 / 255, atol=1e-3)
+        with pytest.raises(InputError, match="read whole images, and no face is searched"):
+            pipe.enroll(light, reference="face")
+    other = write_folder(tmp_path / "other", reads_face=False, faces={**WHOLE, "crop": "portrait"})
+    with Pipeline.load(other) as pipe, pytest.raises(EngineFolderError, match="has no face detector or recognizer"):
+        pipe.enroll(light)
 
 
 def test_the_manifest_says_what_is_read_of_a_face(tmp_path: Path) -> None:

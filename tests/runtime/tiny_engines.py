@@ -99,12 +99,13 @@ def _text_encoder(path: Path, vector: np.ndarray, pooled: bool, guidance: bool) 
     return graph.save(path, outputs)
 
 
-def _identity_encoder(path: Path) -> GraphRecord:
-    graph = Graph(path.stem, {"face_crop": ("float32", (1, 3, 224, 224)), "face_embedding": ("float32", (1, 512))})
+def _identity_encoder(path: Path, reads_face: bool) -> GraphRecord:
+    inputs = {"face_crop": ("float32", (1, 3, 224, 224)), "face_embedding": ("float32", (1, 512))}
+    graph = Graph(path.stem, inputs if reads_face else {"face_crop": inputs["face_crop"]})
     brightness = graph("ReduceMean", "face_crop", axes=[1, 2, 3], keepdims=0)  # [1]
     first = graph(
         "Slice",
-        "face_embedding",
+        "face_embedding" if reads_face else graph.constant(np.ones((1, 512))),
         graph.constant([0], np.int64),
         graph.constant([TOKENS * DEPTH_T], np.int64),
         graph.constant([1], np.int64),
@@ -225,7 +226,12 @@ def _vae_decoder(path: Path, poison: bool) -> GraphRecord:
 
 
 def write_folder(
-    folder: Path, poison: str = "", guidance: bool = True, streams: Literal["two", "one"] = "two", **changes: Any
+    folder: Path,
+    poison: str = "",
+    guidance: bool = True,
+    streams: Literal["two", "one"] = "two",
+    reads_face: bool = True,
+    **changes: Any,
 ) -> Path:
     """Write a complete engine folder.
 
@@ -234,13 +240,14 @@ def write_folder(
         poison: a graph that returns NaN.
         guidance: whether the step has unconditional rows.
         streams: of the model.
+        reads_face: whether the identity encoder reads a face embedding besides an image.
         changes: fields of the manifest to change.
     """
     onnx_folder = folder / "onnx"
     graphs = {
         "text_encoder": _text_encoder(onnx_folder / "text_encoder.onnx", VEC_1, pooled=False, guidance=guidance),
         "text_encoder_2": _text_encoder(onnx_folder / "text_encoder_2.onnx", VEC_2, pooled=True, guidance=guidance),
-        "identity_encoder": _identity_encoder(onnx_folder / "identity_encoder.onnx"),
+        "identity_encoder": _identity_encoder(onnx_folder / "identity_encoder.onnx", reads_face),
         **{
             name: _step(onnx_folder / f"{name}.onnx", run, poison == name, guidance)
             for name, run in STEPS[streams].items()
@@ -295,6 +302,9 @@ def write_folder(
     }
     Manifest(**{**values, **changes}).write(folder)
     return folder
+
+
+WHOLE = {"detector": "", "detector_path": "", "recognizer_path": "", "crop": "whole", "embedding": "normalized"}
 
 
 def records(folder: Path) -> dict[str, Any]:

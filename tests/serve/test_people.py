@@ -18,6 +18,7 @@ import pytest
 from gate import Gate
 from PIL import Image
 from running import Running, dot_png, options_of, running, wait_until
+from tiny_engines import WHOLE, write_folder
 
 from infid_export.faces.photos import load_photo
 from infid_export.runtime.person import Person
@@ -29,6 +30,16 @@ def person(name: str = "Anna") -> Person:
     random = np.random.default_rng(1)
     tokens, keys, values = (random.standard_normal((2, 3, depth)).astype(np.float32) for depth in (6, 5, 5))
     return Person(tokens, keys, values, "a" * 64, name)
+
+
+def test_engines_for_whole_images_enroll_without_a_face(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "engines", reads_face=False, faces=WHOLE)
+    content = BytesIO()
+    Image.new("RGB", (64, 80), (9, 99, 200)).save(content, "PNG")
+    with running(options_of(folder)) as server:
+        answer = server.post("/v1/people", files={"image": content.getvalue()}, data={"name": "cat"})
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["faces"] == []
 
 
 SIZE = sum(getattr(person(), name).nbytes for name in ("identity_tokens", "identity_keys", "identity_values"))

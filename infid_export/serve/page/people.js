@@ -212,11 +212,11 @@ function row(person) {
   return make("li", {}, label, button("Erase", () => askAndErase(person), { label: `Erase ${nameOf(person)}` }));
 }
 
-/** The photos and faces of the person chosen, if they were enrolled in this tab. */
+/** The photos and faces of the person chosen, if they were enrolled in this tab; whole images have no faces. */
 function drawDetails() {
   const details = chosenIds.length === 1 ? enrolled.get(chosenIds[0]) : undefined;
-  byId("faces").hidden = !details;
-  if (!details) return;
+  byId("faces").hidden = !details?.faces.length;
+  if (!details?.faces.length) return;
   byId("name").value = details.name;
   byId("faces-title").textContent = details.faces.length > 1 ? "Faces found" : "Face found";
   const url = (index) => crops.get(`${chosenIds[0]}/${index}`);
