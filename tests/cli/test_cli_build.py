@@ -33,7 +33,7 @@ def test_every_option_has_a_flag() -> None:
         "--people 3 --height-range 64 96 128 --width-range 64 128 192 --batch-range 1 2 4 --graph vae_decoder "
         "--graph denoise_step --backend tensorrt_rtx --backend onnxruntime --target sm_89 sm_120 --target "
         "sm_86 --refit --strip --optimization-level 2 --parity-size 256 --parity-image on --kernels triton "
-        "--tuning t.json --allow-other-encoders --no-guidance --quantize-templates"
+        "--tuning t.json --allow-other-encoders --no-guidance --quantize-templates --streams two"
     )
     found = options(*words)
     assert found == BuildOptions(
@@ -44,7 +44,7 @@ def test_every_option_has_a_flag() -> None:
         graphs=("vae_decoder", "denoise_step"), self_attention="mutual", adain="standard", cross_adain="output",
         uncond_identity="off", parity_size=256, parity_image="on", seed=7, refit=True, strip=True, optimization_level=2,
         kernels="triton", tuning=Path("t.json"), allow_other_encoders=True, guidance=False,
-        quantize_templates=True,
+        quantize_templates=True, streams="two",
     )  # fmt: skip
     unchanged = [field.name for field in fields(BuildOptions) if getattr(found, field.name) == field.default]
     assert unchanged == []
