@@ -244,7 +244,7 @@ def read_config(path: str | Path) -> IdentityConfig:
     if CONFIG_KEY not in metadata:
         raise InputError(
             f"{path} has no '{CONFIG_KEY}' in its header, so it is not an Infinite-ID identity file.",
-            fix="Save it with IdentityModules.save.",
+            fix="Save it with IdentityModules.save; convert weights of another method with `infid-export import`.",
         )
     return IdentityConfig.from_json(metadata[CONFIG_KEY])
 
