@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from adapter_layouts import DEMO, FAMILIES, adapter, write_adapter
@@ -14,9 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infid_engines.errors import InputError
+from infid_export.export.build_options import BuildOptions
+from infid_export.export.builder import build
 from infid_export.importing.adapter import import_adapter
 from infid_export.importing.target import open_target
 from infid_export.model.config import CONFIG_KEY, IdentityConfig, read_config
+from infid_export.model.encoders import normalized
 from infid_export.model.identity import IdentityModules
 from infid_export.model.identity_lora import IdentityLora, identity_lora, merge_identity_lora
 from infid_export.model.processors import Streams, identity_blocks, install_processors
@@ -24,7 +28,7 @@ from infid_export.model.shipped import ShippedSource
 from infid_export.model.sources import open_source
 from infid_export.model.updated_source import UpdatedSource
 
-STRENGTH = 0.7
+STRENGTH, GUIDANCE = 0.7, 5.0
 
 
 @pytest.fixture
@@ -51,6 +55,71 @@ def test_a_unet_with_the_file_is_that_of_diffusers(family: str, tmp_path: Path) 
         plain = _unet("demo", None)(**call, return_dict=False)[0]
     assert (found - expected).abs().max() <= 1e-5
     assert (found - plain).abs().max() > 1e-2, "the weights have no effect, so nothing was compared"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_engines_with_the_file_are_diffusers(family: str, tmp_path: Path) -> None:
+    """From a photo's pixels and a face embedding through two ONNX graphs, to the guided prediction of one step."""
+    if family.startswith("faceid"):
+        pytest.importorskip("peft", reason="diffusers loads FaceID's LoRA through peft")
+    file = write_adapter(tmp_path / f"{family}.safetensors", adapter(family, DEMO))
+    identity = tmp_path / "identity.safetensors"
+    config = import_adapter(file, identity, model="demo").config
+    report = build(
+        BuildOptions(
+            tmp_path / "engines", identity=identity, height=64, width=64, backends=("onnxruntime",),
+            graphs=("identity_encoder", "single_step"), allow_other_encoders=True,
+        )
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    crop, face = torch.rand(1, 3, 224, 224, generator=generator), torch.randn(1, 512, generator=generator)
+    both = (("face_crop", crop, config.reads_image), ("face_embedding", face, config.reads_face))
+    _, keys, values = _run(report.folder, "identity_encoder", {name: value for name, value, reads in both if reads})
+    call = _call(generator)
+    call["sample"][1] = call["sample"][0]
+    conditions = call["added_cond_kwargs"]
+    found, _ = _run(
+        report.folder,
+        "single_step",
+        {
+            "identity_latents": call["sample"][:1],
+            **{f"identity_{name}": torch.zeros(1, 4, 16, 16) for name in ("denoised", "noise")},
+            "timestep": call["timestep"],
+            "coefficients": torch.tensor([1.0, 0, 1, 0, 0, 0, 0]),  # a step to the prediction itself
+            "prompt_embeds": call["encoder_hidden_states"],
+            "pooled_prompt_embeds": conditions["text_embeds"],
+            "time_ids": conditions["time_ids"],
+            "identity_keys": keys,
+            "identity_values": values,
+            "identity_strength": torch.tensor([STRENGTH]),
+            "guidance": torch.tensor([GUIDANCE]),
+        },
+    )
+    with torch.no_grad():
+        uncond, cond = _of_diffusers(file, *_features(identity, crop, face), call).split(1)
+    expected = uncond + GUIDANCE * (cond - uncond)
+    assert (found - expected).abs().max() / expected.abs().max() <= 1e-5
+
+
+def _features(identity: Path, crop: Tensor, face: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return what the adapter reads for both rows, the unconditional one first."""
+    source = open_source("demo", identity=identity)
+    clip = None
+    if source.config.reads_image:
+        encoder: Any = source.load("image_encoder", torch.float32)
+        pixels = normalized(crop)
+        if source.config.uncond_identity == "zero_image":
+            clip = encoder.encode(torch.cat([torch.zeros_like(pixels), pixels]))
+        else:
+            clip = encoder.encode(pixels)
+            clip = torch.cat([torch.zeros_like(clip), clip])
+    return clip, torch.cat([torch.zeros_like(face), face]) if source.config.reads_face else None
+
+
+def _run(folder: Path, graph: str, inputs: dict[str, Tensor]) -> list[Tensor]:
+    session = onnxruntime.InferenceSession(folder / f"onnx/{graph}.onnx", providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    return [torch.from_numpy(each) for each in outputs]
 
 
 def _call(generator: torch.Generator) -> dict[str, Any]:
