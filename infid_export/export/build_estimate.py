@@ -14,8 +14,8 @@ from infid_export.export.graphs.graph import Graph
 from infid_export.export.graphs.sizes import Sizes, TensorShape
 from infid_export.export.parity import PARITY
 from infid_export.export.plan import Plan, make_plan
+from infid_export.model.changes.updated_source import check_updates
 from infid_export.model.sources import BUILT_IN
-from infid_export.model.updated_source import check_updates
 
 # Measured on the full-size denoise_step (5.13 GB of fp16 weights): engine 5.24 GB, TensorRT-RTX builder 16.9 GB.
 _ENGINE_PER_WEIGHT, _BUILDER_PER_WEIGHT = 1.02, 3.3

@@ -38,7 +38,7 @@ from infid_export.export.graphs import GraphForm
 from infid_export.export.parity import PARITY, ParityReport, ParityRow, stored_parity
 from infid_export.export.plan import COMPILED, Plan, make_plan
 from infid_export.export.vae_range import VAE_RANGE, range_note
-from infid_export.model.updated_source import check_updates
+from infid_export.model.changes.updated_source import check_updates
 
 if TYPE_CHECKING:
     from infid_export.export.weights import WeightsLayout

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.preset_plan import with_preset
+from infid_export.model.changes.given_networks import with_networks
+from infid_export.model.changes.lora_file import with_loras
+from infid_export.model.checkpoints.prediction import GivenPrediction
 from infid_export.model.config import METHOD_FIELDS
-from infid_export.model.given_networks import with_networks
-from infid_export.model.lora_file import with_loras
-from infid_export.model.prediction import GivenPrediction
 from infid_export.model.sources import ModelSource, open_source
 
 

@@ -26,8 +26,8 @@ from infid_export.export.option_checks import backends_with, check_effects, chec
 from infid_export.export.preset_plan import usual_size, with_guidance
 from infid_export.export.vae_range import PROBED, VAE_RANGE
 from infid_export.export.writers import Writers
+from infid_export.model.changes.updated_source import classes_of
 from infid_export.model.sources import COMPONENTS, ModelSource
-from infid_export.model.updated_source import classes_of
 from infid_export.runtime.requirements import image_graphs
 
 _EXPORTERS = ("torch", "onnxscript", "onnx_ir", "diffusers", "transformers", "open_clip_torch")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infid_export.export.build_options import BuildOptions
-from infid_export.model.lora_file import lora_choice
+from infid_export.model.changes.lora_file import lora_choice
 from infid_export.model.sources import BUILT_IN
 
 _PATHS = ("output", "identity", "recognizer", "face_models", "tuning", "vae", "unet")

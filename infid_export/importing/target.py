@@ -8,9 +8,9 @@ from typing import Any
 
 from infid_export.importing.projection import Encoders
 from infid_export.model.architectures import SDXL
-from infid_export.model.checkpoint import image_encoder_config
+from infid_export.model.checkpoints.folder import image_encoder_config
+from infid_export.model.checkpoints.single_file import read_model
 from infid_export.model.config import IdentityConfig
-from infid_export.model.single_file import read_model
 from infid_export.model.sources import BUILT_IN
 
 # Of open_clip's ViT-bigG-14; reading it from open_clip takes longer than the rest of the check.

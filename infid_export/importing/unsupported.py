@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from infid_engines.errors import InputError
-from infid_export.model.checkpoint_files import describe_tensors
+from infid_export.model.checkpoints.files import describe_tensors
 from infid_export.model.config import CONFIG_KEY
 
 PROJECTION, ATTENTION = "image_proj.", "ip_adapter."

@@ -18,7 +18,7 @@ from infid_export.model.identity_header import LORA, lora_tensors
 if TYPE_CHECKING:
     from torch import nn
 
-    from infid_export.model.lora_merge import LowRank
+    from infid_export.model.changes.lora_merge import LowRank
 
 _DOWN, _UP = ".down.weight", ".up.weight"
 _AGAIN = "Import the weights again with `infid-export import`."
@@ -55,7 +55,7 @@ class IdentityLora:
         """Return the updates of the UNet's parameters by name."""
         from safetensors import safe_open
 
-        from infid_export.model.lora_merge import LowRank
+        from infid_export.model.changes.lora_merge import LowRank
 
         if component not in self.components:
             return {}
@@ -84,7 +84,7 @@ def merge_identity_lora(unet: nn.Module, path: Path, config: IdentityConfig) -> 
     lora = identity_lora(path, config)
     if lora is None:
         return
-    from infid_export.model.lora_merge import merged, require_fitting
+    from infid_export.model.changes.lora_merge import merged, require_fitting
 
     parameters = dict(unet.named_parameters())
     for name, low_ranks in lora.updates("unet").items():

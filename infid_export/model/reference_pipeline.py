@@ -25,14 +25,14 @@ from torch import Tensor
 from infid_engines.errors import InputError
 from infid_engines.validation import finite_number, path_of, require_callable, shown, text_of, texts_of, whole_number
 from infid_export.faces.reader import FaceInputs
-from infid_export.model.checkpoint import NETWORKS, check_identity, read_checkpoint
-from infid_export.model.checkpoint_files import local_folder, unreachable
+from infid_export.model.checkpoints.files import local_folder, unreachable
+from infid_export.model.checkpoints.folder import NETWORKS, check_identity, read_checkpoint
+from infid_export.model.checkpoints.loading import load_network
 from infid_export.model.components import cast_module
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.encoders import IdentityEncoder, ImageEncoder
 from infid_export.model.identity import IdentityModules
 from infid_export.model.identity_lora import merge_identity_lora
-from infid_export.model.loading import load_network
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import ModelSource
 from infid_export.model.step import DenoiseStep, IdentityInputs, PromptInputs, SamplerInputs, SingleStep, StreamInputs

@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 from infid_engines.errors import InputError
 from infid_engines.hashes import remembered_sha256
 from infid_export.model.architectures import DEMO, MEDIUM, SDXL, Architecture, Sampling, identity_config
-from infid_export.model.checkpoint import Checkpoint, check_identity, image_encoder_config, read_checkpoint
-from infid_export.model.checkpoint_files import (
+from infid_export.model.checkpoints.file_kind import checkpoint_file
+from infid_export.model.checkpoints.files import (
     checkpoint_folder,
     image_encoder_file,
     local_folder,
     tensor_shapes,
     weight_files,
 )
+from infid_export.model.checkpoints.folder import Checkpoint, check_identity, image_encoder_config, read_checkpoint
+from infid_export.model.checkpoints.prediction import GivenPrediction, folder_sampling
 from infid_export.model.config import IdentityConfig, read_config
-from infid_export.model.file_kind import checkpoint_file
 from infid_export.model.identity_header import stored_license
 from infid_export.model.identity_lora import identity_lora
-from infid_export.model.prediction import GivenPrediction, folder_sampling
 from infid_export.model.shipped import ShippedSource
 from infid_export.model.vision_layout import check_size, size_of
 from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
@@ -219,8 +219,8 @@ class CheckpointSource:
         Raises:
             InputError: its library cannot build a network from the configuration.
         """
+        from infid_export.model.checkpoints.loading import explained
         from infid_export.model.components import build_component
-        from infid_export.model.loading import explained
 
         with explained(f"The {component} of {self.name}", fix="Use SDXL base or a fine-tune of it."):
             return build_component(component, self.architecture, self.config)
@@ -236,8 +236,8 @@ class CheckpointSource:
         return cast_module(self._load(component, dtype), dtype).eval().requires_grad_(False)
 
     def _load(self, component: str, dtype: torch.dtype) -> nn.Module:
+        from infid_export.model.checkpoints.loading import load_image_encoder, load_network
         from infid_export.model.finite import require_finite
-        from infid_export.model.loading import load_image_encoder, load_network
 
         if component == "identity":
             from infid_export.model.identity import IdentityModules
@@ -324,7 +324,7 @@ def open_source(
 
 def _with_lora(source: ModelSource, identity: Path) -> ModelSource:
     """Return the source with the identity file's LoRA merged into its weights, if it has one."""
-    from infid_export.model.updated_source import UpdatedSource
+    from infid_export.model.changes.updated_source import UpdatedSource
 
     lora = identity_lora(identity, source.config)
     return source if lora is None else UpdatedSource(source, (lora,))
@@ -344,7 +344,7 @@ def open_checkpoint(
     Raises:
         InputError: it is missing, or is not SDXL.
     """
-    from infid_export.model.single_file import SingleFileSource  # which is a `CheckpointSource`
+    from infid_export.model.checkpoints.single_file import SingleFileSource  # which is a `CheckpointSource`
 
     if (file := checkpoint_file(model)) is not None:
         return SingleFileSource(file, identity, image_encoder, config, prediction)

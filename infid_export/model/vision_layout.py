@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infid_engines.errors import InputError
-from infid_export.model.checkpoint_files import read_json
+from infid_export.model.checkpoints.files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,8 +16,8 @@ from infid_export.export.code_closure import Code, Name, named, parse
 from infid_export.export.code_keys import code_hash
 from infid_export.export.graphs import GRAPHS
 from infid_export.export.plan import make_plan
+from infid_export.model.checkpoints.single_file import SingleFileSource
 from infid_export.model.shipped import ShippedSource
-from infid_export.model.single_file import SingleFileSource
 from infid_export.model.sources import CheckpointSource
 
 STEPS = ("denoise_step", "text_step", "identity_step", "single_step")
@@ -96,12 +96,12 @@ EDITS = {
         "text += b\" \" * (-(len(text) + 8) % 32)", WEIGHTS | of("graph", GRAPHS),
     ),
     "the original layout": (
-        "infid_export.model.original_layout", '("conv_out", "out.2")', '("conv_out", "out.3")',
+        "infid_export.model.checkpoints.original_layout", '("conv_out", "out.2")', '("conv_out", "out.3")',
         {"single file's weights"},
     ),
     "how a stored network is read": (
-        "infid_export.model.stored_network", "stored.chunk(3)[place.third]", "stored.chunk(3)[-place.third]",
-        {"single file's weights"},
+        "infid_export.model.checkpoints.stored_network", "stored.chunk(3)[place.third]",
+        "stored.chunk(3)[-place.third]", {"single file's weights"},
     ),
     "a sentence for the user": ("infid_engines.errors", "class InputError", "class  InputError", set()),
 }  # fmt: skip

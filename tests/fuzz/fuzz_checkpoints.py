@@ -12,10 +12,10 @@ from fuzz_harness import Attempt
 from mutations import damaged, damaged_json, json_text
 
 from infid_export.model.architectures import DEMO, Architecture
-from infid_export.model.checkpoint import read_checkpoint
+from infid_export.model.checkpoints.folder import read_checkpoint
+from infid_export.model.checkpoints.loading import explained
 from infid_export.model.components import build_component
 from infid_export.model.config import IdentityConfig
-from infid_export.model.loading import explained
 from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 
 

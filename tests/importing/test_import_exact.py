@@ -19,6 +19,7 @@ from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import build
 from infid_export.importing.adapter import import_adapter
 from infid_export.importing.target import open_target
+from infid_export.model.changes.updated_source import UpdatedSource
 from infid_export.model.config import CONFIG_KEY, IdentityConfig, read_config
 from infid_export.model.encoders import normalized
 from infid_export.model.identity import IdentityModules
@@ -26,7 +27,6 @@ from infid_export.model.identity_lora import IdentityLora, identity_lora, merge_
 from infid_export.model.processors import Streams, identity_blocks, install_processors
 from infid_export.model.shipped import ShippedSource
 from infid_export.model.sources import open_source
-from infid_export.model.updated_source import UpdatedSource
 
 STRENGTH, GUIDANCE = 0.7, 5.0
 

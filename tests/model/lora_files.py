@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from infid_export.model.architectures import _unet
-from infid_export.model.lora_names import layer_paths
+from infid_export.model.changes.lora_names import layer_paths
 from infid_export.model.sources import ModelSource, RandomSource
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")

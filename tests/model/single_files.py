@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infid_export.model.architectures import DEMO
-from infid_export.model.original_layout import PREFIXES, original_places
+from infid_export.model.checkpoints.original_layout import PREFIXES, original_places
 from infid_export.model.sources import RandomSource
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from infid_engines.errors import InputError
-from infid_export.model.checkpoint_files import (
+from infid_export.model.checkpoints.files import (
     checkpoint_folder,
     image_encoder_file,
     read_json,

@@ -12,9 +12,10 @@ import pytest
 import transformers
 
 from infid_engines.errors import InputError
-from infid_export.model import checkpoint_fields, checkpoint_kind
 from infid_export.model.architectures import DEMO, SDXL
-from infid_export.model.checkpoint_fields import SCHEDULE, SCHEDULERS, TEXT_ENCODER, UNET, VAE
+from infid_export.model.checkpoints import fields as checkpoint_fields
+from infid_export.model.checkpoints import kind as checkpoint_kind
+from infid_export.model.checkpoints.fields import SCHEDULE, SCHEDULERS, TEXT_ENCODER, UNET, VAE
 from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 
 # As in stabilityai/stable-diffusion-xl-base-1.0: with fields of schedulers other than its own.

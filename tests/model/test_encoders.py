@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from infid_export.model.architectures import DEMO, identity_config
-from infid_export.model.checkpoint import image_encoder_config
+from infid_export.model.checkpoints.folder import image_encoder_config
 from infid_export.model.components import construct
 from infid_export.model.encoders import ImageEncoder
 from infid_export.model.sources import RandomSource

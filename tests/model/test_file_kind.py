@@ -8,8 +8,8 @@ from single_files import original_tensors, small_source, write_file
 from torch import Tensor
 
 from infid_engines.errors import InputError
+from infid_export.model.checkpoints.tensor_file import TensorFile
 from infid_export.model.sources import open_source
-from infid_export.model.tensor_file import TensorFile
 
 UNET = "model.diffusion_model."
 

@@ -18,13 +18,13 @@ from infid_engines.errors import InputError
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import build, verify
 from infid_export.export.plan import make_plan
-from infid_export.model.given_networks import with_networks
-from infid_export.model.original_layout import PREFIXES
-from infid_export.model.prediction import GivenPrediction
-from infid_export.model.replaced_source import ReplacedSource
+from infid_export.model.changes.given_networks import with_networks
+from infid_export.model.changes.replaced_source import ReplacedSource
+from infid_export.model.changes.updated_source import base_of, classes_of
+from infid_export.model.checkpoints.original_layout import PREFIXES
+from infid_export.model.checkpoints.prediction import GivenPrediction
+from infid_export.model.checkpoints.stored_network import StoredNetwork
 from infid_export.model.sources import RandomSource, open_source
-from infid_export.model.stored_network import StoredNetwork
-from infid_export.model.updated_source import base_of, classes_of
 
 OTHER = RandomSource("demo", seed=1)  # its VAE and UNet replace those of the demo model
 OLDER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from infid_engines.errors import InputError
-from infid_export.model.checkpoint import read_checkpoint
+from infid_export.model.checkpoints.folder import read_checkpoint
 from infid_export.model.sources import RandomSource
 from infid_export.model.tokenizers import folder_tokenizer_json, read_vocabulary
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from infid_engines.errors import InputError
 from infid_export.export.weights import WeightsLayout
 from infid_export.model.architectures import Sampling
-from infid_export.model.checkpoint import read_checkpoint
+from infid_export.model.checkpoints.folder import read_checkpoint
+from infid_export.model.checkpoints.loading import load_image_encoder, load_network
 from infid_export.model.identity import IdentityModules
-from infid_export.model.loading import load_image_encoder, load_network
 from infid_export.model.processors import identity_blocks
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.model.sources import CheckpointSource, open_source
@@ -404,7 +404,7 @@ def test_a_fresh_run_takes_the_width_of_the_checkpoint(parts, base):
 
 def test_a_checkpoint_is_read_without_torch(base):
     program = (
-        "import sys; from pathlib import Path; from infid_export.model.checkpoint import read_checkpoint; "
+        "import sys; from pathlib import Path; from infid_export.model.checkpoints.folder import read_checkpoint; "
         f"read_checkpoint(Path({str(base)!r})); sys.exit('torch' in sys.modules)"
     )
     paths = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infid_engines.errors import InputError
-from infid_export.model.lora_file import Lora, lora_choice, with_loras
+from infid_export.model.changes.lora_file import Lora, lora_choice, with_loras
+from infid_export.model.changes.updated_source import UpdatedSource, check_updates
 from infid_export.model.sources import ModelSource
-from infid_export.model.updated_source import UpdatedSource, check_updates
 
 LAYER = "down_blocks.1.attentions.1.transformer_blocks.0.attn2.to_k"
 KEY = "lora_unet_down_blocks_1_attentions_1_transformer_blocks_0_attn2_to_k"

@@ -25,8 +25,8 @@ from lora_files import (
 )
 from torch import Tensor
 
-from infid_export.model import lora_file
-from infid_export.model.lora_file import with_loras
+from infid_export.model.changes import lora_file
+from infid_export.model.changes.lora_file import with_loras
 from infid_export.model.sources import ModelSource
 
 Weights = dict[str, dict[str, Tensor]]

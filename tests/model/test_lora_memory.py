@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from lora_files import kohya, layers_of, matrices, original_names
 from infid_engines.memory import peak_memory
-from infid_export.model.lora_file import with_loras
+from infid_export.model.changes.lora_file import with_loras
 from infid_export.model.sources import RandomSource
 
 base, file = RandomSource("random-sdxl"), Path("lora.safetensors")

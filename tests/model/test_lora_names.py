@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from lora_files import layers_of
 
-from infid_export.model.lora_names import TensorName, layer_paths, parse_name
+from infid_export.model.changes.lora_names import TensorName, layer_paths, parse_name
 from infid_export.model.sources import RandomSource
 
 # Names in published LoRAs for SDXL, and the layers that they stand for.

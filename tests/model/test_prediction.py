@@ -13,8 +13,8 @@ from infid_engines.errors import InputError
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.face_models import write_shipped
 from infid_export.export.plan import make_plan
-from infid_export.model.prediction import GivenPrediction, file_sampling, folder_sampling
-from infid_export.model.tensor_file import TensorFile
+from infid_export.model.checkpoints.prediction import GivenPrediction, file_sampling, folder_sampling
+from infid_export.model.checkpoints.tensor_file import TensorFile
 from infid_export.sampling.noise_schedule import noise_schedule
 from infid_export.sampling.samplers import sampler_table
 from infid_export.sampling.scheduler_config import SDXL_SAMPLING

@@ -18,7 +18,7 @@ from infid_export.export.build_estimate import estimate
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import build, verify
 from infid_export.export.face_models import write_shipped
-from infid_export.model.single_file import SingleFileSource, read_model
+from infid_export.model.checkpoints.single_file import SingleFileSource, read_model
 from infid_export.model.sources import open_source
 from infid_training.base_model import open_base
 

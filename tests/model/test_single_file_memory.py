@@ -14,8 +14,8 @@ import pytest
 from single_files import NETWORKS
 
 from infid_export.model.architectures import SDXL, identity_config
+from infid_export.model.checkpoints.original_layout import PREFIXES, original_places
 from infid_export.model.components import build_component
-from infid_export.model.original_layout import PREFIXES, original_places
 
 GIGABYTE = 10**9
 STREAM = """
@@ -25,9 +25,9 @@ import torch
 from infid_export.export.weights import WeightsLayout
 from infid_export.model.architectures import SDXL, identity_config
 from infid_export.model.components import build_component
-from infid_export.model.single_file import read_single_file
-from infid_export.model.stored_network import find_network
-from infid_export.model.tensor_file import TensorFile
+from infid_export.model.checkpoints.single_file import read_single_file
+from infid_export.model.checkpoints.stored_network import find_network
+from infid_export.model.checkpoints.tensor_file import TensorFile
 
 file = TensorFile.open(Path(sys.argv[1]))
 checkpoint = read_single_file(file)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from infid_engines.errors import InputError
+from infid_export.model.changes.lora_merge import LowRank, merged
+from infid_export.model.changes.updated_source import UpdatedSource, base_of, check_updates, classes_of
 from infid_export.model.encoder_match import encoders_of
-from infid_export.model.lora_merge import LowRank, merged
 from infid_export.model.shipped import ShippedSource
 from infid_export.model.sources import COMPONENTS, CheckpointSource, ModelSource, RandomSource, open_source
-from infid_export.model.updated_source import UpdatedSource, base_of, check_updates, classes_of
 
 LINEAR = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"
 CONV = "conv_in.weight"

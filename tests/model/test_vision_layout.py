@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from test_encoders import published_weights
 
 from infid_engines.errors import InputError
+from infid_export.model.checkpoints.loading import load_image_encoder
 from infid_export.model.components import construct
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity import IdentityModules
-from infid_export.model.loading import load_image_encoder
 from infid_export.model.processors import identity_blocks
 from infid_export.model.sources import RandomSource, open_source
 from infid_export.model.vision_layout import check_size, size_of

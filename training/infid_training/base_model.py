@@ -11,12 +11,12 @@ import torch
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import canonical_key
-from infid_export.model.checkpoint_files import local_folder
+from infid_export.model.checkpoints.file_kind import checkpoint_file
+from infid_export.model.checkpoints.files import local_folder
+from infid_export.model.checkpoints.single_file import read_model
 from infid_export.model.config import IdentityConfig, read_config
-from infid_export.model.file_kind import checkpoint_file
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
-from infid_export.model.single_file import read_model
 from infid_export.model.sources import BUILT_IN, ModelSource, open_checkpoint, open_source
 
 FRESH = "fresh"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from infid_engines.errors import InputError
-from infid_export.model.checkpoint_files import read_json, weight_files
-from infid_export.model.checkpoint_kind import check_vae
-from infid_export.model.file_kind import require_unet, require_vae
-from infid_export.model.prediction import V_KEY
-from infid_export.model.replaced_source import ReplacedSource
+from infid_export.model.changes.replaced_source import ReplacedSource
+from infid_export.model.changes.updated_source import UpdatedSource
+from infid_export.model.checkpoints.file_kind import require_unet, require_vae
+from infid_export.model.checkpoints.files import read_json, weight_files
+from infid_export.model.checkpoints.kind import check_vae
+from infid_export.model.checkpoints.prediction import V_KEY
+from infid_export.model.checkpoints.stored_network import StoredNetwork, find_network
+from infid_export.model.checkpoints.tensor_file import TensorFile
 from infid_export.model.sources import ModelSource
-from infid_export.model.stored_network import StoredNetwork, find_network
-from infid_export.model.tensor_file import TensorFile
-from infid_export.model.updated_source import UpdatedSource
 
 _VAE_FORMATS = "Give a safetensors file, or a folder in diffusers' format with config.json."
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from infid_engines.errors import InfidError, InputError
-from infid_export.model.checkpoint_files import (
+from infid_export.model.checkpoints.files import (
     OPENCLIP,
     describe_tensors,
     image_encoder_file,
     tensor_names,
     weight_files,
 )
+from infid_export.model.checkpoints.weight_names import WITHOUT_EFFECT, require_all
 from infid_export.model.encoders import MEAN as _MEAN
 from infid_export.model.encoders import STD as _STD
 from infid_export.model.finite import not_finite, require_finite
@@ -31,7 +32,6 @@ from infid_export.model.vision_layout import (
     openclip_weights,
     size_of,
 )
-from infid_export.model.weight_names import WITHOUT_EFFECT, require_all
 
 # Tensors of one component that no result depends on, beside `WITHOUT_EFFECT`: SDXL uses only the hidden states of the
 # first text encoder.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
-from infid_export.model.checkpoint_files import tensor_names
+from infid_export.model.checkpoints.files import tensor_names
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from infid_engines.errors import InputError
 from infid_engines.hashes import remembered_sha256
-from infid_export.model.original_layout import PREFIXES, Place, original_places
-from infid_export.model.tensor_file import TensorFile
-from infid_export.model.weight_names import WITHOUT_EFFECT, require_all
+from infid_export.model.checkpoints.original_layout import PREFIXES, Place, original_places
+from infid_export.model.checkpoints.tensor_file import TensorFile
+from infid_export.model.checkpoints.weight_names import WITHOUT_EFFECT, require_all
 
 if TYPE_CHECKING:
     import torch

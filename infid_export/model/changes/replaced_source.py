@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from infid_export.model.checkpoints.stored_network import StoredNetwork
 from infid_export.model.sources import ModelSource
-from infid_export.model.stored_network import StoredNetwork
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from infid_engines.errors import InputError
-from infid_export.model.tensor_file import TensorFile
+from infid_export.model.checkpoints.tensor_file import TensorFile
 from infid_export.sampling.scheduler_config import SDXL_SAMPLING, ModelSampling
 
 V_KEY, ZERO_SNR_KEY = "v_pred", "ztsnr"

@@ -11,7 +11,7 @@ from typing import Any
 
 from infid_engines.errors import InputError
 from infid_export.model.architectures import SDXL
-from infid_export.model.original_layout import PREFIXES
+from infid_export.model.checkpoints.original_layout import PREFIXES
 
 _HEAD = 64  # channels of an attention head in SDXL's UNet and text encoders
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from infid_engines.errors import InputError
 from infid_export.model.architectures import SDXL
-from infid_export.model.checkpoint_files import read_json, weight_files
-from infid_export.model.checkpoint_kind import (
+from infid_export.model.checkpoints.files import read_json, weight_files
+from infid_export.model.checkpoints.kind import (
     check_model_index,
     check_scheduler,
     check_text_encoder,

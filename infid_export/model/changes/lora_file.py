@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from infid_engines.errors import InputError
 from infid_engines.hashes import remembered_sha256
-from infid_export.model.checkpoint_files import describe_tensors, read_json
-from infid_export.model.lora_names import Role, TensorName, layer_paths, other_base, other_method, parse_name
+from infid_export.model.changes.lora_names import Role, TensorName, layer_paths, other_base, other_method, parse_name
+from infid_export.model.changes.updated_source import UpdatedSource
+from infid_export.model.checkpoints.files import describe_tensors, read_json
+from infid_export.model.checkpoints.tensor_file import TensorFile
 from infid_export.model.sources import ModelSource
-from infid_export.model.tensor_file import TensorFile
-from infid_export.model.updated_source import UpdatedSource
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from infid_export.model.lora_merge import LowRank
+    from infid_export.model.changes.lora_merge import LowRank
 
 _FOR_SDXL = "Use a LoRA for SDXL in the format of kohya's trainer, diffusers or PEFT."
 # diffusers stores the settings of its adapters here, as JSON with `unet.` and the like before each name.
@@ -166,7 +166,7 @@ class Lora:
             )
 
     def _low_rank(self, component: str, path: str, names: _Layer, read: Callable[[str], Tensor]) -> LowRank:
-        from infid_export.model.lora_merge import LowRank
+        from infid_export.model.changes.lora_merge import LowRank
 
         down, up = read(names.down), read(names.up)
         rank = down.shape[0]

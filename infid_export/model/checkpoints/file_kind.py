@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infid_engines.errors import InputError
-from infid_export.model.checkpoint_files import describe_tensors
-from infid_export.model.original_layout import PREFIXES
-from infid_export.model.tensor_file import TensorFile
+from infid_export.model.checkpoints.files import describe_tensors
+from infid_export.model.checkpoints.original_layout import PREFIXES
+from infid_export.model.checkpoints.tensor_file import TensorFile
 
 _SDXL = "Give an SDXL checkpoint: the base model, or a fine-tune of it."
 _UNET, _VAE = PREFIXES["unet"], PREFIXES["vae"]

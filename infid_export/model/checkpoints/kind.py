@@ -1,7 +1,7 @@
 """Checks from its configurations that a checkpoint is what this package supports: SDXL.
 
 Every field that changes a result is applied or rejected by name, and an unknown field is rejected: see the tables in
-`checkpoint_fields`. Imports are light, so that this can run before anything is loaded.
+`fields`. Imports are light, so that this can run before anything is loaded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from infid_engines.errors import InputError
-from infid_export.model.checkpoint_fields import (
+from infid_export.model.checkpoints.fields import (
     CLASSES,
     MODEL_INDEX,
     PIPELINES,

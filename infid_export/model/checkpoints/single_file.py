@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from infid_engines.errors import InputError
 from infid_export.model.architectures import SDXL
-from infid_export.model.checkpoint import NETWORKS, Checkpoint, check_network, read_checkpoint
-from infid_export.model.checkpoint_files import checkpoint_folder
-from infid_export.model.checkpoint_kind import check_widths
+from infid_export.model.checkpoints.file_kind import checkpoint_file, require_checkpoint
+from infid_export.model.checkpoints.files import checkpoint_folder
+from infid_export.model.checkpoints.folder import NETWORKS, Checkpoint, check_network, read_checkpoint
+from infid_export.model.checkpoints.kind import check_widths
+from infid_export.model.checkpoints.original_layout import PREFIXES
+from infid_export.model.checkpoints.original_sizes import original_configuration
+from infid_export.model.checkpoints.prediction import V_KEY, ZERO_SNR_KEY, GivenPrediction, file_sampling
+from infid_export.model.checkpoints.stored_network import StoredNetwork, find_network
+from infid_export.model.checkpoints.tensor_file import TensorFile
 from infid_export.model.config import IdentityConfig
-from infid_export.model.file_kind import checkpoint_file, require_checkpoint
-from infid_export.model.original_layout import PREFIXES
-from infid_export.model.original_sizes import original_configuration
-from infid_export.model.prediction import V_KEY, ZERO_SNR_KEY, GivenPrediction, file_sampling
 from infid_export.model.sources import CheckpointSource
-from infid_export.model.stored_network import StoredNetwork, find_network
-from infid_export.model.tensor_file import TensorFile
 from infid_export.model.tokenizers import sdxl_tokenizers
 
 if TYPE_CHECKING:

@@ -6,15 +6,15 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from infid_export.model.replaced_source import ReplacedSource
+from infid_export.model.changes.replaced_source import ReplacedSource
+from infid_export.model.checkpoints.stored_network import StoredNetwork
 from infid_export.model.sources import ModelSource
-from infid_export.model.stored_network import StoredNetwork
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from infid_export.model.lora_merge import LowRank, WeightUpdates
+    from infid_export.model.changes.lora_merge import LowRank, WeightUpdates
 
 
 class UpdatedSource:
@@ -92,7 +92,7 @@ class UpdatedSource:
         Raises:
             InputError: one does not fit, or is not finite; the message names it.
         """
-        from infid_export.model.lora_merge import require_fitting
+        from infid_export.model.changes.lora_merge import require_fitting
 
         found: dict[str, list[LowRank]] = {}
         changing = [each for each in self.updates if component in each.components]
@@ -106,8 +106,8 @@ class UpdatedSource:
 
 
 def _updated(name: str, value: Tensor, low_ranks: Sequence[LowRank], dtype: torch.dtype) -> Tensor:
+    from infid_export.model.changes.lora_merge import merged
     from infid_export.model.finite import require_finite_tensor
-    from infid_export.model.lora_merge import merged
 
     result = merged(value, low_ranks) if low_ranks else value
     require_finite_tensor(result, f"The weight {name}", dtype)

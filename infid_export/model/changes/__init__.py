@@ -1,0 +1,1 @@
+"""What a build changes about a model's weights: LoRAs, another VAE, another UNet."""
