@@ -166,6 +166,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _dry_run(options: BuildOptions, output: Output) -> int:
+    from infid_export.cli.progress_bar import duration
     from infid_export.export.build_estimate import estimate, template_bytes
 
     plan, rows = estimate(options)
@@ -180,12 +181,16 @@ def _dry_run(options: BuildOptions, output: Output) -> int:
     output.table("Plan", columns, cells, numbers=("parameters", "size", "peak memory"))
     total = sum(row.bytes for row in rows)
     highest = max((row.peak_bytes for row in rows if row.state != "cached"), default=0)
-    output.line(f"disk needed: about {size(total)}; memory needed: about {size(highest)}; nothing was built")
+    seconds = sum(row.seconds for row in rows)
+    output.line(
+        f"disk needed: about {size(total)}; memory needed: about {size(highest)}; "
+        f"time on two CPU cores: about {duration(seconds)}; nothing was built"
+    )
     template, steps = template_bytes(plan), plan.source.architecture.sampling.steps
     if template is not None:
         output.line(f"a template: {size(template)} per step, {size(steps * template)} for {steps} steps")
     document = {"notes": plan.notes, "rows": [asdict(row) for row in rows], "bytes": total, "peak_bytes": highest}
-    output.document({**document, "template_bytes_per_step": template})
+    output.document({**document, "seconds": seconds, "template_bytes_per_step": template})
     return 0
 
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from infid_export.export.weights import WeightsLayout
 
 _HASHED_A_SECOND = 1.2e9  # bytes
-_COMPARED = Seconds(1.0, 90.0)  # per graph
+COMPARED = Seconds(1.0, 90.0)  # per graph
 _STEP = Seconds(0.4, 60.0)  # per step of the image, for engine and reference together
 _PACKAGES = "packages"  # the stage in which several packages are compiled
 _COMPILER_MEMORY = 4e9  # bytes that the compilation of one package needs, besides its weights on a GPU
@@ -203,11 +203,13 @@ class _Builder:
         artifacts = plan.artifacts()
         to_compile = [artifact for artifact in plan.packages if artifact.path in self.reasons]
         one_by_one = self.reasons.keys() - {artifact.path for artifact in to_compile}
-        stages = {name: _seconds(plan, artifacts[name].seconds) for name in self.reasons if name in one_by_one}
+        stages = {name: expected_seconds(plan, artifacts[name].seconds) for name in self.reasons if name in one_by_one}
         workers = _compiled_at_once(plan) if to_compile else 1
-        compiling = {_PACKAGES: ceil(len(to_compile) / workers) * _seconds(plan, COMPILED)} if to_compile else {}
+        compiling = (
+            {_PACKAGES: ceil(len(to_compile) / workers) * expected_seconds(plan, COMPILED)} if to_compile else {}
+        )
         compiled = sum(get_backend(item.backend).compares for item in plan.engines)
-        own = {"engine parity": compiled * _seconds(plan, _COMPARED)} if compiled else {}
+        own = {"engine parity": compiled * expected_seconds(plan, COMPARED)} if compiled else {}
         self.report.plan(stages | _parity_stages(plan, len(to_compare), steps) | compiling | own)
         self._have(plan.exported)
         graphs = graph_records(plan, self.transaction.staging, self.files)
@@ -346,14 +348,14 @@ def weights_layouts(plan: Plan) -> dict[str, WeightsLayout]:
     return {name: WeightsLayout.of(plan.source.empty(name), dtype) for name in plan.weights}
 
 
-def _seconds(plan: Plan, seconds: Seconds) -> float:
+def expected_seconds(plan: Plan, seconds: Seconds) -> float:
     """Return the expected seconds for this model."""
     return seconds.demo if plan.source.name == "demo" else seconds.full
 
 
 def _parity_stages(plan: Plan, graphs: int, steps: int | None) -> dict[str, float]:
-    stages = {"parity": graphs * _seconds(plan, _COMPARED)} if graphs else {}
-    return stages | ({"image parity": steps * _seconds(plan, _STEP)} if steps else {})
+    stages = {"parity": graphs * expected_seconds(plan, COMPARED)} if graphs else {}
+    return stages | ({"image parity": steps * expected_seconds(plan, _STEP)} if steps else {})
 
 
 def verify(folder: Path, reporter: Reporter | None = None) -> ParityReport:
@@ -376,7 +378,7 @@ def verify(folder: Path, reporter: Reporter | None = None) -> ParityReport:
     steps = plan.image_steps()
     hashes = sum(record.size for record in manifest.files.values()) / _HASHED_A_SECOND
     own = comparable(manifest.engines)
-    engines = {"engine parity": len(own) * _seconds(plan, _COMPARED)} if own else {}
+    engines = {"engine parity": len(own) * expected_seconds(plan, COMPARED)} if own else {}
     report.plan({"hashes": hashes, **_parity_stages(plan, len(manifest.graphs), steps), **engines})
     with report.stage("hashes") as stage:
         for index, (name, record) in enumerate(manifest.files.items()):

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from infid_engines.errors import InputError
+from infid_export.export.build_estimate import held_bytes
+from infid_export.export.weights import WeightsLayout
 from infid_export.model.changes.lora_merge import LowRank, merged
 from infid_export.model.changes.updated_source import UpdatedSource, base_of, check_updates, classes_of
 from infid_export.model.encoder_match import encoders_of
@@ -131,3 +133,13 @@ def test_a_layer_and_a_1x1_convolution_replace_each_other(kernel):
         assert change.fits(weight.shape)
         expected = weight.flatten(1) + 1.5 * change.up.flatten(1) @ change.down.flatten(1)
         assert torch.allclose(merged(weight, [change]), expected.reshape(weight.shape), atol=1e-6)
+
+
+def test_the_planner_knows_how_much_is_in_memory_at_once(sources):
+    """A folder's network is loaded whole, in fp32 if it is updated; what can be streamed takes one weight at a time."""
+    layout = WeightsLayout.of(sources["checkpoint"].empty("unet"), torch.float16)
+    updates = Updates({LINEAR: [low_rank((64, 64), 1.0)]})
+    assert held_bytes(sources["checkpoint"], "unet", layout) == layout.size
+    assert held_bytes(UpdatedSource(sources["checkpoint"], [updates]), "unet", layout) >= 1.99 * layout.size
+    assert held_bytes(UpdatedSource(sources["checkpoint"], [updates]), "vae", layout) == layout.size
+    assert held_bytes(sources["random"], "unet", layout) < layout.size / 2
