@@ -84,6 +84,27 @@ def test_an_unchanged_rebuild_makes_nothing_and_two_streams_make_other_steps(bui
     assert {"onnx/unet.safetensors", "onnx/text_encoder.onnx", "onnx/vae_decoder.onnx"} <= kept
 
 
+def test_the_identity_file_decides_unless_the_build_does(tmp_path: Path) -> None:
+    """Weights that are made for one stream, as those of IP-Adapter are, and the same in two."""
+    source = open_source("demo")
+    modules: Any = source.load("identity", torch.float32)
+    modules.config = source.config.with_choices(streams="one")
+    modules.save(tmp_path / "identity.safetensors")
+    found = {}
+    for streams in (None, "two"):
+        plan = make_plan(single(tmp_path / "engines", identity=tmp_path / "identity.safetensors", streams=streams))
+        config = plan.source.config
+        steps = [name for name in plan.options.graphs if name.endswith("_step")]
+        notes = [note for note in plan.notes if note.startswith("streams")]
+        found[streams] = (steps, config.self_attention, config.adain, config.cross_adain, notes)
+    assert found[None] == (["single_step"], "plain", "off", "off", [])
+    note = (
+        "streams two: the identity weights are made for one, and not trained for two; look at the images before you "
+        "rely on them"
+    )
+    assert found["two"] == (["denoise_step"], "mixed", "mean", "kv", [note])
+
+
 def test_an_image_of_the_pipeline_is_that_of_the_reference(built: BuildReport) -> None:
     source = open_source("demo", choices={"streams": "one"})
     pipe = InfiniteIDPipeline.from_source(source)

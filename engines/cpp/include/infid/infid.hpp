@@ -127,7 +127,7 @@ struct Options {
 struct Settings {
   std::optional<std::string> negative_prompt;
   std::vector<std::uint64_t> seeds;  // one, or one per image; one seed for several prompts counts up; none: random
-  std::vector<std::uint64_t> text_seeds;  // likewise, for the text stream alone; none: the same noise
+  std::vector<std::uint64_t> text_seeds;  // likewise, of the text stream, if there is one; none: the same noise
   std::optional<int> height, width, steps;
   std::optional<double> guidance, style_strength, identity_strength;
   std::optional<std::string> sampler, spacing;
