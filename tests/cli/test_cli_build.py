@@ -127,6 +127,7 @@ def test_dry_run_shows_the_real_plan_and_writes_nothing(
     found = json.loads(out)
     assert {"onnx/unet.safetensors", "onnx/denoise_step.onnx"} <= {row["name"] for row in found["rows"]}
     assert found["bytes"] == sum(row["bytes"] for row in found["rows"])
+    assert found["seconds"] == sum(row["seconds"] for row in found["rows"]) > 10
     *artifacts, parity = found["rows"]
     assert all(row["state"] == "new" for row in artifacts)
     assert (parity["name"], parity["state"]) == ("parity.json", "5 graphs to compare")
@@ -134,7 +135,7 @@ def test_dry_run_shows_the_real_plan_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
     code, out, _ = cli("build", "--fp16", "--dry-run", "--backend", "onnxruntime")
     assert code == 0
-    assert "nothing was built" in out
+    assert "; time on two CPU cores: about 0:" in out and "nothing was built" in out
 
 
 def test_dry_run_says_what_a_lora_changes(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
