@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from infid_engines.errors import InputError
 from infid_engines.progress import Reporter, SilentReporter
 from infid_export.importing.conversion import Copied, check_base, planned, write
 from infid_export.importing.families import Recognized, configuration, recognize
@@ -70,9 +71,11 @@ def import_adapter(
 
     Raises:
         InputError: the file is missing, damaged, of another kind or for another base model, contains code, or is not
-            finite; or there is too little memory.
+            finite; or the output is the same file, an option has no effect, or there is too little memory.
         DiskFullError: the disk is full.
     """
+    if output.exists() and path.exists() and output.samefile(path):
+        raise InputError(f"{output} is the adapter's own file, which would be replaced.", fix="Give another with -o.")
     report = reporter or SilentReporter()
     report.plan({_READ: 5.0} if dry_run else {_READ: 5.0, _WRITE: 10.0})
     with ExitStack() as stack:
@@ -95,5 +98,9 @@ def _checked(weights: WeightsFile, family: str | None, model: str, image_encoder
     projection = Projection(weights.path, tensors, known_encoders(own_encoder, image_encoder))
     found = recognize(projection, family)
     config = configuration(found, projection)
+    if image_encoder is not None and not config.reads_image:
+        raise InputError(
+            f"--image-encoder-name would have no effect: {found.family.title} reads no image.", fix="Leave it out."
+        )
     copied = planned(weights.path, weights.tensors, config, target, found.family.lora)
     return Imported(found, config, LICENSES[found.name], tuple(copied))

@@ -48,9 +48,14 @@ def check_base(path: Path, tensors: Mapping[str, TensorFacts], target: Target) -
     """Check that an adapter is for the base model, by the number and the width of its image keys.
 
     Raises:
-        InputError: it is for another one; the message names it if it is well known.
+        InputError: it is for another one, or has none; the message names it if it is well known.
     """
     keys = [facts for name, facts in tensors.items() if re.fullmatch(r"ip_adapter\.\d+\.to_k_ip\.weight", name)]
+    if not keys:
+        raise InputError(
+            f"{path} has no image keys (tensors such as {ATTENTION}1.to_k_ip.weight).",
+            fix="Give the weights of IP-Adapter or of its relatives, as they were published.",
+        )
     widths = {facts.shape[-1] if facts.shape else 0 for facts in keys}
     if widths == {target.width} and len(keys) == len(target.blocks):
         return
