@@ -17,7 +17,8 @@ from infid_export.importing.target import known_encoders, open_target
 from infid_export.importing.unsupported import PROJECTION, reject_unsupported
 from infid_export.importing.weights_file import WeightsFile, open_weights
 from infid_export.model.config import IdentityConfig
-from infid_export.model.identity_header import LORA
+from infid_export.model.encoder_record import ENCODERS_KEY, EncoderRecord
+from infid_export.model.identity_header import LICENSE_KEY, LORA
 
 _READ, _WRITE = "read", "write"
 
@@ -37,6 +38,13 @@ class Imported:
     config: IdentityConfig
     license: str
     tensors: tuple[Copied, ...]
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the identity file says besides: the license, and the names of the encoders."""
+        image_encoder = self.config.image_encoder if self.config.reads_image else ""
+        encoders = EncoderRecord(recognizer_name=self.found.family.recognizer, image_encoder_name=image_encoder)
+        return {LICENSE_KEY: self.license, ENCODERS_KEY: encoders.to_json()}
 
     @property
     def bytes(self) -> Mapping[str, int]:
@@ -85,7 +93,7 @@ def import_adapter(
             imported = _checked(weights, family, model, image_encoder)
         if not dry_run:
             with report.stage(_WRITE) as stage:
-                write(weights, imported.tensors, imported.config, imported.license, output, stage)
+                write(weights, imported.tensors, imported.config, imported.metadata, output, stage)
     return imported
 
 

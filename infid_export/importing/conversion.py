@@ -19,7 +19,7 @@ from infid_export.importing.weights_file import TensorFacts, WeightsFile
 from infid_export.model.config import IdentityConfig
 from infid_export.model.finite import require_finite_tensor
 from infid_export.model.identity import write_identity_file
-from infid_export.model.identity_header import LICENSE_KEY, LORA
+from infid_export.model.identity_header import LORA
 from infid_export.model.mappers import MAPPERS
 
 _AGAIN = "Download it again from where it was published, or name its base model with --model."
@@ -141,7 +141,7 @@ def write(
     weights: WeightsFile,
     copied: Sequence[Copied],
     config: IdentityConfig,
-    license_line: str,
+    metadata: Mapping[str, str],
     output: Path,
     stage: Stage,
 ) -> None:
@@ -151,7 +151,7 @@ def write(
         weights: the adapter's file.
         copied: what is copied.
         config: configuration of the modules.
-        license_line: what is said about the license.
+        metadata: further entries of the header.
         output: file to write.
         stage: receives the progress.
 
@@ -166,4 +166,4 @@ def write(
             require_finite_tensor(value, f"{weights.path}: {each.source}", value.dtype)
             tensors[each.name] = value
             stage.update(0.5 * number / len(copied), each.source)
-        write_identity_file(output, config, tensors, {LICENSE_KEY: license_line})
+        write_identity_file(output, config, tensors, metadata)
