@@ -25,6 +25,7 @@ from torch import Tensor
 from infid_engines.errors import InputError
 from infid_engines.validation import finite_number, path_of, require_callable, shown, text_of, texts_of, whole_number
 from infid_export.faces.reader import FaceInputs
+from infid_export.model.checkpoints.file_kind import checkpoint_file
 from infid_export.model.checkpoints.files import local_folder, unreachable
 from infid_export.model.checkpoints.folder import NETWORKS, check_identity, read_checkpoint
 from infid_export.model.checkpoints.loading import load_network
@@ -80,7 +81,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         """Load an SDXL checkpoint and identity weights.
 
         Args:
-            base: folder in diffusers' format, or hub id.
+            base: folder in diffusers' format, or hub id. For a single file, use `from_source`.
             identity: identity weights (safetensors).
             image_encoder: an `ImageEncoder`, for `encode_identity`.
             ops: `torch`, or `triton` for the fused kernels (fp16 or bf16 on a GPU).
@@ -353,7 +354,17 @@ def _check_latents(name: str, latents: Any, shape: tuple[int, ...]) -> None:
 
 
 def _checkpoint_folder(kind: Any, base: str | Path, options: Mapping[str, Any]) -> Path:
-    """Return the folder of a checkpoint; from the hub, diffusers downloads the files that the options need."""
+    """Return the folder of a checkpoint; from the hub, diffusers downloads the files that the options need.
+
+    Raises:
+        InputError: there is none, or a file at the path; the message says what the file is.
+    """
+    if checkpoint_file(str(base)) is not None:
+        raise InputError(
+            f"{base} is a single-file checkpoint, but from_pretrained reads folders in diffusers' format.",
+            fix="Use InfiniteIDPipeline.from_source(open_source(file, identity=…, image_encoder=…)), with open_source "
+            "from infid_export.model.sources.",
+        )
     found = local_folder(str(base))
     if found is not None:
         return found
