@@ -14,6 +14,7 @@ from single_files import original_tensors, small_source, write_file
 
 from infid_engines.errors import InputError
 from infid_export.export.parity_case import parity_face
+from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
 from infid_export.model.sources import RandomSource, open_source
@@ -97,6 +98,17 @@ def test_a_single_file_is_loaded_as_the_error_of_from_pretrained_says(tmp_path: 
     pipe = InfiniteIDPipeline.from_source(source)
     expected = dict(source.weights("unet", torch.float32))
     assert torch.equal(pipe.unet.conv_in.weight, expected["conv_in.weight"])
+
+
+def test_identity_weights_that_read_another_layer_of_the_image_encoder_are_rejected(
+    source: RandomSource, tmp_path: Path
+) -> None:
+    pipe = InfiniteIDPipeline.from_source(source)
+    blocks = identity_blocks(pipe.unet)
+    plus = IdentityModules.load(write_identity(tmp_path / "plus.safetensors", "ip-adapter-plus", blocks), blocks)
+    with pytest.raises(InputError, match="read the image encoder's layer penultimate, but this one returns last"):
+        pipe.use_identity(plus)
+    pipe.use_identity(IdentityModules.load(write_identity(tmp_path / "f.safetensors", "faceid", blocks), blocks))
 
 
 def test_a_file_that_is_no_checkpoint_is_named_by_from_pretrained(tmp_path: Path) -> None:
