@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", nargs="+", metavar="WHAT",
         help="what is read of the photos, given before it: face, whole (no face is searched), or box X Y W H in pixels "
-        "(face, or whole for identity weights that read no face)",
+        "(face, or whole for identity weights of whole images)",
     )  # fmt: skip
     default = Path("person.safetensors")
     parser.add_argument(

@@ -83,7 +83,7 @@ class FaceReader:
         """Return what is read of photos.
 
         Args:
-            asked: `face`, `whole` or a box; None is a face, or `whole` if no face is read.
+            asked: `face`, `whole` or a box; None is a face, or `whole` if no face is searched.
             face_index: the face that was asked for.
 
         Raises:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from infid_engines.errors import InputError
 from infid_engines.progress import Reporter, SilentReporter
 from infid_export.importing.conversion import Copied, check_base, planned, write
 from infid_export.importing.families import Recognized, configuration, recognize
@@ -16,7 +17,8 @@ from infid_export.importing.target import known_encoders, open_target
 from infid_export.importing.unsupported import PROJECTION, reject_unsupported
 from infid_export.importing.weights_file import WeightsFile, open_weights
 from infid_export.model.config import IdentityConfig
-from infid_export.model.identity_header import LORA
+from infid_export.model.encoder_record import ENCODERS_KEY, EncoderRecord
+from infid_export.model.identity_header import LICENSE_KEY, LORA
 
 _READ, _WRITE = "read", "write"
 
@@ -36,6 +38,13 @@ class Imported:
     config: IdentityConfig
     license: str
     tensors: tuple[Copied, ...]
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the identity file says besides: the license, and the names of the encoders."""
+        image_encoder = self.config.image_encoder if self.config.reads_image else ""
+        encoders = EncoderRecord(recognizer_name=self.found.family.recognizer, image_encoder_name=image_encoder)
+        return {LICENSE_KEY: self.license, ENCODERS_KEY: encoders.to_json()}
 
     @property
     def bytes(self) -> Mapping[str, int]:
@@ -70,9 +79,11 @@ def import_adapter(
 
     Raises:
         InputError: the file is missing, damaged, of another kind or for another base model, contains code, or is not
-            finite; or there is too little memory.
+            finite; or the output is the same file, an option has no effect, or there is too little memory.
         DiskFullError: the disk is full.
     """
+    if output.exists() and path.exists() and output.samefile(path):
+        raise InputError(f"{output} is the adapter's own file, which would be replaced.", fix="Give another with -o.")
     report = reporter or SilentReporter()
     report.plan({_READ: 5.0} if dry_run else {_READ: 5.0, _WRITE: 10.0})
     with ExitStack() as stack:
@@ -82,7 +93,7 @@ def import_adapter(
             imported = _checked(weights, family, model, image_encoder)
         if not dry_run:
             with report.stage(_WRITE) as stage:
-                write(weights, imported.tensors, imported.config, imported.license, output, stage)
+                write(weights, imported.tensors, imported.config, imported.metadata, output, stage)
     return imported
 
 
@@ -95,5 +106,9 @@ def _checked(weights: WeightsFile, family: str | None, model: str, image_encoder
     projection = Projection(weights.path, tensors, known_encoders(own_encoder, image_encoder))
     found = recognize(projection, family)
     config = configuration(found, projection)
+    if image_encoder is not None and not config.reads_image:
+        raise InputError(
+            f"--image-encoder-name would have no effect: {found.family.title} reads no image.", fix="Leave it out."
+        )
     copied = planned(weights.path, weights.tensors, config, target, found.family.lora)
     return Imported(found, config, LICENSES[found.name], tuple(copied))

@@ -19,7 +19,7 @@ from infid_export.importing.weights_file import TensorFacts, WeightsFile
 from infid_export.model.config import IdentityConfig
 from infid_export.model.finite import require_finite_tensor
 from infid_export.model.identity import write_identity_file
-from infid_export.model.identity_header import LICENSE_KEY, LORA
+from infid_export.model.identity_header import LORA
 from infid_export.model.mappers import MAPPERS
 
 _AGAIN = "Download it again from where it was published, or name its base model with --model."
@@ -48,9 +48,14 @@ def check_base(path: Path, tensors: Mapping[str, TensorFacts], target: Target) -
     """Check that an adapter is for the base model, by the number and the width of its image keys.
 
     Raises:
-        InputError: it is for another one; the message names it if it is well known.
+        InputError: it is for another one, or has none; the message names it if it is well known.
     """
     keys = [facts for name, facts in tensors.items() if re.fullmatch(r"ip_adapter\.\d+\.to_k_ip\.weight", name)]
+    if not keys:
+        raise InputError(
+            f"{path} has no image keys (tensors such as {ATTENTION}1.to_k_ip.weight).",
+            fix="Give the weights of IP-Adapter or of its relatives, as they were published.",
+        )
     widths = {facts.shape[-1] if facts.shape else 0 for facts in keys}
     if widths == {target.width} and len(keys) == len(target.blocks):
         return
@@ -136,7 +141,7 @@ def write(
     weights: WeightsFile,
     copied: Sequence[Copied],
     config: IdentityConfig,
-    license_line: str,
+    metadata: Mapping[str, str],
     output: Path,
     stage: Stage,
 ) -> None:
@@ -146,7 +151,7 @@ def write(
         weights: the adapter's file.
         copied: what is copied.
         config: configuration of the modules.
-        license_line: what is said about the license.
+        metadata: further entries of the header.
         output: file to write.
         stage: receives the progress.
 
@@ -161,4 +166,4 @@ def write(
             require_finite_tensor(value, f"{weights.path}: {each.source}", value.dtype)
             tensors[each.name] = value
             stage.update(0.5 * number / len(copied), each.source)
-        write_identity_file(output, config, tensors, {LICENSE_KEY: license_line})
+        write_identity_file(output, config, tensors, metadata)

@@ -130,15 +130,22 @@ def configuration(found: Recognized, projection: Projection) -> IdentityConfig:
         InputError: a tensor that decides a size is missing or has an impossible shape, or no image encoder fits.
     """
     family = found.family
-    return IdentityConfig(
-        **projection.sizes(family.mapper, of_image=not family.recognizer),
-        mapper=family.mapper,
-        self_attention="plain",
-        adain="off",
-        cross_adain="off",
-        streams="one",
-        uncond_identity=family.uncond_identity,
-        crop=family.crop,
-        face_embedding=family.face_embedding,
-        family=found.name,
-    )
+    sizes = projection.sizes(family.mapper, of_image=not family.recognizer)
+    try:
+        return IdentityConfig(
+            **sizes,
+            mapper=family.mapper,
+            self_attention="plain",
+            adain="off",
+            cross_adain="off",
+            streams="one",
+            uncond_identity=family.uncond_identity,
+            crop=family.crop,
+            face_embedding=family.face_embedding,
+            family=found.name,
+        )
+    except InputError as error:
+        raise InputError(
+            f"{projection.path} has an image_proj of impossible sizes: {error.problem}",
+            fix="Use the weights as they were published.",
+        ) from error

@@ -66,7 +66,8 @@ class PickledFile:
             code = self._process.wait()
             if code >= 0:
                 raise RuntimeError(f"the process that reads {self._path} ended with code {code}")
-            raise _problem(self._path, "killed", signal.Signals(-code).name)
+            kind = "killed" if -code == signal.SIGKILL else "crashed"  # the kernel kills for memory with SIGKILL
+            raise _problem(self._path, kind, signal.Signals(-code).name)
         answer: dict[str, Any] = json.loads(line)
         if "problem" in answer:
             if answer["problem"] == "full":
@@ -103,6 +104,9 @@ def opened(path: Path, output: Path) -> Iterator[PickledFile]:
         except BaseException:
             process.kill()
             process.wait()
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # what the child did not read anymore
+                process.stdin.close()
             raise
         finally:
             target.unlink(missing_ok=True)
@@ -122,6 +126,7 @@ def _problem(path: Path, kind: str, detail: str) -> InputError:
             f"The process that reads {path} was killed ({detail}); the system probably ran out of memory.",
             "Free memory and run the same command again.",
         ),
+        "crashed": (f"{path} is damaged: the process that reads it crashed ({detail}).", _AGAIN),
         "content": (f"{path} contains {detail}.", "Give a file with the weights of an adapter alone."),
         "damaged": (f"{path} is truncated or damaged, or was not written by torch.save ({detail}).", _AGAIN),
     }

@@ -70,7 +70,7 @@ def _flat(content: dict[Any, Any], prefix: str = "", level: int = 0) -> Iterator
         if isinstance(value, dict) and level < _MOST_LEVELS:
             yield from _flat(value, f"{name}.", level + 1)
         elif isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta:
-            yield name, value.detach()
+            yield name, value.detach().resolve_neg()  # safetensors would drop the sign of a lazy negation
         elif value is not None and not isinstance(value, bool | int | float | str):
             raise _UnknownContentError(f"a {type(value).__name__} named {name}")
 

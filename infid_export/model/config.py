@@ -239,7 +239,8 @@ def read_config(path: str | Path) -> IdentityConfig:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path} is not an intact safetensors file ({error}).", fix="Copy or download it again."
+            f"{path} is not an intact safetensors file ({error}).",
+            fix="Copy or download it again; convert a .bin of another method with `infid-export import`.",
         ) from error
     if CONFIG_KEY not in metadata:
         raise InputError(

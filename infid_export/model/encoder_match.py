@@ -72,9 +72,10 @@ def encoder_notes(
     weights = "the demo model's identity weights" if identity is None else f"identity weights {identity}"
     trained, given = trained_with(source, identity), encoders_of(source, *recognizer, detector)
     if trained is None:
+        read = [*["recognizer"] * source.config.reads_face, *["image encoder"] * source.config.reads_image]
         return (
-            f"{weights}: they do not say which recognizer and image encoder they were trained with, so these are not "
-            "checked",
+            f"{weights}: they do not say which {' and '.join(read)} they were trained with, so "
+            f"{'this is' if len(read) == 1 else 'these are'} not checked",
         )
     found = [*differences(trained, given)]
     if found and not allow_others:
@@ -89,29 +90,29 @@ def encoder_notes(
 def differences(trained: EncoderRecord, given: EncoderRecord) -> Iterator[str]:
     """Yield a clause for each encoder that differs from the one that the weights were trained with."""
     for what, before, now, before_name, now_name in _pairs(trained, given):
-        if before != now and before.startswith(TAG) == now.startswith(TAG):
+        if before and before != now and before.startswith(TAG) == now.startswith(TAG):
             yield f"with the {what} {_named(before_name, before)}, not {_named(now_name, now)}"
 
 
 def doubts(trained: EncoderRecord, given: EncoderRecord) -> Iterator[str]:
     """Yield a clause for each encoder whose difference is unknown, or does not matter much."""
     for what, before, now, before_name, now_name in _pairs(trained, given):
-        if before.startswith(TAG) != now.startswith(TAG):
-            yield f"with the {what} {before_name}; whether {now_name} is the same is not checked"
-    for what, value in (("recognizer", trained.recognizer), ("image encoder", trained.image_encoder)):
-        if not value:
+        if not before and not before_name:
             yield f"with an unnamed {what}"
+        elif not before or before.startswith(TAG) != now.startswith(TAG):
+            yield f"with the {what} {before_name}; whether {now_name} is the same is not checked"
     if trained.detector and given.detector and trained.detector != given.detector:
         yield f"on faces that {trained.detector} found, not {given.detector}"
 
 
 def _pairs(trained: EncoderRecord, given: EncoderRecord) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield what it is, both identifiers and both names of each encoder that is read."""
     pairs = (
         ("recognizer", trained.recognizer, given.recognizer, trained.recognizer_name, given.recognizer_name),
         ("image encoder", trained.image_encoder, given.image_encoder, trained.image_encoder_name,
          given.image_encoder_name),
     )  # fmt: skip
-    yield from (pair for pair in pairs if pair[1] and pair[2])
+    yield from (pair for pair in pairs if pair[2])
 
 
 def _named(name: str, identifier: str) -> str:

@@ -20,7 +20,7 @@ TAG = "tag "  # prefix for open_clip's named weights, which have no file to hash
 
 @dataclass(frozen=True)
 class EncoderRecord:
-    """Recognizer, image encoder and detector; empty fields are unknown.
+    """Recognizer, image encoder and detector; empty fields are unknown. Imported weights have names only.
 
     Args:
         recognizer: sha256 of the recognizer's file.

@@ -25,6 +25,7 @@ from torch import Tensor
 from infid_engines.errors import InputError
 from infid_engines.validation import finite_number, path_of, require_callable, shown, text_of, texts_of, whole_number
 from infid_export.faces.reader import FaceInputs
+from infid_export.model.checkpoints.file_kind import checkpoint_file
 from infid_export.model.checkpoints.files import local_folder, unreachable
 from infid_export.model.checkpoints.folder import NETWORKS, check_identity, read_checkpoint
 from infid_export.model.checkpoints.loading import load_network
@@ -80,16 +81,16 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         """Load an SDXL checkpoint and identity weights.
 
         Args:
-            base: folder in diffusers' format, or hub id.
+            base: folder in diffusers' format, or hub id. For a single file, use `from_source`.
             identity: identity weights (safetensors).
-            image_encoder: an `ImageEncoder`, for `encode_identity`.
+            image_encoder: an `ImageEncoder` with the weights' `clip_layer`, for `encode_identity`.
             ops: `torch`, or `triton` for the fused kernels (fp16 or bf16 on a GPU).
             kwargs: passed to diffusers, such as `torch_dtype`, `variant`, and components that replace the
                 checkpoint's.
 
         Raises:
             InputError: the checkpoint is not SDXL, or its weights are incomplete; the identity weights do not fit,
-                or `ops` does not support their method variant.
+                or read another layer of the image encoder; or `ops` does not support their method variant.
         """
         path_of("The base model", base, "Give a folder in diffusers' format, or a hub id.")
         path_of("The identity weights", identity, "Give a safetensors file.")
@@ -143,6 +144,7 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
     def _with_identity(
         self, identity: IdentityModules, image_encoder: ImageEncoder | None, ops: str
     ) -> InfiniteIDPipeline:
+        _check_features(identity.config, image_encoder)
         self._identity_modules = identity.to(self.device)
         self._identity_image_encoder = image_encoder
         step = SingleStep if identity.config.streams == "one" else DenoiseStep
@@ -158,12 +160,13 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
         """Switch to other identity weights or another variant of the method, on the same base model.
 
         Args:
-            identity: the weights; None keeps the current ones.
+            identity: the weights, without the LoRA that their file may have; None keeps the current ones.
             ops: as in `from_pretrained`.
             choices: fields of `IdentityConfig` that replace the weights' own.
 
         Raises:
-            InputError: there is no such choice, or `ops` does not support it.
+            InputError: there is no such choice, `ops` does not support it, or the weights read another layer of the
+                image encoder.
         """
         modules = identity or self._identity_modules
         modules.config = modules.config.with_choices(**choices)
@@ -332,6 +335,16 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             cast_module(self.vae, held)
 
 
+def _check_features(config: IdentityConfig, image_encoder: ImageEncoder | None) -> None:
+    """Reject an image encoder that returns other features than the mapper reads, which may have the same shape."""
+    if image_encoder is not None and config.reads_image and image_encoder.layer != config.clip_layer:
+        raise InputError(
+            f"The identity weights read the image encoder's layer {config.clip_layer}, but this one returns "
+            f"{image_encoder.layer}.",
+            fix=f"Give ImageEncoder(visual, layer={config.clip_layer!r}).",
+        )
+
+
 def _check_identity(identity: Any) -> None:
     tensors = identity if isinstance(identity, list | tuple) else ()
     if len(tensors) != 2 or not all(isinstance(each, Tensor) and each.ndim == 3 for each in tensors):
@@ -353,7 +366,17 @@ def _check_latents(name: str, latents: Any, shape: tuple[int, ...]) -> None:
 
 
 def _checkpoint_folder(kind: Any, base: str | Path, options: Mapping[str, Any]) -> Path:
-    """Return the folder of a checkpoint; from the hub, diffusers downloads the files that the options need."""
+    """Return the folder of a checkpoint; from the hub, diffusers downloads the files that the options need.
+
+    Raises:
+        InputError: there is none, or a file at the path; the message says what the file is.
+    """
+    if checkpoint_file(str(base)) is not None:
+        raise InputError(
+            f"{base} is a single-file checkpoint, but from_pretrained reads folders in diffusers' format.",
+            fix="Use InfiniteIDPipeline.from_source(open_source(file, identity=…, image_encoder=…)), with open_source "
+            "from infid_export.model.sources.",
+        )
     found = local_folder(str(base))
     if found is not None:
         return found

@@ -23,11 +23,11 @@ from infid_export.model.checkpoints.files import (
     checkpoint_folder,
     image_encoder_file,
     local_folder,
-    tensor_shapes,
     weight_files,
 )
 from infid_export.model.checkpoints.folder import Checkpoint, check_identity, image_encoder_config, read_checkpoint
 from infid_export.model.checkpoints.prediction import GivenPrediction, folder_sampling
+from infid_export.model.checkpoints.tensor_file import TensorFile
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity_header import stored_license
 from infid_export.model.identity_lora import identity_lora
@@ -198,7 +198,7 @@ class CheckpointSource:
         check_identity(self.config, vision, self.architecture.unet["cross_attention_dim"], self.name)
         self.image_encoder_file = None if image_encoder is None else image_encoder_file(image_encoder)
         if self.image_encoder_file is not None and self.image_encoder_file.suffix == ".safetensors":
-            found = size_of(tensor_shapes(self.image_encoder_file))  # now, not after an hour of building
+            found = size_of(TensorFile.open(self.image_encoder_file).shapes)  # now, not after an hour of building
             needed = vision["layers"], vision["width"]
             check_size(self.image_encoder_file, found, self.config.image_encoder, needed)
 

@@ -106,12 +106,13 @@ def check_size(file: Path, found: tuple[int, int] | None, name: str, needed: tup
     )
 
 
-def check_configuration(folder: Path, heads: int) -> None:
-    """Reject a folder in transformers' format whose network computes something else with the same weights.
+def check_configuration(folder: Path, heads: int, whole: bool) -> None:
+    """Reject an image encoder in transformers' format whose network computes something else with the same weights.
 
     Args:
-        folder: has `config.json`; without it, nothing is checked.
+        folder: has its `config.json`; without it, nothing is checked.
         heads: heads of the attention that are needed.
+        whole: whether the folder was given, and not a file in it, which may have nothing to do with the others.
 
     Raises:
         InputError: it has another activation, or other heads.
@@ -119,6 +120,8 @@ def check_configuration(folder: Path, heads: int) -> None:
     if not (folder / "config.json").is_file():
         return
     config = read_json(folder / "config.json")
+    if not whole and not str(config.get("model_type", "")).startswith("clip"):
+        return
     vision = config.get("vision_config")
     values = vision if isinstance(vision, dict) else config
     # what is needed, and transformers' own values where a field is absent

@@ -184,7 +184,7 @@ class Pipeline:
             name: the person's name.
             reference: what of each photo is read: its `face`, the `whole` image without searching a face, or a box
                 (left, top, width, height in pixels). None is the face, or the whole image if the folder's identity
-                weights read no face.
+                weights are of whole images.
 
         Returns:
             The person. Its `faces` say how many faces each photo has, which one was used, and its score. A warning

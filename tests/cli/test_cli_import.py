@@ -65,6 +65,12 @@ def test_the_license_goes_from_the_import_to_build_inspect_and_enroll(
     assert code == 0, err
     notes = json.loads(out)["notes"]
     assert line in notes
+    assert [note for note in notes if "were trained with" in note] == [
+        "identity weights identity.safetensors: they were trained with the recognizer InsightFace's buffalo_l; whether "
+        "the demo model's recognizer is the same is not checked",
+        "identity weights identity.safetensors: they were trained with the image encoder ViT-H-14; whether the demo "
+        "model's is the same is not checked",
+    ]
     assert "LoRA of identity.safetensors: merged into 88 attention weights of the UNet at strength 1" in notes
     assert json.loads(Path("infid-engines/manifest.json").read_text())["model"]["license"] == LICENSES["faceid-plusv2"]
     code, out, err = cli("inspect")

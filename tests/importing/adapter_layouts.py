@@ -43,13 +43,13 @@ SDXL = Sizes((640,) * 4 + (1280,) * 50 + (640,) * 6 + (1280,) * 10, 2048, 1280, 
 
 
 def projection(family: str, sizes: Sizes) -> Shapes:
-    """Return the shapes of `image_proj`."""
+    """Return the shapes of `image_proj`; `faceid-plus` has those of `faceid-plusv2`."""
     dim = sizes.dim
     if family == "ip-adapter":
         return {**_linear("proj", 4 * dim, sizes.pooled), **_norm("norm", dim)}
     if family.startswith("faceid"):
         shapes = {**_linear("proj.0", 1024, 512), **_linear("proj.2", 4 * dim, 1024), **_norm("norm", dim)}
-        if family == "faceid-plusv2":
+        if family != "faceid":
             shapes |= _perceiver("perceiver_resampler.", sizes.width, dim, dim)
         return shapes
     features = 512 if family == "instantid" else sizes.width

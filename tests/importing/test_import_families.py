@@ -93,6 +93,15 @@ def test_an_old_pickle_is_read_as_well(tmp_path: Path) -> None:
         assert torch.equal(file.get_tensor("mapper.proj.weight"), tree["image_proj"]["proj.weight"])
 
 
+def test_a_negation_that_torch_has_only_noted_is_kept(tmp_path: Path) -> None:
+    tree = adapter("ip-adapter", DEMO)
+    bias = tree["image_proj"]["proj.bias"]
+    tree["image_proj"]["proj.bias"] = torch._neg_view(bias)
+    imported(write_adapter(tmp_path / "negated.bin", tree))
+    with safe_open(tmp_path / "identity.safetensors", framework="pt") as file:
+        assert torch.equal(file.get_tensor("mapper.proj.bias"), -bias)
+
+
 def test_the_index_counts_sdxls_attention_layers_as_ip_adapter_does() -> None:
     """The order was read from the processors of diffusers' full UNet: down, up, mid."""
     target = open_target("random-sdxl")[0]

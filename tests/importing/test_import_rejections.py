@@ -203,6 +203,15 @@ WRONG: Mapping[str, tuple[Callable[[], Tree], str]] = {
         "is for Stable Diffusion 1.5: it has image keys for 16 layers of width 768",
     ),
     "sd2": (lambda: _tree(dim=1024, blocks=SD15), "is for Stable Diffusion 2"),
+    "no-keys": (lambda: {**_tree(), "ip_adapter": _names("0.x")}, "has no image keys (tensors such as ip_adapter.1."),
+    "perceiver": (
+        lambda: _with(_tree("faceid-plusv2"), "image_proj", "perceiver_resampler.proj_in.weight", torch.zeros(64, 128)),
+        "has an image_proj of impossible sizes: mapper_hidden must be cross_attention_dim",
+    ),
+    "wide": (
+        lambda: {**_tree(), "image_proj": {"proj.weight": torch.zeros(70000, 64), "norm.weight": torch.zeros(70000)}},
+        "has an image_proj of impossible sizes: cross_attention_dim must be",
+    ),
     "depth": (lambda: _tree(blocks=DEMO.blocks[:-1]), "is for another base model: it has image keys for 10 layers"),
     "full-face": (lambda: _with(_tree(), "image_proj", "proj.3.weight", torch.zeros(2)), "is IP-Adapter Full-Face"),
     "portrait": (
@@ -276,6 +285,42 @@ def test_a_killed_child_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(pickled_file, "_PROGRAM", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(InputError, match=r"was killed \(SIGKILL\); the system probably ran out of memory"):
         import_adapter(path, tmp_path / "identity.safetensors", model="demo")
+
+
+def test_a_child_that_crashes_has_read_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_adapter(tmp_path / "adapter.bin", adapter("ip-adapter", DEMO))
+    monkeypatch.setattr(pickled_file, "_PROGRAM", "import os; os.kill(os.getpid(), 11)")
+    assert rejected(path).endswith("is damaged: the process that reads it crashed (SIGSEGV).")
+
+
+def test_a_child_killed_before_it_writes_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_adapter(tmp_path / "adapter.bin", adapter("ip-adapter", DEMO))
+    converted = pickled_file.PickledFile.converted
+
+    def killed(self: pickled_file.PickledFile) -> Path:
+        self._process.kill()
+        self._process.wait()
+        return converted(self)
+
+    monkeypatch.setattr(pickled_file.PickledFile, "converted", killed)
+    with pytest.raises(InputError, match=r"was killed \(SIGKILL\); the system probably ran out of memory"):
+        import_adapter(path, tmp_path / "identity.safetensors", model="demo")
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_adapter_is_not_replaced_by_its_identity_file(tmp_path: Path) -> None:
+    path = write_adapter(tmp_path / "adapter.safetensors", adapter("ip-adapter", DEMO))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"is the adapter's own file, which would be replaced"):
+        import_adapter(path, tmp_path / "." / path.name, model="demo")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("family", ["faceid", "instantid"])
+def test_an_image_encoder_for_weights_that_read_no_image_is_rejected(family: str, tmp_path: Path) -> None:
+    path = write_adapter(tmp_path / "adapter.safetensors", adapter(family, DEMO))
+    with pytest.raises(InputError, match=r"--image-encoder-name would have no effect: .* reads no image"):
+        import_adapter(path, tmp_path / "identity.safetensors", model="demo", image_encoder="ViT-L-14")
 
 
 def test_an_error_after_the_conversion_leaves_no_temporary_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Random weights in the layouts in which IP-Adapter and its relatives publish theirs, small, and as identity files.
+"""Identity files with small random weights of IP-Adapter and its relatives.
 
 Sizes are those of the demo model: the UNet's cross-attention has width 128, the image encoder 50 tokens of width 128
 and a pooled image of 64. Heads have 64 channels and a resampler four layers, as diffusers expects.
@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+from adapter_layouts import Sizes, Tree, adapter
 from safetensors.torch import save_file
-from torch import Tensor
 
 from infid_export.model.config import CONFIG_KEY, IdentityConfig
 
@@ -39,57 +38,17 @@ CONFIGS: Mapping[str, IdentityConfig] = {
 }  # fmt: skip
 
 
-def published(family: str, blocks: Mapping[str, int], seed: int = 0) -> dict[str, dict[str, Tensor]]:
+def published(family: str, blocks: Mapping[str, int]) -> Tree:
     """Return `image_proj` and `ip_adapter` as in a published file, without its LoRA.
 
     Args:
         family: a key of `CONFIGS`.
         blocks: of the UNet, see `identity_blocks`.
-        seed: seed of the weights.
     """
-    generator = torch.Generator().manual_seed(seed)
-
-    def weight(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
-
-    def norm(name: str, width: int) -> dict[str, Tensor]:
-        return {f"{name}.weight": 1 + 0.1 * weight(width) * width**0.5, f"{name}.bias": weight(width)}
-
-    def linear(name: str, outputs: int, inputs: int) -> dict[str, Tensor]:
-        return {f"{name}.weight": weight(outputs, inputs), f"{name}.bias": weight(outputs)}
-
-    def layer(name: str, width: int) -> dict[str, Tensor]:
-        return {
-            **norm(f"{name}.0.norm1", width), **norm(f"{name}.0.norm2", width),
-            f"{name}.0.to_q.weight": weight(width, width),
-            f"{name}.0.to_kv.weight": weight(2 * width, width),
-            f"{name}.0.to_out.weight": weight(width, width),
-            **norm(f"{name}.1.0", width),
-            f"{name}.1.1.weight": weight(4 * width, width),
-            f"{name}.1.3.weight": weight(width, 4 * width),
-        }  # fmt: skip
-
-    def perceiver(prefix: str, features: int, hidden: int) -> dict[str, Tensor]:
-        tensors = {**linear(f"{prefix}proj_in", hidden, features), **linear(f"{prefix}proj_out", D, hidden)}
-        tensors |= norm(f"{prefix}norm_out", D)
-        for index in range(4):
-            tensors |= layer(f"{prefix}layers.{index}", hidden)
-        return tensors
-
-    if family == "ip-adapter":
-        projection = {**linear("proj", 4 * D, POOLED), **norm("norm", D)}
-    elif family in ("ip-adapter-plus", "instantid"):
-        features = WIDTH if family == "ip-adapter-plus" else FACE
-        projection = {"latents": weight(1, 6, 128), **perceiver("", features, 128)}
-    else:
-        projection = {**linear("proj.0", 2 * FACE, FACE), **linear("proj.2", 4 * D, 2 * FACE), **norm("norm", D)}
-        if family != "faceid":
-            projection |= perceiver("perceiver_resampler.", WIDTH, D)
-    adapter = {}
-    for index, channels in enumerate(blocks.values()):
-        for name in ("to_k_ip", "to_v_ip"):
-            adapter[f"{2 * index + 1}.{name}.weight"] = weight(channels, D)
-    return {"image_proj": projection, "ip_adapter": adapter}
+    sizes = Sizes(tuple(blocks.values()), D, WIDTH, POOLED, hidden=128, queries=6)
+    tree = adapter(family, sizes)
+    images = {name: value for name, value in tree["ip_adapter"].items() if name.endswith("_ip.weight")}
+    return {**tree, "ip_adapter": images}
 
 
 def write_identity(path: Path, family: str, blocks: Mapping[str, int], **choices: object) -> Path:

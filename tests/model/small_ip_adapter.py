@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from adapter_layouts import Sizes, Tree, adapter
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
@@ -13,25 +14,14 @@ from infid_export.model.processors import identity_blocks
 from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 
 TOKENS, WIDTH = 4, 24  # of IP-Adapter, and of the image features
-Weights = dict[str, dict[str, Tensor]]
 
 
-def adapter_weights(unet: Any) -> Weights:
-    random, wide = torch.Generator().manual_seed(3), unet.config.cross_attention_dim
-
-    def weight(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random) / shape[-1] ** 0.5
-
-    projection = {
-        "proj.weight": weight(TOKENS * wide, WIDTH), "proj.bias": weight(TOKENS * wide),
-        "norm.weight": 1 + 0.1 * weight(wide), "norm.bias": 0.1 * weight(wide),
-    }  # fmt: skip
-    adapter = {
-        f"{2 * index + 1}.to_{kind}_ip.weight": weight(channels, wide)
-        for index, channels in enumerate(identity_blocks(unet).values())
-        for kind in ("k", "v")
-    }
-    return {"image_proj": projection, "ip_adapter": adapter}
+def adapter_weights(unet: Any) -> Tree:
+    """Return random weights for a UNet, in IP-Adapter's layout."""
+    blocks = tuple(identity_blocks(unet).values())
+    weights = adapter("ip-adapter", Sizes(blocks, unet.config.cross_attention_dim, pooled=WIDTH), seed=3)
+    weights["image_proj"]["norm.weight"] += 1  # as in trained ones, so that the person counts
+    return weights
 
 
 def image_features(guidance: bool = True) -> Tensor:
@@ -40,7 +30,7 @@ def image_features(guidance: bool = True) -> Tensor:
     return torch.cat([torch.zeros_like(person), person]) if guidance else person
 
 
-def keys_and_values(weights: Weights) -> tuple[Tensor, Tensor]:
+def keys_and_values(weights: Tree) -> tuple[Tensor, Tensor]:
     """Return `[2, 4, S]` of all blocks: IP-Adapter's arithmetic, written out."""
     given, adapter = weights["image_proj"], weights["ip_adapter"]
     tokens = linear(image_features()[:, 0], given["proj.weight"], given["proj.bias"]).unflatten(1, (TOKENS, -1))
@@ -52,7 +42,7 @@ def keys_and_values(weights: Weights) -> tuple[Tensor, Tensor]:
     return keys, values
 
 
-def with_adapter(pipe: Any, unet: Any, weights: Weights, strength: float) -> StableDiffusionXLPipeline:
+def with_adapter(pipe: Any, unet: Any, weights: Tree, strength: float) -> StableDiffusionXLPipeline:
     """Return diffusers' own pipeline with the parts of another one, and with the adapter loaded in its UNet."""
     names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     parts = {name: getattr(pipe, name) for name in names}

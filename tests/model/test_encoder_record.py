@@ -76,7 +76,10 @@ def test_what_is_not_known_is_noted(source: RandomSource, trained: EncoderRecord
         return " ".join(encoder_notes(source, saved(tmp_path, source, record), OWN, "centerface", allow_others=False))
 
     assert "do not say which recognizer and image encoder" in notes(None)
-    assert notes(replace(trained, recognizer="")).endswith("with an unnamed recognizer")
+    assert notes(replace(trained, recognizer="", recognizer_name="")).endswith("with an unnamed recognizer")
+    assert notes(replace(trained, recognizer="", recognizer_name="buffalo_l")).endswith(
+        "with the recognizer buffalo_l; whether arcface_r50.onnx is the same is not checked"
+    )
     assert notes(replace(trained, detector="drawn")).endswith("on faces that drawn found, not centerface")
     tag = replace(trained, image_encoder="tag ViT-H-14 laion", image_encoder_name="open_clip's laion")
     assert notes(tag).endswith(

@@ -122,6 +122,20 @@ def test_an_option_that_the_weights_do_not_read_is_rejected(tmp_path, source, mo
         make_plan(BuildOptions(tmp_path / "engines", identity=file, backends=("onnxruntime",), **changes))
 
 
+@pytest.mark.parametrize(
+    ("family", "unknown"),
+    [
+        ("faceid", "which recognizer they were trained with, so this is not"),
+        ("ip-adapter", "which image encoder they were trained with, so this is not"),
+        ("faceid-plus", "which recognizer and image encoder they were trained with, so these are not"),
+    ],
+)
+def test_only_encoders_that_the_weights_read_are_noted(tmp_path, source, family, unknown):
+    file = write_identity(tmp_path / "identity.safetensors", family, identity_blocks(source.empty("unet")))
+    plan = make_plan(BuildOptions(tmp_path / "engines", identity=file, backends=("onnxruntime",)))
+    assert f"identity weights {file}: they do not say {unknown} checked" in plan.notes
+
+
 def test_weights_of_another_method_are_not_trained_further(tmp_path, source):
     file = write_identity(tmp_path / "identity.safetensors", "faceid", identity_blocks(source.empty("unet")))
     with pytest.raises(InputError, match="has faceid weights, which cannot be trained further"):

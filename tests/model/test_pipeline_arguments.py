@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapter_weights import write_identity
 from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import save_file
+from single_files import original_tensors, small_source, write_file
 
 from infid_engines.errors import InputError
 from infid_export.export.parity_case import parity_face
+from infid_export.model.identity import IdentityModules
+from infid_export.model.processors import identity_blocks
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
-from infid_export.model.sources import RandomSource
+from infid_export.model.sources import RandomSource, open_source
 from infid_export.model.tokenizers import clip_tokenizer_json
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
 
@@ -80,6 +85,36 @@ def test_bad_arguments_are_rejected(
 def test_bad_arguments_of_from_pretrained(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         InfiniteIDPipeline.from_pretrained(**{"base": "nowhere", "identity": "i.safetensors", **arguments})
+
+
+def test_a_single_file_is_loaded_as_the_error_of_from_pretrained_says(tmp_path: Path) -> None:
+    file = write_file(tmp_path / "sdxl.safetensors", original_tensors(small_source()))
+    blocks = identity_blocks(small_source().empty("unet"))
+    identity = write_identity(tmp_path / "identity.safetensors", "faceid", blocks)
+    with pytest.raises(InputError, match=r"is a single-file checkpoint, but from_pretrained reads folders") as caught:
+        InfiniteIDPipeline.from_pretrained(file, identity=identity)
+    assert "InfiniteIDPipeline.from_source(open_source(file, identity=…, image_encoder=…))" in caught.value.fix
+    source = open_source(str(file), identity=identity)
+    pipe = InfiniteIDPipeline.from_source(source)
+    expected = dict(source.weights("unet", torch.float32))
+    assert torch.equal(pipe.unet.conv_in.weight, expected["conv_in.weight"])
+
+
+def test_identity_weights_that_read_another_layer_of_the_image_encoder_are_rejected(
+    source: RandomSource, tmp_path: Path
+) -> None:
+    pipe = InfiniteIDPipeline.from_source(source)
+    blocks = identity_blocks(pipe.unet)
+    plus = IdentityModules.load(write_identity(tmp_path / "plus.safetensors", "ip-adapter-plus", blocks), blocks)
+    with pytest.raises(InputError, match="read the image encoder's layer penultimate, but this one returns last"):
+        pipe.use_identity(plus)
+    pipe.use_identity(IdentityModules.load(write_identity(tmp_path / "f.safetensors", "faceid", blocks), blocks))
+
+
+def test_a_file_that_is_no_checkpoint_is_named_by_from_pretrained(tmp_path: Path) -> None:
+    save_file({"image_proj.x": torch.zeros(1)}, tmp_path / "adapter.safetensors")
+    with pytest.raises(InputError, match=r"is an IP-Adapter, not a checkpoint\. Convert it with `infid-export import`"):
+        InfiniteIDPipeline.from_pretrained(tmp_path / "adapter.safetensors", identity=tmp_path / "i.safetensors")
 
 
 def test_a_callback_that_writes_changes_nothing_and_one_that_returns_does(

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapter_layouts import Tree
 from diffusers import StableDiffusionXLPipeline
-from small_ip_adapter import Weights, adapter_weights, image_features, keys_and_values, relative, with_adapter
+from small_ip_adapter import adapter_weights, image_features, keys_and_values, relative, with_adapter
 from torch import Tensor
 
 from infid_engines.errors import InputError
@@ -29,17 +30,17 @@ def reference(source: RandomSource) -> InfiniteIDPipeline:
 
 
 @pytest.fixture(scope="module")
-def weights(reference: InfiniteIDPipeline) -> Weights:
+def weights(reference: InfiniteIDPipeline) -> Tree:
     return adapter_weights(reference.unet)
 
 
 @pytest.fixture(scope="module")
-def identity(weights: Weights) -> tuple[Tensor, Tensor]:
+def identity(weights: Tree) -> tuple[Tensor, Tensor]:
     return keys_and_values(weights)
 
 
 @pytest.fixture(scope="module")
-def adapted(source: RandomSource, reference: InfiniteIDPipeline, weights: Weights) -> StableDiffusionXLPipeline:
+def adapted(source: RandomSource, reference: InfiniteIDPipeline, weights: Tree) -> StableDiffusionXLPipeline:
     return with_adapter(reference, source.load("unet", torch.float32), weights, STRENGTH)
 
 

@@ -72,6 +72,16 @@ def test_a_network_that_computes_something_else_is_rejected(source, folder, chan
         load_image_encoder(source.empty("image_encoder"), "ViT-H-14", str(folder))
 
 
+def test_a_file_is_checked_by_the_configuration_beside_it(source, folder):
+    file = str(folder / "model.safetensors")
+    other = {"hidden_act": "quick_gelu", "num_attention_heads": 4}
+    (folder / "config.json").write_text(json.dumps({**other, "model_type": "clip_vision_model"}))
+    with pytest.raises(InputError, match="hidden_act = 'quick_gelu'"):
+        load_image_encoder(source.empty("image_encoder"), "ViT-H-14", file)
+    (folder / "config.json").write_text(json.dumps({**other, "model_type": "bert"}))  # of another file
+    load_image_encoder(source.empty("image_encoder"), "ViT-H-14", file)
+
+
 def test_an_absent_activation_is_the_one_of_transformers(source, folder):
     (folder / "config.json").write_text(json.dumps({"num_attention_heads": 4}))
     with pytest.raises(InputError, match="hidden_act = 'quick_gelu'"):

@@ -118,7 +118,7 @@ def local_folder(model: str) -> Path | None:
     """
     path = Path(model)
     if path.is_file():
-        raise InputError(f"{model} is {_file_kind(path)}, not a checkpoint folder.", fix=_conversion(path))
+        raise InputError(f"{model} is a file, not a checkpoint folder.", fix=f"Give {_DIFFUSERS_FORMAT}.")
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise InputError(f"{model} is not a checkpoint in diffusers' format: {_contents(path)}.", fix=_inside(path))
@@ -170,17 +170,6 @@ def tensor_names(path: Path) -> list[str]:
         raise InputError(
             f"{path} cannot be loaded: it is not an intact safetensors file ({problem}).", fix=fix
         ) from error
-
-
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes in a safetensors file's header, by name.
-
-    Raises:
-        InputError: as in `tensor_names`.
-    """
-    names = tensor_names(path)
-    with safe_open(path, framework="numpy") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
 
 
 # What a file is by its first bytes, and what to do, if it is not a safetensors file.
@@ -298,24 +287,6 @@ def describe_tensors(names: Sequence[str]) -> str:
         if any(name.startswith(start) for name in names):
             return kind
     return "a LoRA" if any(".lora_" in name or ".lora." in name for name in names) else ""
-
-
-def _file_kind(path: Path) -> str:
-    if path.suffix == ".safetensors":
-        return describe_tensors(tensor_names(path)) or "another kind of safetensors file"
-    if path.suffix in _WEIGHT_ENDINGS:
-        return "a single file of pickled weights"
-    return "a file"
-
-
-def _conversion(path: Path) -> str:
-    if path.suffix not in _WEIGHT_ENDINGS:
-        return f"Give {_DIFFUSERS_FORMAT}."
-    return (
-        "Convert a single-file SDXL checkpoint with diffusers: "
-        f'`python -c "from diffusers import StableDiffusionXLPipeline as P; '
-        f"P.from_single_file({str(path)!r}).save_pretrained('{path.stem}')\"`; then give that folder."
-    )
 
 
 def _inside(folder: Path) -> str:

@@ -105,9 +105,10 @@ def load_image_encoder(encoder: nn.Module, name: str, checkpoint: str) -> nn.Mod
     wanted = encoder.state_dict()
     weights = openclip_weights(stored)
     check_size(file, size_of(_shapes(weights)), name, size_of(_shapes(wanted)))
-    if not any(key.startswith(OPENCLIP_PREFIX) for key in stored) and Path(checkpoint).is_dir():
+    if not any(key.startswith(OPENCLIP_PREFIX) for key in stored):
         visual: Any = encoder.visual
-        check_configuration(Path(checkpoint), visual.transformer.resblocks[0].attn.num_heads)
+        heads = visual.transformer.resblocks[0].attn.num_heads
+        check_configuration(file.parent, heads, whole=Path(checkpoint).is_dir())
     require_all(
         f"The image_encoder weights of {file}, as {name},",
         missing=wanted.keys() - weights.keys(),
