@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ class FakePipeline:
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
         self.tokens = 1.0
+        self.manifest = SimpleNamespace(model={"license": "of their publishers"})
 
     def __enter__(self) -> FakePipeline:
         return self
