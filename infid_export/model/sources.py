@@ -32,7 +32,7 @@ from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity_header import stored_license
 from infid_export.model.identity_lora import identity_lora
 from infid_export.model.shipped import ShippedSource
-from infid_export.model.vision_layout import check_size, size_of
+from infid_export.model.vision_layout import check_size, require_image_encoder, size_of
 from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 from infid_export.sampling.scheduler_config import ModelSampling
 
@@ -197,10 +197,8 @@ class CheckpointSource:
         self.scheduler = checkpoint.sampling.schedule
         check_identity(self.config, vision, self.architecture.unet["cross_attention_dim"], self.name)
         self.image_encoder_file = None if image_encoder is None else image_encoder_file(image_encoder)
-        if self.image_encoder_file is not None and self.image_encoder_file.suffix == ".safetensors":
-            found = size_of(tensor_shapes(self.image_encoder_file))  # now, not after an hour of building
-            needed = vision["layers"], vision["width"]
-            check_size(self.image_encoder_file, found, self.config.image_encoder, needed)
+        if self.config.reads_image and self.image_encoder_file is not None:
+            _check_header(self.image_encoder_file, self.config.image_encoder, vision)
 
     def fingerprint(self, component: str) -> str:
         """Return a hash of the component's files."""
@@ -268,6 +266,18 @@ class CheckpointSource:
         files = sorted(file for name in ("tokenizer", "tokenizer_2") for file in (self.folder / name).glob("*.*"))
         facts = (f"{file.name}{remembered_sha256(file)}" for file in files if file.is_file())
         return hashlib.sha256("".join(facts).encode()).hexdigest()
+
+
+def _check_header(file: Path, name: str, vision: Mapping[str, Any]) -> None:
+    """Check an image encoder by its header, if it has one: now, not after an hour of building.
+
+    Raises:
+        InputError: it is something else, or of another architecture than `vision`.
+    """
+    if file.suffix == ".safetensors":
+        shapes = tensor_shapes(file)
+        require_image_encoder(file, shapes)
+        check_size(file, size_of(shapes), name, (vision["layers"], vision["width"]))
 
 
 def _sampling(asked: ModelSampling) -> Sampling:

@@ -40,8 +40,11 @@ KINDS: dict[str, tuple[dict[str, Tensor], str, str]] = {
     "textual inversion": (named("clip_g", "clip_l"), "is a textual inversion", "SDXL checkpoint"),
     "LoRA of kohya": (named("lora_unet_x.lora_down.weight"), "is a LoRA, not a checkpoint", "--lora"),
     "LoRA of diffusers": (named("unet.down_blocks.0.to_q.lora_A.weight"), "is a LoRA", "--lora"),
-    "IP-Adapter": (named("image_proj.norm.weight"), "is an IP-Adapter", "SDXL checkpoint"),
+    "IP-Adapter": (named("image_proj.norm.weight"), "is an IP-Adapter", "infid-export import"),
     "identity file": (named("clip_mapper.0.weight"), "is an identity file", "--identity"),
+    "identity file of another method": (
+        named("mapper.norm.weight", "down_blocks.0.attn2.to_k_id.weight"), "is an identity file", "--identity"
+    ),
     "OpenCLIP": (named("visual.conv1.weight", "transformer.resblocks.0.x"), "is an OpenCLIP", "--image-encoder"),
     "only a UNet": (
         named(f"{UNET}input_blocks.0.0.bias"), "only a UNet: the VAE and both text encoders are missing", "--unet"

@@ -73,6 +73,7 @@ _PARTS = (
 # What to give another kind of file with.
 _WHERE = {
     "a LoRA": f"Give {_BASE}, and this file with --lora.",
+    "an IP-Adapter": f"Give {_BASE}, and convert this file with `infid-export import`.",
     "an identity file from infid-export": f"Give {_BASE}, and this file with --identity.",
     "an OpenCLIP checkpoint": f"Give {_BASE}, and this file with --image-encoder.",
 }
@@ -113,7 +114,7 @@ def require_unet(file: TensorFile) -> None:
     """
     names = list(file.shapes)
     _reject(file.path, names, _OTHERS)
-    if not _any(names, _UNET_STARTS):
+    if not _any(names, _UNET_STARTS) or describe_tensors(names) in _WHERE:
         raise InputError(f"{file.path} is {_described(names)}, not a UNet.", fix="Give a UNet for SDXL.")
     _require_inputs(file)
 
