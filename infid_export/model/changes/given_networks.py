@@ -54,7 +54,7 @@ def _unet(path: Path, source: ModelSource) -> tuple[StoredNetwork, str]:
         )
     if ZERO_SNR_KEY in file.shapes and not source.scheduler["rescale_betas_zero_snr"]:
         raise InputError(
-            f"The UNet {path} was trained with zero terminal SNR (it has the key {ZERO_SNR_KEY}), unlike {source.name}.",
+            f"The UNet {path} has zero terminal SNR (by its key {ZERO_SNR_KEY}), but {source.name} has not.",
             fix="Add --zero-snr.",
         )
     note = f"unet: {path}, in place of the model's"
