@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -294,6 +294,7 @@ def open_source(
     seed: int = 0,
     choices: Mapping[str, str | int | None] | None = None,
     prediction: GivenPrediction = _AS_STORED,
+    without: Collection[str] = (),
 ) -> ModelSource:
     """Open a model by name.
 
@@ -306,6 +307,7 @@ def open_source(
         seed: seed of random weights.
         choices: method choices that replace the stored ones if they are not None.
         prediction: what a checkpoint's UNet predicts.
+        without: networks that a single file may lack, since others replace them: `vae`, `unet`.
 
     Raises:
         InputError: the model is missing or lacks a component, or a seed was given for trained weights.
@@ -318,7 +320,7 @@ def open_source(
         return _with_lora(shipped, shipped.identity)
     if model in BUILT_IN:
         return RandomSource(model, seed, identity_config(BUILT_IN[model]).with_choices(**chosen))
-    if checkpoint_file(model) is None:
+    if checkpoint_file(model, without) is None:
         local_folder(model)  # an unusable path is reported before missing identity weights
     stored = None if identity is None else read_config(identity)
     if identity is None or stored is None or (image_encoder is None and stored.reads_image):
@@ -327,7 +329,7 @@ def open_source(
             fix="Give --identity weights.safetensors and --image-encoder open_clip_checkpoint.",
         )
     config = stored.with_choices(**chosen)
-    source = open_checkpoint(model, identity, image_encoder, config, prediction)
+    source = open_checkpoint(model, identity, image_encoder, config, prediction, without)
     source.notes, source.license = (*source.notes, *stored.untrained_notes(config)), stored_license(identity)
     return _with_lora(source, identity)
 
@@ -346,16 +348,17 @@ def open_checkpoint(
     image_encoder: str | None,
     config: IdentityConfig,
     prediction: GivenPrediction = _AS_STORED,
+    without: Collection[str] = (),
 ) -> CheckpointSource:
     """Open a checkpoint: a single file, a folder in diffusers' format, or a hub id.
 
-    Its class has the same arguments.
+    Its class has the same arguments, except for `without` of a folder, which has all networks.
 
     Raises:
         InputError: it is missing, or is not SDXL.
     """
     from infid_export.model.checkpoints.single_file import SingleFileSource  # which is a `CheckpointSource`
 
-    if (file := checkpoint_file(model)) is not None:
-        return SingleFileSource(file, identity, image_encoder, config, prediction)
+    if (file := checkpoint_file(model, without)) is not None:
+        return SingleFileSource(file, identity, image_encoder, config, prediction, without)
     return CheckpointSource(checkpoint_folder(model), identity, image_encoder, config, prediction)

@@ -53,7 +53,7 @@ KINDS: dict[str, tuple[dict[str, Tensor], str, str]] = {
     "only a VAE": (named("first_stage_model.encoder.x"), "is only a VAE", "--vae"),
     "only a VAE without a prefix": (named("decoder.up.0.block.0.x", "encoder.conv_in.x"), "is only a VAE", "--vae"),
     "only a text encoder": (named("text_model.x"), "is only a text encoder", "SDXL checkpoint"),
-    "without a VAE": (named(f"{UNET}x", *TEXT), "incomplete checkpoint: its vae is missing", "Use a file with"),
+    "without a VAE": (named(f"{UNET}x", *TEXT), "incomplete checkpoint: its vae is missing", "Add --vae PATH, or use"),
     "only UNet and VAE": (
         named(f"{UNET}x", "first_stage_model.x"), "its text_encoder and text_encoder_2 are missing", "Use a file with"
     ),
