@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from infid_engines.manifest import Manifest
+from infid_engines.progress import SilentReporter
 from infid_export.bench import PROMPT, SEED
 from infid_export.bench.stand_in import stand_in
 from infid_export.runtime.person import Person
@@ -26,7 +27,7 @@ def image_calls(pipe: Pipeline, steps: int, person: Person | None = None) -> dic
     shown = person or stand_in(pipe)
     calls = {prompt_kind(pipe.manifest): prompt_call(pipe, steps, shown)}
     if {TEXT, IDENTITY} <= set(pipe.manifest.graphs):
-        template = pipe.template(PROMPT, seed=SEED, steps=steps)
+        template = pipe.template(PROMPT, seed=SEED, steps=steps, reporter=SilentReporter())
         calls["template"] = lambda: pipe.generate(template, [shown] * pipe.manifest.batch)
     return calls
 
@@ -38,4 +39,5 @@ def prompt_kind(manifest: Manifest) -> str:
 
 def prompt_call(pipe: Pipeline, steps: int, person: Person) -> Callable[[], object]:
     """Return a call that makes a batch of images without a template."""
-    return lambda: pipe.generate([PROMPT] * pipe.manifest.batch, person, seed=SEED, steps=steps)
+    prompts, unheard = [PROMPT] * pipe.manifest.batch, SilentReporter()  # of other steps than a preset's
+    return lambda: pipe.generate(prompts, person, seed=SEED, steps=steps, reporter=unheard)

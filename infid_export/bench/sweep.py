@@ -12,7 +12,7 @@ from infid_export.bench.timing import Times
 from infid_export.runtime.conditioning import has_guidance
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
-from infid_export.runtime.requirements import streams_of
+from infid_export.runtime.requirements import only_steps, streams_of
 
 _SHARES = (4, 2)  # of the steps, that images are also made with
 _ALIKE = ("model", "precision", "guidance", "streams")
@@ -54,7 +54,8 @@ class Sweep:
         kind = prompt_kind(pipe.manifest)
         # by property: name of the call, kind of image, value of the property, images per call
         self._points: dict[str, list[tuple[str, str, int, int]]] = {"steps": [(kind, kind, steps, pipe.manifest.batch)]}
-        for fewer in sorted({steps // share for share in _SHARES} - {0, steps}):
+        shares = () if only_steps(pipe.manifest) else _SHARES
+        for fewer in sorted({steps // share for share in shares} - {0, steps}):
             name = f"{kind}, {fewer} steps"
             self.calls[name] = prompt_call(pipe, fewer, person)
             self._points["steps"].append((name, kind, fewer, pipe.manifest.batch))

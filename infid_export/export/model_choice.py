@@ -17,6 +17,7 @@ def source_of(options: BuildOptions) -> ModelSource:
     Raises:
         InputError: it cannot be used.
     """
+    given = {"vae": options.vae, "unet": options.unet}
     choices = {name: getattr(options, name) for name in METHOD_FIELDS}
     source = open_source(
         options.model,
@@ -25,6 +26,7 @@ def source_of(options: BuildOptions) -> ModelSource:
         seed=options.seed,
         choices=choices,
         prediction=GivenPrediction(options.prediction, options.zero_snr),
+        without=[name for name, path in given.items() if path is not None],
     )
     source = with_networks(source, options.vae, options.unet)
     return with_preset(with_loras(source, options.lora), options.preset)

@@ -26,7 +26,8 @@ def with_preset(source: ModelSource, name: str | None) -> ModelSource:
         "prediction_type": preset.prediction,
         "distilled_timesteps": list(preset.timesteps),
     }
-    found.scheduler = {**source.scheduler, **{field: value for field, value in settings.items() if value}}
+    own = {field: value for field, value in source.scheduler.items() if field != "distilled_timesteps"}
+    found.scheduler = {**own, **{field: value for field, value in settings.items() if value}}
     sampling = replace(
         source.architecture.sampling,
         steps=preset.steps, guidance=preset.guidance, sampler=preset.sampler, spacing=preset.spacing,

@@ -45,7 +45,7 @@ _SIZED: Mapping[str, tuple[str, ...]] = {
     "mlp": (),
     "mlp_perceiver": _SIZES[:3],
 }
-_CORRECT = "Correct it in the identity file's configuration, or import the weights again."
+_CORRECT = "Choose another value; if it is the identity file's own, save or import the weights again."
 # The attention of the identity rows for each number of streams. One stream has no text rows to attend to.
 _ATTENTION: Mapping[str, Mapping[str, str]] = {
     "two": {"self_attention": "mixed", "adain": "mean", "cross_adain": "kv"},

@@ -106,8 +106,7 @@ class IdentityModules(nn.Module):
             tokens = self.mapper(clip_features, face_embedding)
         if self.config.center_tokens:
             tokens = tokens - tokens.mean(1, keepdim=True)
-        rows, _, width = tokens.shape
-        return torch.cat([tokens, tokens.new_zeros(rows, self.config.zero_tokens, width)], dim=1)
+        return nn.functional.pad(tokens, (0, 0, 0, self.config.zero_tokens))
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Project identity tokens `[B, T, D]` to the keys and values of all blocks, each `[B, T, S]`.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,12 +27,11 @@ from infid_export.model.checkpoints.files import (
 )
 from infid_export.model.checkpoints.folder import Checkpoint, check_identity, image_encoder_config, read_checkpoint
 from infid_export.model.checkpoints.prediction import GivenPrediction, folder_sampling
-from infid_export.model.checkpoints.tensor_file import TensorFile
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity_header import stored_license
 from infid_export.model.identity_lora import identity_lora
 from infid_export.model.shipped import ShippedSource
-from infid_export.model.vision_layout import check_size, size_of
+from infid_export.model.vision_layout import check_size, require_image_encoder, size_of
 from infid_export.sampling.noise_schedule import SDXL_SCHEDULER
 from infid_export.sampling.scheduler_config import ModelSampling
 
@@ -197,10 +196,8 @@ class CheckpointSource:
         self.scheduler = checkpoint.sampling.schedule
         check_identity(self.config, vision, self.architecture.unet["cross_attention_dim"], self.name)
         self.image_encoder_file = None if image_encoder is None else image_encoder_file(image_encoder)
-        if self.image_encoder_file is not None and self.image_encoder_file.suffix == ".safetensors":
-            found = size_of(TensorFile.open(self.image_encoder_file).shapes)  # now, not after an hour of building
-            needed = vision["layers"], vision["width"]
-            check_size(self.image_encoder_file, found, self.config.image_encoder, needed)
+        if self.config.reads_image and self.image_encoder_file is not None:
+            _check_header(self.image_encoder_file, self.config.image_encoder, vision)
 
     def fingerprint(self, component: str) -> str:
         """Return a hash of the component's files."""
@@ -270,6 +267,18 @@ class CheckpointSource:
         return hashlib.sha256("".join(facts).encode()).hexdigest()
 
 
+def _check_header(file: Path, name: str, vision: Mapping[str, Any]) -> None:
+    """Check an image encoder by its header, if it has one: now, not after an hour of building.
+
+    Raises:
+        InputError: it is something else, or of another architecture than `vision`.
+    """
+    if file.suffix == ".safetensors":
+        shapes = TensorFile.open(file).shapes
+        require_image_encoder(file, shapes)
+        check_size(file, size_of(shapes), name, (vision["layers"], vision["width"]))
+
+
 def _sampling(asked: ModelSampling) -> Sampling:
     """Return the defaults for a checkpoint; a few-step model needs few steps and no guidance."""
     usual = Sampling(sampler=asked.sampler, spacing=asked.spacing)
@@ -284,6 +293,7 @@ def open_source(
     seed: int = 0,
     choices: Mapping[str, str | int | None] | None = None,
     prediction: GivenPrediction = _AS_STORED,
+    without: Collection[str] = (),
 ) -> ModelSource:
     """Open a model by name.
 
@@ -296,6 +306,7 @@ def open_source(
         seed: seed of random weights.
         choices: method choices that replace the stored ones if they are not None.
         prediction: what a checkpoint's UNet predicts.
+        without: networks that a single file may lack, since others replace them: `vae`, `unet`.
 
     Raises:
         InputError: the model is missing or lacks a component, or a seed was given for trained weights.
@@ -308,7 +319,7 @@ def open_source(
         return _with_lora(shipped, shipped.identity)
     if model in BUILT_IN:
         return RandomSource(model, seed, identity_config(BUILT_IN[model]).with_choices(**chosen))
-    if checkpoint_file(model) is None:
+    if checkpoint_file(model, without) is None:
         local_folder(model)  # an unusable path is reported before missing identity weights
     stored = None if identity is None else read_config(identity)
     if identity is None or stored is None or (image_encoder is None and stored.reads_image):
@@ -317,7 +328,7 @@ def open_source(
             fix="Give --identity weights.safetensors and --image-encoder open_clip_checkpoint.",
         )
     config = stored.with_choices(**chosen)
-    source = open_checkpoint(model, identity, image_encoder, config, prediction)
+    source = open_checkpoint(model, identity, image_encoder, config, prediction, without)
     source.notes, source.license = (*source.notes, *stored.untrained_notes(config)), stored_license(identity)
     return _with_lora(source, identity)
 
@@ -336,16 +347,17 @@ def open_checkpoint(
     image_encoder: str | None,
     config: IdentityConfig,
     prediction: GivenPrediction = _AS_STORED,
+    without: Collection[str] = (),
 ) -> CheckpointSource:
     """Open a checkpoint: a single file, a folder in diffusers' format, or a hub id.
 
-    Its class has the same arguments.
+    Its class has the same arguments, except for `without` of a folder, which has all networks.
 
     Raises:
         InputError: it is missing, or is not SDXL.
     """
     from infid_export.model.checkpoints.single_file import SingleFileSource  # which is a `CheckpointSource`
 
-    if (file := checkpoint_file(model)) is not None:
-        return SingleFileSource(file, identity, image_encoder, config, prediction)
+    if (file := checkpoint_file(model, without)) is not None:
+        return SingleFileSource(file, identity, image_encoder, config, prediction, without)
     return CheckpointSource(checkpoint_folder(model), identity, image_encoder, config, prediction)

@@ -6,12 +6,12 @@ They are recognized by their tensors' names, and so is the architecture, from th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infid_engines.errors import InputError
-from infid_export.model.checkpoints.files import read_json
+from infid_export.model.checkpoints.files import OPENCLIP, describe_tensors, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +39,18 @@ _BLOCK_PARTS = {
 }
 
 
-def is_image_encoder(names: Iterable[str]) -> bool:
-    """Return whether tensors with these names are an image encoder in one of the two layouts."""
-    return any(name.startswith((OPENCLIP_PREFIX, TRANSFORMERS_PREFIX)) for name in names)
+def require_image_encoder(file: Path, names: Collection[str]) -> None:
+    """Check that a file's tensors have the names of an image encoder, in one of the two layouts.
+
+    Raises:
+        InputError: it is something else; the message names it.
+    """
+    if any(name.startswith((OPENCLIP_PREFIX, TRANSFORMERS_PREFIX)) for name in names):
+        return
+    kind = describe_tensors(list(names)) or f"something else (tensors such as {', '.join(sorted(names)[:3])})"
+    raise InputError(
+        f"{file} is {kind}, not an image encoder: it has no tensors visual.… or vision_model.….", fix=OPENCLIP
+    )
 
 
 def openclip_weights(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

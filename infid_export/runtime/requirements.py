@@ -72,6 +72,11 @@ def template_graph(manifest: Manifest, name: str) -> GraphRecord:
     return manifest.graph(name)
 
 
+def only_steps(manifest: Manifest) -> int | None:
+    """Return the number of steps of a model that was distilled at fixed timesteps; None if there is a choice."""
+    return len(manifest.scheduler.get("distilled_timesteps", ())) or None
+
+
 def require_usable(manifest: Manifest) -> None:
     """Reject a manifest without defaults, with an impossible schedule, or with latents of a wrong rank.
 

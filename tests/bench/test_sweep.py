@@ -16,7 +16,7 @@ from infid_export.bench.timing import Times
 
 def pipeline(name: str, **facts: Any) -> Any:
     usual = {"model": {"name": "m"}, "precision": "fp16", "height": 64, "width": 64, "batch": 2, "people": 1}
-    manifest = SimpleNamespace(**{**usual, "graphs": ("denoise_step",), **facts})
+    manifest = SimpleNamespace(**{**usual, "graphs": ("denoise_step",), "scheduler": {}, **facts})
     return SimpleNamespace(folder=Path(name), manifest=manifest)
 
 

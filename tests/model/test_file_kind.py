@@ -42,6 +42,9 @@ KINDS: dict[str, tuple[dict[str, Tensor], str, str]] = {
     "LoRA of diffusers": (named("unet.down_blocks.0.to_q.lora_A.weight"), "is a LoRA", "--lora"),
     "IP-Adapter": (named("image_proj.norm.weight"), "is an IP-Adapter", "infid-export import"),
     "identity file": (named("clip_mapper.0.weight"), "is an identity file", "--identity"),
+    "identity file of another method": (
+        named("mapper.norm.weight", "down_blocks.0.attn2.to_k_id.weight"), "is an identity file", "--identity"
+    ),
     "OpenCLIP": (named("visual.conv1.weight", "transformer.resblocks.0.x"), "is an OpenCLIP", "--image-encoder"),
     "only a UNet": (
         named(f"{UNET}input_blocks.0.0.bias"), "only a UNet: the VAE and both text encoders are missing", "--unet"
@@ -50,7 +53,7 @@ KINDS: dict[str, tuple[dict[str, Tensor], str, str]] = {
     "only a VAE": (named("first_stage_model.encoder.x"), "is only a VAE", "--vae"),
     "only a VAE without a prefix": (named("decoder.up.0.block.0.x", "encoder.conv_in.x"), "is only a VAE", "--vae"),
     "only a text encoder": (named("text_model.x"), "is only a text encoder", "SDXL checkpoint"),
-    "without a VAE": (named(f"{UNET}x", *TEXT), "incomplete checkpoint: its vae is missing", "Use a file with"),
+    "without a VAE": (named(f"{UNET}x", *TEXT), "incomplete checkpoint: its vae is missing", "Add --vae PATH, or use"),
     "only UNet and VAE": (
         named(f"{UNET}x", "first_stage_model.x"), "its text_encoder and text_encoder_2 are missing", "Use a file with"
     ),

@@ -126,11 +126,14 @@ def test_a_vae_of_another_model_is_named(tmp_path, source):
 
 def test_what_is_no_vae_or_unet_is_named(tmp_path, source):
     lora = write_file(tmp_path / "lora.safetensors", {"lora_unet_x.lora_down.weight": torch.zeros(1)})
+    own = write_file(tmp_path / "identity.safetensors", {"mapper.x": torch.zeros(1), "down_blocks.x": torch.zeros(1)})
     (tmp_path / "empty").mkdir()
     (tmp_path / "vae.ckpt").write_bytes(b"PK\x03\x04")
     for given, message in (
         ({"vae": lora}, "is a LoRA, not a VAE"),
         ({"unet": lora}, "is a LoRA, not a UNet"),
+        ({"vae": own}, "is an identity file from infid-export, not a VAE"),
+        ({"unet": own}, "is an identity file from infid-export, not a UNet"),
         ({"vae": tmp_path / "none"}, "There is no VAE at"),
         ({"unet": tmp_path / "none"}, "There is no UNet at"),
         ({"vae": tmp_path / "empty"}, "has no VAE: there is no .*config.json"),
@@ -146,14 +149,23 @@ def test_a_unet_that_predicts_v_needs_a_model_that_does(tmp_path, source, parts)
     with pytest.raises(InputError, match=r"predicts v .* predicts epsilon") as caught:
         with_networks(source, unet=path)
     assert "--prediction v" in caught.value.fix
+    write_file(path, original("unet"), **{"modelspec.prediction_type": "v"})
+    with pytest.raises(InputError, match=r"the file's metadata has modelspec.prediction_type = v"):
+        with_networks(source, unet=path)
     alone = {**original_alone("unet"), "v_pred": torch.zeros(0)}
     checkpoint = open_source(
         str(parts["base"]), identity=parts["identity"], image_encoder=str(parts["encoder"]),
         prediction=GivenPrediction("v"),
     )  # fmt: skip
+    unsaid = with_networks(checkpoint, unet=write_file(path, original("unet")))
+    assert unsaid.notes[-1].endswith("nothing in it says that it predicts v, as the model does")
+    with pytest.raises(InputError, match="zero terminal SNR") as caught:
+        with_networks(checkpoint, unet=write_file(path, {**alone, "ztsnr": torch.zeros(0)}))
+    assert "--zero-snr" in caught.value.fix
     for tensors in (alone, {**original("unet"), "v_pred": torch.zeros(0)}):
         found = with_networks(checkpoint, unet=write_file(path, tensors))
         assert found.scheduler["prediction_type"] == "v_prediction"
+        assert found.notes[-1] == f"unet: {path}, in place of the model's"
         assert len(dict(found.weights("unet", torch.float32))) == len(plain("unet"))
 
 

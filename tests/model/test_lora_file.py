@@ -130,6 +130,12 @@ def test_a_layer_with_two_names_is_rejected(base, plain, tmp_path):
     assert f"has two names for the layer {LAYER}" in rejected(base, path)
 
 
+def test_an_adapter_with_a_lora_is_named(base, tmp_path):
+    tensors = {f"ip_adapter.0.to_q_lora.{half}.weight": torch.ones(2, 2) for half in ("down", "up")}
+    tensors["image_proj.norm.weight"] = torch.ones(2)
+    assert "is an IP-Adapter, not a LoRA" in rejected(base, write(tmp_path / "faceid.safetensors", tensors))
+
+
 def test_files_of_another_format_are_rejected(base, plain, tmp_path):
     for name in ("style.bin", "style.pt", "style.ckpt"):
         torch.save(plain, tmp_path / name)

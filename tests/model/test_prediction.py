@@ -63,8 +63,11 @@ def test_what_contradicts_itself_is_rejected(tmp_path):
         GivenPrediction("epsilon", True)
     with pytest.raises(InputError, match="cannot predict epsilon"):
         make_plan(BuildOptions(prediction="epsilon", zero_snr=True))
-    for keys, given in ((("ztsnr",), (None, False)), ((), (None, True))):
-        with pytest.raises(InputError, match="zero terminal SNR, but predicts epsilon") as caught:
+    for keys, given, message in (
+        (("ztsnr",), (None, False), r"file\.safetensors has zero terminal SNR, but predicts epsilon"),
+        ((), (None, True), "--zero-snr was given, but the model predicts epsilon"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
             file_sampling(header(tmp_path, *keys), GivenPrediction(*given))
         assert "--prediction v" in caught.value.fix
     with pytest.raises(InputError, match="prediction_type = 'x0' in its metadata"):

@@ -18,6 +18,8 @@ from infid_export.export.build_estimate import estimate
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import build, verify
 from infid_export.export.face_models import write_shipped
+from infid_export.export.model_choice import source_of
+from infid_export.model.checkpoints import single_file
 from infid_export.model.checkpoints.single_file import SingleFileSource, read_model
 from infid_export.model.sources import open_source
 from infid_training.base_model import open_base
@@ -200,3 +202,26 @@ def test_the_file_is_recognized_before_other_parts_are_asked_for(file, tmp_path)
         open_source(str(lora))
     with pytest.raises(InputError, match="is a LoRA, not a checkpoint"):
         open_base(str(lora))
+
+
+@pytest.mark.parametrize("lacking", ["vae", "unet"])
+def test_a_network_that_is_given_may_be_missing(parts, tmp_path, monkeypatch, lacking):
+    monkeypatch.setattr(single_file, "SDXL", SMALL)  # the configuration of a network that a file lacks
+    left = [network for network in NETWORKS if network != lacking]
+    path = write_file(tmp_path / "most.safetensors", original_tensors(small_source(), *left))
+    given = write_file(tmp_path / "given.safetensors", original_tensors(small_source(1), lacking))
+    options = BuildOptions(
+        model=str(path), identity=parts["identity"], image_encoder=str(parts["encoder"]), backends=("onnxruntime",)
+    )
+    with pytest.raises(InputError, match=f"its {lacking} is missing") as caught:
+        source_of(options)
+    assert f"--{lacking}" in caught.value.fix
+    source = source_of(replace(options, **{lacking: given}))
+    for network in NETWORKS:
+        whole = write_file(tmp_path / "whole.safetensors", original_tensors(small_source(int(network == lacking))))
+        expected = dict(opened(parts, whole).weights(network, torch.float32))
+        found = dict(source.weights(network, torch.float32))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        assert source.fingerprint(network)
+    assert source.load("identity", torch.float32).config == source.config

@@ -125,6 +125,14 @@ def test_a_mixed_up_encoder_is_rejected_when_the_model_is_opened(parts, source, 
         open_source(str(parts["base"]), identity=parts["identity"], image_encoder=str(folder))
 
 
+def test_another_kind_of_file_is_rejected_when_the_model_is_opened(parts, tmp_path):
+    lora = tmp_path / "lora.safetensors"
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, lora)
+    for file, kind in ((parts["identity"], "an identity file from infid-export"), (lora, "a LoRA")):
+        with pytest.raises(InputError, match=f"is {kind}, not an image encoder"):
+            open_source(str(parts["base"]), identity=parts["identity"], image_encoder=str(file))
+
+
 def test_a_checkpoint_takes_a_folder_of_transformers(parts, source, folder):
     opened = open_source(str(parts["base"]), identity=parts["identity"], image_encoder=str(folder))
     found, before = opened.load("image_encoder", torch.float32).state_dict(), opened.fingerprint("image_encoder")

@@ -304,6 +304,20 @@ def write_folder(
     return folder
 
 
+# What the folder of a few-step model with fixed timesteps has instead.
+FEW_STEPS: dict[str, Any] = {
+    "scheduler": {**SDXL_SCHEDULER, "distilled_timesteps": [999, 749, 499, 249]},
+    "defaults": {
+        "steps": 4,
+        "guidance": 5.0,
+        "style_strength": 1.0,
+        "identity_strength": 1.0,
+        "negative_prompt": None,
+        "sampler": "lcm",
+        "spacing": None,
+        "preset": "dmd2-4",
+    },
+}
 WHOLE = {"detector": "", "detector_path": "", "recognizer_path": "", "crop": "whole", "embedding": "normalized"}
 
 

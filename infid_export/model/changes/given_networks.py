@@ -10,7 +10,7 @@ from infid_export.model.changes.updated_source import UpdatedSource
 from infid_export.model.checkpoints.file_kind import require_unet, require_vae
 from infid_export.model.checkpoints.files import read_json, weight_files
 from infid_export.model.checkpoints.kind import check_vae
-from infid_export.model.checkpoints.prediction import V_KEY
+from infid_export.model.checkpoints.prediction import ZERO_SNR_KEY, stated_prediction
 from infid_export.model.checkpoints.stored_network import StoredNetwork, find_network
 from infid_export.model.checkpoints.tensor_file import TensorFile
 from infid_export.model.sources import ModelSource
@@ -32,7 +32,7 @@ def with_networks(source: ModelSource, vae: Path | None = None, unet: Path | Non
     if isinstance(source, UpdatedSource):  # what identity weights add to a UNet, they add to any
         return UpdatedSource(with_networks(source.base, vae, unet), source.updates)
     if unet is not None:
-        source = ReplacedSource(source, _unet(unet, source), f"unet: {unet}, in place of the model's")
+        source = ReplacedSource(source, *_unet(unet, source))
     if vae is not None and vae.is_dir():
         source = ReplacedSource(source, _folder_vae(vae, source), f"vae: {vae}, in place of the model's")
     elif vae is not None:
@@ -42,15 +42,25 @@ def with_networks(source: ModelSource, vae: Path | None = None, unet: Path | Non
     return source
 
 
-def _unet(path: Path, source: ModelSource) -> StoredNetwork:
+def _unet(path: Path, source: ModelSource) -> tuple[StoredNetwork, str]:
+    """Return the UNet in a file, and a note on it."""
     file = _opened(path, "UNet", "Give a safetensors file.")
     require_unet(file)
-    if V_KEY in file.shapes and source.scheduler["prediction_type"] != "v_prediction":
+    stated, why = stated_prediction(file, rejects=False)
+    predicted = source.scheduler["prediction_type"]
+    if stated == "v_prediction" != predicted:
         raise InputError(
-            f"The UNet {path} predicts v (it has the key {V_KEY}), but {source.name} predicts epsilon.",
-            fix="Add --prediction v.",
+            f"The UNet {path} predicts v ({why}), but {source.name} predicts {predicted}.", fix="Add --prediction v."
         )
-    return find_network("unet", source.architecture.unet, [file], f"The unet weights of {path}")
+    if ZERO_SNR_KEY in file.shapes and not source.scheduler["rescale_betas_zero_snr"]:
+        raise InputError(
+            f"The UNet {path} has zero terminal SNR (by its key {ZERO_SNR_KEY}), but {source.name} has not.",
+            fix="Add --zero-snr.",
+        )
+    note = f"unet: {path}, in place of the model's"
+    if predicted == "v_prediction" != stated:
+        note += "; nothing in it says that it predicts v, as the model does"
+    return find_network("unet", source.architecture.unet, [file], f"The unet weights of {path}"), note
 
 
 def _file_vae(path: Path, source: ModelSource) -> StoredNetwork:

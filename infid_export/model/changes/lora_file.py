@@ -188,7 +188,10 @@ def _opened(path: Path, width: int) -> TensorFile:
     file = TensorFile.open(path)
     if not file.shapes:
         raise InputError(f"The LoRA {path} has no tensors.", fix="Copy or download it again.")
-    if not any(map(parse_name, file.shapes)) and (kind := describe_tensors(list(file.shapes))) not in ("", "a LoRA"):
+    kind = describe_tensors(list(file.shapes))
+    if kind == "an IP-Adapter":  # some have a LoRA among their tensors
+        raise InputError(f"{path} is {kind}, not a LoRA.", fix="Convert it with `infid-export import`.")
+    if not any(map(parse_name, file.shapes)) and kind not in ("", "a LoRA"):
         raise InputError(f"{path} is {kind}, not a LoRA.", fix=_FOR_SDXL)
     if base := other_base(file.shapes, width):
         raise InputError(f"The LoRA {path} was trained for {base}.", fix=_FOR_SDXL)

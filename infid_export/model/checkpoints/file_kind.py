@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,17 +70,23 @@ _PARTS = (
     ),
 )  # fmt: skip
 
+_GIVEN = {"unet": "--unet FILE", "vae": "--vae PATH"}  # the networks that can come from elsewhere
 # What to give another kind of file with.
 _WHERE = {
     "a LoRA": f"Give {_BASE}, and this file with --lora.",
+    "an IP-Adapter": f"Give {_BASE}, and convert this file with `infid-export import`.",
     "an identity file from infid-export": f"Give {_BASE}, and this file with --identity.",
     "an IP-Adapter": "Convert it with `infid-export import`, and give the result with --identity.",
     "an OpenCLIP checkpoint": f"Give {_BASE}, and this file with --image-encoder.",
 }
 
 
-def checkpoint_file(model: str) -> Path | None:
+def checkpoint_file(model: str, without: Collection[str] = ()) -> Path | None:
     """Return the single-file checkpoint at a path, or None if there is no file.
+
+    Args:
+        model: the path.
+        without: see `require_checkpoint`.
 
     Raises:
         InputError: the file is not safetensors, or is something else than an SDXL checkpoint.
@@ -88,22 +94,27 @@ def checkpoint_file(model: str) -> Path | None:
     path = Path(model)
     if not path.is_file():
         return None
-    require_checkpoint(TensorFile.open(path))
+    require_checkpoint(TensorFile.open(path), without)
     return path
 
 
-def require_checkpoint(file: TensorFile) -> None:
+def require_checkpoint(file: TensorFile, without: Collection[str] = ()) -> None:
     """Check that a file has the UNet, VAE and both text encoders of SDXL, by names and shapes.
+
+    Args:
+        file: the file.
+        without: the networks that it may lack, since others replace them.
 
     Raises:
         InputError: it is something else; the message names it.
     """
     names = list(file.shapes)
-    if not all(_any(names, (prefix,)) for prefix in PREFIXES.values()):
+    if any(not _any(names, (prefix,)) for name, prefix in PREFIXES.items() if name not in without):
         _reject(file.path, names, _OTHERS)
         _reject_part(file.path, names)
     _reject(file.path, names, _CHANGED)
-    _require_inputs(file)
+    if _any(names, (_UNET,)):
+        _require_inputs(file)
 
 
 def require_unet(file: TensorFile) -> None:
@@ -114,7 +125,7 @@ def require_unet(file: TensorFile) -> None:
     """
     names = list(file.shapes)
     _reject(file.path, names, _OTHERS)
-    if not _any(names, _UNET_STARTS):
+    if not _any(names, _UNET_STARTS) or describe_tensors(names) in _WHERE:
         raise InputError(f"{file.path} is {_described(names)}, not a UNet.", fix="Give a UNet for SDXL.")
     _require_inputs(file)
 
@@ -169,13 +180,20 @@ def _reject_part(path: Path, names: Sequence[str]) -> None:
     if len(found) > 1:
         raise InputError(
             f"{path} is an incomplete checkpoint: its {' and '.join(missing)} {_are(missing)} missing.",
-            fix="Use a file with UNet, VAE and both text encoders.",
+            fix=_completion(missing),
         )
     kind = describe_tensors(names)
     if kind.startswith(("a LoRA", "an IP-Adapter", "an identity", "an OpenCLIP", "a CLIP")):
         raise InputError(f"{path} is {kind}, not a checkpoint.", fix=_WHERE.get(kind, _SDXL))
     _reject(path, names, _PARTS)
     raise InputError(f"{path} is {_described(names)}, not a checkpoint.", fix=_SDXL)
+
+
+def _completion(missing: Sequence[str]) -> str:
+    """Return what to do about networks that a checkpoint lacks."""
+    if set(missing) <= set(_GIVEN):
+        return f"Add {' and '.join(_GIVEN[name] for name in missing)}, or use a file with all networks."
+    return "Use a file with UNet, VAE and both text encoders."
 
 
 def _described(names: Sequence[str]) -> str:

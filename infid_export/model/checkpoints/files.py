@@ -277,6 +277,7 @@ def describe_tensors(names: Sequence[str]) -> str:
         ("vision_model.", "a CLIP image encoder in transformers' format"),
         ("lora_", "a LoRA"),
         ("clip_mapper.", "an identity file from infid-export"),
+        ("mapper.", "an identity file from infid-export"),
         ("image_proj", "an IP-Adapter"),
         ("ip_adapter", "an IP-Adapter"),
         ("visual.", "an OpenCLIP checkpoint"),

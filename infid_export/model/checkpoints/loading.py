@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from infid_engines.errors import InfidError, InputError
 from infid_export.model.checkpoints.files import (
     OPENCLIP,
-    describe_tensors,
     image_encoder_file,
     tensor_names,
     weight_files,
@@ -28,8 +27,8 @@ from infid_export.model.vision_layout import (
     OPENCLIP_PREFIX,
     check_configuration,
     check_size,
-    is_image_encoder,
     openclip_weights,
+    require_image_encoder,
     size_of,
 )
 
@@ -96,12 +95,12 @@ def load_image_encoder(encoder: nn.Module, name: str, checkpoint: str) -> nn.Mod
     """
     file = image_encoder_file(checkpoint) or _fetched(name, checkpoint)
     if file.suffix == ".safetensors":
-        _check_image_encoder(file, tensor_names(file))
+        require_image_encoder(file, tensor_names(file))
     from open_clip.factory import load_state_dict
 
     with explained(f"The image_encoder weights of {file}"):
         stored: dict[str, Any] = load_state_dict(str(file))
-        _check_image_encoder(file, list(stored))
+        require_image_encoder(file, list(map(str, stored)))
     wanted = encoder.state_dict()
     weights = openclip_weights(stored)
     check_size(file, size_of(_shapes(weights)), name, size_of(_shapes(wanted)))
@@ -153,15 +152,6 @@ def _fetched(name: str, tag: str) -> Path:
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items()}
-
-
-def _check_image_encoder(file: Path, names: Iterable[str]) -> None:
-    found = list(map(str, names))
-    if not is_image_encoder(found):
-        kind = describe_tensors(found) or f"something else (tensors such as {', '.join(sorted(found)[:3])})"
-        raise InputError(
-            f"{file} is {kind}, not an image encoder: it has no tensors visual.… or vision_model.….", fix=OPENCLIP
-        )
 
 
 @contextmanager

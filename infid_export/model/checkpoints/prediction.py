@@ -58,7 +58,7 @@ def folder_sampling(stored: ModelSampling, given: GivenPrediction) -> tuple[Mode
     """Return the sampling of a checkpoint folder, and a note if the user's word replaces the folder's."""
     own, zero = str(stored.schedule["prediction_type"]), bool(stored.schedule["rescale_betas_zero_snr"])
     prediction = given.or_else(own)
-    sampling = _sampling(stored, prediction, given.snr(zero), "The checkpoint's scheduler")
+    sampling = _sampling(stored, prediction, given.snr(zero), "The checkpoint's scheduler", given.zero_snr)
     if given.prediction is None and not given.zero_snr:
         return sampling, ""
     said = f"prediction {_SHOWN[prediction]}: as --prediction says"
@@ -77,9 +77,11 @@ def file_sampling(file: TensorFile, given: GivenPrediction) -> tuple[ModelSampli
     Raises:
         InputError: the file says something that is not known, or that contradicts itself.
     """
-    own, why = _of_file(file, rejects=given.prediction is None)
+    own, why = stated_prediction(file, rejects=given.prediction is None)
+    own = own or "epsilon"
     prediction = given.or_else(own)
-    sampling = _sampling(SDXL_SAMPLING, prediction, given.snr(ZERO_SNR_KEY in file.shapes), str(file.path))
+    zero = given.snr(ZERO_SNR_KEY in file.shapes)
+    sampling = _sampling(SDXL_SAMPLING, prediction, zero, str(file.path), given.zero_snr)
     if given.prediction is None:
         said = f"prediction {_SHOWN[prediction]}: {why or _UNSAID}"
     else:
@@ -91,8 +93,16 @@ def file_sampling(file: TensorFile, given: GivenPrediction) -> tuple[ModelSampli
     )
 
 
-def _of_file(file: TensorFile, rejects: bool) -> tuple[str, str]:
-    """Return what a file says, and where it says so; an empty string if it says nothing."""
+def stated_prediction(file: TensorFile, rejects: bool = True) -> tuple[str, str]:
+    """Return what a file says that its UNet predicts, and where it says so; empty strings if it says nothing.
+
+    Args:
+        file: a checkpoint, or a UNet alone.
+        rejects: whether something that is not supported is rejected, or returned as it is.
+
+    Raises:
+        InputError: see `rejects`.
+    """
     if V_KEY in file.shapes:
         return "v_prediction", f"the file has the key {V_KEY}"
     for field in _METADATA:
@@ -107,10 +117,10 @@ def _of_file(file: TensorFile, rejects: bool) -> tuple[str, str]:
                 fix="If its UNet predicts the noise, add --prediction epsilon; if it predicts v, --prediction v.",
             )
         return value, why
-    return "epsilon", ""
+    return "", ""
 
 
-def _sampling(stored: ModelSampling, prediction: str, zero_snr: bool, where: str) -> ModelSampling:
+def _sampling(stored: ModelSampling, prediction: str, zero_snr: bool, where: str, given: bool) -> ModelSampling:
     """Return a sampling with another prediction.
 
     With zero terminal SNR, sampling has to start at the noisiest timestep, which the spacing `leading` leaves out.
@@ -119,10 +129,8 @@ def _sampling(stored: ModelSampling, prediction: str, zero_snr: bool, where: str
         InputError: zero terminal SNR together with epsilon.
     """
     if zero_snr and prediction == "epsilon":
-        raise InputError(
-            f"{where} has zero terminal SNR, but predicts epsilon, as far as is known.",
-            fix="Add --prediction v.",
-        )
+        said = "--zero-snr was given, but the model" if given else f"{where} has zero terminal SNR, but"
+        raise InputError(f"{said} predicts epsilon, as far as is known.", fix="Add --prediction v.")
     schedule: dict[str, Any] = {
         **stored.schedule, "prediction_type": prediction, "rescale_betas_zero_snr": zero_snr
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ class SingleFileSource(CheckpointSource):
         image_encoder: OpenCLIP checkpoint file, or a pretrained tag that open_clip can download.
         config: the method variant; None is the identity file's.
         prediction: what the user says about the checkpoint.
+        without: networks that the file may lack, since others replace them; they have SDXL's configuration.
 
     Raises:
         InputError: the file is not a whole SDXL checkpoint.
@@ -66,12 +67,14 @@ class SingleFileSource(CheckpointSource):
         image_encoder: str | None,
         config: IdentityConfig | None = None,
         prediction: GivenPrediction = _AS_STORED,
+        without: Collection[str] = (),
     ) -> None:
         file = TensorFile.open(path)
-        checkpoint = read_single_file(file, prediction)
+        checkpoint = read_single_file(file, prediction, without)
         self._networks: Mapping[str, StoredNetwork] = {
             name: find_network(name, checkpoint.parts[name], [file], f"The {name} weights of {path}")
             for name in NETWORKS
+            if _has(file, name)
         }
         self._take(str(path), checkpoint, identity, image_encoder, config)
 
@@ -119,15 +122,25 @@ class SingleFileSource(CheckpointSource):
         return "clip"
 
 
-def read_single_file(file: TensorFile, prediction: GivenPrediction = _AS_STORED) -> Checkpoint:
+def read_single_file(
+    file: TensorFile, prediction: GivenPrediction = _AS_STORED, without: Collection[str] = ()
+) -> Checkpoint:
     """Return the facts in a checkpoint of the original layout, from its header alone.
+
+    Args:
+        file: the file.
+        prediction: what the user says about it.
+        without: see `SingleFileSource`.
 
     Raises:
         InputError: it is something else, lacks a network, or is another model's.
     """
-    require_checkpoint(file)
+    require_checkpoint(file, without)
     where = str(file.path)
-    parts = {name: original_configuration(name, file.shapes, where) for name in NETWORKS}
+    parts = {
+        name: original_configuration(name, file.shapes, where) if _has(file, name) else dict(SDXL.component(name))
+        for name in NETWORKS
+    }
     for name, config in parts.items():
         check_network(name, {**config, **_CLASS[name]}, f"The {name} of {where}")
         if config.get("vocab_size", _WORDS) != _WORDS:
@@ -150,6 +163,10 @@ def read_model(model: str) -> Checkpoint:
     """
     file = checkpoint_file(model)
     return read_checkpoint(checkpoint_folder(model)) if file is None else read_single_file(TensorFile.open(file))
+
+
+def _has(file: TensorFile, network: str) -> bool:
+    return any(name.startswith(PREFIXES[network]) for name in file.shapes)
 
 
 def _left_out(file: TensorFile) -> str:

@@ -18,7 +18,7 @@ from infid_engines.progress import SilentReporter
 from infid_export.faces.reader import FaceInputs
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
-from infid_export.runtime.requirements import streams_of
+from infid_export.runtime.requirements import only_steps, streams_of
 from infid_export.serve.drawing.jobs import AllOver, Call, Finished, ImageJob, ImageTask, Partial, Progress
 from infid_export.serve.drawing.previews import LatentColors
 from infid_export.serve.drawing.queue import JobQueue, Round, jobs_of
@@ -103,9 +103,10 @@ class Worker(threading.Thread):
             pipe.read_faces(np.zeros((64, 64, 3), np.uint8))
         usual = pipe.manifest.defaults
         strengths = usual["style_strength"], usual["identity_strength"]
-        self._images([""], [nobody], [0], strengths, {"steps": _WARM_STEPS})
+        steps = only_steps(pipe.manifest) or _WARM_STEPS
+        self._images([""], [nobody], [0], strengths, {"steps": steps})
         if self._shelf.available:
-            pipe.generate(pipe.template("", seed=0, steps=_WARM_STEPS), nobody)
+            pipe.generate(pipe.template("", seed=0, steps=steps, reporter=SilentReporter()), nobody)
 
     def _set_problem(self, problem: Problem | None) -> None:
         self.problem = problem
