@@ -47,7 +47,7 @@ class Network:
     """
 
     def __init__(self, bench: Bench, small: bool = False) -> None:
-        from infid_export.model.sources import open_source
+        from infid_export.model.opening import open_source
 
         self.bench = bench
         self._source = open_source(bench.workload.model)

@@ -127,8 +127,8 @@ def _work(names: list[str]) -> dict[str, float]:
     """Return the operations of an image's steps with full-size SDXL at 1024 × 1024."""
     from infid_export.export.graphs.denoise_step import DENOISE_STEP
     from infid_export.export.graphs.sizes import Sizes
+    from infid_export.model.opening import open_source
     from infid_export.model.processors import identity_blocks
-    from infid_export.model.sources import open_source
     from infid_export.model.step import DenoiseStep, IdentityInputs, PromptInputs, SamplerInputs, StreamInputs
 
     source = open_source("random-sdxl")

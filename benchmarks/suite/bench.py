@@ -28,7 +28,7 @@ class Workload:
 
     Args:
         name: as `--model` takes it.
-        model: for `infid_export.model.sources.open_source`.
+        model: for `infid_export.model.opening.open_source`.
         size: height and width of the image in pixels.
         steps: steps of a full image.
         few_steps: steps of an image of a few-step model, without guidance.

@@ -18,7 +18,8 @@ from infid_export.faces.reader import FaceReader
 from infid_export.faces.recognition import ArcFaceRecognizer
 from infid_export.model.architectures import Sampling
 from infid_export.model.encoder_match import differences, encoders_of, trained_with
-from infid_export.model.sources import COMPONENTS, RANDOM, ModelSource, open_source
+from infid_export.model.opening import open_source
+from infid_export.model.sources import COMPONENTS, RANDOM, ModelSource
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.sampling.samplers import chosen_sampler
 

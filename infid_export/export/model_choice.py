@@ -8,7 +8,8 @@ from infid_export.model.changes.given_networks import with_networks
 from infid_export.model.changes.lora_file import with_loras
 from infid_export.model.checkpoints.prediction import GivenPrediction
 from infid_export.model.config import METHOD_FIELDS
-from infid_export.model.sources import ModelSource, open_source
+from infid_export.model.opening import open_source
+from infid_export.model.sources import ModelSource
 
 
 def source_of(options: BuildOptions) -> ModelSource:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from infid_engines.errors import InputError
 from infid_export.model.changes.updated_source import base_of
+from infid_export.model.checkpoints.folder_source import CheckpointSource
 from infid_export.model.encoder_record import TAG, EncoderRecord
 from infid_export.model.shipped import fingerprint
-from infid_export.model.sources import CheckpointSource, ModelSource
+from infid_export.model.sources import ModelSource
 
 
 def encoders_of(source: ModelSource, recognizer: str, recognizer_name: str, detector: str) -> EncoderRecord:

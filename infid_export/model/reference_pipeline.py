@@ -375,7 +375,7 @@ def _checkpoint_folder(kind: Any, base: str | Path, options: Mapping[str, Any]) 
         raise InputError(
             f"{base} is a single-file checkpoint, but from_pretrained reads folders in diffusers' format.",
             fix="Use InfiniteIDPipeline.from_source(open_source(file, identity=…, image_encoder=…)), with open_source "
-            "from infid_export.model.sources.",
+            "from infid_export.model.opening.",
         )
     found = local_folder(str(base))
     if found is not None:

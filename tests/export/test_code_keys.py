@@ -16,9 +16,9 @@ from infid_export.export.code_closure import Code, Name, named, parse
 from infid_export.export.code_keys import code_hash
 from infid_export.export.graphs import GRAPHS
 from infid_export.export.plan import make_plan
+from infid_export.model.checkpoints.folder_source import CheckpointSource
 from infid_export.model.checkpoints.single_file import SingleFileSource
 from infid_export.model.shipped import ShippedSource
-from infid_export.model.sources import CheckpointSource
 
 STEPS = ("denoise_step", "text_step", "identity_step", "single_step")
 KINDS = {

@@ -15,8 +15,8 @@ from infid_export.export.parity_case import parity_face
 from infid_export.export.plan import make_plan
 from infid_export.export.preset_plan import with_preset
 from infid_export.export.stored_options import read_options, stored_options
+from infid_export.model.opening import open_source
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
-from infid_export.model.sources import open_source
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.sampling.presets import PRESETS

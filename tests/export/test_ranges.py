@@ -17,8 +17,8 @@ from infid_export.export.folder_manifest import options_of
 from infid_export.export.parity_case import parity_face
 from infid_export.export.plan import make_plan
 from infid_export.model.architectures import DEMO
+from infid_export.model.opening import open_source
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
-from infid_export.model.sources import open_source
 from infid_export.runtime.pipeline import Pipeline, seeded_noise
 
 GRAPHS = (

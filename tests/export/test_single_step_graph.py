@@ -25,8 +25,9 @@ from infid_export.export.parity_case import parity_face
 from infid_export.export.plan import make_plan
 from infid_export.export.writers import Writers
 from infid_export.model.config import IdentityConfig
+from infid_export.model.opening import open_source
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
-from infid_export.model.sources import RandomSource, open_source
+from infid_export.model.sources import RandomSource
 from infid_export.runtime.denoise import Noise, denoise, seeded_noise
 from infid_export.runtime.pipeline import Pipeline
 from infid_export.sampling.samplers import sampler_table

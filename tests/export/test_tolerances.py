@@ -10,8 +10,8 @@ from infid_export.export.graphs.denoise_step import DENOISE_STEP
 from infid_export.export.graphs.sizes import Sizes
 from infid_export.export.reference import Reference
 from infid_export.export.tolerances import tolerance
+from infid_export.model.opening import open_source
 from infid_export.model.processors import identity_blocks
-from infid_export.model.sources import open_source
 
 Inputs = dict[str, np.ndarray]
 BLOCKS = identity_blocks(open_source("demo").empty("unet"))

@@ -24,9 +24,9 @@ from infid_export.model.config import CONFIG_KEY, IdentityConfig, read_config
 from infid_export.model.encoders import normalized
 from infid_export.model.identity import IdentityModules
 from infid_export.model.identity_lora import IdentityLora, identity_lora, merge_identity_lora
+from infid_export.model.opening import open_source
 from infid_export.model.processors import Streams, identity_blocks, install_processors
 from infid_export.model.shipped import ShippedSource
-from infid_export.model.sources import open_source
 
 STRENGTH, GUIDANCE = 0.7, 5.0
 

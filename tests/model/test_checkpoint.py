@@ -14,9 +14,9 @@ from infid_engines.errors import InputError
 from infid_export.export.build_options import BuildOptions
 from infid_export.export.builder import build, verify
 from infid_export.export.parity_case import parity_face
+from infid_export.model.opening import open_source
 from infid_export.model.processors import identity_blocks
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
-from infid_export.model.sources import open_source
 
 
 def test_checkpoint_gives_the_weights_it_was_made_of(parts, source):

@@ -14,12 +14,13 @@ from infid_export.export.build_options import BuildOptions
 from infid_export.export.face_models import write_shipped
 from infid_export.export.plan import make_plan
 from infid_export.faces.recognition import ArcFaceRecognizer
+from infid_export.model.checkpoints.folder_source import CheckpointSource
 from infid_export.model.encoder_match import encoder_notes, encoders_of
 from infid_export.model.encoder_record import ENCODERS_KEY, EncoderRecord
 from infid_export.model.identity import IdentityModules
 from infid_export.model.processors import identity_blocks
 from infid_export.model.shipped import fingerprint
-from infid_export.model.sources import CheckpointSource, RandomSource
+from infid_export.model.sources import RandomSource
 
 OWN = ("a" * 64, "arcface_r50.onnx")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from infid_engines.errors import InputError
 from infid_export.model.checkpoints.tensor_file import TensorFile
-from infid_export.model.sources import open_source
+from infid_export.model.opening import open_source
 
 UNET = "model.diffusion_model."
 

@@ -24,7 +24,8 @@ from infid_export.model.changes.updated_source import base_of, classes_of
 from infid_export.model.checkpoints.original_layout import PREFIXES
 from infid_export.model.checkpoints.prediction import GivenPrediction
 from infid_export.model.checkpoints.stored_network import StoredNetwork
-from infid_export.model.sources import RandomSource, open_source
+from infid_export.model.opening import open_source
+from infid_export.model.sources import RandomSource
 
 OTHER = RandomSource("demo", seed=1)  # its VAE and UNet replace those of the demo model
 OLDER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

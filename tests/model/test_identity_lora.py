@@ -12,8 +12,8 @@ from torch import Tensor
 
 from infid_export.model.config import CONFIG_KEY
 from infid_export.model.identity_header import LICENSE_KEY
+from infid_export.model.opening import open_source
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
-from infid_export.model.sources import open_source
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
 LICENSE = "for research only"

@@ -22,11 +22,12 @@ from infid_engines.errors import InputError
 from infid_export.export.weights import WeightsLayout
 from infid_export.model.architectures import Sampling
 from infid_export.model.checkpoints.folder import read_checkpoint
+from infid_export.model.checkpoints.folder_source import CheckpointSource
 from infid_export.model.checkpoints.loading import load_image_encoder, load_network
 from infid_export.model.identity import IdentityModules
+from infid_export.model.opening import open_source
 from infid_export.model.processors import identity_blocks
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
-from infid_export.model.sources import CheckpointSource, open_source
 from infid_training.base_model import open_base
 
 State = dict[str, Tensor]

@@ -15,9 +15,10 @@ from single_files import original_tensors, small_source, write_file
 from infid_engines.errors import InputError
 from infid_export.export.parity_case import parity_face
 from infid_export.model.identity import IdentityModules
+from infid_export.model.opening import open_source
 from infid_export.model.processors import identity_blocks
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
-from infid_export.model.sources import RandomSource, open_source
+from infid_export.model.sources import RandomSource
 from infid_export.model.tokenizers import clip_tokenizer_json
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
 

@@ -13,8 +13,9 @@ from infid_engines.errors import InputError
 from infid_export.faces.alignment import ARCFACE_TEMPLATE
 from infid_export.model import shipped
 from infid_export.model.face_networks import FACE_NETWORKS
+from infid_export.model.opening import open_source
 from infid_export.model.shipped import FILES, ROWS, ShippedSource, load_shipped
-from infid_export.model.sources import COMPONENTS, open_source
+from infid_export.model.sources import COMPONENTS
 from infid_training.recipe.crops import aligned
 from infid_training.world.drawing import landmarks, render
 from infid_training.world.people import FIRST_HELD_OUT, person

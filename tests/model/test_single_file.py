@@ -21,7 +21,7 @@ from infid_export.export.face_models import write_shipped
 from infid_export.export.model_choice import source_of
 from infid_export.model.checkpoints import single_file
 from infid_export.model.checkpoints.single_file import SingleFileSource, read_model
-from infid_export.model.sources import open_source
+from infid_export.model.opening import open_source
 from infid_training.base_model import open_base
 
 BUILT = ("text_encoder", "text_encoder_2", "denoise_step", "vae_decoder")  # each network is in one of them

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from infid_engines.errors import InputError
 from infid_export.model.config import IdentityConfig
+from infid_export.model.opening import open_source
 from infid_export.model.reference_pipeline import InfiniteIDPipeline
-from infid_export.model.sources import RandomSource, open_source
+from infid_export.model.sources import RandomSource
 from infid_export.model.step import SingleStep
 
 PROMPT, STRENGTH, GUIDANCE = "a portrait in the rain", 0.7, 5.0

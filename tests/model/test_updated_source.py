@@ -14,9 +14,11 @@ from infid_export.export.build_estimate import held_bytes
 from infid_export.export.weights import WeightsLayout
 from infid_export.model.changes.lora_merge import LowRank, merged
 from infid_export.model.changes.updated_source import UpdatedSource, base_of, check_updates, classes_of
+from infid_export.model.checkpoints.folder_source import CheckpointSource
 from infid_export.model.encoder_match import encoders_of
+from infid_export.model.opening import open_source
 from infid_export.model.shipped import ShippedSource
-from infid_export.model.sources import COMPONENTS, CheckpointSource, ModelSource, RandomSource, open_source
+from infid_export.model.sources import COMPONENTS, ModelSource, RandomSource
 
 LINEAR = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"
 CONV = "conv_in.weight"

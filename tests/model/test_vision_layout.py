@@ -18,8 +18,9 @@ from infid_export.model.checkpoints.loading import load_image_encoder
 from infid_export.model.components import construct
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity import IdentityModules
+from infid_export.model.opening import open_source
 from infid_export.model.processors import identity_blocks
-from infid_export.model.sources import RandomSource, open_source
+from infid_export.model.sources import RandomSource
 from infid_export.model.vision_layout import check_size, size_of
 
 ACTIVATION = {"hidden_act": "gelu", "num_attention_heads": 4}

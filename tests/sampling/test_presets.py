@@ -15,7 +15,7 @@ import torch
 from diffusers_schedulers import STOCHASTIC
 
 from infid_export.export.preset_plan import with_preset
-from infid_export.model.sources import open_source
+from infid_export.model.opening import open_source
 from infid_export.sampling.presets import PRESETS
 from infid_export.sampling.samplers import SamplerTable, sampler_table
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from small_run import small_identity, small_unet
 
+from infid_export.model.opening import open_source
 from infid_export.model.processors import install_processors
-from infid_export.model.sources import open_source
 from infid_training.loss import identity_loss
 from infid_training.run_estimate import _watch, estimate
 from infid_training.run_options import TrainOptions

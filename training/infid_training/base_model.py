@@ -16,8 +16,9 @@ from infid_export.model.checkpoints.files import local_folder
 from infid_export.model.checkpoints.single_file import read_model
 from infid_export.model.config import IdentityConfig, read_config
 from infid_export.model.identity import IdentityModules
+from infid_export.model.opening import open_checkpoint, open_source
 from infid_export.model.processors import identity_blocks
-from infid_export.model.sources import BUILT_IN, ModelSource, open_checkpoint, open_source
+from infid_export.model.sources import BUILT_IN, ModelSource
 
 FRESH = "fresh"
 

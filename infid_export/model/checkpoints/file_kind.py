@@ -76,7 +76,6 @@ _WHERE = {
     "a LoRA": f"Give {_BASE}, and this file with --lora.",
     "an IP-Adapter": f"Give {_BASE}, and convert this file with `infid-export import`.",
     "an identity file from infid-export": f"Give {_BASE}, and this file with --identity.",
-    "an IP-Adapter": "Convert it with `infid-export import`, and give the result with --identity.",
     "an OpenCLIP checkpoint": f"Give {_BASE}, and this file with --image-encoder.",
 }
 

@@ -54,6 +54,9 @@ class GivenPrediction:
         return self.zero_snr or (own and self.prediction != "epsilon")
 
 
+AS_STORED = GivenPrediction()  # the checkpoint decides
+
+
 def folder_sampling(stored: ModelSampling, given: GivenPrediction) -> tuple[ModelSampling, str]:
     """Return the sampling of a checkpoint folder, and a note if the user's word replaces the folder's."""
     own, zero = str(stored.schedule["prediction_type"]), bool(stored.schedule["rescale_betas_zero_snr"])

@@ -11,21 +11,20 @@ from infid_export.model.architectures import SDXL
 from infid_export.model.checkpoints.file_kind import checkpoint_file, require_checkpoint
 from infid_export.model.checkpoints.files import checkpoint_folder
 from infid_export.model.checkpoints.folder import NETWORKS, Checkpoint, check_network, read_checkpoint
+from infid_export.model.checkpoints.folder_source import CheckpointSource
 from infid_export.model.checkpoints.kind import check_widths
 from infid_export.model.checkpoints.original_layout import PREFIXES
 from infid_export.model.checkpoints.original_sizes import original_configuration
-from infid_export.model.checkpoints.prediction import V_KEY, ZERO_SNR_KEY, GivenPrediction, file_sampling
+from infid_export.model.checkpoints.prediction import AS_STORED, V_KEY, ZERO_SNR_KEY, GivenPrediction, file_sampling
 from infid_export.model.checkpoints.stored_network import StoredNetwork, find_network
 from infid_export.model.checkpoints.tensor_file import TensorFile
 from infid_export.model.config import IdentityConfig
-from infid_export.model.sources import CheckpointSource
 from infid_export.model.tokenizers import sdxl_tokenizers
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-_AS_STORED = GivenPrediction()
 # Starts of tensors that no network has: the original code's noise schedule, its averages of the UNet's weights, a
 # projection of the first text encoder that SDXL does not read, and what the UNet predicts.
 _OUTSIDE = (
@@ -66,7 +65,7 @@ class SingleFileSource(CheckpointSource):
         identity: Path,
         image_encoder: str | None,
         config: IdentityConfig | None = None,
-        prediction: GivenPrediction = _AS_STORED,
+        prediction: GivenPrediction = AS_STORED,
         without: Collection[str] = (),
     ) -> None:
         file = TensorFile.open(path)
@@ -123,7 +122,7 @@ class SingleFileSource(CheckpointSource):
 
 
 def read_single_file(
-    file: TensorFile, prediction: GivenPrediction = _AS_STORED, without: Collection[str] = ()
+    file: TensorFile, prediction: GivenPrediction = AS_STORED, without: Collection[str] = ()
 ) -> Checkpoint:
     """Return the facts in a checkpoint of the original layout, from its header alone.
 
