@@ -97,7 +97,7 @@ def test_cores_and_memory_limit_how_many(
     cores: int, memory: float, gpu: float | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan: Any = make_plan(BuildOptions(backends=("onnxruntime",)))
-    compiled: Any = SimpleNamespace(**{**vars(plan), "packages": range(7)})
+    compiled: Any = SimpleNamespace(**{**vars(plan), "parts": plan.parts, "packages": range(7)})
     monkeypatch.setattr(builder.os, "cpu_count", lambda: cores)
     monkeypatch.setattr(builder, "available_memory", lambda: memory)
     monkeypatch.setattr(builder, "free_memory", lambda: gpu)
