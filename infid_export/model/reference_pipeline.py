@@ -20,7 +20,7 @@ from diffusers import (
     TCDScheduler,
 )
 from diffusers.utils import BaseOutput
-from torch import Tensor
+from torch import Tensor, nn
 
 from infid_engines.errors import InputError
 from infid_engines.validation import finite_number, path_of, require_callable, shown, text_of, texts_of, whole_number
@@ -335,9 +335,11 @@ class InfiniteIDPipeline(StableDiffusionXLPipeline):
             cast_module(self.vae, held)
 
 
-def _check_features(config: IdentityConfig, image_encoder: ImageEncoder | None) -> None:
+def _check_features(config: IdentityConfig, image_encoder: nn.Module | None) -> None:
     """Reject an image encoder that returns other features than the mapper reads, which may have the same shape."""
-    if image_encoder is not None and config.reads_image and image_encoder.layer != config.clip_layer:
+    if not isinstance(image_encoder, ImageEncoder) or not config.reads_image:
+        return  # training gives a stand-in, since it caches the features
+    if image_encoder.layer != config.clip_layer:
         raise InputError(
             f"The identity weights read the image encoder's layer {config.clip_layer}, but this one returns "
             f"{image_encoder.layer}.",
