@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from infid_export.importing.unsupported import ATTENTION, PROJECTION
 from infid_export.importing.weights_file import TensorFacts, WeightsFile
 from infid_export.model.config import IdentityConfig
 from infid_export.model.finite import require_finite_tensor
-from infid_export.model.identity import write_identity_file
+from infid_export.model.identity import require_tensors, write_identity_file
 from infid_export.model.identity_header import LORA
 from infid_export.model.mappers import MAPPERS
 
@@ -86,7 +86,7 @@ def planned(
     wanted = {source: (name, shape) for source, name, shape in _modules(config, target)}
     if lora:
         wanted |= {source: (name, shape) for source, name, shape in _lora(path, tensors, target)}
-    _check_names(path, wanted, tensors)
+    require_tensors(path, wanted, tensors, _AGAIN)
     for source, (_, shape) in wanted.items():
         facts = tensors[source]
         if facts.shape != shape:
@@ -127,14 +127,6 @@ def _lora(path: Path, tensors: Mapping[str, TensorFacts], target: Target) -> Ite
         outputs, inputs = target.layers[layer]
         for half, shape in zip(_HALVES, ((rank, inputs), (outputs, rank)), strict=True):
             yield f"{ATTENTION}{name}_lora.{half}", f"{LORA}{layer}.{half}", shape
-
-
-def _check_names(path: Path, wanted: Iterable[str], found: Iterable[str]) -> None:
-    for problem, names in (("lacks", set(wanted) - set(found)), ("has unexpected", set(found) - set(wanted))):
-        if not names:
-            continue
-        shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        raise InputError(f"{path} {problem} tensors: {shown}.", fix=_AGAIN)
 
 
 def write(

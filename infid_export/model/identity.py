@@ -8,7 +8,7 @@ stored in one safetensors file with the configuration in its header.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ class IdentityModules(nn.Module):
         expected = {_file_key(name): (name, tuple(value.shape)) for name, value in modules.state_dict().items()}
         with safe_open(path, framework="pt") as file:
             found = {key for key in file.keys() if not key.startswith(LORA)}  # noqa: SIM118 (no mapping)
-            _check_keys(path, set(expected), found)
+            require_tensors(path, expected, found, "Use identity weights trained for this base model.")
             tensors = {}
             for key, (name, shape) in expected.items():
                 tensor = file.get_tensor(key)
@@ -215,10 +215,13 @@ def _check_seal(path: str | Path) -> None:
             )
 
 
-def _check_keys(path: str | Path, wanted: set[str], found: set[str]) -> None:
-    for problem, names in (("lacks", wanted - found), ("has unexpected", found - wanted)):
+def require_tensors(path: str | Path, wanted: Iterable[str], found: Iterable[str], fix: str) -> None:
+    """Check that a file has exactly the tensors that are wanted.
+
+    Raises:
+        InputError: one is missing or unexpected; the message has the first names, and `fix`.
+    """
+    for problem, names in (("lacks", set(wanted) - set(found)), ("has unexpected", set(found) - set(wanted))):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise InputError(
-                f"{path} {problem} tensors: {shown}.", fix="Use identity weights trained for this base model."
-            )
+            raise InputError(f"{path} {problem} tensors: {shown}.", fix=fix)
