@@ -1,7 +1,7 @@
 """The child process of `pickled_file`: reads a file of torch.save in limited memory, and writes it as safetensors.
 
 It answers with one line of JSON, either the tensors or what is wrong with the file, and writes the tensors only if it
-is then told to. torch's restricted unpickler makes tensors and containers, and rejects everything else that a pickle
+is then asked to. torch's restricted unpickler makes tensors and containers, and rejects everything else that a pickle
 can call.
 """
 

@@ -169,7 +169,7 @@ class IdentityConfig:
 
     @property
     def finds_faces(self) -> bool:
-        """Whether an enrollment needs a face in the photo, unless it is told what to read instead."""
+        """Whether an enrollment needs a face in the photo, unless something else is chosen as its reference."""
         return self.reads_face or self.crop != "whole"
 
     def with_choices(self, **choices: str | int | None) -> IdentityConfig:
