@@ -10,9 +10,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from infid_engines.errors import InputError
+from infid_export.model.identity_header import open_header
 
 ENCODERS_KEY = "infid_encoders"  # key in an identity file's header
 TAG = "tag "  # prefix for open_clip's named weights, which have no file to hash
@@ -65,11 +64,6 @@ class EncoderRecord:
         Raises:
             InputError: the file or its record cannot be read.
         """
-        try:
-            with safe_open(path, framework="numpy") as file:
-                text = (file.metadata() or {}).get(ENCODERS_KEY)
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path} is not an intact safetensors file ({error}).", fix="Copy or download it again."
-            ) from error
+        with open_header(path) as file:
+            text = (file.metadata() or {}).get(ENCODERS_KEY)
         return None if text is None else cls.from_json(text)

@@ -21,7 +21,7 @@ def stored_license(path: Path) -> str:
     Raises:
         InputError: the file cannot be read.
     """
-    with _opened(path) as file:
+    with open_header(path) as file:
         return str((file.metadata() or {}).get(LICENSE_KEY, ""))
 
 
@@ -31,11 +31,16 @@ def lora_tensors(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: the file cannot be read.
     """
-    with _opened(path) as file:
+    with open_header(path) as file:
         return tuple(name for name in file.keys() if name.startswith(LORA))  # noqa: SIM118 (no mapping)
 
 
-def _opened(path: Path) -> safe_open:
+def open_header(path: Path) -> safe_open:
+    """Open an identity file to read its header.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
