@@ -37,6 +37,7 @@ from infid_export.export.folder_manifest import (
 from infid_export.export.graphs import GraphForm
 from infid_export.export.parity import PARITY, ParityReport, ParityRow, stored_parity
 from infid_export.export.plan import COMPILED, Plan, make_plan
+from infid_export.export.stored_options import sources_moved
 from infid_export.export.vae_range import VAE_RANGE, range_note
 from infid_export.model.changes.updated_source import check_updates
 
@@ -175,7 +176,7 @@ def _unchanged(
         or (plan.image_steps() and parity.image is None)
     ):
         return None
-    if set(manifest.files) != set(plan.artifacts()):
+    if set(manifest.files) != set(plan.artifacts()) or sources_moved(plan.options, manifest.options):
         return None
     if sampling_facts(plan) != {"scheduler": manifest.scheduler, "defaults": manifest.defaults}:
         return None

@@ -12,6 +12,8 @@ from infid_export.model.changes.lora_file import lora_choice
 from infid_export.model.sources import BUILT_IN
 
 _PATHS = ("output", "identity", "recognizer", "face_models", "tuning", "vae", "unet")
+# Where `verify` finds the model again.
+_SOURCES = ("model", "image_encoder", "identity", "lora", "vae", "unet")
 _TUPLES = ("backends", "targets", "graphs", "height_range", "width_range", "batch_range", "lora")
 
 
@@ -25,6 +27,12 @@ def stored_options(options: BuildOptions) -> dict[str, Any]:
     values["lora"] = tuple(f"{path.absolute()}:{strength!r}" for path, strength in choices)
     plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+
+def sources_moved(options: BuildOptions, stored: Mapping[str, Any]) -> bool:
+    """Return whether the model's files are at other paths than in stored options."""
+    now = stored_options(options)
+    return any(now[name] != stored.get(name, now[name]) for name in _SOURCES)
 
 
 def read_options(stored: Mapping[str, Any]) -> BuildOptions:

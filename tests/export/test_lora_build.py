@@ -81,6 +81,18 @@ def test_an_unchanged_build_reads_no_weights_of_a_lora(options, tmp_path, monkey
     assert build(styled).made == {}
 
 
+def test_a_build_after_a_lora_has_moved_records_its_new_place(options, tmp_path):
+    write_lora(tmp_path / "style.safetensors")
+    build(replace(options, lora=(str(tmp_path / "style.safetensors"),)))
+    moved = (tmp_path / "style.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(InputError, match=r"style\.safetensors"):
+        verify(options.output)
+    report = build(replace(options, lora=(str(moved),)))
+    assert report.made == {}
+    assert report.manifest.options["lora"] == [f"{moved}:1.0"]
+    assert verify(options.output).passed
+
+
 def test_a_lora_that_does_not_fit_stops_before_anything_is_built(options, tmp_path, monkeypatch):
     monkeypatch.setattr(builder, "_Builder", lambda *arguments: pytest.fail("something was built"))
     name = "lora_te1_text_model_encoder_layers_9_mlp_fc1"
