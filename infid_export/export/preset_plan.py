@@ -33,7 +33,7 @@ def with_preset(source: ModelSource, name: str | None) -> ModelSource:
         steps=preset.steps, guidance=preset.guidance, sampler=preset.sampler, spacing=preset.spacing,
     )  # fmt: skip
     found.architecture = replace(source.architecture, sampling=sampling)
-    found.notes = (*source.notes, _note(name, preset))
+    found.notes = (*source.notes, _note(name, preset, source.scheduler["prediction_type"]))
     sampler_table(found.scheduler, sampling.steps, sampling.sampler, sampling.spacing)
     return found
 
@@ -49,14 +49,15 @@ def usual_size(source: ModelSource, name: str | None) -> int:
     return source.architecture.size if largest is None else min(source.architecture.size, largest)
 
 
-def _note(name: str, preset: Preset) -> str:
-    """Say what a preset decides."""
+def _note(name: str, preset: Preset, prediction: str) -> str:
+    """Say what a preset decides; `prediction` is what the model predicts without it."""
     sampler = f"{preset.sampler} with {preset.spacing} spacing" if preset.spacing else preset.sampler
     facts = [f"steps {preset.steps}", f"sampler {sampler}, instead of the model's own"]
     if preset.timesteps:
         facts.append(f"at t = {', '.join(map(str, preset.timesteps))}")
     if preset.prediction:
-        facts.append(f"prediction_type {preset.prediction}")
+        instead = "" if prediction == "epsilon" else f", instead of {prediction}"
+        facts.append(f"prediction_type {preset.prediction}{instead}")
     facts.append(f"guidance {preset.guidance:g}")
     if not preset.guided:
         facts.append("steps without unconditional rows, as with --no-guidance")

@@ -139,6 +139,17 @@ def test_a_preset_that_cannot_sample_the_model_is_rejected_before_the_build() ->
         with_preset(source, "turbo-4")
 
 
+@pytest.mark.parametrize(
+    ("own", "said"), [("epsilon", "sample;"), ("v_prediction", "sample, instead of v_prediction;")]
+)
+def test_a_preset_says_that_it_replaces_what_the_model_predicts(own: str, said: str) -> None:
+    source = open_source("demo")
+    source.scheduler = {**source.scheduler, "prediction_type": own}
+    found = with_preset(source, "lightning-1")
+    assert found.scheduler["prediction_type"] == "sample"
+    assert f"prediction_type {said}" in found.notes[-1]
+
+
 def test_options_that_contradict_a_preset_are_one_sentence() -> None:
     with pytest.raises(InputError, match="no preset 'lightning-3'") as unknown:
         BuildOptions(preset="lightning-3")
