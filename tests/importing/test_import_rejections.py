@@ -20,6 +20,7 @@ from torch import Tensor
 from infid_engines.errors import DiskFullError, InputError
 from infid_export.importing import pickled_file
 from infid_export.importing.adapter import import_adapter
+from infid_export.importing.weights_file import TensorFacts, open_weights
 
 
 class Runs:
@@ -116,9 +117,9 @@ FILES: Mapping[str, tuple[bytes, str]] = {
     "empty.bin": (b"", "is empty"),
     "pointer.safetensors": (_POINTER, "a git-lfs pointer"),
     "pointer.bin": (_POINTER, "a git-lfs pointer"),
-    "page.bin": (b"\n<!DOCTYPE html><html><head><title>ip-adapter", "a web page that was saved under this name"),
-    "text.safetensors": (b"Access denied", "is not a safetensors file"),
-    "cut.safetensors": (b"\x40\x00\x00\x00\x00\x00\x00\x00{\"a\":", "is truncated or damaged"),
+    "page.bin": (b"\n<!DOCTYPE html><html><head><title>ip-adapter", "it is a web page"),
+    "text.safetensors": (b"Access denied", "is not an intact safetensors file"),
+    "cut.safetensors": (b"\x40\x00\x00\x00\x00\x00\x00\x00{\"a\":", "is not an intact safetensors file"),
 }  # fmt: skip
 
 
@@ -127,6 +128,17 @@ def test_what_is_no_weights_file_is_one_sentence(name: str, tmp_path: Path) -> N
     content, expected = FILES[name]
     (tmp_path / name).write_bytes(content)
     assert expected in rejected(tmp_path / name)
+
+
+@pytest.mark.parametrize("first", [0x3C, 0x50, 0x80])  # as of a web page, an archive and a pickle
+def test_the_length_of_a_header_is_not_taken_for_another_format(first: int, tmp_path: Path) -> None:
+    path = tmp_path / "adapter.bin"
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    header += b" " * ((first - len(header)) % 256)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert path.read_bytes()[0] == first
+    with open_weights(path, tmp_path / "out.safetensors") as file:
+        assert dict(file.tensors) == {"a": TensorFacts("float32", (1,))}
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:

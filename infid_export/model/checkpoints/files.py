@@ -166,9 +166,9 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, framework="numpy") as file:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
-        problem, fix = _damage(path) or (str(error), "Copy or download it again.")
-        raise InputError(
-            f"{path} cannot be loaded: it is not an intact safetensors file ({problem}).", fix=fix
+        raise foreign_file(path) or InputError(
+            f"{path} cannot be loaded: it is not an intact safetensors file ({error}).",
+            fix="Copy or download it again.",
         ) from error
 
 
@@ -185,15 +185,18 @@ _FOREIGN = (
 )  # fmt: skip
 
 
-def _damage(path: Path) -> tuple[str, str] | None:
-    """Return what is wrong with a file, and what to do; None if its first bytes do not show it."""
+def foreign_file(path: Path) -> InputError | None:
+    """Return the error for a file that is something else than safetensors; None if its first bytes do not show it."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
         first = file.read(32)
     if not first:
-        return "it is empty", "Copy or download it again."
-    return next(((what, fix) for start, what, fix in _FOREIGN if first.startswith(start)), None)
+        return InputError(f"{path} cannot be loaded: it is empty.", fix="Copy or download it again.")
+    for start, what, fix in _FOREIGN:
+        if first.lstrip().startswith(start):
+            return InputError(f"{path} cannot be loaded: {what}.", fix=fix)
+    return None
 
 
 def weight_files(folder: Path, wanted: str | None = None) -> WeightFiles:
