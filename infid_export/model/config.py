@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from safetensors import SafetensorError, safe_open
-
 from infid_engines.errors import InputError
+from infid_export.model.identity_header import open_header
 
 CONFIG_KEY = "infid_config"  # key in an identity file's header
 # The fields of the configuration that a build may choose anew.
@@ -234,14 +233,8 @@ def read_config(path: str | Path) -> IdentityConfig:
     """
     if not Path(path).is_file():
         raise InputError(f"There is no identity file at {path}.", fix="Give the path of a .safetensors file.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is not an intact safetensors file ({error}).",
-            fix="Copy or download it again; convert a .bin of another method with `infid-export import`.",
-        ) from error
+    with open_header(Path(path)) as file:
+        metadata = file.metadata() or {}
     if CONFIG_KEY not in metadata:
         raise InputError(
             f"{path} has no '{CONFIG_KEY}' in its header, so it is not an Infinite-ID identity file.",

@@ -45,5 +45,6 @@ def open_header(path: Path) -> safe_open:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path} is not an intact safetensors file ({error}).", fix="Copy or download it again."
+            f"{path} is not an intact safetensors file ({error}).",
+            fix="Copy or download it again; convert a .bin of another method with `infid-export import`.",
         ) from error
