@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,35 +18,19 @@ from infid_engines.progress import Reporter, SilentReporter
 from infid_engines.registry import get_backend
 from infid_engines.validation import path_of, require_methods, shown, text_of, whole_number
 from infid_export.faces.photos import Photo
-from infid_export.faces.reader import FaceInputs, FaceReader
+from infid_export.faces.reader import FaceInputs
 from infid_export.faces.reference import Reference
 from infid_export.runtime.arguments import Arguments
 from infid_export.runtime.async_calls import CallThread
-from infid_export.runtime.conditioning import has_guidance, identity_inputs, text_inputs
-from infid_export.runtime.denoise import (
-    FEATURES,
-    denoise,
-    image_size,
-    open_noise,
-    random_seed,
-    reject_non_finite,
-    seeded_noise,
-)
+from infid_export.runtime.denoise import image_size, random_seed, seeded_noise
 from infid_export.runtime.engine_set import EngineSet, choose_backend, choose_target
-from infid_export.runtime.enrollment import open_face_reader
-from infid_export.runtime.job import REPORTER, Callback, Job, JobRunner, Previews, Read, Watch, pil_images, turn
-from infid_export.runtime.person import Person, mix
-from infid_export.runtime.requirements import (
-    TEXT,
-    latent_graphs,
-    require_usable,
-    step_name,
-    streams_of,
-    template_graph,
-)
-from infid_export.runtime.template import Template, TemplateSettings, check_template, keep_features, new_template
+from infid_export.runtime.enrollment import Enroller
+from infid_export.runtime.job import REPORTER, Callback, JobRunner, Previews, Watch, pil_images, turn
+from infid_export.runtime.job_maker import JobMaker
+from infid_export.runtime.person import Person
+from infid_export.runtime.requirements import require_usable, template_graph
+from infid_export.runtime.template import Template, TemplateSettings, check_template
 from infid_export.runtime.tokenizer import FILES, PromptTokenizer
-from infid_export.sampling.samplers import SamplerTable, sampler_table
 
 __all__ = ["Pipeline", "seeded_noise"]
 
@@ -79,14 +62,14 @@ class Pipeline:
         self.choice = choice
         self._engines = engines
         self._arguments = Arguments(manifest)
-        self._faces: FaceReader | None = None
-        self._faces_lock = threading.Lock()  # photos are read while the engines run, one at a time
         self._lock = threading.RLock()
+        self._enroller = Enroller(manifest, engines, self._lock)
         self._calls = CallThread()
         self._runner = JobRunner(manifest, engines, self._lock)
         for name in FILES:
             engines.verify(name)
         self.tokenizer = PromptTokenizer(folder)
+        self._jobs = JobMaker(manifest, engines, self.tokenizer, self._runner)
 
     @classmethod
     def load(
@@ -152,8 +135,7 @@ class Pipeline:
     def close(self) -> None:
         """Free all engines, after the calls of coroutines. They are loaded again on the next use."""
         self._calls.close()
-        with self._faces_lock:
-            self._faces = None
+        self._enroller.close()
         with self._lock:
             self._engines.close()
 
@@ -227,33 +209,7 @@ class Pipeline:
             InputError: as in `enroll`.
             EngineFolderError: likewise.
         """
-        photos: list[Any] = list(photo) if isinstance(photo, list | tuple) else [photo]
-        if not photos:
-            raise InputError("No photo was given.", fix="Give at least one.")
-        if face_index is not None:
-            face_index = whole_number("The face index", face_index, "Give 0 for the largest face, or leave it out.")
-        with self._faces_lock:
-            reader = self._face_reader()
-        chosen = reader.reference(reference, face_index)
-        if chosen == "face" and reader.limits:
-            warnings.warn(reader.limits, stacklevel=3)
-        faces = []
-        for number, one in enumerate(photos):
-            try:
-                with self._faces_lock:
-                    faces.append(reader.read(one, face_index, chosen))
-            except InputError as error:
-                if len(photos) == 1:
-                    raise
-                raise InputError(f"Photo {number + 1} of {len(photos)}: {error.problem}", fix=error.fix) from error
-        return faces
-
-    def _face_reader(self) -> FaceReader:
-        """Return the open reader of faces."""
-        if self._faces is None:
-            with self._lock:
-                self._faces = open_face_reader(self.manifest, self._engines)
-        return self._faces
+        return self._enroller.read(photo, face_index, reference)
 
     def encode(self, face: FaceInputs | Sequence[FaceInputs], *, name: str = "") -> Person:
         """Turn aligned faces of one person, with their embeddings, into a `Person`. For photos, use `enroll`.
@@ -266,25 +222,7 @@ class Pipeline:
             InputError: an argument does not fit.
             EngineFolderError: the engine returns non-finite values.
         """
-        text_of("The name", name)
-        faces = face if isinstance(face, list | tuple) and face else [face]
-        with self._lock:
-            people = [self._encoded(each, name) for each in faces]
-        if len(people) == 1:
-            return people[0]
-        taken = tuple(each for person in people for each in person.faces)
-        return replace(mix([(person, 1.0) for person in people], name), faces=taken)
-
-    def _encoded(self, face: Any, name: str) -> Person:
-        if not isinstance(face, FaceInputs):
-            raise InputError(f"The face must be FaceInputs, not {shown(face)}.", fix="Use Pipeline.enroll for photos.")
-        engine = self._engines["identity_encoder"]
-        outputs = engine.run(face.arrays(engine.inputs))
-        for output, values in outputs.items():
-            reject_non_finite(values, output)
-        tensors: dict[str, Any] = dict(outputs)
-        taken = () if face.taken is None else (face.taken,)
-        return Person(**tensors, model=str(self.manifest.model["id"]), name=name, faces=taken)
+        return self._enroller.encode(face, name)
 
     def generate(
         self,
@@ -367,7 +305,8 @@ class Pipeline:
             decided = [name for name, value in given.items() if value is not None]
             if decided:
                 raise InputError(f"The template decides {decided[0]}.", fix="Leave it out, or make another template.")
-            job = self._template_job(prompt, person, strengths, noise, seed)
+            check_template(prompt, self.manifest)
+            job = self._jobs.of_template(prompt, self._arguments.people(person), strengths, seed, noise)
             return self._runner.run(job, watch, output_type)
         prompts, negative = self._arguments.texts(prompt, negative_prompt)
         table = self._arguments.table(sampler, spacing, steps)
@@ -375,29 +314,9 @@ class Pipeline:
         guide = self._arguments.guidance(guidance)
         pixels = image_size(self.manifest, height, width)
         shape = (len(prompts), *self._arguments.latents(pixels))
-        own = open_noise("noise", noise, seed, shape, table.stochastic)
-        streams = {"identity": own}
-        apart = text_noise is not None or text_seed is not None
-        if streams_of(self.manifest) == "two":
-            text = open_noise("text_noise", text_noise, text_seed, shape, table.stochastic) if apart else own
-            streams = {"text": text, **streams}
-        elif apart:
-            raise InputError(
-                f"{'text_seed' if text_noise is None else 'text_noise'} has no effect: these engines have no text "
-                "stream.",
-                fix="Leave it out, or build with --streams two.",
-            )
+        streams = self._jobs.streams(shape, table, seed, noise, text_seed, text_noise)
         people = self._arguments.people(person, len(prompts))
-
-        def fixed(batch: list[int]) -> dict[str, Array]:
-            texts = [prompts[row] for row in batch]
-            return {
-                **text_inputs(self._engines, self.tokenizer, texts, negative, self._guided, pixels),
-                **identity_inputs([people[row] for row in batch], strengths, self._guided),
-                **self._guidance_input(guide, len(batch)),
-            }
-
-        job = Job(step_name(self.manifest), latent_graphs(self.manifest), table, streams, fixed)
+        job = self._jobs.images(prompts, negative, people, strengths, guide, pixels, table, streams)
         return self._runner.run(job, watch, output_type)
 
     async def generate_async(
@@ -474,39 +393,7 @@ class Pipeline:
         template_graph(self.manifest, "text_step")
         dropped = self._dropped([settings.prompt, settings.negative_prompt or ""])
         self._tell([*dropped, *self._arguments.notes(settings.steps)], reporter)
-        table = sampler_table(self.manifest.scheduler, settings.steps, settings.sampler, settings.spacing)
-        pixels = settings.height, settings.width
-        noise = open_noise("noise", None, settings.seed, (1, *self._arguments.latents(pixels)), table.stochastic)
-        work = {"denoising": float(len(table))}
-        with self._runner.prepared(TEXT, work, watch) as report, new_template(self.manifest, settings, path) as made:
-            texts = text_inputs(
-                self._engines, self.tokenizer, [prompt] * self.manifest.batch, settings.negative_prompt, self._guided,
-                pixels,
-            )  # fmt: skip
-            conditioning = {name: each[:: self.manifest.batch] for name, each in texts.items()}
-            engine = self._engines["text_step"]
-            names = [name for name in engine.outputs if name.startswith(FEATURES)]
-            with report.stage("denoising") as stage:
-
-                def on_step(index: int, _: float, read: Read) -> None:
-                    keep_features(made.tensors, index, {name: read(name) for name in names})
-                    stage.update((index + 1) / len(table), f"step {index + 1}")
-
-                latents = denoise(
-                    engine,
-                    {**conditioning, **self._guidance_input(settings.guidance, 1)},
-                    {"text": noise},
-                    [0],
-                    table,
-                    lambda index: {},
-                    on_step=on_step,
-                    cancel=cancel,
-                    stream="text",
-                )
-            others = {"rows": table.rows, "initial_scale": np.float32(table.initial_scale), "latents": latents}
-            for name, values in {**conditioning, **others}.items():
-                made.tensors[name][...] = values
-        return made if path is None else Template.load(path, check=False)
+        return self._jobs.make_template(settings, path, watch)
 
     def template_settings(
         self,
@@ -550,32 +437,6 @@ class Pipeline:
         batch = np.repeat(template.tensors["latents"], self.manifest.batch, axis=0)
         with self._lock:
             return pil_images(self._runner.decode([batch], SilentReporter())[:1])[0]
-
-    def _template_job(
-        self, template: Template, person: Any, strengths: Mapping[str, float], noise: Any, seed: Any
-    ) -> Job:
-        check_template(template, self.manifest)
-        people = self._arguments.people(person)
-        table = SamplerTable(template.tensors["rows"], float(template.tensors["initial_scale"][0]))
-        if noise is None and seed is None:
-            seed = [template.settings.seed] * len(people)
-        own = open_noise("noise", noise, seed, (len(people), *template.tensors["latents"].shape[1:]), table.stochastic)
-
-        def fixed(batch: list[int]) -> dict[str, Array]:
-            return {
-                **template.conditioning,
-                **identity_inputs([people[row] for row in batch], strengths, self._guided),
-                **self._guidance_input(template.settings.guidance, len(batch)),
-            }
-
-        return Job("identity_step", ("identity_step",), table, {"identity": own}, fixed, template.step)
-
-    def _guidance_input(self, guidance: float, count: int) -> dict[str, Array]:
-        return {"guidance": np.full(count, guidance, np.float32)} if self._guided else {}
-
-    @property
-    def _guided(self) -> bool:
-        return has_guidance(self.manifest)
 
     def _dropped(self, texts: Sequence[str]) -> list[str]:
         return [sentence for text in texts for sentence in self.tokenizer.notes(text)]

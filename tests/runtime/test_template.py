@@ -20,7 +20,7 @@ from infid_engines.manifest import Manifest
 from infid_engines.progress import SilentReporter
 from infid_export.export.build_estimate import estimate, template_bytes
 from infid_export.export.build_options import BuildOptions
-from infid_export.runtime import pipeline as pipeline_module
+from infid_export.runtime import job_maker
 from infid_export.runtime.denoise import FEATURES
 from infid_export.runtime.person import Person
 from infid_export.runtime.pipeline import Pipeline
@@ -255,7 +255,7 @@ def test_a_full_disk_is_found_before_the_first_step(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr(pipeline_module, "keep_features", lambda *_: pytest.fail("a step was taken"))
+    monkeypatch.setattr(job_maker, "keep_features", lambda *_: pytest.fail("a step was taken"))
     with pytest.raises(DiskFullError, match=r"The disk with .*t\.safetensors is full"):
         tiny_pipe.template("a", seed=1, steps=1, path=tmp_path / "t.safetensors")
     assert list(tmp_path.iterdir()) == []
@@ -267,7 +267,7 @@ def test_other_errors_are_not_blamed_on_the_file(
     def broken(*_: object, **__: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(pipeline_module, "denoise", broken)
+    monkeypatch.setattr(job_maker, "denoise", broken)
     with pytest.raises(BrokenPipeError):
         tiny_pipe.template("a", seed=1, steps=1, path=tmp_path / "t.safetensors")
     assert list(tmp_path.iterdir()) == []
