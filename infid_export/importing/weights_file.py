@@ -64,9 +64,9 @@ def open_weights(path: Path, output: Path) -> Iterator[WeightsFile]:
         raise InputError(f"{path} {what}.", fix="Give the adapter's file, such as ip-adapter_sdxl.bin.")
     with path.open("rb") as file:
         start = file.read(9)
-    # a header's length, in the first eight bytes, can begin with any byte
-    is_header, pickled = start[8:] == b"{", start.startswith((b"PK", b"\x80"))
-    if not is_header and not pickled and (foreign := foreign_file(path)):
+    is_header = start[8:] == b"{"
+    pickled = not is_header and start.startswith((b"PK", b"\x80"))
+    if not pickled and (foreign := foreign_file(path)):
         raise foreign
     if is_header or (path.suffix == ".safetensors" and not pickled):
         header = TensorFile.open(path)

@@ -113,6 +113,14 @@ def test_a_truncated_file_is_named(tmp_path):
             TensorFile.open(path)
 
 
+@pytest.mark.parametrize("first", [0x3C, 0x50, 0x80])  # as of a web page, an archive and a pickle
+def test_a_truncated_file_is_not_taken_for_another_format(tmp_path, first):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((0x100 + first).to_bytes(8, "little") + b'{"a":{"dtype":"F32"')
+    with pytest.raises(InputError, match="is not an intact safetensors file"):
+        TensorFile.open(path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
 def test_weights_of_eight_bits_are_rejected(parts, tmp_path, dtype):
     tensors = original_tensors(small_source())

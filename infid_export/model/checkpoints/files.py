@@ -193,6 +193,8 @@ def foreign_file(path: Path) -> InputError | None:
         first = file.read(32)
     if not first:
         return InputError(f"{path} cannot be loaded: it is empty.", fix="Copy or download it again.")
+    if first[8:9] == b"{":
+        return None  # safetensors; the length of its header, which comes first, can begin with any byte
     for start, what, fix in _FOREIGN:
         if first.lstrip().startswith(start):
             return InputError(f"{path} cannot be loaded: {what}.", fix=fix)
