@@ -36,7 +36,6 @@ class JobMaker:
 
     def __init__(self, manifest: Manifest, engines: EngineSet, tokenizer: PromptTokenizer, runner: JobRunner) -> None:
         self._manifest, self._engines, self._tokenizer, self._runner = manifest, engines, tokenizer, runner
-        self._guided = has_guidance(manifest)
 
     def streams(
         self,
@@ -146,6 +145,10 @@ class JobMaker:
             for name, values in {**conditioning, **others}.items():
                 made.tensors[name][...] = values
         return made if path is None else Template.load(path, check=False)
+
+    @property
+    def _guided(self) -> bool:
+        return has_guidance(self._manifest)  # not known before a step is needed: a folder for enrolling has none
 
     def _guidance_input(self, guidance: float, count: int) -> dict[str, Array]:
         return {"guidance": np.full(count, guidance, np.float32)} if self._guided else {}
