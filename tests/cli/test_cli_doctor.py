@@ -200,3 +200,6 @@ def test_the_libraries_are_those_of_the_package() -> None:
     for extra, libraries in doctor.libraries().items():
         wanted = (re.match(r"([\w.-]+)>=([\d.]+)", line) for line in stated[extra])
         assert {found[1]: found[2] for found in wanted if found} == dict(libraries)
+    for extra in (each for backend in BACKENDS.values() for each in backend.extras):
+        left_out = {found for line in stated[extra.name] for found in re.findall(r"!=([\d.]+)\.\*", line)}
+        assert left_out == set(extra.unfit)
