@@ -72,11 +72,6 @@ class Arguments:
         check_guidance(self._manifest, found)
         return found
 
-    def latents(self, pixels: tuple[int, int]) -> tuple[int, int, int]:
-        """Return the shape of one image's latents."""
-        factor = self._manifest.vae_scale_factor
-        return 4, pixels[0] // factor, pixels[1] // factor
-
     def sampler(self, sampler: str | None, spacing: str | None) -> tuple[str, str | None]:
         """Return the asked-for sampler and spacing, or the folder's."""
         return chosen_sampler(sampler, spacing, self._manifest.defaults["sampler"], self._manifest.defaults["spacing"])

@@ -10,7 +10,6 @@ import numpy as np
 
 from infid_engines.errors import InputError
 from infid_engines.manifest import Manifest
-from infid_export.runtime.arguments import Arguments
 from infid_export.runtime.conditioning import has_guidance, identity_inputs, text_inputs
 from infid_export.runtime.denoise import FEATURES, Noise, denoise, open_noise
 from infid_export.runtime.engine_set import EngineSet
@@ -25,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 
 class JobMaker:
-    """Makes the jobs of a pipeline.
+    """Makes the jobs and the templates of a pipeline.
 
     Args:
         manifest: of the engine folder.
@@ -39,18 +38,20 @@ class JobMaker:
 
     def streams(
         self,
-        shape: tuple[int, int, int, int],
+        count: int,
+        pixels: tuple[int, int],
         table: SamplerTable,
         seed: Any,
         noise: Any,
         text_seed: Any,
         text_noise: Any,
     ) -> dict[str, Noise]:
-        """Return the noise of each stream; arguments as in `Pipeline.generate`.
+        """Return the noise of each stream for some images; seeds and noise as in `Pipeline.generate`.
 
         Raises:
             InputError: an argument does not fit.
         """
+        shape = self._latents(count, pixels)
         own = open_noise("noise", noise, seed, shape, table.stochastic)
         apart = text_noise is not None or text_seed is not None
         if streams_of(self._manifest) == "two":
@@ -113,8 +114,7 @@ class JobMaker:
         """Run the text stream, step by step into a file or into memory; see `Pipeline.template`."""
         table = sampler_table(self._manifest.scheduler, settings.steps, settings.sampler, settings.spacing)
         pixels = settings.height, settings.width
-        shape = (1, *Arguments(self._manifest).latents(pixels))
-        noise = open_noise("noise", None, settings.seed, shape, table.stochastic)
+        noise = open_noise("noise", None, settings.seed, self._latents(1, pixels), table.stochastic)
         work = {"denoising": float(len(table))}
         with self._runner.prepared(TEXT, work, watch) as report, new_template(self._manifest, settings, path) as made:
             texts = text_inputs(
@@ -145,6 +145,10 @@ class JobMaker:
             for name, values in {**conditioning, **others}.items():
                 made.tensors[name][...] = values
         return made if path is None else Template.load(path, check=False)
+
+    def _latents(self, count: int, pixels: tuple[int, int]) -> tuple[int, int, int, int]:
+        factor = self._manifest.vae_scale_factor
+        return count, 4, pixels[0] // factor, pixels[1] // factor
 
     @property
     def _guided(self) -> bool:
