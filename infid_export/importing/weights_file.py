@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from infid_engines.errors import InputError
 from infid_export.importing.pickled_file import opened
-from infid_export.model.checkpoints.files import foreign_file
+from infid_export.model.checkpoints.files import PICKLED, foreign_file
 from infid_export.model.checkpoints.tensor_file import TensorFile
 
 # Names of dtypes in torch, by those in safetensors; others keep their name, and are rejected where they matter.
@@ -65,7 +65,7 @@ def open_weights(path: Path, output: Path) -> Iterator[WeightsFile]:
     with path.open("rb") as file:
         start = file.read(9)
     is_header = start[8:] == b"{"
-    pickled = not is_header and start.startswith((b"PK", b"\x80"))
+    pickled = not is_header and start.startswith(PICKLED)
     if not pickled and (foreign := foreign_file(path)):
         raise foreign
     if is_header or (path.suffix == ".safetensors" and not pickled):

@@ -172,13 +172,12 @@ def tensor_names(path: Path) -> list[str]:
         ) from error
 
 
+PICKLED = (b"PK", b"\x80")  # first bytes of what torch.save writes: an archive, or formerly a pickle
 # What a file is by its first bytes, and what to do, if it is not a safetensors file.
-_FOREIGN = (
+_FOREIGN: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
     (b"version https://git-lfs", "it is a git-lfs pointer, the text that git keeps in place of a large file",
      "Fetch the file itself, with `git lfs pull` or by downloading it."),
-    (b"PK", "it is pickled weights, PyTorch's own format, which can contain code",
-     "Download the safetensors file, or convert it with a program that you trust."),
-    (b"\x80", "it is pickled weights, PyTorch's own format, which can contain code",
+    (PICKLED, "it is pickled weights, PyTorch's own format, which can contain code",
      "Download the safetensors file, or convert it with a program that you trust."),
     (b"GGUF", "it is a GGUF file with quantized weights", "Download the safetensors file in fp16, bf16 or fp32."),
     (b"<", "it is a web page", "Download the file itself; the site may ask you to sign in first."),
